@@ -1,0 +1,121 @@
+// The header as the compiler saw it, in words: what a test holds the Java bindings against.
+#include "kvmerge.h"
+
+#include <string>
+#include <type_traits>
+
+namespace {
+
+template <class T>
+std::string name_of() {
+    if constexpr (std::is_void_v<T>) {
+        return "void";
+    } else if constexpr (std::is_pointer_v<T>) {
+        return "ptr";
+    } else if constexpr (std::is_same_v<T, bool>) {
+        return "bool";
+    } else if constexpr (std::is_floating_point_v<T>) {
+        return sizeof(T) == 4 ? "f32" : "f64";
+    } else if constexpr (std::is_integral_v<T>) {
+        return "i" + std::to_string(8 * sizeof(T));
+    } else if constexpr (std::is_array_v<T>) {
+        return name_of<std::remove_extent_t<T>>() + "[" + std::to_string(std::extent_v<T>) + "]";
+    } else {
+        return "struct[" + std::to_string(sizeof(T)) + "]";
+    }
+}
+
+template <class R, class... Args>
+std::string function(const char * name, R (*)(Args...)) {
+    std::string line = std::string("function ") + name + " " + name_of<R>();
+    ((line += " " + name_of<Args>()), ...);
+    return line + "\n";
+}
+
+#define FUNCTION(f) out += function(#f, f);
+#define STRUCT(s) out += "struct " #s " " + std::to_string(sizeof(s)) + "\n";
+#define FIELD(s, f) out += "field " #s "." #f " " + std::to_string(offsetof(s, f)) + " " + name_of<decltype(s::f)>() + "\n";
+#define CONSTANT(c) out += "constant " #c " " + std::to_string(int(c)) + "\n";
+
+std::string describe() {
+    std::string out;
+    FUNCTION(kvmerge_version)
+    FUNCTION(kvmerge_isa)
+    FUNCTION(kvmerge_last_error)
+    FUNCTION(kvmerge_abi)
+    FUNCTION(kvmerge_observer_create)
+    FUNCTION(kvmerge_observer_free)
+    FUNCTION(kvmerge_eval_callback)
+    FUNCTION(kvmerge_observer_begin)
+    FUNCTION(kvmerge_observer_stats)
+    FUNCTION(kvmerge_observer_cache_info)
+    FUNCTION(kvmerge_read_cells)
+    FUNCTION(kvmerge_write_cells)
+    FUNCTION(kvmerge_apply)
+    FUNCTION(kvmerge_score)
+    FUNCTION(kvmerge_packed_row_bytes)
+    FUNCTION(kvmerge_pack_log_probs)
+    FUNCTION(kvmerge_kl_divergence)
+    FUNCTION(kvmerge_row_entropy)
+    FUNCTION(kvmerge_log_create)
+    FUNCTION(kvmerge_log_free)
+    FUNCTION(kvmerge_log_callback)
+    FUNCTION(kvmerge_log_take)
+    STRUCT(kvmerge_ggml)
+    FIELD(kvmerge_ggml, tensor_get)
+    FIELD(kvmerge_ggml, tensor_set)
+    FIELD(kvmerge_ggml, buffer_is_host)
+    STRUCT(kvmerge_observer_params)
+    FIELD(kvmerge_observer_params, n_layer)
+    FIELD(kvmerge_observer_params, n_head)
+    FIELD(kvmerge_observer_params, n_head_kv)
+    FIELD(kvmerge_observer_params, n_cells)
+    FIELD(kvmerge_observer_params, n_tokens)
+    FIELD(kvmerge_observer_params, observe)
+    FIELD(kvmerge_observer_params, bias)
+    FIELD(kvmerge_observer_params, query_decay)
+    FIELD(kvmerge_observer_params, ridge)
+    FIELD(kvmerge_observer_params, ggml)
+    STRUCT(kvmerge_block_stats)
+    FIELD(kvmerge_block_stats, n_tokens)
+    FIELD(kvmerge_block_stats, n_layer_seen)
+    FIELD(kvmerge_block_stats, token_cell)
+    FIELD(kvmerge_block_stats, mass)
+    FIELD(kvmerge_block_stats, entropy)
+    FIELD(kvmerge_block_stats, observe_nanos)
+    STRUCT(kvmerge_cache_info)
+    FIELD(kvmerge_cache_info, n_cells)
+    FIELD(kvmerge_cache_info, head_dim_k)
+    FIELD(kvmerge_cache_info, head_dim_v)
+    FIELD(kvmerge_cache_info, v_transposed)
+    FIELD(kvmerge_cache_info, bytes)
+    FIELD(kvmerge_cache_info, type_k)
+    FIELD(kvmerge_cache_info, type_v)
+    STRUCT(kvmerge_plan)
+    FIELD(kvmerge_plan, target)
+    FIELD(kvmerge_plan, weight)
+    FIELD(kvmerge_plan, position)
+    FIELD(kvmerge_plan, dest)
+    FIELD(kvmerge_plan, pivot_frame)
+    CONSTANT(KVMERGE_OK)
+    CONSTANT(KVMERGE_E_ARGUMENT)
+    CONSTANT(KVMERGE_E_UNSUPPORTED)
+    CONSTANT(KVMERGE_E_STATE)
+    CONSTANT(KVMERGE_E_MEMORY)
+    CONSTANT(KVMERGE_E_NUMERIC)
+    CONSTANT(KVMERGE_OBSERVE_CELLS)
+    CONSTANT(KVMERGE_OBSERVE_MASS)
+    CONSTANT(KVMERGE_OBSERVE_ENTROPY)
+    CONSTANT(KVMERGE_OBSERVE_QUERIES)
+    CONSTANT(KVMERGE_BIAS_NONE)
+    CONSTANT(KVMERGE_BIAS_FOLDED)
+    CONSTANT(KVMERGE_BIAS_EXACT)
+    return out;
+}
+
+} // namespace
+
+extern "C" const char * kvmerge_abi(void) {
+    static const std::string text = describe();
+    return text.c_str();
+}

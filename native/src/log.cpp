@@ -1,0 +1,103 @@
+// Versions, errors, and llama.cpp's log.
+#include "kernels/kernels.hpp"
+#include "status.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <mutex>
+
+namespace kvmerge {
+
+static thread_local char last_error[640] = "";
+
+void set_last_error(const char * message) noexcept {
+    std::snprintf(last_error, sizeof last_error, "%s", message);
+}
+
+} // namespace kvmerge
+
+struct kvmerge_log {
+    static constexpr uint64_t ALIVE = 0x6b766d6c6f67212b;
+    uint64_t magic = ALIVE;
+    std::mutex mutex;
+    bool echo = false;
+    bool keeping = false; // the last line was kept, so its continuation is too
+    std::string kept;
+};
+
+using namespace kvmerge;
+
+extern "C" {
+
+const char * kvmerge_version(void) {
+    return KVMERGE_VERSION;
+}
+
+const char * kvmerge_isa(void) {
+    return kernels().isa;
+}
+
+const char * kvmerge_last_error(void) {
+    return last_error;
+}
+
+kvmerge_status kvmerge_log_create(bool echo, kvmerge_log ** out) {
+    return guarded("kvmerge_log_create", [&] {
+        require(out, "out is null");
+        auto log = std::make_unique<kvmerge_log>();
+        log->echo = echo;
+        *out = log.release();
+    });
+}
+
+static kvmerge_log & checked_log(kvmerge_log * log) {
+    require(log && log->magic == kvmerge_log::ALIVE, "not a log, or one that was freed");
+    return *log;
+}
+
+kvmerge_status kvmerge_log_free(kvmerge_log * log) {
+    return guarded("kvmerge_log_free", [&] {
+        checked_log(log).magic = 0;
+        delete log;
+    });
+}
+
+void kvmerge_log_callback(int32_t level, const char * text, void * handle) {
+    constexpr int32_t WARN = 3, CONTINUED = 5; // ggml_log_level
+    constexpr size_t MOST = 4096;
+    auto * log = static_cast<kvmerge_log *>(handle);
+    if (!log || !text || log->magic != kvmerge_log::ALIVE) {
+        return;
+    }
+    try {
+        const std::lock_guard<std::mutex> lock(log->mutex);
+        if (log->echo) {
+            std::fputs(text, stderr);
+        }
+        if (level != CONTINUED) {
+            log->keeping = level >= WARN;
+        }
+        if (log->keeping) {
+            log->kept += text;
+            if (log->kept.size() > MOST) {
+                log->kept.erase(0, log->kept.size() - MOST);
+            }
+        }
+    } catch (...) { // a log line is not worth a crash
+    }
+}
+
+kvmerge_status kvmerge_log_take(kvmerge_log * log, char * text, size_t size) {
+    return guarded("kvmerge_log_take", [&] {
+        kvmerge_log & l = checked_log(log);
+        require(text && size > 0, "text is null or size is 0");
+        const std::lock_guard<std::mutex> lock(l.mutex);
+        const size_t n = std::min(size - 1, l.kept.size());
+        std::memcpy(text, l.kept.data() + l.kept.size() - n, n);
+        text[n] = '\0';
+        l.kept.clear();
+    });
+}
+
+} // extern "C"

@@ -1,0 +1,22 @@
+// The rotation that llama.cpp gave the keys of a layer, read from the ROPE node of its graph.
+#pragma once
+
+#include "kvmerge.h"
+
+#include "ggml.h"
+
+#include <vector>
+
+namespace kvmerge {
+
+struct Rope {
+    int n_rot = 0; // rotated dimensions of a key; 0: the keys carry no rotation
+    bool neox = false;
+    std::vector<double> freq; // [n_rot/2]: radians a position
+};
+
+// `key`: the tensor that is written to the cache. Walks back through views to the node that made it.
+// Throws UNSUPPORTED for rotations that depend on more than one position (M-RoPE) or that a merge cannot follow.
+Rope rope_of(const ggml_tensor * key, int head_dim, int layer, const kvmerge_ggml & ggml);
+
+} // namespace kvmerge

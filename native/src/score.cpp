@@ -1,0 +1,153 @@
+// What the logits say: negative log-likelihood, packed log probabilities, KL divergence. One row a token.
+#include "kernels/kernels.hpp"
+#include "status.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+namespace {
+
+using namespace kvmerge;
+
+constexpr float PACKED_STEPS = 65535.0f;
+
+// Calls row(i) for 0..n-1 on up to n_threads threads. row must not throw; it returns false to report a NaN.
+template <class Row>
+void for_rows(int64_t n, int32_t n_threads, Row && row) {
+    std::atomic<int64_t> next{0};
+    std::atomic<int64_t> bad{-1};
+    const auto work = [&] {
+        for (int64_t i; (i = next++) < n;) {
+            if (!row(i)) {
+                bad = i;
+            }
+        }
+    };
+    std::vector<std::thread> threads;
+    for (int64_t t = 1; t < std::min<int64_t>(n_threads, n); t++) {
+        threads.emplace_back(work);
+    }
+    work();
+    for (auto & thread : threads) {
+        thread.join();
+    }
+    if (bad >= 0) {
+        throw Error(KVMERGE_E_NUMERIC, text("row %lld has a NaN, or only infinities", (long long) bad.load()));
+    }
+}
+
+void require_rows(const void * data, int64_t n_rows, int64_t n_vocab, int32_t n_threads) {
+    require(data || n_rows == 0, "the rows are null");
+    require(n_rows >= 0 && n_vocab > 0 && n_vocab < INT32_MAX, "n_rows must not be negative and n_vocab must be positive");
+    require(n_threads > 0 && n_threads <= 1024, "n_threads must be 1..1024");
+}
+
+int64_t packed_bytes(int64_t n_vocab) {
+    return 8 + 2 * ((n_vocab + 1) / 2 * 2);
+}
+
+} // namespace
+
+extern "C" {
+
+kvmerge_status kvmerge_score(const float * logits, int64_t n_rows, int64_t n_vocab, const int32_t * target, int32_t n_threads,
+                             double * nll) {
+    return guarded("kvmerge_score", [&] {
+        require_rows(logits, n_rows, n_vocab, n_threads);
+        require((target && nll) || n_rows == 0, "target or nll is null");
+        for (int64_t i = 0; i < n_rows; i++) {
+            require(target[i] >= 0 && target[i] < n_vocab, "a target token is outside the vocabulary");
+        }
+        for_rows(n_rows, n_threads, [&](int64_t i) {
+            const float * x = logits + i * n_vocab;
+            float max = x[0];
+            for (int64_t j = 1; j < n_vocab; j++) {
+                max = std::max(max, x[j]);
+            }
+            double sum = 0;
+            for (int64_t j = 0; j < n_vocab; j++) {
+                sum += expf(x[j] - max);
+            }
+            nll[i] = -(x[target[i]] - max - std::log(sum));
+            return !std::isnan(nll[i]);
+        });
+    });
+}
+
+int64_t kvmerge_packed_row_bytes(int64_t n_vocab) {
+    return n_vocab > 0 && n_vocab < INT32_MAX ? packed_bytes(n_vocab) : -1;
+}
+
+kvmerge_status kvmerge_pack_log_probs(const float * logits, int64_t n_rows, int64_t n_vocab, int32_t n_threads, void * packed) {
+    return guarded("kvmerge_pack_log_probs", [&] {
+        require_rows(logits, n_rows, n_vocab, n_threads);
+        require(packed || n_rows == 0, "packed is null");
+        for_rows(n_rows, n_threads, [&](int64_t i) {
+            const float * x = logits + i * n_vocab;
+            char * out = static_cast<char *>(packed) + i * packed_bytes(n_vocab);
+            double lse;
+            std::ptrdiff_t top;
+            kernels().log_sum_exp({x, n_vocab, &lse, &top});
+            const float min = *std::min_element(x, x + n_vocab);
+            const float scale = (x[top] - min) / PACKED_STEPS;
+            const float low = float(min - lse);
+            std::memcpy(out, &scale, 4);
+            std::memcpy(out + 4, &low, 4);
+            uint16_t * steps = reinterpret_cast<uint16_t *>(out + 8);
+            const float inverse = scale > 0 ? 1 / scale : 0;
+            for (int64_t j = 0; j < n_vocab; j++) {
+                steps[j] = uint16_t(std::min(PACKED_STEPS, (x[j] - min) * inverse + 0.5f));
+            }
+            if (n_vocab % 2) {
+                steps[n_vocab] = 0;
+            }
+            return std::isfinite(lse) && std::isfinite(scale);
+        });
+    });
+}
+
+kvmerge_status kvmerge_kl_divergence(const void * packed, const float * logits, int64_t n_rows, int64_t n_vocab, int32_t n_threads,
+                                     double * kl, uint8_t * same_top) {
+    return guarded("kvmerge_kl_divergence", [&] {
+        require_rows(logits, n_rows, n_vocab, n_threads);
+        require((packed && kl && same_top) || n_rows == 0, "packed, kl or same_top is null");
+        for_rows(n_rows, n_threads, [&](int64_t i) {
+            const float * x = logits + i * n_vocab;
+            const char * in = static_cast<const char *>(packed) + i * packed_bytes(n_vocab);
+            const uint16_t * base = reinterpret_cast<const uint16_t *>(in + 8);
+            float scale, low;
+            std::memcpy(&scale, in, 4);
+            std::memcpy(&low, in + 4, 4);
+            double lse;
+            std::ptrdiff_t top;
+            kernels().log_sum_exp({x, n_vocab, &lse, &top});
+            kernels().kl_row({base, scale, low, x, lse, n_vocab, &kl[i]});
+            // Sixteen bits may tie the likeliest tokens: agreeing with any of them is agreeing.
+            same_top[i] = base[top] == *std::max_element(base, base + n_vocab);
+            return std::isfinite(kl[i]);
+        });
+    });
+}
+
+kvmerge_status kvmerge_row_entropy(const float * p, int64_t n_rows, int64_t n, float * entropy) {
+    return guarded("kvmerge_row_entropy", [&] {
+        require_rows(p, n_rows, n, 1);
+        require(entropy || n_rows == 0, "entropy is null");
+        std::vector<float> mass(static_cast<size_t>(n));
+        for (int64_t i = 0; i < n_rows; i++) {
+            const float * row = p + i * n;
+            const int64_t visible = std::count_if(row, row + n, [](float x) { return x != 0; });
+            const float inverse = visible > 1 ? float(1 / std::log(double(visible))) : 0.0f;
+            kernels().attention_stats({row, n, n, 1, 1, int(n), mass.data(), entropy + i, 1, &inverse});
+            if (std::isnan(entropy[i])) {
+                throw Error(KVMERGE_E_NUMERIC, text("row %lld has a NaN", (long long) i));
+            }
+        }
+    });
+}
+
+} // extern "C"

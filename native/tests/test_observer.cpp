@@ -1,0 +1,303 @@
+// The observer and the merge on a graph made by hand: tensors as llama.cpp names and lays them out, without llama.cpp.
+#include "check.hpp"
+#include "kvmerge.h"
+
+#include "ggml-backend.h"
+#include "ggml.h"
+
+#include <cstring>
+#include <string>
+
+// Stand-ins for ggml's three entry points: all memory is host memory.
+static void tensor_get(const ggml_tensor * t, void * data, size_t offset, size_t size) {
+    std::memcpy(data, static_cast<const char *>(t->data) + offset, size);
+}
+static void tensor_set(ggml_tensor * t, const void * data, size_t offset, size_t size) {
+    std::memcpy(static_cast<char *>(t->data) + offset, data, size);
+}
+static bool on_host = true;
+static bool buffer_is_host(ggml_backend_buffer_t) {
+    return on_host;
+}
+
+struct Tensor : ggml_tensor {
+    Tensor(ggml_type t, ggml_op o, const std::string & name, int64_t n0, int64_t n1, int64_t n2, void * memory) : ggml_tensor() {
+        type = t;
+        op = o;
+        std::snprintf(this->name, sizeof this->name, "%s", name.c_str());
+        const size_t size = t == GGML_TYPE_F32 ? 4 : t == GGML_TYPE_F16 ? 2 : 8;
+        ne[0] = n0, ne[1] = n1, ne[2] = n2, ne[3] = 1;
+        nb[0] = size, nb[1] = size * n0, nb[2] = nb[1] * n1, nb[3] = nb[2] * n2;
+        data = memory;
+        buffer = reinterpret_cast<ggml_backend_buffer_t>(this); // only ever handed to buffer_is_host
+    }
+};
+
+// One layer, two query heads on one KV head, dimension 4, 8 cells, F32; three tokens in cells 0, 1, 2.
+struct Fixture {
+    static constexpr int DIM = 4, CELLS = 8, TOKENS = 3, HEADS = 2;
+    std::vector<float> k, v, q, scores, p;
+    std::vector<int64_t> rows{0, 1, 2}, element_rows;
+    Tensor cache_k, cache_v, index, v_index, plain_key, k_write, v_write, queries, kq, soft_max;
+
+    Fixture(bool transposed = true)
+        : k(DIM * CELLS), v(DIM * CELLS), q(DIM * TOKENS * HEADS), scores(CELLS * TOKENS * HEADS), p(CELLS * TOKENS * HEADS), element_rows(DIM * TOKENS),
+          cache_k(GGML_TYPE_F32, GGML_OP_NONE, "cache_k_l0", DIM, CELLS, 1, k.data()),
+          cache_v(GGML_TYPE_F32, GGML_OP_NONE, "cache_v_l0", DIM, CELLS, 1, v.data()),
+          index(GGML_TYPE_I64, GGML_OP_NONE, "rows", TOKENS, 1, 1, rows.data()),
+          v_index(GGML_TYPE_I64, GGML_OP_NONE, "v_rows", DIM * TOKENS, 1, 1, element_rows.data()),
+          plain_key(GGML_TYPE_F32, GGML_OP_MUL_MAT, "Kcur-0", DIM, TOKENS, 1, k.data()),
+          k_write(GGML_TYPE_F32, GGML_OP_SET_ROWS, "", DIM, CELLS, 1, k.data()),
+          v_write(GGML_TYPE_F32, GGML_OP_SET_ROWS, "", transposed ? 1 : DIM, transposed ? DIM * CELLS : CELLS, 1, v.data()),
+          queries(GGML_TYPE_F32, GGML_OP_PERMUTE, "q", DIM, TOKENS, HEADS, q.data()),
+          kq(GGML_TYPE_F32, GGML_OP_MUL_MAT, "kq-0", CELLS, TOKENS, HEADS, scores.data()),
+          soft_max(GGML_TYPE_F32, GGML_OP_SOFT_MAX, "kq_soft_max-0", CELLS, TOKENS, HEADS, p.data()) {
+        Random random(3);
+        k = random.normals(k.size());
+        v = random.normals(v.size());
+        q = random.normals(q.size());
+        cache_k.data = k.data();
+        cache_v.data = v.data();
+        queries.data = q.data();
+        k_write.view_src = &cache_k;
+        k_write.src[0] = &plain_key;
+        k_write.src[1] = &index;
+        v_write.view_src = &cache_v;
+        v_write.src[1] = transposed ? &v_index : &index;
+        kq.src[1] = &queries;
+        const float scale = 0.5f;
+        std::memcpy(soft_max.op_params, &scale, sizeof scale);
+        for (int h = 0; h < HEADS; h++) { // causal and uniform: token t sees cells 0..t alike
+            for (int t = 0; t < TOKENS; t++) {
+                for (int c = 0; c <= t; c++) {
+                    p[(h * TOKENS + t) * CELLS + c] = 1.0f / float(t + 1);
+                }
+            }
+        }
+    }
+
+    void decode(kvmerge_observer * o) {
+        for (ggml_tensor * node : {(ggml_tensor *) &k_write, (ggml_tensor *) &v_write, (ggml_tensor *) &kq, (ggml_tensor *) &soft_max}) {
+            if (kvmerge_eval_callback(node, true, o)) {
+                CHECK(kvmerge_eval_callback(node, false, o));
+            }
+        }
+    }
+};
+
+static kvmerge_observer_params params_for(int observe, int bias) {
+    return {1, Fixture::HEADS, 1, Fixture::CELLS, 16, observe, bias, 0.7f, 0.05f, {tensor_get, tensor_set, buffer_is_host}};
+}
+
+static kvmerge_observer * make(const kvmerge_observer_params & params) {
+    kvmerge_observer * o = nullptr;
+    CHECK(kvmerge_observer_create(&params, &o) == KVMERGE_OK);
+    CHECK(kvmerge_observer_begin(o) == KVMERGE_OK);
+    return o;
+}
+
+struct PlanArrays {
+    std::vector<int32_t> target = std::vector<int32_t>(Fixture::CELLS, -1), position = std::vector<int32_t>(Fixture::CELLS, 0),
+                         dest = std::vector<int32_t>(Fixture::CELLS, 0);
+    std::vector<float> weight = std::vector<float>(Fixture::CELLS, 1.0f);
+    PlanArrays() {
+        for (int c = 0; c < 3; c++) {
+            target[c] = dest[c] = position[c] = c;
+        }
+    }
+    kvmerge_status apply(kvmerge_observer * o) {
+        const kvmerge_plan plan = {target.data(), weight.data(), position.data(), dest.data(), 1};
+        return kvmerge_apply(o, &plan);
+    }
+};
+
+static void test_statistics() {
+    Fixture f;
+    kvmerge_observer * o = make(params_for(KVMERGE_OBSERVE_MASS | KVMERGE_OBSERVE_ENTROPY, KVMERGE_BIAS_NONE));
+    Tensor mask(GGML_TYPE_F32, GGML_OP_NONE, "mask", Fixture::CELLS, Fixture::TOKENS, 1, nullptr);
+    std::vector<float> masked(Fixture::CELLS * Fixture::TOKENS, -INFINITY);
+    for (int t = 0; t < Fixture::TOKENS; t++) {
+        std::fill_n(masked.begin() + t * Fixture::CELLS, t + 1, 0.0f);
+    }
+    mask.data = masked.data();
+    f.soft_max.src[1] = &mask;
+    f.decode(o);
+    kvmerge_block_stats s;
+    CHECK(kvmerge_observer_stats(o, &s) == KVMERGE_OK);
+    CHECK(s.n_tokens == 3 && s.n_layer_seen == 1 && s.token_cell[2] == 2);
+    const double expected[] = {2 * (1 + 0.5 + 1.0 / 3), 2 * (0.5 + 1.0 / 3), 2 * (1.0 / 3)};
+    for (int c = 0; c < Fixture::CELLS; c++) {
+        CHECK_NEAR(s.mass[c], c < 3 ? expected[c] : 0, 1e-6, 0);
+    }
+    for (int h = 0; h < Fixture::HEADS; h++) {
+        CHECK_NEAR(s.entropy[h * 16 + 0], 0, 1e-6, 0); // sees one cell
+        CHECK_NEAR(s.entropy[h * 16 + 1], 1, 1e-6, 0); // uniform over what it sees
+        CHECK_NEAR(s.entropy[h * 16 + 2], 1, 1e-6, 0);
+    }
+    kvmerge_cache_info info;
+    CHECK(kvmerge_observer_cache_info(o, &info) == KVMERGE_OK);
+    CHECK(info.n_cells == 8 && info.head_dim_k == 4 && info.v_transposed == 1 && info.bytes == 2 * 4 * 4 * 8);
+    CHECK(std::string(info.type_k) == "f32");
+    CHECK(kvmerge_observer_begin(o) == KVMERGE_OK);
+    CHECK(kvmerge_observer_stats(o, &s) == KVMERGE_OK);
+    CHECK(s.n_tokens == 0 && s.mass[0] == 0);
+    f.p[0] = NAN;
+    f.decode(o);
+    CHECK(kvmerge_observer_stats(o, &s) == KVMERGE_E_NUMERIC);
+    CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+}
+
+static void test_keep_everything_changes_nothing() {
+    for (const bool transposed : {false, true}) {
+        Fixture f(transposed);
+        kvmerge_observer * o = make(params_for(KVMERGE_OBSERVE_CELLS, KVMERGE_BIAS_NONE));
+        f.decode(o);
+        const auto k = f.k, v = f.v;
+        CHECK(PlanArrays().apply(o) == KVMERGE_OK);
+        CHECK(f.k == k && f.v == v);
+        CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+    }
+}
+
+static void test_merge_and_move() {
+    for (const bool transposed : {false, true}) {
+        Fixture f(transposed);
+        kvmerge_observer * o = make(params_for(KVMERGE_OBSERVE_CELLS, KVMERGE_BIAS_NONE));
+        f.decode(o);
+        const auto k = f.k, v = f.v;
+        const auto value = [&](const std::vector<float> & x, int cell, int i) { return transposed ? x[i * Fixture::CELLS + cell] : x[cell * Fixture::DIM + i]; };
+        PlanArrays plan; // 0 and 1 merge into cell 2, cell 2 moves to cell 0: each destination is another group's source
+        plan.target[1] = 0;
+        plan.weight[0] = 0.25f;
+        plan.weight[1] = 0.75f;
+        plan.dest[0] = 2;
+        plan.dest[2] = 0;
+        CHECK(plan.apply(o) == KVMERGE_OK);
+        for (int i = 0; i < Fixture::DIM; i++) {
+            CHECK_NEAR(f.k[2 * 4 + i], 0.25 * k[i] + 0.75 * k[4 + i], 1e-6, 0);
+            CHECK_NEAR(f.k[i], k[2 * 4 + i], 0, 0);
+            CHECK_NEAR(value(f.v, 2, i), 0.25 * value(v, 0, i) + 0.75 * value(v, 1, i), 1e-6, 0);
+            CHECK_NEAR(value(f.v, 0, i), value(v, 2, i), 0, 0);
+            CHECK_NEAR(f.k[5 * 4 + i], k[5 * 4 + i], 0, 0);
+        }
+        const int32_t cells[] = {2, 0};
+        float keys[8], values[8];
+        CHECK(kvmerge_read_cells(o, 0, 0, cells, 2, keys, values) == KVMERGE_OK);
+        CHECK(keys[1] == f.k[2 * 4 + 1] && values[5] == value(f.v, 0, 1));
+        keys[0] = 9;
+        CHECK(kvmerge_write_cells(o, 0, 0, cells, 2, keys, values) == KVMERGE_OK);
+        CHECK(f.k[2 * 4] == 9);
+        CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+    }
+}
+
+// The folded bias: averaged over the queries seen, the merged key's logit gains H(w), up to the ridge.
+static void test_folded_bias() {
+    Fixture f;
+    for (int h = 0; h < Fixture::HEADS; h++) {
+        for (int t = 0; t < Fixture::TOKENS; t++) {
+            f.q[(h * Fixture::TOKENS + t) * 4] += 8; // queries with a common direction, as real ones have
+        }
+    }
+    kvmerge_observer * o = make(params_for(KVMERGE_OBSERVE_CELLS, KVMERGE_BIAS_FOLDED));
+    f.decode(o);
+    const auto k = f.k;
+    PlanArrays plan;
+    plan.target[1] = 0;
+    plan.weight[0] = plan.weight[1] = 0.5f;
+    CHECK(plan.apply(o) == KVMERGE_OK);
+    double gain = 0;
+    for (int t = 0; t < Fixture::TOKENS * Fixture::HEADS; t++) {
+        for (int i = 0; i < 4; i++) {
+            gain += 0.5 * f.q[t * 4 + i] * (f.k[i] - 0.5 * (k[i] + k[4 + i])) / (Fixture::TOKENS * Fixture::HEADS);
+        }
+    }
+    CHECK_NEAR(gain, std::log(2.0), 0.1, 0);
+    CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+}
+
+static void test_exact_bias() {
+    Fixture f;
+    kvmerge_observer * o = make(params_for(KVMERGE_OBSERVE_CELLS, KVMERGE_BIAS_EXACT));
+    f.decode(o);
+    PlanArrays plan;
+    plan.target[1] = 0;
+    plan.weight[0] = plan.weight[1] = 0.5f;
+    plan.dest[0] = 1;
+    CHECK(plan.apply(o) == KVMERGE_OK);
+    std::fill(f.scores.begin(), f.scores.end(), 0.0f);
+    f.decode(o);
+    for (int row = 0; row < Fixture::TOKENS * Fixture::HEADS; row++) {
+        for (int c = 0; c < Fixture::CELLS; c++) {
+            CHECK_NEAR(f.scores[row * Fixture::CELLS + c] * 0.5, c == 1 ? std::log(2.0) : 0, 1e-6, 0); // times the scale
+        }
+    }
+    CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+}
+
+static void test_refusals() {
+    Fixture f;
+    kvmerge_observer * o = make(params_for(KVMERGE_OBSERVE_MASS, KVMERGE_BIAS_NONE));
+    kvmerge_block_stats stats;
+    CHECK(PlanArrays().apply(o) == KVMERGE_E_STATE); // nothing decoded yet
+    f.decode(o);
+    const auto k = f.k;
+    const auto refused = [&](auto change, const char * why) {
+        PlanArrays plan;
+        change(plan);
+        CHECK(plan.apply(o) == KVMERGE_E_ARGUMENT);
+        CHECK(std::strstr(kvmerge_last_error(), why));
+        CHECK(f.k == k);
+    };
+    refused([](PlanArrays & p) { p.target[0] = 99; }, "outside the cache");
+    refused([](PlanArrays & p) { p.target[1] = 2, p.target[2] = 0; }, "not a pivot");
+    refused([](PlanArrays & p) { p.weight[1] = -1; }, "negative or not finite");
+    refused([](PlanArrays & p) { p.weight[1] = NAN; }, "negative or not finite");
+    refused([](PlanArrays & p) { p.weight[1] = 0.5f; }, "do not sum to 1");
+    refused([](PlanArrays & p) { p.dest[1] = 8; }, "destination is outside");
+    refused([](PlanArrays & p) { p.dest[1] = 0; }, "taken by another group");
+    int32_t cell = 8;
+    float x[4];
+    CHECK(kvmerge_read_cells(o, 0, 0, &cell, 1, x, x) == KVMERGE_E_ARGUMENT);
+    CHECK(kvmerge_read_cells(o, 1, 0, &cell, 0, x, x) == KVMERGE_E_ARGUMENT);
+    CHECK(kvmerge_apply(o, nullptr) == KVMERGE_E_ARGUMENT);
+    CHECK(kvmerge_observer_stats(nullptr, &stats) == KVMERGE_E_ARGUMENT);
+    CHECK(kvmerge_eval_callback(nullptr, false, nullptr)); // the graph goes on
+    CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+    CHECK(kvmerge_observer_create(nullptr, &o) == KVMERGE_E_ARGUMENT);
+    auto params = params_for(0, 0);
+    params.n_head = 3, params.n_head_kv = 2;
+    CHECK(kvmerge_observer_create(&params, &o) == KVMERGE_E_ARGUMENT);
+
+    // A cell type or a place that is not handled is an error of the block, not wrong numbers.
+    for (const bool wrong_type : {true, false}) {
+        Fixture g;
+        if (wrong_type) {
+            g.cache_k.type = GGML_TYPE_Q8_0;
+        }
+        on_host = wrong_type;
+        o = make(params_for(KVMERGE_OBSERVE_MASS, KVMERGE_BIAS_NONE));
+        g.decode(o);
+        CHECK(kvmerge_observer_stats(o, &stats) == KVMERGE_E_UNSUPPORTED);
+        CHECK(std::strstr(kvmerge_last_error(), wrong_type ? "use f16 or f32" : "not in host memory"));
+        on_host = true;
+        CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+    }
+    Fixture g; // more tokens than the block was made for
+    o = make(params_for(KVMERGE_OBSERVE_MASS, KVMERGE_BIAS_NONE));
+    for (int i = 0; i < 6; i++) {
+        g.decode(o);
+    }
+    CHECK(kvmerge_observer_stats(o, &stats) == KVMERGE_E_ARGUMENT);
+    CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+}
+
+int main() {
+    test_statistics();
+    test_keep_everything_changes_nothing();
+    test_merge_and_move();
+    test_folded_bias();
+    test_exact_bias();
+    test_refusals();
+    std::printf("ok\n");
+}

@@ -1,0 +1,63 @@
+package dev.kvmerge.eval;
+
+import java.util.Map;
+
+/**
+ * One run of the text through one cache. Null where a figure does not exist, never 0. The field names are those of results.json.
+ *
+ * @param strategy name
+ * @param parameters the strategy's
+ * @param cells cells that stay after each block; of full, the text's tokens
+ * @param compression share of the text's cells that are saved, 0..1
+ * @param tokens of the text, all decoded
+ * @param scored tokens that perplexity and divergence are over: those past the budget, the same for all strategies of a compression
+ * @param perplexity of the scored tokens
+ * @param perplexitySe its standard error
+ * @param perplexityFull of the full cache on the same tokens
+ * @param klMean mean KL(full || this) over the whole vocabulary, nats
+ * @param klSe its standard error
+ * @param klP99 99th percentile
+ * @param top1Agreement share of tokens whose likeliest prediction is the full cache's
+ * @param kvBytes K and V tensors of all layers, as allocated
+ * @param kvBytesFull the same for the full cache
+ * @param peakRssBytes highest resident memory of the process in the run
+ * @param secondsTotal wall clock, scoring included
+ * @param secondsDecode in llama.cpp
+ * @param secondsObserve in the eval callback
+ * @param secondsPlan deciding
+ * @param secondsApply rewriting and freeing cells
+ * @param tokensPerSecond tokens over decode, observe, plan and apply
+ */
+public record RunResult(
+    String strategy,
+    Map<String, Object> parameters,
+    int cells,
+    double compression,
+    int tokens,
+    int scored,
+    Double perplexity,
+    Double perplexitySe,
+    Double perplexityFull,
+    Double klMean,
+    Double klSe,
+    Double klP99,
+    Double top1Agreement,
+    Long kvBytes,
+    Long kvBytesFull,
+    Long peakRssBytes,
+    Double secondsTotal,
+    Double secondsDecode,
+    Double secondsObserve,
+    Double secondsPlan,
+    Double secondsApply,
+    Double tokensPerSecond) {
+  /** What tells this run from the others of an experiment, fit for a file name: "entropy-merged-70". */
+  public String id() {
+    return id(strategy, compression);
+  }
+
+  static String id(String strategy, double compression) {
+    String percent = java.math.BigDecimal.valueOf(compression * 100).setScale(4, java.math.RoundingMode.HALF_UP).stripTrailingZeros().toPlainString();
+    return strategy.equals(dev.kvmerge.strategy.Strategies.FULL) ? strategy : strategy + "-" + percent.replace('.', '_');
+  }
+}
