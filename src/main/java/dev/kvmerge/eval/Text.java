@@ -1,5 +1,6 @@
 package dev.kvmerge.eval;
 
+import dev.kvmerge.Hash;
 import dev.kvmerge.KvmergeException;
 import java.io.IOException;
 import java.nio.ByteBuffer;

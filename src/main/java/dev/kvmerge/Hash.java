@@ -1,4 +1,4 @@
-package dev.kvmerge.eval;
+package dev.kvmerge;
 
 import java.io.IOException;
 import java.io.InputStream;

@@ -1,0 +1,89 @@
+# kvmerge. 'make help' lists what there is.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+
+JDK := $(shell bin/find-jdk)
+ifeq ($(JDK),)
+$(error no JDK 25: see above)
+endif
+export JAVA_HOME := $(JDK)
+# Maven's own libraries use what newer JDKs warn about.
+export MAVEN_OPTS += --sun-misc-unsafe-memory-access=allow
+MVN := mvn -q -B
+JOBS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+DOWNLOADS := $(or $(KVMERGE_DOWNLOADS),downloads)
+
+JAR := target/kvmerge.jar
+HEADERS := $(DOWNLOADS)/llama.cpp-headers/llama.h
+NATIVE := build/native/.built
+JAVA_SOURCES := $(shell find src/main jextract/generated -name '*.java') pom.xml
+NATIVE_SOURCES := $(shell find native -type f)
+
+.PHONY: run quickstart test test-native test-java bench build setup bindings format lint clean help
+
+## run: set everything up, then run the main experiment on the small model and the book (results/)
+run: build setup
+	bin/kvmerge experiment --strategies full,entropy-merged,h2o,streaming-llm --compression 0.7,0.9 --tokens 4096 --offset 3000 \
+	    --out results --overwrite
+
+## quickstart: set everything up, then check in seconds that all of it works
+quickstart: build setup
+	bin/kvmerge quickstart
+
+## build: the jar and the native library
+build: $(JAR) $(NATIVE)
+
+## setup: fetch llama.cpp's libraries and headers, the model and the books of models.txt that are not here
+setup: $(JAR)
+	@bin/kvmerge models fetch llama.cpp llama.cpp-headers smollm2-135m alice paradise-lost
+
+$(JAR): $(JAVA_SOURCES)
+	@echo "building $@"
+	@$(MVN) package -DskipTests
+	@touch $@
+
+$(HEADERS): | $(JAR)
+	@bin/kvmerge models fetch llama.cpp-headers
+
+$(NATIVE): $(NATIVE_SOURCES) | $(HEADERS)
+	@echo "building the native library"
+	@cmake -S native -B build/native -DKVMERGE_LLAMA_INCLUDE=$(abspath $(DOWNLOADS)/llama.cpp-headers) \
+	    -DKVMERGE_WERROR=$(if $(CI),ON,OFF) > /dev/null
+	@cmake --build build/native --parallel $(JOBS) -- --no-print-directory > build/native/log 2>&1 || { cat build/native/log; exit 1; }
+	@touch $@
+
+## test: build and run all tests, native (with sanitizers too) and Java
+test: test-native test-java
+
+test-native: build
+	ctest --test-dir build/native --output-on-failure
+	@cmake -S native -B build/sanitized -DKVMERGE_LLAMA_INCLUDE=$(abspath $(DOWNLOADS)/llama.cpp-headers) -DKVMERGE_SANITIZE=ON > /dev/null
+	@cmake --build build/sanitized --parallel $(JOBS) -- --no-print-directory > build/sanitized/log 2>&1 || { cat build/sanitized/log; exit 1; }
+	ctest --test-dir build/sanitized --output-on-failure
+
+test-java: build setup
+	mvn -B -ntp test
+
+## bench: JMH benchmarks of the kernels and the strategies (benchmarks/)
+bench: build setup
+	@$(MVN) install -DskipTests
+	@$(MVN) -f benchmarks/pom.xml package
+	$(JDK)/bin/java -jar benchmarks/target/benchmarks.jar $(BENCH)
+
+## bindings: regenerate jextract/generated from the headers (needs jextract on the PATH, or JEXTRACT=path)
+bindings: $(HEADERS)
+	jextract/generate.sh $(DOWNLOADS)/llama.cpp-headers
+
+## format: format the Java and C++ sources
+format:
+	$(MVN) spotless:apply
+	@if command -v clang-format > /dev/null; then clang-format -i $$(find native -name '*.[ch]pp' -o -name '*.h'); \
+	    else echo "clang-format is not installed ('pip install clang-format' brings it): C++ left as it is"; fi
+
+## clean: delete what was built; downloads/ and results/ stay
+clean:
+	rm -rf target build benchmarks/target
+
+## help: this list
+help:
+	@sed -n 's/^## \([a-z-]*\): \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
