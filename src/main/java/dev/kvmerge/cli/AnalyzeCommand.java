@@ -73,7 +73,7 @@ final class AnalyzeCommand implements Runnable {
   private void print(List<EntropyAnalysis.Check> checks, EntropyAnalysis.Findings f) {
     System.out.println("The theory on known inputs (normalised Shannon entropy H / log n):");
     for (EntropyAnalysis.Check c : checks) {
-      System.out.printf(Locale.ROOT, "  %s %-46s expected %.5f  measured %.5f%n", c.holds() ? "ok  " : "FAIL", c.input(), c.expected(), c.measured());
+      System.out.printf(Locale.ROOT, "  %s %-46s expected %.5f  measured %.5f%n", c.holds() ? "ok  " : "FAIL", c.input(), c.expected(), Math.abs(c.measured()));
     }
     System.out.println();
     System.out.printf(Locale.ROOT, "Attention rows looked at: %,d. Mean entropy %.3f.%n", f.rows(), f.mean());

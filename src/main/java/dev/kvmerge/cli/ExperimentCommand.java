@@ -132,13 +132,25 @@ final class ExperimentCommand implements Runnable {
     Map<String, Trace> traces = new LinkedHashMap<>();
     done.forEach((id, outcome) -> traces.put(id, outcome.trace()));
     List<RunResult> results = done.values().stream().map(Experiment.Outcome::result).toList();
-    Plots.of(results, traces).forEach(folder::write);
+    draw(folder, results, traces);
     System.out.println();
     System.out.printf(Locale.ROOT, "%s, %,d tokens of %s from token %,d, block %d, %d threads, flash attention %s%n%n",
         report.model().description(), part.length, report.text().name(), offset, block, model.threads(), report.settings().flashAttention());
     System.out.print(Table.of(results));
     System.out.println();
     System.out.println("Written to " + out + ": results.json, results.csv, traces/, and plots (*.svg).");
+  }
+
+  /** A machine without fonts cannot draw; the figures are safe by then, so that is a warning. */
+  private static void draw(ResultsFolder folder, List<RunResult> results, Map<String, Trace> traces) {
+    try {
+      Plots.of(results, traces).forEach(folder::write);
+    } catch (RuntimeException | LinkageError | InternalError e) {
+      if (e instanceof KvmergeException) {
+        throw e;
+      }
+      System.err.println("kvmerge: the plots could not be drawn (" + e + "): install fontconfig and a font, then run again with --resume");
+    }
   }
 
   private static String summary(RunResult run) {

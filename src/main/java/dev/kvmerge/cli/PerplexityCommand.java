@@ -67,7 +67,7 @@ final class PerplexityCommand implements Runnable {
     ChunkedPerplexity.Options options =
         new ChunkedPerplexity.Options(
             chunk,
-            Math.min(batch, Math.max(1, batch / chunk) * chunk),
+            batch,
             model.ubatch,
             chunks,
             model.threads(),

@@ -33,9 +33,10 @@ public final class ChunkedPerplexity {
       if (chunk < 4) {
         throw new KvmergeException.Usage("a chunk (-c) must have at least 4 tokens, not " + chunk);
       }
-      if (batch <= 0 || (batch >= chunk && batch % chunk != 0)) {
-        throw new KvmergeException.Usage("the batch (-b) must be smaller than the chunk (-c) or a multiple of it, not " + batch + " for " + chunk);
+      if (batch <= 0) {
+        throw new KvmergeException.Usage("the batch (-b) must be positive, not " + batch);
       }
+      batch = Math.min(batch, Math.max(1, batch / chunk) * chunk); // whole chunks, or a part of one
       if (chunks == 0) {
         throw new KvmergeException.Usage("--chunks must be positive, or -1 for all");
       }

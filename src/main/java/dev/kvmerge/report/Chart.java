@@ -9,7 +9,6 @@ import org.jfree.chart.JFreeChart;
 import org.jfree.chart.axis.LogAxis;
 import org.jfree.chart.axis.NumberAxis;
 import org.jfree.chart.axis.NumberTickUnitSource;
-import org.jfree.chart.axis.SymbolAxis;
 import org.jfree.chart.axis.ValueAxis;
 import org.jfree.chart.block.BlockBorder;
 import org.jfree.chart.plot.XYPlot;
@@ -32,6 +31,7 @@ final class Chart {
   private static final Color[] COLOURS = {
     new Color(0x000000), new Color(0x0072B2), new Color(0xD55E00), new Color(0x009E73), new Color(0xCC79A7), new Color(0xE69F00), new Color(0x56B4E9), new Color(0x999999)
   };
+  private static final float[][] DASHES = {{}, {7, 4}, {2, 3}, {10, 3, 2, 3}};
   private static final Color GRID = new Color(0xDDDDDD);
   private static final Font LABEL = new Font(Font.SANS_SERIF, Font.PLAIN, 13);
   private static final Font TICK = new Font(Font.SANS_SERIF, Font.PLAIN, 12);
@@ -43,18 +43,35 @@ final class Chart {
    * A named line.
    *
    * @param error half height of the error bars; null for none
+   * @param colour number of its colour
+   * @param dash number of its stroke: 0 is solid
    */
-  record Line(String name, double[] x, double[] y, double[] error) {}
+  record Line(String name, double[] x, double[] y, double[] error, int colour, int dash) {}
 
   /** An axis. */
-  record Axis(String label, boolean logarithmic) {}
+  record Axis(String label, boolean logarithmic, boolean fromZero) {
+    Axis(String label) {
+      this(label, false, false);
+    }
+
+    static Axis logarithmic(String label) {
+      return new Axis(label, true, false);
+    }
+
+    static Axis fromZero(String label) {
+      return new Axis(label, false, true);
+    }
+  }
 
   /** Lines over x, with markers when there are few points. */
   static String lines(String title, Axis x, Axis y, List<Line> lines) {
     XYIntervalSeriesCollection data = new XYIntervalSeriesCollection();
+    boolean errors = lines.stream().anyMatch(l -> l.error != null);
     XYErrorRenderer renderer = new XYErrorRenderer();
     renderer.setDrawXError(false);
+    renderer.setDrawYError(errors);
     renderer.setDefaultLinesVisible(true);
+    renderer.setDrawSeriesLineAsPath(true);
     for (int s = 0; s < lines.size(); s++) {
       Line line = lines.get(s);
       XYIntervalSeries series = new XYIntervalSeries(line.name);
@@ -65,19 +82,24 @@ final class Chart {
         }
       }
       data.addSeries(series);
-      renderer.setSeriesPaint(s, COLOURS[s % COLOURS.length]);
-      renderer.setSeriesStroke(s, new BasicStroke(1.8f));
+      renderer.setSeriesPaint(s, COLOURS[line.colour % COLOURS.length]);
+      renderer.setSeriesStroke(s, stroke(line.dash));
       renderer.setSeriesShapesVisible(s, line.x.length <= 30);
       renderer.setSeriesShape(s, new java.awt.geom.Ellipse2D.Double(-3.5, -3.5, 7, 7));
       renderer.setSeriesShapesFilled(s, true);
     }
-    renderer.setErrorPaint(null);
     XYPlot plot = new XYPlot(data, axis(x), axis(y), renderer);
     return draw(title, plot, null, WIDTH, HEIGHT);
   }
 
-  /** Rows of cells coloured from low to high; value[row][column]. */
-  static String heatMap(String title, String columnLabel, String rowLabel, String[] columns, double[][] value, double low, double high, String valueLabel) {
+  private static BasicStroke stroke(int dash) {
+    float width = 1.8f;
+    float[] pattern = DASHES[dash % DASHES.length];
+    return pattern.length == 0 ? new BasicStroke(width) : new BasicStroke(width, BasicStroke.CAP_BUTT, BasicStroke.JOIN_ROUND, 1, pattern, 0);
+  }
+
+  /** Rows of cells coloured from 0 to high; value[row][column]. */
+  static String heatMap(String title, String columnLabel, String rowLabel, double[][] value, double high, String valueLabel) {
     int rows = value.length;
     int n = value[0].length;
     double[][] xyz = new double[3][rows * n];
@@ -85,28 +107,29 @@ final class Chart {
       for (int c = 0; c < n; c++) {
         xyz[0][r * n + c] = c;
         xyz[1][r * n + c] = r;
-        xyz[2][r * n + c] = Math.max(low, Math.min(high, value[r][c]));
+        xyz[2][r * n + c] = Math.max(0, Math.min(high, value[r][c]));
       }
     }
     DefaultXYZDataset data = new DefaultXYZDataset();
     data.addSeries("", xyz);
-    LookupPaintScale scale = new LookupPaintScale(low, high + 1e-9, Color.LIGHT_GRAY);
+    LookupPaintScale scale = new LookupPaintScale(0, high + 1e-9, Color.LIGHT_GRAY);
     int steps = 64;
     for (int i = 0; i <= steps; i++) {
-      scale.add(low + (high - low) * i / steps, viridis((double) i / steps));
+      scale.add(high * i / steps, viridis((double) i / steps));
     }
     XYBlockRenderer renderer = new XYBlockRenderer();
     renderer.setPaintScale(scale);
     renderer.setBlockWidth(1);
     renderer.setBlockHeight(1);
-    NumberAxis x = columns == null ? (NumberAxis) axis(new Axis(columnLabel, false)) : style(new SymbolAxis(columnLabel, columns));
-    NumberAxis y = (NumberAxis) axis(new Axis(rowLabel, false));
+    NumberAxis x = (NumberAxis) axis(new Axis(columnLabel));
+    NumberAxis y = (NumberAxis) axis(new Axis(rowLabel));
+    x.setStandardTickUnits(NumberAxis.createIntegerTickUnits());
     y.setStandardTickUnits(NumberAxis.createIntegerTickUnits());
     x.setRange(-0.5, n - 0.5);
     y.setRange(-0.5, rows - 0.5);
     XYPlot plot = new XYPlot(data, x, y, renderer);
-    NumberAxis bar = (NumberAxis) axis(new Axis(valueLabel, false));
-    bar.setRange(low, high);
+    NumberAxis bar = (NumberAxis) axis(new Axis(valueLabel));
+    bar.setRange(0, high);
     PaintScaleLegend legend = new PaintScaleLegend(scale, bar);
     legend.setPosition(RectangleEdge.RIGHT);
     legend.setMargin(new RectangleInsets(5, 10, 25, 10));
@@ -122,7 +145,7 @@ final class Chart {
       return style(log);
     }
     NumberAxis number = new NumberAxis(axis.label);
-    number.setAutoRangeIncludesZero(false);
+    number.setAutoRangeIncludesZero(axis.fromZero);
     return style(number);
   }
 

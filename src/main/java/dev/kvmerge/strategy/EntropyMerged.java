@@ -139,11 +139,11 @@ public record EntropyMerged(int sinks, int recent, int largestGroup, double deca
       cost[a] = evict;
       merging[a] = false;
       int b = next[a];
-      if (b < 0 || groupSize[a] + groupSize[b] > largestGroup) {
-        return;
+      if (b < 0 || groupSize[a] + groupSize[b] > largestGroup || rate[a] == 0 || rate[b] == 0) {
+        return; // what nobody attends to has nothing to give to a merged cell
       }
       double m = rate[a] + rate[b];
-      double wa = m > 0 ? rate[a] / m : 0.5;
+      double wa = rate[a] / m;
       double wb = 1 - wa;
       double sigma = Math.sqrt(keyCost * distance(keys, a * dimK, keys, b * dimK, dimK) / dimK);
       double apart = Math.sqrt(distance(values, a * dimV, values, b * dimV, dimV));
@@ -179,7 +179,7 @@ public record EntropyMerged(int sinks, int recent, int largestGroup, double deca
     /** Merges b, the group after a, into a. */
     private void absorb(int a, int b) {
       double m = rate[a] + rate[b];
-      float wb = (float) (m > 0 ? rate[b] / m : 0.5);
+      float wb = (float) (rate[b] / m);
       mix(keys, a * dimK, b * dimK, dimK, wb);
       mix(values, a * dimV, b * dimV, dimV, wb);
       rate[a] = m;

@@ -2,6 +2,9 @@ package dev.kvmerge.strategy;
 
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.kernels.Bias;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.Comparator;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -45,7 +48,7 @@ public final class Strategies {
 
   /** All names, "full" first. */
   public static List<String> names() {
-    List<String> names = new java.util.ArrayList<>(BY_NAME.keySet());
+    List<String> names = new ArrayList<>(BY_NAME.keySet());
     names.addFirst(FULL);
     return names;
   }
@@ -61,7 +64,10 @@ public final class Strategies {
     }
     Function<Settings, Strategy> maker = BY_NAME.get(name);
     if (maker == null) {
-      String nearest = names().stream().min(java.util.Comparator.comparingInt(n -> editDistance(n, name))).orElseThrow();
+      String nearest =
+          names().stream()
+              .min(Comparator.comparing((String n) -> !n.startsWith(name)).thenComparingInt(n -> editDistance(n, name)))
+              .orElseThrow();
       throw new KvmergeException.Usage(
           "no strategy is called '" + name + "': did you mean '" + nearest + "'? There are " + String.join(", ", names()));
     }
@@ -70,7 +76,7 @@ public final class Strategies {
 
   private static int editDistance(String a, String b) {
     int[] row = new int[b.length() + 1];
-    java.util.Arrays.setAll(row, j -> j);
+    Arrays.setAll(row, j -> j);
     for (int i = 1; i <= a.length(); i++) {
       int diagonal = row[0];
       row[0] = i;
