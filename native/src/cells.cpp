@@ -3,6 +3,7 @@
 #include "kernels/kernels.hpp"
 #include "status.hpp"
 
+#include <algorithm>
 #include <cstring>
 
 namespace kvmerge {
@@ -51,12 +52,17 @@ void CellTensor::read(int kv_head, const int32_t * cells, int n, float * out) co
     }
     std::vector<uint16_t> half(size_t(n) * head_dim);
     if (transposed) {
-        // Along a dimension the cells of one head lie side by side: walk it that way, so that the loads share cache lines.
-        for (int j = 0; j < head_dim; j++) {
-            const uint16_t * row =
-                static_cast<const uint16_t *>(tensor->data) + (std::ptrdiff_t(kv_head) * head_dim + j) * n_cells;
-            for (int i = 0; i < n; i++) {
-                half[size_t(i) * head_dim + j] = row[cells[i]];
+        // Along a dimension the cells of one head lie side by side: walk it that way, so that the loads share cache lines, a few
+        // cells at a time, so that the stores do too.
+        constexpr int TILE = 64;
+        const uint16_t * const head = static_cast<const uint16_t *>(tensor->data) + std::ptrdiff_t(kv_head) * head_dim * n_cells;
+        for (int i0 = 0; i0 < n; i0 += TILE) {
+            const int i1 = std::min(n, i0 + TILE);
+            for (int j = 0; j < head_dim; j++) {
+                const uint16_t * row = head + std::ptrdiff_t(j) * n_cells;
+                for (int i = i0; i < i1; i++) {
+                    half[size_t(i) * head_dim + j] = row[cells[i]];
+                }
             }
         }
     } else {

@@ -29,7 +29,9 @@ public final class CompressedContext implements AutoCloseable {
   private final Timings timings = new Timings();
   private Observer.CacheInfo info;
   private Observer.Stats lastStats;
-  private int position;
+  private int position; // of the next token
+  private int pending; // tokens decoded that the table does not have yet
+  private long decodedNanos; // of those
 
   /** Where the time went, in nanoseconds. */
   public static final class Timings {
@@ -121,23 +123,42 @@ public final class CompressedContext implements AutoCloseable {
   }
 
   /**
-   * Decodes tokens after what is there, with logits for each, then compresses.
+   * Decodes tokens after what is there, with logits for each. When a block's worth has come together since the last compression, it
+   * compresses: a text can be fed in blocks, and a generation token by token.
    *
-   * @param block 1 to {@code options.block()} tokens
+   * @param tokens 1 to {@code options.block()} tokens
    */
-  public void decode(int[] block) {
-    if (block.length == 0 || block.length > options.block()) {
-      throw new IllegalArgumentException("a block of " + block.length + " tokens; it takes 1 to " + options.block());
+  public void decode(int[] tokens) {
+    if (tokens.length == 0 || tokens.length > options.block()) {
+      throw new IllegalArgumentException("a block of " + tokens.length + " tokens; it takes 1 to " + options.block());
     }
-    observer.begin();
+    if (pending + tokens.length > options.block()) {
+      flush();
+    }
+    if (pending == 0) {
+      observer.begin();
+    }
     long start = System.nanoTime();
-    context.decode(block, position);
-    long nanos = System.nanoTime() - start;
+    context.decode(tokens, position);
+    decodedNanos += System.nanoTime() - start;
+    pending += tokens.length;
+    position += tokens.length;
+    if (pending == options.block()) {
+      flush();
+    }
+  }
+
+  /** Takes account of what was decoded since the last compression and compresses if the cells in use are more than the budget. */
+  public void flush() {
+    if (pending == 0) {
+      return;
+    }
     Observer.Stats stats = observer.stats();
     timings.observe += stats.nanos();
-    timings.decode += nanos - stats.nanos();
-    if (stats.tokenCell().length != block.length) {
-      throw new KvmergeException("the graph showed " + stats.tokenCell().length + " cache writes for " + block.length
+    timings.decode += decodedNanos - stats.nanos();
+    decodedNanos = 0;
+    if (stats.tokenCell().length != pending) {
+      throw new KvmergeException("the graph showed " + stats.tokenCell().length + " cache writes for " + pending
           + " tokens: this model's attention is not the ordinary one");
     }
     if (stats.mass() != null && stats.layersSeen() != shape.layers()) {
@@ -148,8 +169,8 @@ public final class CompressedContext implements AutoCloseable {
       info = observer.cacheInfo();
     }
     lastStats = stats;
-    table.add(stats.tokenCell(), position, stats, planner == null ? 1 : planner.massDecay());
-    position += block.length;
+    table.add(stats.tokenCell(), position - pending, stats, planner == null ? 1 : planner.massDecay());
+    pending = 0;
     if (planner != null && table.used() > options.cells()) {
       compress();
     }
@@ -185,15 +206,15 @@ public final class CompressedContext implements AutoCloseable {
 
   /** Cells in use. */
   public int used() {
-    return table.used();
+    return table.used() + pending;
   }
 
-  /** Where the cells lie and how many bytes they take; null before the first decode. */
+  /** Where the cells lie and how many bytes they take. */
   public Observer.CacheInfo info() {
-    return info;
+    return info == null ? observer.cacheInfo() : info;
   }
 
-  /** What was observed of the last block, before the compression. */
+  /** What was observed of the last block that was flushed, before its compression. */
   public Observer.Stats lastStats() {
     return lastStats;
   }
@@ -202,14 +223,14 @@ public final class CompressedContext implements AutoCloseable {
     return timings;
   }
 
-  /** What is known of the cells of a layer and KV head. */
+  /** What is known of the cells of a layer and KV head, after a {@link #flush}. */
   public CellStats cells(int layer, int kvHead) {
+    flush();
     int pair = layer * shape.kvHeads() + kvHead;
     int[] order = table.order(pair);
     return table.stats(pair, () -> observer.readCells(layer, kvHead, order, info));
   }
 
-  /** The newest position that llama.cpp has, and the cells it counts, for tests. */
   Context context() {
     return context;
   }

@@ -111,6 +111,7 @@ public final class EntropyAnalysis {
         int to = Math.min(tokens.length, from + block);
         int n = to - from;
         context.decode(Arrays.copyOfRange(tokens, from, to));
+        context.flush();
         Observer.Stats stats = context.lastStats();
         int cells = stats.mass().length / shape.pairs();
         for (int layer = 0; layer < shape.layers(); layer++) {

@@ -218,6 +218,9 @@ public final class Experiment {
           }
         }
       }
+      if (end == tokens.length) {
+        context.flush(); // a last block that is not full
+      }
       listener.block(end, Math.exp(sum / Math.min(end, tokens.length - 1)), end / (inferenceNanos(context) / 1e9));
     }
   }

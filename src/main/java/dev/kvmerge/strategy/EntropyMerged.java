@@ -80,6 +80,7 @@ public record EntropyMerged(int sinks, int recent, int largestGroup, double deca
     private final float[] keys; // of a group, at its first member
     private final float[] values;
     private final double[] rate; // m
+    private final double[] fromMean; // |V - V_mean|^2 of a group
     private final double[] memberRate;
     private final float[] mean; // V_mean
     private final int[] next;
@@ -127,6 +128,10 @@ public record EntropyMerged(int sinks, int recent, int largestGroup, double deca
         nextMember[i] = -1;
         lastMember[i] = i;
       }
+      fromMean = new double[n];
+      for (int i = first; i < end; i++) {
+        fromMean[i] = distance(values, i * dimV, mean, 0, dimV);
+      }
       for (int i = first; i < end; i++) {
         price(i);
       }
@@ -135,7 +140,7 @@ public record EntropyMerged(int sinks, int recent, int largestGroup, double deca
 
     /** Sets the cheapest operation of a group and its cost. */
     private void price(int a) {
-      double evict = rate[a] * Math.sqrt(distance(values, a * dimV, mean, 0, dimV));
+      double evict = rate[a] * Math.sqrt(fromMean[a]);
       cost[a] = evict;
       merging[a] = false;
       int b = next[a];
@@ -148,10 +153,8 @@ public record EntropyMerged(int sinks, int recent, int largestGroup, double deca
       double sigma = Math.sqrt(keyCost * distance(keys, a * dimK, keys, b * dimK, dimK) / dimK);
       double apart = Math.sqrt(distance(values, a * dimV, values, b * dimV, dimV));
       // |w_a V_a + w_b V_b - mean|^2 by the parallelogram identity, from distances at hand.
-      double fromMeanA = distance(values, a * dimV, mean, 0, dimV);
-      double fromMeanB = distance(values, b * dimV, mean, 0, dimV);
-      double fromMean = Math.sqrt(Math.max(0, wa * fromMeanA + wb * fromMeanB - wa * wb * apart * apart));
-      double merge = m * wa * wb * sigma * (apart + sigma / 2 * fromMean);
+      double mergedFromMean = Math.sqrt(Math.max(0, wa * fromMean[a] + wb * fromMean[b] - wa * wb * apart * apart));
+      double merge = m * wa * wb * sigma * (apart + sigma / 2 * mergedFromMean);
       if (merge < evict) {
         cost[a] = merge;
         merging[a] = true;
@@ -182,6 +185,7 @@ public record EntropyMerged(int sinks, int recent, int largestGroup, double deca
       float wb = (float) (rate[b] / m);
       mix(keys, a * dimK, b * dimK, dimK, wb);
       mix(values, a * dimV, b * dimV, dimV, wb);
+      fromMean[a] = distance(values, a * dimV, mean, 0, dimV);
       rate[a] = m;
       groupSize[a] += groupSize[b];
       nextMember[lastMember[a]] = b;

@@ -54,13 +54,16 @@ public final class Strategies {
   }
 
   /**
-   * Makes a strategy; null for "full".
+   * Makes a strategy; null for "full". A name with a dot or a capital is a class of the user's own, with a constructor without arguments.
    *
    * @throws KvmergeException.Usage if there is none of that name, suggesting the nearest, or a setting is out of range
    */
   public static Strategy create(String name, Settings settings) {
     if (name.equals(FULL)) {
       return null;
+    }
+    if (name.contains(".") || (!name.isEmpty() && Character.isUpperCase(name.charAt(0)))) {
+      return ofClass(name);
     }
     Function<Settings, Strategy> maker = BY_NAME.get(name);
     if (maker == null) {
@@ -72,6 +75,16 @@ public final class Strategies {
           "no strategy is called '" + name + "': did you mean '" + nearest + "'? There are " + String.join(", ", names()));
     }
     return maker.apply(settings);
+  }
+
+  private static Strategy ofClass(String name) {
+    try {
+      return Class.forName(name).asSubclass(Strategy.class).getDeclaredConstructor().newInstance();
+    } catch (ClassNotFoundException e) {
+      throw new KvmergeException.Usage("no class " + name + ": put its folder or jar into KVMERGE_CLASSPATH");
+    } catch (ReflectiveOperationException | ClassCastException e) {
+      throw new KvmergeException.Usage("the class " + name + " is not a Strategy with a public constructor without arguments (" + e + ")");
+    }
   }
 
   private static int editDistance(String a, String b) {

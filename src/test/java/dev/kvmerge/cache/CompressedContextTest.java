@@ -75,6 +75,7 @@ class CompressedContextTest {
     try (CompressedContext context =
         new CompressedContext(model, null, CacheOptions.unlimited(64, 64).withUbatch(16), new Observer.Options(true, true, Bias.NONE, 0, 0.05))) {
       context.decode(tokens); // in four ubatches
+      context.flush();
       Observer.Stats stats = context.lastStats();
       int cells = context.info().cells();
       for (int pair = 0; pair < model.shape().pairs(); pair++) {
@@ -244,6 +245,32 @@ class CompressedContextTest {
   }
 
   @Test
+  void aGenerationTokenByTokenIsCompressedOnceABlock() {
+    int[] tokens = TestModel.book(100, 200);
+    int[] plans = {0};
+    Planner counting =
+        (cells, budget) -> {
+          if (cells.layer() == 0 && cells.kvHead() == 0) {
+            plans[0]++;
+          }
+          return WINDOW.plan(cells, budget);
+        };
+    try (CompressedContext context = new CompressedContext(model, counting, CacheOptions.of(64, 32))) {
+      context.decode(Arrays.copyOf(tokens, 32));
+      context.decode(Arrays.copyOfRange(tokens, 32, 50)); // blocks need not be full
+      for (int i = 50; i < 200; i++) {
+        context.decode(new int[] {tokens[i]});
+        assertTrue(context.used() <= 64 + 32);
+        assertTrue(Float.isFinite(logits(context)[0]));
+      }
+      assertEquals(200, context.position());
+      assertEquals((200 - 64) / 32, plans[0]);
+      context.flush();
+      assertEquals(64, context.used());
+    }
+  }
+
+  @Test
   void halfAndSinglePrecisionCellsAndFlashAttentionAgree() {
     int[] tokens = TestModel.book(0, 96);
     float[] reference = null;
@@ -278,7 +305,8 @@ class CompressedContextTest {
     assertThrows(KvmergeException.Usage.class, () -> CacheOptions.of(-1, 32));
     assertThrows(KvmergeException.Usage.class, () -> CacheOptions.of(40, 0));
     try (CompressedContext context = new CompressedContext(model, WINDOW, CacheOptions.of(40, 32).withCellTypes(CellType.Q8_0, CellType.F16))) {
-      KvmergeException e = assertThrows(KvmergeException.class, () -> context.decode(new int[] {1, 2, 3}));
+      context.decode(new int[] {1, 2, 3});
+      KvmergeException e = assertThrows(KvmergeException.class, context::flush);
       assertTrue(e.getMessage().contains("use f16 or f32"), e.getMessage());
     }
     CompressedContext closed = new CompressedContext(model, WINDOW, CacheOptions.of(40, 32));

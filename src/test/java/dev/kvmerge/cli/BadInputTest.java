@@ -86,6 +86,8 @@ class BadInputTest {
         "--threshold 2 --signal row; --threshold must be 0..1",
         "--strategies full,streeming-llm; did you mean 'streaming-llm'",
         "--strategies entropy; did you mean 'entropy-merged'",
+        "--strategies com.example.Mine; KVMERGE_CLASSPATH",
+        "--strategies java.lang.String; is not a Strategy",
         "--bias heavy; heavy",
         "--device tpu; cpu or cuda",
         "-ngl 5; --device cuda",
