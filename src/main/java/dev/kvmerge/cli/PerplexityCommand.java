@@ -88,7 +88,7 @@ final class PerplexityCommand implements Runnable {
       try (Progress progress = new Progress("perplexity")) {
         ChunkedPerplexity.Listener listener =
             (number, value) -> {
-              progress.close();
+              progress.clear();
               System.out.printf(Locale.ROOT, "[%d]%.4f,", number, value);
               System.out.flush();
             };

@@ -46,9 +46,13 @@ final class Progress implements AutoCloseable {
     }
   }
 
-  /** Clears the bar. */
   @Override
   public void close() {
+    clear();
+  }
+
+  /** Takes the bar off the terminal, so that something else can be printed. */
+  void clear() {
     if (terminal && width > 0) {
       err.print("\r" + " ".repeat(width) + "\r");
       err.flush();

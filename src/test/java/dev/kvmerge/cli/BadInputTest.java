@@ -136,7 +136,7 @@ class BadInputTest {
 
     Path out = Files.createDirectory(folder.resolve("out"));
     try (ResultsFolder held = ResultsFolder.open(out)) {
-      experiment().failed(FAILED, "another run", "--out");
+      experiment().failed(FAILED, "another run", held.path().toString(), "--out");
     }
     byte[] before = "{\"runs\": [".getBytes();
     Files.write(out.resolve("results.json"), before);
