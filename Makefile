@@ -38,7 +38,7 @@ setup: $(JAR)
 	@bin/kvmerge models fetch llama.cpp llama.cpp-headers smollm2-135m alice paradise-lost
 
 $(JAR): $(JAVA_SOURCES)
-	@echo "building $@"
+	@echo "building $@ (the first time Maven fetches its plugins: half a minute)"
 	@$(MVN) package -DskipTests
 	@touch $@
 
@@ -46,7 +46,7 @@ $(HEADERS): | $(JAR)
 	@bin/kvmerge models fetch llama.cpp-headers
 
 $(NATIVE): $(NATIVE_SOURCES) | $(HEADERS)
-	@echo "building the native library"
+	@echo "building the native library (ten seconds)"
 	@cmake -S native -B build/native -DKVMERGE_LLAMA_INCLUDE=$(abspath $(DOWNLOADS)/llama.cpp-headers) \
 	    -DKVMERGE_WERROR=$(if $(CI),ON,OFF) > /dev/null
 	@cmake --build build/native --parallel $(JOBS) -- --no-print-directory > build/native/log 2>&1 || { cat build/native/log; exit 1; }

@@ -17,7 +17,7 @@
  *  - it returns a kvmerge_status; on anything but KVMERGE_OK, kvmerge_last_error() says what and why (per thread);
  *  - no exception and no abort crosses this border; a null or foreign handle is an error, not a crash;
  *  - nothing is written when an argument is refused;
- *  - an observer belongs to one thread at a time. Arrays are C order (last index fastest), sizes are in elements.
+ *  - an observer belongs to one thread at a time, but for kvmerge_read_cells, which may run on several. Arrays are C order (last index fastest), sizes are in elements.
  */
 #ifndef KVMERGE_H
 #define KVMERGE_H
@@ -85,6 +85,7 @@ typedef struct kvmerge_observer_params {
     int32_t      bias;        /* KVMERGE_BIAS_*; FOLDED implies OBSERVE_QUERIES */
     float        query_decay; /* factor on the query moments at each begin, 0..1; .7 a block of 128 is good */
     float        ridge;       /* lambda of the fold direction, > 0; .05 is good */
+    int32_t      n_threads;   /* most threads that kvmerge_apply uses, 1..1024 */
     kvmerge_ggml ggml;
 } kvmerge_observer_params;
 
@@ -158,10 +159,12 @@ KVMERGE_API kvmerge_status kvmerge_observer_cache_info(kvmerge_observer * observ
 
 /* ---- cells ------------------------------------------------------------------------------------------------------ */
 
-/* Reads the cells `cells[0..n)` of one layer and KV head as F32. keys: [n][head_dim_k], values: [n][head_dim_v]; either
- * may be null. Errors: STATE, ARGUMENT, UNSUPPORTED. */
+/* Reads the cells `cells[0..n)` of one layer and KV head as F32. keys: [n][head_dim_k], values: [n][head_dim_v];
+ * key_steps and value_steps: [n - 1], the squared distance of each key (value) from the next one's. Any may be null, the
+ * steps only where the vectors are not. Errors: STATE, ARGUMENT, UNSUPPORTED. */
 KVMERGE_API kvmerge_status kvmerge_read_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head,
-                                              const int32_t * cells, int32_t n, float * keys, float * values);
+                                              const int32_t * cells, int32_t n, float * keys, float * values,
+                                              float * key_steps, float * value_steps);
 /* The inverse of kvmerge_read_cells: rounds to the cells' type. */
 KVMERGE_API kvmerge_status kvmerge_write_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head,
                                                const int32_t * cells, int32_t n, const float * keys,

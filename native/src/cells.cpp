@@ -50,27 +50,29 @@ void CellTensor::read(int kv_head, const int32_t * cells, int n, float * out) co
         }
         return;
     }
-    std::vector<uint16_t> half(size_t(n) * head_dim);
-    if (transposed) {
-        // Along a dimension the cells of one head lie side by side: walk it that way, so that the loads share cache lines, a few
-        // cells at a time, so that the stores do too.
-        constexpr int TILE = 64;
-        const uint16_t * const head = static_cast<const uint16_t *>(tensor->data) + std::ptrdiff_t(kv_head) * head_dim * n_cells;
-        for (int i0 = 0; i0 < n; i0 += TILE) {
-            const int i1 = std::min(n, i0 + TILE);
-            for (int j = 0; j < head_dim; j++) {
-                const uint16_t * row = head + std::ptrdiff_t(j) * n_cells;
-                for (int i = i0; i < i1; i++) {
-                    half[size_t(i) * head_dim + j] = row[cells[i]];
-                }
+    if (!transposed) {
+        for (int i = 0; i < n; i++) {
+            const char * cell = locate(*this, kv_head, cells[i], 2).base;
+            kernels().half_to_float({reinterpret_cast<const uint16_t *>(cell), out + size_t(i) * head_dim, head_dim});
+        }
+        return;
+    }
+    // Along a dimension the cells of one head lie side by side: walk it that way, so that the loads share cache lines, a few
+    // cells at a time, so that the stores do too.
+    constexpr int TILE = 64;
+    const uint16_t * const head = static_cast<const uint16_t *>(tensor->data) + std::ptrdiff_t(kv_head) * head_dim * n_cells;
+    std::vector<uint16_t> half(size_t(TILE) * head_dim);
+    for (int i0 = 0; i0 < n; i0 += TILE) {
+        const int tile = std::min(TILE, n - i0);
+        for (int j = 0; j < head_dim; j++) {
+            const uint16_t * row = head + std::ptrdiff_t(j) * n_cells;
+            uint16_t * to = half.data() + j;
+            for (int i = 0; i < tile; i++) {
+                to[std::ptrdiff_t(i) * head_dim] = row[cells[i0 + i]];
             }
         }
-    } else {
-        for (int i = 0; i < n; i++) {
-            gather(locate(*this, kv_head, cells[i], 2), head_dim, half.data() + size_t(i) * head_dim);
-        }
+        kernels().half_to_float({half.data(), out + size_t(i0) * head_dim, std::ptrdiff_t(tile) * head_dim});
     }
-    kernels().half_to_float({half.data(), out, std::ptrdiff_t(n) * head_dim});
 }
 
 void CellTensor::write(int kv_head, const int32_t * cells, int n, const float * in) const {

@@ -1,10 +1,11 @@
 // Rewriting cells by a plan.
 #include "kernels/kernels.hpp"
 #include "observer.hpp"
+#include "parallel.hpp"
 #include "status.hpp"
 
+#include <algorithm>
 #include <cmath>
-#include <numeric>
 
 namespace {
 
@@ -101,11 +102,8 @@ Work work_of(const int32_t * target, const float * weight, const int32_t * dest,
 }
 
 // K += bias / scale * u for every merged group, so that the average query's logit gains the bias.
-void fold(kvmerge_observer & o, kvmerge_observer::Layer & l, int layer, int head, const Work & work, std::vector<float> & keys) {
+void fold(const kvmerge_observer & o, const kvmerge_observer::Layer & l, int head, const Work & work, std::vector<float> & keys) {
     const int dim = l.k.head_dim;
-    if (!(l.query_weight > 0)) {
-        throw Error(KVMERGE_E_STATE, text("layer %d: no queries observed yet to fold a bias along", layer));
-    }
     const float inverse = float(1 / l.query_weight);
     std::vector<float> mean(dim), second(size_t(dim) * dim), u(dim);
     for (int i = 0; i < dim; i++) {
@@ -124,7 +122,7 @@ void fold(kvmerge_observer & o, kvmerge_observer::Layer & l, int layer, int head
 }
 
 void apply_head(kvmerge_observer & o, const kvmerge_plan & plan, int layer, int head) {
-    auto & l = o.layers[layer];
+    const auto & l = o.layers[layer];
     const size_t first = o.head_index(layer, head) * o.params.n_cells;
     const int32_t * position = plan.position + first;
     const float * weight = plan.weight + first;
@@ -153,7 +151,7 @@ void apply_head(kvmerge_observer & o, const kvmerge_plan & plan, int layer, int 
                                keys.data() + size_t(g) * dim_k, values.data() + size_t(g) * dim_v});
     }
     if (merged && o.params.bias == KVMERGE_BIAS_FOLDED) {
-        fold(o, l, layer, head, work, keys);
+        fold(o, l, head, work, keys);
     }
     l.k.write(head, to.data(), n_groups, keys.data());
     l.v.write(head, to.data(), n_groups, values.data());
@@ -176,7 +174,6 @@ void move_biases(kvmerge_observer & o, const kvmerge_plan & plan, int layer, int
             const double w = members[target[c]] == 1 ? 1.0 : plan.weight[first + c];
             const float b = float(w * o.bias[first + c] - (w > 0 ? w * std::log(w) : 0));
             next[plan.dest[first + target[c]]] += b;
-            o.any_bias |= b != 0;
         }
     }
     std::copy(next.begin(), next.end(), o.bias.begin() + std::ptrdiff_t(first));
@@ -199,14 +196,21 @@ kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmerge_plan * p
                 check(o, *plan, layer, head, taken);
             }
         }
-        for (int layer = 0; layer < o.params.n_layer; layer++) {
-            for (int head = 0; head < o.params.n_head_kv; head++) {
-                apply_head(o, *plan, layer, head);
-                if (o.params.bias == KVMERGE_BIAS_EXACT) {
-                    move_biases(o, *plan, layer, head);
+        if (o.params.bias == KVMERGE_BIAS_FOLDED) {
+            for (int layer = 0; layer < o.params.n_layer; layer++) {
+                if (!(o.layers[layer].query_weight > 0)) {
+                    throw Error(KVMERGE_E_STATE, text("layer %d: no queries observed yet to fold a bias along", layer));
                 }
             }
         }
+        parallel_for(int64_t(o.params.n_layer) * o.params.n_head_kv, o.params.n_threads, [&](int64_t i) {
+            const int layer = int(i / o.params.n_head_kv), head = int(i % o.params.n_head_kv);
+            apply_head(o, *plan, layer, head);
+            if (o.params.bias == KVMERGE_BIAS_EXACT) {
+                move_biases(o, *plan, layer, head);
+            }
+        });
+        o.any_bias = std::any_of(o.bias.begin(), o.bias.end(), [](float b) { return b != 0; });
     });
 }
 
@@ -225,14 +229,21 @@ static kvmerge_observer::Layer & cells_of(kvmerge_observer & o, int32_t layer, i
 }
 
 kvmerge_status kvmerge_read_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head, const int32_t * cells, int32_t n,
-                                  float * keys, float * values) {
+                                  float * keys, float * values, float * key_steps, float * value_steps) {
     return guarded("kvmerge_read_cells", [&] {
         auto & l = cells_of(checked(observer), layer, kv_head, cells, n);
+        require((keys || !key_steps) && (values || !value_steps), "steps without their vectors");
         if (keys) {
             l.k.read(kv_head, cells, n, keys);
         }
         if (values) {
             l.v.read(kv_head, cells, n, values);
+        }
+        if (key_steps) {
+            kernels().step_distance({keys, n, l.k.head_dim, key_steps});
+        }
+        if (value_steps) {
+            kernels().step_distance({values, n, l.v.head_dim, value_steps});
         }
     });
 }

@@ -235,6 +235,7 @@ kvmerge_status kvmerge_observer_create(const kvmerge_observer_params * params, k
         require(p.observe >= 0 && p.observe < 8, "observe must be KVMERGE_OBSERVE_* flags");
         require(p.bias >= KVMERGE_BIAS_NONE && p.bias <= KVMERGE_BIAS_EXACT, "bias must be one of KVMERGE_BIAS_*");
         require(p.query_decay >= 0 && p.query_decay <= 1, "query_decay must be 0..1");
+        require(p.n_threads > 0 && p.n_threads <= 1024, "n_threads must be 1..1024");
         require(p.ggml.tensor_get && p.ggml.tensor_set && p.ggml.buffer_is_host, "ggml entry points are missing");
         if (p.bias == KVMERGE_BIAS_FOLDED) {
             require(p.ridge > 0 && std::isfinite(p.ridge), "ridge must be positive");

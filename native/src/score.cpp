@@ -1,12 +1,11 @@
 // What the logits say: negative log-likelihood, packed log probabilities, KL divergence. One row a token.
 #include "kernels/kernels.hpp"
+#include "parallel.hpp"
 #include "status.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
-#include <thread>
 #include <vector>
 
 namespace {
@@ -15,29 +14,14 @@ using namespace kvmerge;
 
 constexpr float PACKED_STEPS = 65535.0f;
 
-// Calls row(i) for 0..n-1 on up to n_threads threads. row must not throw; it returns false to report a NaN.
+// Calls row(i) for every row; it returns false to report a NaN.
 template <class Row>
 void for_rows(int64_t n, int32_t n_threads, Row && row) {
-    std::atomic<int64_t> next{0};
-    std::atomic<int64_t> bad{-1};
-    const auto work = [&] {
-        for (int64_t i; (i = next++) < n;) {
-            if (!row(i)) {
-                bad = i;
-            }
+    parallel_for(n, n_threads, [&](int64_t i) {
+        if (!row(i)) {
+            throw Error(KVMERGE_E_NUMERIC, text("row %lld has a NaN, or only infinities", (long long) i));
         }
-    };
-    std::vector<std::thread> threads;
-    for (int64_t t = 1; t < std::min<int64_t>(n_threads, n); t++) {
-        threads.emplace_back(work);
-    }
-    work();
-    for (auto & thread : threads) {
-        thread.join();
-    }
-    if (bad >= 0) {
-        throw Error(KVMERGE_E_NUMERIC, text("row %lld has a NaN, or only infinities", (long long) bad.load()));
-    }
+    });
 }
 
 void require_rows(const void * data, int64_t n_rows, int64_t n_vocab, int32_t n_threads) {

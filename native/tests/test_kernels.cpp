@@ -153,6 +153,17 @@ static void test_merge_group(const KernelTable & fast, Random & random) {
     }
 }
 
+static void test_step_distance(const KernelTable & fast, Random & random) {
+    const int n = random.integer(1, 50), dim = random.integer(1, 130);
+    const auto rows = random.normals(size_t(n) * dim);
+    Guarded<float> out(n - 1), expected(n - 1);
+    fast.step_distance({rows.data(), n, dim, out});
+    reference.step_distance({rows.data(), n, dim, expected});
+    for (int i = 0; i + 1 < n; i++) {
+        CHECK_NEAR(out[i], expected[i], 0, 1e-5);
+    }
+}
+
 static void test_half_to_float(const KernelTable & fast, Random & random) {
     const int offset = random.integer(0, 40000), n = random.integer(1, 25000); // from any start, all remainders of the vector
     std::vector<uint16_t> in(n);

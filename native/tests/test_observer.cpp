@@ -86,7 +86,7 @@ struct Fixture {
 };
 
 static kvmerge_observer_params params_for(int observe, int bias) {
-    return {1, Fixture::HEADS, 1, Fixture::CELLS, 16, observe, bias, 0.7f, 0.05f, {tensor_get, tensor_set, buffer_is_host}};
+    return {1, Fixture::HEADS, 1, Fixture::CELLS, 16, observe, bias, 0.7f, 0.05f, 2, {tensor_get, tensor_set, buffer_is_host}};
 }
 
 static kvmerge_observer * make(const kvmerge_observer_params & params) {
@@ -181,8 +181,13 @@ static void test_merge_and_move() {
             CHECK_NEAR(f.k[5 * 4 + i], k[5 * 4 + i], 0, 0);
         }
         const int32_t cells[] = {2, 0};
-        float keys[8], values[8];
-        CHECK(kvmerge_read_cells(o, 0, 0, cells, 2, keys, values) == KVMERGE_OK);
+        float keys[8], values[8], key_step, value_step;
+        CHECK(kvmerge_read_cells(o, 0, 0, cells, 2, keys, values, &key_step, &value_step) == KVMERGE_OK);
+        double expected_step = 0;
+        for (int i = 0; i < 4; i++) {
+            expected_step += (keys[i] - keys[4 + i]) * double(keys[i] - keys[4 + i]);
+        }
+        CHECK_NEAR(key_step, expected_step, 0, 1e-5);
         CHECK(keys[1] == f.k[2 * 4 + 1] && values[5] == value(f.v, 0, 1));
         keys[0] = 9;
         CHECK(kvmerge_write_cells(o, 0, 0, cells, 2, keys, values) == KVMERGE_OK);
@@ -258,8 +263,8 @@ static void test_refusals() {
     refused([](PlanArrays & p) { p.dest[1] = 0; }, "taken by another group");
     int32_t cell = 8;
     float x[4];
-    CHECK(kvmerge_read_cells(o, 0, 0, &cell, 1, x, x) == KVMERGE_E_ARGUMENT);
-    CHECK(kvmerge_read_cells(o, 1, 0, &cell, 0, x, x) == KVMERGE_E_ARGUMENT);
+    CHECK(kvmerge_read_cells(o, 0, 0, &cell, 1, x, x, nullptr, nullptr) == KVMERGE_E_ARGUMENT);
+    CHECK(kvmerge_read_cells(o, 1, 0, &cell, 0, x, x, nullptr, nullptr) == KVMERGE_E_ARGUMENT);
     CHECK(kvmerge_apply(o, nullptr) == KVMERGE_E_ARGUMENT);
     CHECK(kvmerge_observer_stats(nullptr, &stats) == KVMERGE_E_ARGUMENT);
     CHECK(kvmerge_eval_callback(nullptr, false, nullptr)); // the graph goes on

@@ -89,70 +89,106 @@ static inline void cos_sin_turns(double turns, float & c, float & s) {
     s = (q >= 2) ? -b : b;
 }
 
-static void attention_stats(const AttentionStatsArgs & a) {
-    float * const mass = a.mass;
-    for (int h = 0; h < a.n_heads; h++) {
-        for (int r = 0; r < a.n_rows; r++) {
-            const float * const p = a.p + h * a.head_stride + r * a.row_stride;
-            if (!a.entropy) {
+// Adds up to four rows to the column sums: one load and store of a sum for four of them.
+template <int ROWS>
+static inline void add_rows(const float * p, std::ptrdiff_t stride, int n, float * sum) {
 #pragma omp simd
-                for (int c = 0; c < a.n_cells; c++) {
-                    mass[c] += p[c];
-                }
-                continue;
-            }
-            double sum = 0;
-            for (int c0 = 0; c0 < a.n_cells; c0 += BLOCK) {
-                const int c1 = std::min<int>(a.n_cells, c0 + BLOCK);
-                float part = 0;
+    for (int c = 0; c < n; c++) {
+        float x = p[c];
+        if (ROWS > 1) {
+            x = (x + p[stride + c]) + (p[2 * stride + c] + p[3 * stride + c]);
+        }
+        sum[c] += x;
+    }
+}
+
+// Sum of p ln p over a row.
+static inline double negative_entropy(const float * p, int n) {
+    double sum = 0;
+    for (int c0 = 0; c0 < n; c0 += BLOCK) {
+        const int c1 = std::min<int>(n, c0 + BLOCK);
+        float part = 0;
 #pragma omp simd reduction(+ : part)
-                for (int c = c0; c < c1; c++) {
-                    mass[c] += p[c];
-                    part += p[c] * log_positive(p[c]);
-                }
-                sum += part;
+        for (int c = c0; c < c1; c++) {
+            part += p[c] * log_positive(p[c]);
+        }
+        sum += part;
+    }
+    return sum;
+}
+
+static void attention_stats(const AttentionStatsArgs & a) {
+    for (int h = 0; h < a.n_heads; h++) {
+        const float * const head = a.p + h * a.head_stride;
+        for (int r0 = 0; r0 < a.n_rows; r0 += 4) {
+            const int rows = std::min(4, a.n_rows - r0);
+            const float * const p = head + r0 * a.row_stride;
+            if (rows == 4) {
+                add_rows<4>(p, a.row_stride, a.n_cells, a.mass);
             }
-            const float normalised = float(-sum * a.inv_log_visible[r]);
-            a.entropy[h * a.entropy_stride + r] = normalised < 0 ? 0 : normalised > 1 ? 1 : normalised; // lets NaN through
+            for (int r = 0; r < rows; r++) {
+                const float * const row = p + r * a.row_stride;
+                if (rows < 4) {
+                    add_rows<1>(row, 0, a.n_cells, a.mass);
+                }
+                if (a.entropy) {
+                    const float normalised = float(-negative_entropy(row, a.n_cells) * a.inv_log_visible[r0 + r]);
+                    a.entropy[h * a.entropy_stride + r0 + r] = normalised < 0 ? 0 : normalised > 1 ? 1 : normalised; // lets NaN through
+                }
+            }
+        }
+    }
+}
+
+// Adds the products of ROWS queries to two rows of the upper triangle, from a column that is a multiple of the vector on.
+template <int ROWS>
+static inline void add_products(const float * q, std::ptrdiff_t stride, int i, int d, float * second) {
+    constexpr int VECTOR = 16;
+    const int pair = i + 1 < d;
+    float * const row0 = second + std::ptrdiff_t(i) * d;
+    float * const row1 = row0 + (pair ? d : 0);
+    float x0[ROWS], x1[ROWS];
+    for (int r = 0; r < ROWS; r++) {
+        x0[r] = q[r * stride + i];
+        x1[r] = pair ? q[r * stride + i + 1] : 0.0f;
+    }
+#pragma omp simd
+    for (int j = i / VECTOR * VECTOR; j < d; j++) {
+        float y0 = 0, y1 = 0;
+        for (int r = 0; r < ROWS; r++) {
+            y0 += x0[r] * q[r * stride + j];
+            y1 += x1[r] * q[r * stride + j];
+        }
+        if (pair) {
+            row0[j] += y0;
+            row1[j] += y1;
+        } else {
+            row0[j] += y0;
         }
     }
 }
 
 static void query_moments(const QueryMomentsArgs & a) {
     const int d = a.dim;
-    float * const sum = a.sum;
     for (int h = 0; h < a.n_heads; h++) {
+        const float * const head = a.q + h * a.head_stride;
         int r = 0;
-        // Four rows at a time: each element of the second moment is loaded and stored once for four products.
         for (; r + 4 <= a.n_rows; r += 4) {
-            const float * const q0 = a.q + h * a.head_stride + r * a.row_stride;
-            const float * const q1 = q0 + a.row_stride;
-            const float * const q2 = q1 + a.row_stride;
-            const float * const q3 = q2 + a.row_stride;
-#pragma omp simd
-            for (int i = 0; i < d; i++) {
-                sum[i] += (q0[i] + q1[i]) + (q2[i] + q3[i]);
-            }
-            for (int i = 0; i < d; i++) {
-                const float x0 = q0[i], x1 = q1[i], x2 = q2[i], x3 = q3[i];
-                float * const row = a.second + std::ptrdiff_t(i) * d;
-#pragma omp simd
-                for (int j = 0; j < d; j++) {
-                    row[j] += (x0 * q0[j] + x1 * q1[j]) + (x2 * q2[j] + x3 * q3[j]);
-                }
+            add_rows<4>(head + r * a.row_stride, a.row_stride, d, a.sum);
+            for (int i = 0; i < d; i += 2) {
+                add_products<4>(head + r * a.row_stride, a.row_stride, i, d, a.second);
             }
         }
         for (; r < a.n_rows; r++) {
-            const float * const q = a.q + h * a.head_stride + r * a.row_stride;
-            for (int i = 0; i < d; i++) {
-                const float x = q[i];
-                sum[i] += x;
-                float * const row = a.second + std::ptrdiff_t(i) * d;
-#pragma omp simd
-                for (int j = 0; j < d; j++) {
-                    row[j] += x * q[j];
-                }
+            add_rows<1>(head + r * a.row_stride, 0, d, a.sum);
+            for (int i = 0; i < d; i += 2) {
+                add_products<1>(head + r * a.row_stride, a.row_stride, i, d, a.second);
             }
+        }
+    }
+    for (int i = 0; i < d; i++) { // the lower triangle follows the upper
+        for (int j = 0; j < i; j++) {
+            a.second[std::ptrdiff_t(i) * d + j] = a.second[std::ptrdiff_t(j) * d + i];
         }
     }
 }
@@ -231,6 +267,20 @@ static void merge_group(const MergeGroupArgs & a) {
         for (int i = 0; i < a.dim_v; i++) {
             value[i] += w * v[i];
         }
+    }
+}
+
+static void step_distance(const StepDistanceArgs & a) {
+    for (int i = 0; i + 1 < a.n; i++) {
+        const float * const x = a.rows + std::ptrdiff_t(i) * a.dim;
+        const float * const y = x + a.dim;
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int j = 0; j < a.dim; j++) {
+            const float d = x[j] - y[j];
+            sum += d * d;
+        }
+        a.out[i] = sum;
     }
 }
 

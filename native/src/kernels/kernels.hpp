@@ -60,6 +60,14 @@ struct FoldDirectionArgs {
     float * u;    // [dim], written; zeros when C is zero
 };
 
+// Squared distance of each row from the next: what merging neighbours would cost.
+struct StepDistanceArgs {
+    const float * rows; // [n][dim]
+    int n;
+    int dim;
+    float * out; // [n - 1], written
+};
+
 // Half precision to and from single, IEEE 754 round to nearest even. Overflow gives infinity.
 struct HalfToFloatArgs {
     const uint16_t * in;
@@ -96,6 +104,7 @@ struct KlRowArgs {
     X(query_moments, QueryMomentsArgs)     \
     X(fold_direction, FoldDirectionArgs)   \
     X(merge_group, MergeGroupArgs)         \
+    X(step_distance, StepDistanceArgs)     \
     X(half_to_float, HalfToFloatArgs)      \
     X(float_to_half, FloatToHalfArgs)      \
     X(log_sum_exp, LogSumExpArgs)          \

@@ -117,6 +117,17 @@ static void merge_group(const MergeGroupArgs & a) {
     }
 }
 
+static void step_distance(const StepDistanceArgs & a) {
+    for (int i = 0; i + 1 < a.n; i++) {
+        double sum = 0;
+        for (int j = 0; j < a.dim; j++) {
+            const double d = double(a.rows[size_t(i) * a.dim + j]) - a.rows[size_t(i + 1) * a.dim + j];
+            sum += d * d;
+        }
+        a.out[i] = float(sum);
+    }
+}
+
 static void half_to_float(const HalfToFloatArgs & a) {
     for (std::ptrdiff_t i = 0; i < a.n; i++) {
         const int sign = a.in[i] >> 15, exponent = (a.in[i] >> 10) & 31, mantissa = a.in[i] & 1023;

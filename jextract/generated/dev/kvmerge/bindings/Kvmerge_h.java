@@ -747,6 +747,8 @@ public class Kvmerge_h extends Kvmerge_h$shared {
             Kvmerge_h.C_POINTER,
             Kvmerge_h.C_INT,
             Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER,
             Kvmerge_h.C_POINTER
         );
 
@@ -758,7 +760,7 @@ public class Kvmerge_h extends Kvmerge_h$shared {
     /**
      * Function descriptor for:
      * {@snippet lang=c :
-     * kvmerge_status kvmerge_read_cells(kvmerge_observer *observer, int32_t layer, int32_t kv_head, const int32_t *cells, int32_t n, float *keys, float *values)
+     * kvmerge_status kvmerge_read_cells(kvmerge_observer *observer, int32_t layer, int32_t kv_head, const int32_t *cells, int32_t n, float *keys, float *values, float *key_steps, float *value_steps)
      * }
      */
     public static FunctionDescriptor kvmerge_read_cells$descriptor() {
@@ -768,7 +770,7 @@ public class Kvmerge_h extends Kvmerge_h$shared {
     /**
      * Downcall method handle for:
      * {@snippet lang=c :
-     * kvmerge_status kvmerge_read_cells(kvmerge_observer *observer, int32_t layer, int32_t kv_head, const int32_t *cells, int32_t n, float *keys, float *values)
+     * kvmerge_status kvmerge_read_cells(kvmerge_observer *observer, int32_t layer, int32_t kv_head, const int32_t *cells, int32_t n, float *keys, float *values, float *key_steps, float *value_steps)
      * }
      */
     public static MethodHandle kvmerge_read_cells$handle() {
@@ -778,7 +780,7 @@ public class Kvmerge_h extends Kvmerge_h$shared {
     /**
      * Address for:
      * {@snippet lang=c :
-     * kvmerge_status kvmerge_read_cells(kvmerge_observer *observer, int32_t layer, int32_t kv_head, const int32_t *cells, int32_t n, float *keys, float *values)
+     * kvmerge_status kvmerge_read_cells(kvmerge_observer *observer, int32_t layer, int32_t kv_head, const int32_t *cells, int32_t n, float *keys, float *values, float *key_steps, float *value_steps)
      * }
      */
     public static MemorySegment kvmerge_read_cells$address() {
@@ -787,16 +789,16 @@ public class Kvmerge_h extends Kvmerge_h$shared {
 
     /**
      * {@snippet lang=c :
-     * kvmerge_status kvmerge_read_cells(kvmerge_observer *observer, int32_t layer, int32_t kv_head, const int32_t *cells, int32_t n, float *keys, float *values)
+     * kvmerge_status kvmerge_read_cells(kvmerge_observer *observer, int32_t layer, int32_t kv_head, const int32_t *cells, int32_t n, float *keys, float *values, float *key_steps, float *value_steps)
      * }
      */
-    public static int kvmerge_read_cells(MemorySegment observer, int layer, int kv_head, MemorySegment cells, int n, MemorySegment keys, MemorySegment values) {
+    public static int kvmerge_read_cells(MemorySegment observer, int layer, int kv_head, MemorySegment cells, int n, MemorySegment keys, MemorySegment values, MemorySegment key_steps, MemorySegment value_steps) {
         var mh$ = kvmerge_read_cells.HANDLE;
         try {
             if (TRACE_DOWNCALLS) {
-                traceDowncall("kvmerge_read_cells", observer, layer, kv_head, cells, n, keys, values);
+                traceDowncall("kvmerge_read_cells", observer, layer, kv_head, cells, n, keys, values, key_steps, value_steps);
             }
-            return (int)mh$.invokeExact(observer, layer, kv_head, cells, n, keys, values);
+            return (int)mh$.invokeExact(observer, layer, kv_head, cells, n, keys, values, key_steps, value_steps);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {

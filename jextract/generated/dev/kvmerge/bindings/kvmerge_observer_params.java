@@ -24,6 +24,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     int32_t bias;
  *     float query_decay;
  *     float ridge;
+ *     int32_t n_threads;
  *     kvmerge_ggml ggml;
  * }
  * }
@@ -44,7 +45,7 @@ public class kvmerge_observer_params {
         Kvmerge_h.C_INT.withName("bias"),
         Kvmerge_h.C_FLOAT.withName("query_decay"),
         Kvmerge_h.C_FLOAT.withName("ridge"),
-        MemoryLayout.paddingLayout(4),
+        Kvmerge_h.C_INT.withName("n_threads"),
         kvmerge_ggml.layout().withName("ggml")
     ).withName("kvmerge_observer_params");
 
@@ -449,6 +450,50 @@ public class kvmerge_observer_params {
      */
     public static void ridge(MemorySegment struct, float fieldValue) {
         struct.set(ridge$LAYOUT, ridge$OFFSET, fieldValue);
+    }
+
+    private static final OfInt n_threads$LAYOUT = (OfInt)$LAYOUT.select(groupElement("n_threads"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * int32_t n_threads
+     * }
+     */
+    public static final OfInt n_threads$layout() {
+        return n_threads$LAYOUT;
+    }
+
+    private static final long n_threads$OFFSET = $LAYOUT.byteOffset(groupElement("n_threads"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * int32_t n_threads
+     * }
+     */
+    public static final long n_threads$offset() {
+        return n_threads$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * int32_t n_threads
+     * }
+     */
+    public static int n_threads(MemorySegment struct) {
+        return struct.get(n_threads$LAYOUT, n_threads$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * int32_t n_threads
+     * }
+     */
+    public static void n_threads(MemorySegment struct, int fieldValue) {
+        struct.set(n_threads$LAYOUT, n_threads$OFFSET, fieldValue);
     }
 
     private static final GroupLayout ggml$LAYOUT = (GroupLayout)$LAYOUT.select(groupElement("ggml"));

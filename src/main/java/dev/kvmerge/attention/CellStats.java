@@ -94,6 +94,16 @@ public final class CellStats {
     return vectors().values();
   }
 
+  /** |K_i - K_{i+1}|^2 for each cell but the last. */
+  public float[] keySteps() {
+    return vectors().keySteps();
+  }
+
+  /** |V_i - V_{i+1}|^2 for each cell but the last. */
+  public float[] valueSteps() {
+    return vectors().valueSteps();
+  }
+
   private Observer.Vectors vectors() {
     if (vectors == null) {
       vectors = vectorSource.get();

@@ -68,8 +68,15 @@ public final class CompressedContext implements AutoCloseable {
    * @throws KvmergeException if the planner needs what the options do not give, or llama.cpp cannot make the context
    */
   public CompressedContext(Model model, Planner planner, CacheOptions options) {
-    this(model, planner, options, new Observer.Options(planner != null && planner.needsMass(), planner != null && planner.needsEntropy(),
-        planner == null ? Bias.NONE : planner.bias(), 0.7, 0.05));
+    this(
+        model,
+        planner,
+        options,
+        Observer.Options.of(
+            planner != null && planner.needsMass(),
+            planner != null && planner.needsEntropy(),
+            planner == null ? Bias.NONE : planner.bias(),
+            options.threads()));
   }
 
   /** As above, and observes what is asked for beyond the planner's needs. */

@@ -90,9 +90,10 @@ final class AnalyzeCommand implements Runnable {
     System.out.printf(Locale.ROOT, "The first %d tokens (sinks) get %.1f %% of all attention, by layer from %.1f %% to %.1f %%.%n", f.sinks(),
         100 * Arrays.stream(f.sinkShare()).average().orElse(0), 100 * Arrays.stream(f.sinkShare()).min().orElse(0), 100 * Arrays.stream(f.sinkShare()).max().orElse(0));
     System.out.printf(Locale.ROOT, "Above the threshold %.2f: %.1f %% of tokens, in %,d spans of neighbours, %.1f tokens each, the longest %,d.%n",
-        f.threshold(), 100 * f.diffuseShare(), f.spans(), f.meanSpanLength(), f.longestSpan());
+        f.threshold(), 100 * f.diffuseShare(), f.spans().size(), f.spans().stream().mapToInt(EntropyAnalysis.Span::length).average().orElse(0),
+        f.spans().stream().mapToInt(EntropyAnalysis.Span::length).max().orElse(0));
     System.out.println();
-    System.out.println("Written to " + out + ": entropy.csv, heat maps by layer and head and along the text, and the distribution (*.svg).");
+    System.out.println("Written to " + out + ": entropy.csv, spans.csv, heat maps by layer and head and along the text, and the distribution (*.svg).");
   }
 
   private static String heads(EntropyAnalysis.Findings f, int[] which, int heads) {
@@ -108,6 +109,11 @@ final class AnalyzeCommand implements Runnable {
       }
     }
     folder.write("entropy.csv", csv.toString());
+    StringBuilder spans = new StringBuilder("layer,kv_head,first_token,tokens,mean_entropy\n");
+    for (EntropyAnalysis.Span s : f.spans()) {
+      spans.append(s.layer()).append(',').append(s.kvHead()).append(',').append(s.from()).append(',').append(s.length()).append(',').append(s.entropy()).append('\n');
+    }
+    folder.write("spans.csv", spans.toString());
     folder.write("entropy-by-head.svg", Plots.heatMap("Normalised row entropy by layer and head", "head", "layer", f.byLayerAndHead(), 1, "H / log n"));
     folder.write("entropy-along-text.svg",
         Plots.heatMap("Normalised row entropy by layer along the text", "block of " + block + " tokens", "layer", f.byLayerAlongText(), 1, "H / log n"));

@@ -42,14 +42,10 @@ final class ModelsCommand implements Runnable {
       @Parameters(arity = "1..*", paramLabel = "NAME", description = "a name of the list; llama.cpp is the library for this machine") List<String> names) {
     Catalogue catalogue = Home.catalogue();
     List<Catalogue.Entry> entries = names.stream().map(catalogue::find).toList(); // a wrong name stops before the first fetch
-    for (Catalogue.Entry entry : entries) {
-      if (catalogue.isHere(entry)) {
-        continue;
-      }
-      try (Progress progress = new Progress(entry.name())) {
-        new Fetcher(catalogue, (what, done) -> progress.update(done, what)).fetch(entry);
-      }
-      System.err.println("fetched " + entry.name() + " to " + catalogue.locate(entry));
+    List<Catalogue.Entry> missing = entries.stream().filter(e -> !catalogue.isHere(e)).toList();
+    try (Progress progress = new Progress("setting up")) {
+      new Fetcher(catalogue, (what, done) -> progress.update(done, what)).fetch(missing);
     }
+    missing.forEach(e -> System.err.println("fetched " + e.name() + " to " + catalogue.locate(e)));
   }
 }

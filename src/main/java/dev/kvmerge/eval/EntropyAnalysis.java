@@ -27,9 +27,7 @@ public final class EntropyAnalysis {
    * @param sinks first tokens counted as sinks
    * @param threshold above which a row is diffuse
    * @param diffuseShare share of (layer, KV head, token) whose mean entropy is above the threshold
-   * @param spans runs of two and more neighbours above it, over all layers and KV heads
-   * @param meanSpanLength tokens a run
-   * @param longestSpan tokens
+   * @param spans runs of two and more neighbours above it, by layer, KV head and position
    * @param rows rows looked at
    */
   public record Findings(
@@ -41,10 +39,17 @@ public final class EntropyAnalysis {
       int sinks,
       double threshold,
       double diffuseShare,
-      long spans,
-      double meanSpanLength,
-      int longestSpan,
+      List<Span> spans,
       long rows) {}
+
+  /**
+   * A run of neighbouring tokens whose rows are diffuse: what the founding algorithm would merge.
+   *
+   * @param from its first token
+   * @param length tokens
+   * @param entropy mean of theirs
+   */
+  public record Span(int layer, int kvHead, int from, int length, double entropy) {}
 
   /**
    * A check of the theory on a known input.
@@ -103,7 +108,7 @@ public final class EntropyAnalysis {
     double[] mass = new double[shape.layers()];
     long[] bins = new long[BINS];
     float[][] perPair = new float[shape.pairs()][tokens.length];
-    Observer.Options observe = new Observer.Options(true, true, Bias.NONE, 0, 0.05);
+    Observer.Options observe = Observer.Options.of(true, true, Bias.NONE, threads);
     CacheOptions cache = CacheOptions.unlimited(tokens.length, block).withThreads(threads);
     try (CompressedContext context = new CompressedContext(model, null, cache, observe)) {
       for (int b = 0; b < blocks; b++) {
@@ -151,19 +156,23 @@ public final class EntropyAnalysis {
     }
     double[] sinkShare = new double[layers];
     Arrays.setAll(sinkShare, l -> sinkMass[l] / mass[l]);
-    List<Integer> spans = new ArrayList<>();
+    List<Span> spans = new ArrayList<>();
+    int kvHeads = perPair.length / layers;
     long diffuse = 0;
-    for (float[] pair : perPair) {
+    for (int pair = 0; pair < perPair.length; pair++) {
       int length = 0;
+      double spanSum = 0;
       for (int t = 0; t <= tokens; t++) {
-        if (t < tokens && pair[t] > threshold) {
+        if (t < tokens && perPair[pair][t] > threshold) {
           length++;
           diffuse++;
+          spanSum += perPair[pair][t];
         } else {
           if (length >= 2) {
-            spans.add(length);
+            spans.add(new Span(pair / kvHeads, pair % kvHeads, t - length, length, spanSum / length));
           }
           length = 0;
+          spanSum = 0;
         }
       }
     }
@@ -176,9 +185,7 @@ public final class EntropyAnalysis {
         sinks,
         threshold,
         (double) diffuse / ((long) perPair.length * tokens),
-        spans.size(),
-        spans.stream().mapToInt(i -> i).average().orElse(0),
-        spans.stream().mapToInt(i -> i).max().orElse(0),
+        spans,
         rows);
   }
 }

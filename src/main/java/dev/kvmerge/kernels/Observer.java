@@ -28,10 +28,16 @@ public final class Observer implements AutoCloseable {
    * @param bias how merged cells keep their members' mass
    * @param queryDecay factor on the query moments at each block, 0..1
    * @param ridge regularisation of the fold direction, positive
+   * @param threads most threads that rewriting cells uses
    */
-  public record Options(boolean mass, boolean entropy, Bias bias, double queryDecay, double ridge) {
-    /** Only where K and V lie. */
-    public static final Options CELLS = new Options(false, false, Bias.NONE, 0.7, 0.05);
+  public record Options(boolean mass, boolean entropy, Bias bias, double queryDecay, double ridge, int threads) {
+    private static final double QUERY_DECAY = 0.7;
+    private static final double RIDGE = 0.05;
+
+    /** The decay and ridge that were measured best. */
+    public static Options of(boolean mass, boolean entropy, Bias bias, int threads) {
+      return new Options(mass, entropy, bias, QUERY_DECAY, RIDGE, threads);
+    }
   }
 
   private final Shape shape;
@@ -78,6 +84,7 @@ public final class Observer implements AutoCloseable {
           });
       kvmerge_observer_params.query_decay(params, (float) options.queryDecay());
       kvmerge_observer_params.ridge(params, (float) options.ridge());
+      kvmerge_observer_params.n_threads(params, options.threads());
       SymbolLookup ggml = SymbolLookup.loaderLookup();
       MemorySegment entries3 = kvmerge_observer_params.ggml(params);
       kvmerge_ggml.tensor_get(entries3, symbol(ggml, "ggml_backend_tensor_get"));
@@ -177,8 +184,15 @@ public final class Observer implements AutoCloseable {
     }
   }
 
-  /** Keys [n][keyDimension] and values [n][valueDimension] of some cells, as F32. */
-  public record Vectors(float[] keys, float[] values) {}
+  /**
+   * Keys and values of some cells, as F32.
+   *
+   * @param keys [n][keyDimension]
+   * @param values [n][valueDimension]
+   * @param keySteps [n - 1], squared distance of each key from the next
+   * @param valueSteps [n - 1], squared distance of each value from the next
+   */
+  public record Vectors(float[] keys, float[] values, float[] keySteps, float[] valueSteps) {}
 
   /** Reads cells of one layer and KV head. */
   public Vectors readCells(int layer, int kvHead, int[] which, CacheInfo info) {
@@ -186,12 +200,20 @@ public final class Observer implements AutoCloseable {
       MemorySegment index = local.allocateFrom(ValueLayout.JAVA_INT, which);
       MemorySegment keys = local.allocate(ValueLayout.JAVA_FLOAT, (long) which.length * info.keyDimension());
       MemorySegment values = local.allocate(ValueLayout.JAVA_FLOAT, (long) which.length * info.valueDimension());
-      Kvmerge.check(Kvmerge_h.kvmerge_read_cells(open(), layer, kvHead, index, which.length, keys, values));
-      return new Vectors(keys.toArray(ValueLayout.JAVA_FLOAT), values.toArray(ValueLayout.JAVA_FLOAT));
+      long steps = Math.max(0, which.length - 1L);
+      MemorySegment keySteps = local.allocate(ValueLayout.JAVA_FLOAT, steps);
+      MemorySegment valueSteps = local.allocate(ValueLayout.JAVA_FLOAT, steps);
+      Kvmerge.check(
+          Kvmerge_h.kvmerge_read_cells(open(), layer, kvHead, index, which.length, keys, values, keySteps, valueSteps));
+      return new Vectors(
+          keys.toArray(ValueLayout.JAVA_FLOAT),
+          values.toArray(ValueLayout.JAVA_FLOAT),
+          keySteps.toArray(ValueLayout.JAVA_FLOAT),
+          valueSteps.toArray(ValueLayout.JAVA_FLOAT));
     }
   }
 
-  /** Writes cells of one layer and KV head, rounding to the cells' type. */
+  /** Writes the keys and values of cells of one layer and KV head, rounding to the cells' type. */
   public void writeCells(int layer, int kvHead, int[] which, Vectors vectors, CacheInfo info) {
     if (vectors.keys().length != which.length * info.keyDimension() || vectors.values().length != which.length * info.valueDimension()) {
       throw new IllegalArgumentException("vectors of another shape than " + which.length + " cells");

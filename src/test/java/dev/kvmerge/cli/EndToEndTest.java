@@ -173,6 +173,7 @@ class EndToEndTest {
     Cli run = Cli.run("analyze", "--tokens", "128", "--block", "64", "--out", folder.toString()).succeeded();
     assertEquals(5, run.out().lines().filter(l -> l.startsWith("  ok ")).count(), run.out());
     assertEquals(1 + 30 * 9, Files.readAllLines(folder.resolve("entropy.csv")).size());
+    assertTrue(Files.readAllLines(folder.resolve("spans.csv")).size() > 10);
     assertTrue(Files.size(folder.resolve("entropy-by-head.svg")) > 1000);
   }
 

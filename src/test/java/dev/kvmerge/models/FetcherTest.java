@@ -45,23 +45,40 @@ class FetcherTest {
     }
   }
 
+  private static void fetch(Catalogue catalogue) {
+    new Fetcher(catalogue, (what, done) -> {}).fetch(catalogue.entries());
+  }
+
+  @Test
+  void onePackageForSeveralEntriesIsDownloadedOnce() throws IOException {
+    Path source = npmPackage();
+    Files.writeString(source.resolve("texts/other.txt"), TEXT);
+    String rest = " | " + TEXT.length() + " | " + Hash.sha256(TEXT.getBytes()) + " | public domain | tests";
+    Catalogue catalogue = catalogue("a | text | npm " + source + " | texts/book.txt" + rest, "b | text | npm " + source + " | texts/other.txt" + rest);
+    int[] steps = {0};
+    new Fetcher(catalogue, (what, done) -> steps[0] += what.startsWith("unpacking") ? 1 : 0).fetch(catalogue.entries());
+    assertEquals(2, steps[0]);
+    assertEquals(List.of("book.txt", "other.txt"), left().stream().sorted().toList());
+  }
+
   @Test
   void fetchesOnceAndLeavesNothingElse() throws IOException {
     Catalogue catalogue = catalogue("# a comment", "", line(Hash.sha256(TEXT.getBytes()), "texts/book.txt"));
     Catalogue.Entry book = catalogue.find("book");
     assertThrows(KvmergeException.class, () -> catalogue.resolve("book", Catalogue.Kind.TEXT));
-    Path at = new Fetcher(catalogue, (what, done) -> {}).fetch(book);
+    fetch(catalogue);
+    Path at = catalogue.locate(book);
     assertEquals(TEXT, Files.readString(at));
     assertEquals(at, catalogue.resolve("book", Catalogue.Kind.TEXT));
     assertEquals(List.of("book.txt"), left());
     Files.delete(folder.resolve("source/package.json")); // a second fetch would fail
-    assertEquals(at, new Fetcher(catalogue, (what, done) -> {}).fetch(book));
+    fetch(catalogue);
   }
 
   @Test
   void aWrongChecksumKeepsNothing() throws IOException {
     Catalogue catalogue = catalogue(line("0".repeat(64), "texts/book.txt"));
-    KvmergeException e = assertThrows(KvmergeException.class, () -> new Fetcher(catalogue, (what, done) -> {}).fetch(catalogue.find("book")));
+    KvmergeException e = assertThrows(KvmergeException.class, () -> fetch(catalogue));
     assertTrue(e.getMessage().contains("wrong checksum for 'book'") && e.getMessage().contains("texts/book.txt"), e.getMessage());
     assertEquals(List.of(), left());
     assertFalse(catalogue.isHere(catalogue.find("book")));
@@ -77,7 +94,7 @@ class FetcherTest {
   }
 
   private static void fails(Catalogue catalogue, String why) {
-    KvmergeException e = assertThrows(KvmergeException.class, () -> new Fetcher(catalogue, (what, done) -> {}).fetch(catalogue.find("book")));
+    KvmergeException e = assertThrows(KvmergeException.class, () -> fetch(catalogue));
     assertTrue(e.getMessage().contains(why), e.getMessage());
   }
 

@@ -31,7 +31,20 @@ class StrategyTest {
     int n = mass.length;
     int[] count = new int[n];
     Arrays.fill(count, 1);
-    return new CellStats(0, 0, IntStream.range(0, n).toArray(), mass, entropy, count, () -> new Observer.Vectors(keys.clone(), values.clone()));
+    return new CellStats(0, 0, IntStream.range(0, n).toArray(), mass, entropy, count, () -> vectors(keys, values));
+  }
+
+  private static Observer.Vectors vectors(float[] keys, float[] values) {
+    return new Observer.Vectors(keys.clone(), values.clone(), steps(keys), steps(values));
+  }
+
+  private static float[] steps(float[] rows) {
+    float[] steps = new float[rows.length / DIM - 1];
+    for (int i = 0; i < steps.length * DIM; i++) {
+      float d = rows[i] - rows[i + DIM];
+      steps[i / DIM] += d * d;
+    }
+    return steps;
   }
 
   private static CellStats random(int n, long seed) {
@@ -52,7 +65,7 @@ class StrategyTest {
       keys[i] = (float) random.nextGaussian();
       values[i] = (float) random.nextGaussian();
     }
-    return new CellStats(1, 2, position, mass, entropy, count, () -> new Observer.Vectors(keys.clone(), values.clone()));
+    return new CellStats(1, 2, position, mass, entropy, count, () -> vectors(keys, values));
   }
 
   @Provide
@@ -111,7 +124,7 @@ class StrategyTest {
   @Test
   void h2oKeepsHeavyHittersAndTheNewestHalf() {
     float[] mass = {9, 0, 0, 7, 1, 8, 0, 0, 0, 0};
-    Plan plan = new H2o(0.5).plan(cells(mass, new float[10], new float[10], new float[10]), 4);
+    Plan plan = new H2o(0.5).plan(cells(mass, new float[10], new float[10 * DIM], new float[10 * DIM]), 4);
     assertArrayEquals(new int[] {0, -1, -1, -1, -1, 5, -1, -1, 8, 9}, plan.target());
   }
 

@@ -76,7 +76,15 @@ public class PlanBenchmark {
     }
     keysCopy = keys.clone();
     valuesCopy = values.clone();
-    cells = new CellStats(0, 0, IntStream.range(0, n).toArray(), mass, entropy, count, () -> new Observer.Vectors(keysCopy, valuesCopy));
+    cells = new CellStats(0, 0, IntStream.range(0, n).toArray(), mass, entropy, count, () -> new Observer.Vectors(keysCopy, valuesCopy, steps(keys), steps(values)));
+  }
+
+  private static float[] steps(float[] rows) {
+    float[] steps = new float[rows.length / DIM - 1];
+    for (int i = 0; i < steps.length * DIM; i++) {
+      steps[i / DIM] += (rows[i] - rows[i + DIM]) * (rows[i] - rows[i + DIM]);
+    }
+    return steps;
   }
 
   @Benchmark
