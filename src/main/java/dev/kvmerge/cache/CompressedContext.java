@@ -27,6 +27,7 @@ public final class CompressedContext implements AutoCloseable {
   private final CellTable table;
   private final Shape shape;
   private final Timings timings = new Timings();
+  private final ThreadLocal<Observer.Buffer> buffers = ThreadLocal.withInitial(Observer.Buffer::new);
   private Observer.CacheInfo info;
   private Observer.Stats lastStats;
   private int position; // of the next token
@@ -189,7 +190,7 @@ public final class CompressedContext implements AutoCloseable {
     Plan[] plans = new Plan[shape.pairs()];
     IntStream.range(0, plans.length).parallel().forEach(pair -> {
       int[] order = table.order(pair);
-      CellStats stats = table.stats(pair, () -> observer.readCells(pair / shape.kvHeads(), pair % shape.kvHeads(), order, info));
+      CellStats stats = table.stats(pair, () -> observer.readCells(pair / shape.kvHeads(), pair % shape.kvHeads(), order, info, buffers.get()));
       plans[pair] = planner.plan(stats, budget);
     });
     long planned = System.nanoTime();
@@ -235,7 +236,7 @@ public final class CompressedContext implements AutoCloseable {
     flush();
     int pair = layer * shape.kvHeads() + kvHead;
     int[] order = table.order(pair);
-    return table.stats(pair, () -> observer.readCells(layer, kvHead, order, info));
+    return table.stats(pair, () -> observer.readCells(layer, kvHead, order, info, new Observer.Buffer()));
   }
 
   Context context() {

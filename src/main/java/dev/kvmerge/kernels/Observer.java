@@ -194,23 +194,47 @@ public final class Observer implements AutoCloseable {
    */
   public record Vectors(float[] keys, float[] values, float[] keySteps, float[] valueSteps) {}
 
-  /** Reads cells of one layer and KV head. */
-  public Vectors readCells(int layer, int kvHead, int[] which, CacheInfo info) {
-    try (Arena local = Arena.ofConfined()) {
-      MemorySegment index = local.allocateFrom(ValueLayout.JAVA_INT, which);
-      MemorySegment keys = local.allocate(ValueLayout.JAVA_FLOAT, (long) which.length * info.keyDimension());
-      MemorySegment values = local.allocate(ValueLayout.JAVA_FLOAT, (long) which.length * info.valueDimension());
-      long steps = Math.max(0, which.length - 1L);
-      MemorySegment keySteps = local.allocate(ValueLayout.JAVA_FLOAT, steps);
-      MemorySegment valueSteps = local.allocate(ValueLayout.JAVA_FLOAT, steps);
-      Kvmerge.check(
-          Kvmerge_h.kvmerge_read_cells(open(), layer, kvHead, index, which.length, keys, values, keySteps, valueSteps));
-      return new Vectors(
-          keys.toArray(ValueLayout.JAVA_FLOAT),
-          values.toArray(ValueLayout.JAVA_FLOAT),
-          keySteps.toArray(ValueLayout.JAVA_FLOAT),
-          valueSteps.toArray(ValueLayout.JAVA_FLOAT));
+  /** Memory to read cells into: the vectors of a read are overwritten by the next into the same memory. One thread's. */
+  public static final class Buffer {
+    private MemorySegment index = MemorySegment.NULL;
+    private MemorySegment keys = MemorySegment.NULL;
+    private MemorySegment values = MemorySegment.NULL;
+    private MemorySegment keySteps = MemorySegment.NULL;
+    private MemorySegment valueSteps = MemorySegment.NULL;
+    private Vectors vectors = new Vectors(new float[0], new float[0], new float[0], new float[0]);
+
+    private void fit(int n, CacheInfo info) {
+      int k = n * info.keyDimension();
+      int v = n * info.valueDimension();
+      if (vectors.keys.length != k || vectors.values.length != v) {
+        Arena arena = Arena.ofAuto();
+        int steps = Math.max(0, n - 1);
+        index = arena.allocate(ValueLayout.JAVA_INT, n);
+        keys = arena.allocate(ValueLayout.JAVA_FLOAT, k);
+        values = arena.allocate(ValueLayout.JAVA_FLOAT, v);
+        keySteps = arena.allocate(ValueLayout.JAVA_FLOAT, steps);
+        valueSteps = arena.allocate(ValueLayout.JAVA_FLOAT, steps);
+        vectors = new Vectors(new float[k], new float[v], new float[steps], new float[steps]);
+      }
     }
+
+    private static void copy(MemorySegment from, float[] to) {
+      MemorySegment.copy(from, ValueLayout.JAVA_FLOAT, 0, to, 0, to.length);
+    }
+  }
+
+  /** Reads cells of one layer and KV head. */
+  public Vectors readCells(int layer, int kvHead, int[] which, CacheInfo info, Buffer buffer) {
+    buffer.fit(which.length, info);
+    MemorySegment.copy(which, 0, buffer.index, ValueLayout.JAVA_INT, 0, which.length);
+    Kvmerge.check(
+        Kvmerge_h.kvmerge_read_cells(
+            open(), layer, kvHead, buffer.index, which.length, buffer.keys, buffer.values, buffer.keySteps, buffer.valueSteps));
+    Buffer.copy(buffer.keys, buffer.vectors.keys);
+    Buffer.copy(buffer.values, buffer.vectors.values);
+    Buffer.copy(buffer.keySteps, buffer.vectors.keySteps);
+    Buffer.copy(buffer.valueSteps, buffer.vectors.valueSteps);
+    return buffer.vectors;
   }
 
   /** Writes the keys and values of cells of one layer and KV head, rounding to the cells' type. */

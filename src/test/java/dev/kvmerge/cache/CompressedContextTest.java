@@ -132,7 +132,7 @@ class CompressedContextTest {
       context.decode(Arrays.copyOf(tokens, 64));
       for (int layer = 0; layer < model.shape().layers(); layer++) {
         for (int head = 0; head < model.shape().kvHeads(); head++) {
-          Observer.Vectors cell = context.observer().readCells(layer, head, new int[] {twin}, context.info());
+          Observer.Vectors cell = context.observer().readCells(layer, head, new int[] {twin}, context.info(), new Observer.Buffer());
           context.observer().writeCells(layer, head, new int[] {twin + 1}, cell, context.info());
         }
       }
