@@ -40,32 +40,32 @@ struct ggml_tensor;         /* ggml's; opaque here */
 struct ggml_backend_buffer; /* ggml's; opaque here */
 
 typedef struct kvmerge_observer kvmerge_observer;
-typedef struct kvmerge_log      kvmerge_log;
+typedef struct kvmerge_log kvmerge_log;
 
 typedef int32_t kvmerge_status;
 
 enum kvmerge_status_code {
-    KVMERGE_OK            = 0,
-    KVMERGE_E_ARGUMENT    = 1, /* an argument is null, out of range or inconsistent */
+    KVMERGE_OK = 0,
+    KVMERGE_E_ARGUMENT = 1,    /* an argument is null, out of range or inconsistent */
     KVMERGE_E_UNSUPPORTED = 2, /* a cell type, layout or model that is not handled; nothing was touched */
-    KVMERGE_E_STATE       = 3, /* called at the wrong time, as before the first decode */
-    KVMERGE_E_MEMORY      = 4,
-    KVMERGE_E_NUMERIC     = 5, /* NaN or infinity where a finite number is needed */
+    KVMERGE_E_STATE = 3,       /* called at the wrong time, as before the first decode */
+    KVMERGE_E_MEMORY = 4,
+    KVMERGE_E_NUMERIC = 5, /* NaN or infinity where a finite number is needed */
 };
 
 /* What an observer looks at. Each costs graph segments, so ask for what the strategy needs. */
 enum kvmerge_observe_flag {
-    KVMERGE_OBSERVE_CELLS   = 0, /* always: where K and V lie, which cells a batch fills */
-    KVMERGE_OBSERVE_MASS    = 1, /* attention received by each cell (needs flash attention off) */
+    KVMERGE_OBSERVE_CELLS = 0,   /* always: where K and V lie, which cells a batch fills */
+    KVMERGE_OBSERVE_MASS = 1,    /* attention received by each cell (needs flash attention off) */
     KVMERGE_OBSERVE_ENTROPY = 2, /* normalised entropy of each attention row (needs flash attention off) */
     KVMERGE_OBSERVE_QUERIES = 4, /* decayed mean and second moment of the roped queries, for the folded bias */
 };
 
 /* How a merged cell gets the log of the mass that its members had (the Gibbs bias). */
 enum kvmerge_bias_mode {
-    KVMERGE_BIAS_NONE   = 0, /* it does not */
+    KVMERGE_BIAS_NONE = 0,   /* it does not */
     KVMERGE_BIAS_FOLDED = 1, /* folded into its key along the queries' common direction: the graph is untouched */
-    KVMERGE_BIAS_EXACT  = 2, /* added to the score node `kq-<il>` in the callback: exact, needs flash attention off */
+    KVMERGE_BIAS_EXACT = 2,  /* added to the score node `kq-<il>` in the callback: exact, needs flash attention off */
 };
 
 /* The entry points of the ggml that the caller's llama.cpp uses, so that this library links to none. */
@@ -76,29 +76,29 @@ typedef struct kvmerge_ggml {
 } kvmerge_ggml;
 
 typedef struct kvmerge_observer_params {
-    int32_t      n_layer;     /* of the model; every layer must have a KV cache */
-    int32_t      n_head;      /* query heads a layer */
-    int32_t      n_head_kv;   /* KV heads a layer; divides n_head */
-    int32_t      n_cells;     /* cells of the context (llama_n_ctx), the width of every per-cell array */
-    int32_t      n_tokens;    /* most tokens a block, the width of every per-token array */
-    int32_t      observe;     /* KVMERGE_OBSERVE_* or-ed together */
-    int32_t      bias;        /* KVMERGE_BIAS_*; FOLDED implies OBSERVE_QUERIES */
-    float        query_decay; /* factor on the query moments at each begin, 0..1; .7 a block of 128 is good */
-    float        ridge;       /* lambda of the fold direction, > 0; .05 is good */
-    int32_t      n_threads;   /* most threads that kvmerge_apply uses, 1..1024 */
+    int32_t n_layer;   /* of the model; every layer must have a KV cache */
+    int32_t n_head;    /* query heads a layer */
+    int32_t n_head_kv; /* KV heads a layer; divides n_head */
+    int32_t n_cells;   /* cells of the context (llama_n_ctx), the width of every per-cell array */
+    int32_t n_tokens;  /* most tokens a block, the width of every per-token array */
+    int32_t observe;   /* KVMERGE_OBSERVE_* or-ed together */
+    int32_t bias;      /* KVMERGE_BIAS_*; FOLDED implies OBSERVE_QUERIES */
+    float query_decay; /* factor on the query moments at each begin, 0..1; .7 a block of 128 is good */
+    float ridge;       /* lambda of the fold direction, > 0; .05 is good */
+    int32_t n_threads; /* most threads that kvmerge_apply uses, 1..1024 */
     kvmerge_ggml ggml;
 } kvmerge_observer_params;
 
 /* What was seen since kvmerge_observer_begin(). Pointers are the observer's, valid until the next begin or free. */
 typedef struct kvmerge_block_stats {
-    int32_t         n_tokens;      /* tokens decoded in this block */
-    int32_t         n_layer_seen;  /* layers whose attention was observed in full */
-    const int32_t * token_cell;    /* [n_tokens]: the cell that each token was written to */
-    const float *   mass;          /* [n_layer][n_head_kv][n_cells]: attention received, summed over queries and the
+    int32_t n_tokens;           /* tokens decoded in this block */
+    int32_t n_layer_seen;       /* layers whose attention was observed in full */
+    const int32_t * token_cell; /* [n_tokens]: the cell that each token was written to */
+    const float * mass;         /* [n_layer][n_head_kv][n_cells]: attention received, summed over queries and the
                                       query heads of the KV head; null when not observed */
-    const float *   entropy;       /* [n_layer][n_head][params.n_tokens]: H(row) / log(visible cells), 0..1;
+    const float * entropy;      /* [n_layer][n_head][params.n_tokens]: H(row) / log(visible cells), 0..1;
                                       null when not observed. A row that sees one cell has entropy 0 */
-    int64_t         observe_nanos; /* time spent in the callback */
+    int64_t observe_nanos;      /* time spent in the callback */
 } kvmerge_block_stats;
 
 /* Where the cells lie, as read from the graph. Filled after the first decode. */
@@ -108,8 +108,8 @@ typedef struct kvmerge_cache_info {
     int32_t head_dim_v;   /* elements a value */
     int32_t v_transposed; /* 1: flash attention off, V is [n_embd][n_cells] */
     int64_t bytes;        /* K and V tensors of all layers */
-    char    type_k[16];   /* "f16", "f32", ... */
-    char    type_v[16];
+    char type_k[16];      /* "f16", "f32", ... */
+    char type_v[16];
 } kvmerge_cache_info;
 
 /*
@@ -122,10 +122,10 @@ typedef struct kvmerge_cache_info {
  */
 typedef struct kvmerge_plan {
     const int32_t * target;
-    const float *   weight;
+    const float * weight;
     const int32_t * position;
     const int32_t * dest;
-    int32_t         pivot_frame; /* 1: rotate each key to the pivot's position before averaging; 0: average as cached */
+    int32_t pivot_frame; /* 1: rotate each key to the pivot's position before averaging; 0: average as cached */
 } kvmerge_plan;
 
 /* ---- the library ------------------------------------------------------------------------------------------------ */
@@ -162,13 +162,11 @@ KVMERGE_API kvmerge_status kvmerge_observer_cache_info(kvmerge_observer * observ
 /* Reads the cells `cells[0..n)` of one layer and KV head as F32. keys: [n][head_dim_k], values: [n][head_dim_v];
  * key_steps and value_steps: [n - 1], the squared distance of each key (value) from the next one's. Any may be null, the
  * steps only where the vectors are not. Errors: STATE, ARGUMENT, UNSUPPORTED. */
-KVMERGE_API kvmerge_status kvmerge_read_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head,
-                                              const int32_t * cells, int32_t n, float * keys, float * values,
-                                              float * key_steps, float * value_steps);
+KVMERGE_API kvmerge_status kvmerge_read_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head, const int32_t * cells,
+                                              int32_t n, float * keys, float * values, float * key_steps, float * value_steps);
 /* The inverse of kvmerge_read_cells: rounds to the cells' type. */
-KVMERGE_API kvmerge_status kvmerge_write_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head,
-                                               const int32_t * cells, int32_t n, const float * keys,
-                                               const float * values);
+KVMERGE_API kvmerge_status kvmerge_write_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head, const int32_t * cells,
+                                               int32_t n, const float * keys, const float * values);
 /* Rewrites K and V by a plan, in place. The whole plan is checked before the first cell is written.
  * K' = sum w_i R(p_pivot - p_i) K_i, V' = sum w_i V_i, bias H(w) = -sum w_i log w_i as params.bias says.
  * Errors: STATE, ARGUMENT (names layer, head and cell), UNSUPPORTED, NUMERIC. */
@@ -183,12 +181,12 @@ KVMERGE_API kvmerge_status kvmerge_score(const float * logits, int64_t n_rows, i
 /* Bytes of one packed row of log probabilities: scale and minimum as floats, then n_vocab uint16. */
 KVMERGE_API int64_t kvmerge_packed_row_bytes(int64_t n_vocab);
 /* Packs log softmax of each row to 16 bits a token over the row's whole range, nothing clipped. */
-KVMERGE_API kvmerge_status kvmerge_pack_log_probs(const float * logits, int64_t n_rows, int64_t n_vocab,
-                                                  int32_t n_threads, void * packed);
+KVMERGE_API kvmerge_status kvmerge_pack_log_probs(const float * logits, int64_t n_rows, int64_t n_vocab, int32_t n_threads,
+                                                  void * packed);
 /* KL(packed || logits) over the whole vocabulary, in nats, and whether both agree on the likeliest token.
  * packed: n_rows packed rows; kl: [n_rows]; same_top: [n_rows] of 0 or 1. */
-KVMERGE_API kvmerge_status kvmerge_kl_divergence(const void * packed, const float * logits, int64_t n_rows,
-                                                 int64_t n_vocab, int32_t n_threads, double * kl, uint8_t * same_top);
+KVMERGE_API kvmerge_status kvmerge_kl_divergence(const void * packed, const float * logits, int64_t n_rows, int64_t n_vocab,
+                                                 int32_t n_threads, double * kl, uint8_t * same_top);
 /* Entropy of each row of probabilities over its positive entries, divided by the log of their number (0 for one entry).
  * p: [n_rows][n]; entropy: [n_rows]. Errors: ARGUMENT, NUMERIC (a row with NaN). */
 KVMERGE_API kvmerge_status kvmerge_row_entropy(const float * p, int64_t n_rows, int64_t n, float * entropy);
@@ -199,7 +197,7 @@ KVMERGE_API kvmerge_status kvmerge_row_entropy(const float * p, int64_t n_rows, 
  * unless echo is set. Pass kvmerge_log_callback and the handle to llama_log_set. Free it after llama_log_set(null). */
 KVMERGE_API kvmerge_status kvmerge_log_create(bool echo, kvmerge_log ** out);
 KVMERGE_API kvmerge_status kvmerge_log_free(kvmerge_log * log);
-KVMERGE_API void           kvmerge_log_callback(int32_t level, const char * text, void * log);
+KVMERGE_API void kvmerge_log_callback(int32_t level, const char * text, void * log);
 /* Copies what was kept since the last take into `text` (always terminated) and forgets it. */
 KVMERGE_API kvmerge_status kvmerge_log_take(kvmerge_log * log, char * text, size_t size);
 

@@ -96,12 +96,12 @@ int64_t CellTensor::bytes() const {
 void check_supported(const CellTensor & c, const kvmerge_ggml & ggml, int layer, const char * which) {
     const ggml_tensor * t = c.tensor;
     if (t->type != GGML_TYPE_F16 && t->type != GGML_TYPE_F32) {
-        throw Error(KVMERGE_E_UNSUPPORTED,
-                    text("layer %d: %s cells of ggml type %d are not handled; use f16 or f32 (-ctk, -ctv)", layer, which, int(t->type)));
+        throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: %s cells of ggml type %d are not handled; use f16 or f32 (-ctk, -ctv)",
+                                                layer, which, int(t->type)));
     }
     if (t->ne[2] != 1 || t->ne[3] != 1) {
-        throw Error(KVMERGE_E_UNSUPPORTED,
-                    text("layer %d: %s cells of %lld streams are not handled; use one sequence", layer, which, (long long) t->ne[2]));
+        throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: %s cells of %lld streams are not handled; use one sequence", layer,
+                                                which, (long long)t->ne[2]));
     }
     if (!t->buffer || !ggml.buffer_is_host(t->buffer)) {
         throw Error(KVMERGE_E_UNSUPPORTED,

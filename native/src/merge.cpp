@@ -214,7 +214,8 @@ kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmerge_plan * p
     });
 }
 
-static kvmerge_observer::Layer & cells_of(kvmerge_observer & o, int32_t layer, int32_t kv_head, const int32_t * cells, int32_t n) {
+static kvmerge_observer::Layer & cells_of(kvmerge_observer & o, int32_t layer, int32_t kv_head, const int32_t * cells,
+                                          int32_t n) {
     require(layer >= 0 && layer < o.params.n_layer, "no such layer");
     require(kv_head >= 0 && kv_head < o.params.n_head_kv, "no such KV head");
     require(n >= 0 && (cells || n == 0), "cells is null");

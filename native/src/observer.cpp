@@ -33,8 +33,8 @@ constexpr const char * PROBABILITIES = "kq_soft_max-";
 void require_host(const ggml_tensor * t, const kvmerge_ggml & ggml, int layer) {
     const ggml_backend_buffer_t buffer = t->view_src ? t->view_src->buffer : t->buffer;
     if (!t->data || !buffer || !ggml.buffer_is_host(buffer)) {
-        throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: node %s is not in host memory; run on the CPU (-ngl 0, or --device cpu)",
-                                                layer, t->name));
+        throw Error(KVMERGE_E_UNSUPPORTED,
+                    text("layer %d: node %s is not in host memory; run on the CPU (-ngl 0, or --device cpu)", layer, t->name));
     }
 }
 
@@ -62,7 +62,8 @@ bool kvmerge_observer::wants(ggml_tensor * node) {
         float scale_and_alibi[2];
         std::memcpy(scale_and_alibi, node->op_params, sizeof scale_and_alibi);
         if (scale_and_alibi[1] != 0) {
-            throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: ALiBi attention is not handled: its bias depends on the cell's position", layer));
+            throw Error(KVMERGE_E_UNSUPPORTED,
+                        text("layer %d: ALiBi attention is not handled: its bias depends on the cell's position", layer));
         }
         layers[layer].scale = scale_and_alibi[0];
         return observes(KVMERGE_OBSERVE_MASS) || observes(KVMERGE_OBSERVE_ENTROPY);
@@ -98,8 +99,8 @@ void kvmerge_observer::saw_cache_write(ggml_tensor * node, bool is_key, int laye
         found.head_dim = int(cache->ne[0] / params.n_head_kv);
         if (cache->ne[0] % params.n_head_kv != 0 || found.n_cells > params.n_cells) {
             throw Error(KVMERGE_E_UNSUPPORTED,
-                        text("layer %d: cache of %lld x %lld does not fit %d KV heads and %d cells", layer, (long long) cache->ne[0],
-                             (long long) cache->ne[1], params.n_head_kv, params.n_cells));
+                        text("layer %d: cache of %lld x %lld does not fit %d KV heads and %d cells", layer,
+                             (long long)cache->ne[0], (long long)cache->ne[1], params.n_head_kv, params.n_cells));
         }
         check_supported(found, params.ggml, layer, is_key ? "K" : "V");
         if (is_key) {
@@ -128,7 +129,8 @@ void kvmerge_observer::add_queries(ggml_tensor * kq, int layer) {
     require_host(q, params.ggml, layer);
     Layer & l = layers[layer];
     const int dim = int(q->ne[0]);
-    if (q->type != GGML_TYPE_F32 || q->nb[0] != sizeof(float) || q->ne[2] != params.n_head || q->ne[3] != 1 || dim != l.k.head_dim) {
+    if (q->type != GGML_TYPE_F32 || q->nb[0] != sizeof(float) || q->ne[2] != params.n_head || q->ne[3] != 1 ||
+        dim != l.k.head_dim) {
         throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: queries of an unexpected type or shape", layer));
     }
     const int group = params.n_head / params.n_head_kv;
@@ -180,7 +182,8 @@ void kvmerge_observer::count_visible(const ggml_tensor * mask, int n_kv, int n_r
 void kvmerge_observer::add_attention(ggml_tensor * p, int layer) {
     require_host(p, params.ggml, layer);
     const int n_kv = int(p->ne[0]), n_rows = int(p->ne[1]);
-    if (p->type != GGML_TYPE_F32 || p->nb[0] != sizeof(float) || p->ne[2] != params.n_head || p->ne[3] != 1 || n_kv > params.n_cells) {
+    if (p->type != GGML_TYPE_F32 || p->nb[0] != sizeof(float) || p->ne[2] != params.n_head || p->ne[3] != 1 ||
+        n_kv > params.n_cells) {
         throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: attention of an unexpected type or shape", layer));
     }
     const bool entropies = observes(KVMERGE_OBSERVE_ENTROPY);
@@ -203,8 +206,8 @@ void kvmerge_observer::add_attention(ggml_tensor * p, int layer) {
         kernels().attention_stats({reinterpret_cast<const float *>(data), std::ptrdiff_t(p->nb[2] / sizeof(float)),
                                    std::ptrdiff_t(p->nb[1] / sizeof(float)), group, n_rows, n_kv,
                                    mass.data() + head_index(layer, h) * params.n_cells,
-                                   entropies ? entropy.data() + first_head * params.n_tokens + ubatch_start : nullptr, params.n_tokens,
-                                   inv_log_visible.data()});
+                                   entropies ? entropy.data() + first_head * params.n_tokens + ubatch_start : nullptr,
+                                   params.n_tokens, inv_log_visible.data()});
     }
     l.tokens_seen += n_rows;
 }
@@ -230,7 +233,8 @@ kvmerge_status kvmerge_observer_create(const kvmerge_observer_params * params, k
         require(params && out, "params or out is null");
         kvmerge_observer_params p = *params;
         require(p.n_layer > 0 && p.n_layer <= 65536, "n_layer must be 1..65536");
-        require(p.n_head > 0 && p.n_head_kv > 0 && p.n_head % p.n_head_kv == 0, "n_head must be a positive multiple of n_head_kv");
+        require(p.n_head > 0 && p.n_head_kv > 0 && p.n_head % p.n_head_kv == 0,
+                "n_head must be a positive multiple of n_head_kv");
         require(p.n_cells > 0 && p.n_tokens > 0, "n_cells and n_tokens must be positive");
         require(p.observe >= 0 && p.observe < 8, "observe must be KVMERGE_OBSERVE_* flags");
         require(p.bias >= KVMERGE_BIAS_NONE && p.bias <= KVMERGE_BIAS_EXACT, "bias must be one of KVMERGE_BIAS_*");
@@ -345,14 +349,16 @@ kvmerge_status kvmerge_observer_cache_info(kvmerge_observer * observer, kvmerge_
             throw *o.error;
         }
         kvmerge_cache_info info = {};
-        const auto name = [](const ggml_tensor * t, char (&to)[16]) {
+        const auto name = [](const ggml_tensor * t, char(&to)[16]) {
             std::snprintf(to, sizeof to, "%s", t->type == GGML_TYPE_F16 ? "f16" : "f32");
         };
         for (size_t i = 0; i < o.layers.size(); i++) {
             const auto & l = o.layers[i];
             if (!l.k.tensor || !l.v.tensor) {
-                throw Error(KVMERGE_E_STATE, text("layer %zu: no KV cache seen; decode something first, and use a model whose every layer has "
-                                                  "an ordinary KV cache", i));
+                throw Error(KVMERGE_E_STATE,
+                            text("layer %zu: no KV cache seen; decode something first, and use a model whose every layer has "
+                                 "an ordinary KV cache",
+                                 i));
             }
             info.bytes += l.k.bytes() + l.v.bytes();
         }

@@ -20,17 +20,17 @@ struct kvmerge_observer {
     struct Layer {
         kvmerge::CellTensor k, v;
         kvmerge::Rope rope;
-        float scale = 0;          // of the scores, from the softmax node
-        int tokens_seen = 0;      // of this block, whose attention was added up
-        double query_weight = 0;  // decayed number of queries in the moments
+        float scale = 0;                 // of the scores, from the softmax node
+        int tokens_seen = 0;             // of this block, whose attention was added up
+        double query_weight = 0;         // decayed number of queries in the moments
         std::vector<float> query_sum;    // [n_head_kv][head_dim]
         std::vector<float> query_second; // [n_head_kv][head_dim][head_dim]
     };
     std::vector<Layer> layers;
 
-    std::vector<float> mass;     // [n_layer][n_head_kv][n_cells]
-    std::vector<float> entropy;  // [n_layer][n_head][n_tokens]
-    std::vector<float> bias;     // [n_layer][n_head_kv][n_cells], used with KVMERGE_BIAS_EXACT
+    std::vector<float> mass;    // [n_layer][n_head_kv][n_cells]
+    std::vector<float> entropy; // [n_layer][n_head][n_tokens]
+    std::vector<float> bias;    // [n_layer][n_head_kv][n_cells], used with KVMERGE_BIAS_EXACT
     bool any_bias = false;
     std::vector<int32_t> token_cell; // [tokens so far]
 
@@ -44,8 +44,8 @@ struct kvmerge_observer {
     bool observes(int flag) const { return (params.observe & flag) != 0; }
     size_t head_index(int layer, int kv_head) const { return size_t(layer) * params.n_head_kv + kv_head; }
 
-    bool wants(ggml_tensor * node);  // the ask phase: learns where things are, says which nodes to stop at
-    void visit(ggml_tensor * node);  // a node that was asked for has just run
+    bool wants(ggml_tensor * node); // the ask phase: learns where things are, says which nodes to stop at
+    void visit(ggml_tensor * node); // a node that was asked for has just run
 
   private:
     void saw_cache_write(ggml_tensor * node, bool is_key, int layer);

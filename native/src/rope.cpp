@@ -33,8 +33,10 @@ Rope rope_of(const ggml_tensor * key, int head_dim, int layer, const kvmerge_ggm
         // No rotation right before the cache: either none at all, or something follows it that a rotation does not commute with.
         for (int depth = 0; node && depth < 8; depth++, node = node->src[0]) {
             if (node->op == GGML_OP_ROPE) {
-                throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: the keys change after their RoPE rotation, so they cannot be rotated "
-                                                        "to another position", layer));
+                throw Error(KVMERGE_E_UNSUPPORTED,
+                            text("layer %d: the keys change after their RoPE rotation, so they cannot be rotated "
+                                 "to another position",
+                                 layer));
             }
         }
         return rope;
@@ -45,10 +47,12 @@ Rope rope_of(const ggml_tensor * key, int head_dim, int layer, const kvmerge_ggm
     const float base = param(node, 5), scale = param(node, 6), ext = param(node, 7);
     const float beta_fast = param(node, 9), beta_slow = param(node, 10);
     if ((mode & ~GGML_ROPE_TYPE_NEOX) != 0) {
-        throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: RoPE mode %d (several positions a token) is not handled", layer, mode));
+        throw Error(KVMERGE_E_UNSUPPORTED,
+                    text("layer %d: RoPE mode %d (several positions a token) is not handled", layer, mode));
     }
     if (n_dims <= 0 || n_dims > head_dim || n_dims % 2 != 0 || node->op_params[15] != 0) {
-        throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: RoPE over %d of %d dimensions is not handled", layer, n_dims, head_dim));
+        throw Error(KVMERGE_E_UNSUPPORTED,
+                    text("layer %d: RoPE over %d of %d dimensions is not handled", layer, n_dims, head_dim));
     }
     const ggml_tensor * factors = node->src[2];
     rope.n_rot = n_dims;

@@ -19,7 +19,7 @@ template <class Row>
 void for_rows(int64_t n, int32_t n_threads, Row && row) {
     parallel_for(n, n_threads, [&](int64_t i) {
         if (!row(i)) {
-            throw Error(KVMERGE_E_NUMERIC, text("row %lld has a NaN, or only infinities", (long long) i));
+            throw Error(KVMERGE_E_NUMERIC, text("row %lld has a NaN, or only infinities", (long long)i));
         }
     });
 }
@@ -94,8 +94,8 @@ kvmerge_status kvmerge_pack_log_probs(const float * logits, int64_t n_rows, int6
     });
 }
 
-kvmerge_status kvmerge_kl_divergence(const void * packed, const float * logits, int64_t n_rows, int64_t n_vocab, int32_t n_threads,
-                                     double * kl, uint8_t * same_top) {
+kvmerge_status kvmerge_kl_divergence(const void * packed, const float * logits, int64_t n_rows, int64_t n_vocab,
+                                     int32_t n_threads, double * kl, uint8_t * same_top) {
     return guarded("kvmerge_kl_divergence", [&] {
         require_rows(logits, n_rows, n_vocab, n_threads);
         require((packed && kl && same_top) || n_rows == 0, "packed, kl or same_top is null");
@@ -128,7 +128,7 @@ kvmerge_status kvmerge_row_entropy(const float * p, int64_t n_rows, int64_t n, f
             const float inverse = visible > 1 ? float(1 / std::log(double(visible))) : 0.0f;
             kernels().attention_stats({row, n, n, 1, 1, int(n), mass.data(), entropy + i, 1, &inverse});
             if (std::isnan(entropy[i])) {
-                throw Error(KVMERGE_E_NUMERIC, text("row %lld has a NaN", (long long) i));
+                throw Error(KVMERGE_E_NUMERIC, text("row %lld has a NaN", (long long)i));
             }
         }
     });

@@ -20,7 +20,8 @@ struct Error : std::runtime_error {
 #if defined(__GNUC__)
 __attribute__((format(printf, 1, 2)))
 #endif
-inline std::string text(const char * format, ...) {
+inline std::string
+text(const char * format, ...) {
     char buffer[512];
     va_list args;
     va_start(args, format);

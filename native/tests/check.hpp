@@ -16,14 +16,14 @@
     } while (0)
 
 // |a - b| <= absolute + relative * |b|; NaN equals NaN, infinity equals infinity.
-#define CHECK_NEAR(a, b, absolute, relative)                                                                    \
-    do {                                                                                                        \
-        const double check_a = (a), check_b = (b);                                                              \
-        const bool same = check_a == check_b || (std::isnan(check_a) && std::isnan(check_b));                   \
-        if (!same && !(std::fabs(check_a - check_b) <= (absolute) + (relative) * std::fabs(check_b))) {         \
-            std::printf("%s:%d: %s = %.9g, expected %.9g\n", __FILE__, __LINE__, #a, check_a, check_b);         \
-            std::exit(1);                                                                                       \
-        }                                                                                                       \
+#define CHECK_NEAR(a, b, absolute, relative)                                                            \
+    do {                                                                                                \
+        const double check_a = (a), check_b = (b);                                                      \
+        const bool same = check_a == check_b || (std::isnan(check_a) && std::isnan(check_b));           \
+        if (!same && !(std::fabs(check_a - check_b) <= (absolute) + (relative) * std::fabs(check_b))) { \
+            std::printf("%s:%d: %s = %.9g, expected %.9g\n", __FILE__, __LINE__, #a, check_a, check_b); \
+            std::exit(1);                                                                               \
+        }                                                                                               \
     } while (0)
 
 struct Random {

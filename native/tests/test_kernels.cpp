@@ -64,10 +64,12 @@ static void test_attention_stats(const KernelTable & fast, Random & random) {
     }
     const auto before = random.normals(cells);
     Guarded<float> mass(cells), expected_mass(cells), entropy(size_t(heads) * rows), expected_entropy(size_t(heads) * rows);
-    std::copy(before.begin(), before.end(), (float *) mass);
-    std::copy(before.begin(), before.end(), (float *) expected_mass);
-    fast.attention_stats({p.data(), head_stride, row_stride, heads, rows, cells, mass, entropies ? (float *) entropy : nullptr, rows, inverse.data()});
-    reference.attention_stats({p.data(), head_stride, row_stride, heads, rows, cells, expected_mass, entropies ? (float *) expected_entropy : nullptr, rows, inverse.data()});
+    std::copy(before.begin(), before.end(), (float *)mass);
+    std::copy(before.begin(), before.end(), (float *)expected_mass);
+    fast.attention_stats({p.data(), head_stride, row_stride, heads, rows, cells, mass, entropies ? (float *)entropy : nullptr,
+                          rows, inverse.data()});
+    reference.attention_stats({p.data(), head_stride, row_stride, heads, rows, cells, expected_mass,
+                               entropies ? (float *)expected_entropy : nullptr, rows, inverse.data()});
     for (int c = 0; c < cells; c++) {
         CHECK_NEAR(mass[c], expected_mass[c], 1e-5, 1e-5);
     }
@@ -138,7 +140,8 @@ static void test_merge_group(const KernelTable & fast, Random & random) {
     }
     for (const bool neox : {false, true}) {
         Guarded<float> key(dim_k), value(dim_v), expected_key(dim_k), expected_value(dim_v);
-        const MergeGroupArgs args = {keys.data(), values.data(), weight.data(), delta.data(), n, dim_k, dim_v, n_rot, neox, freq.data(), key, value};
+        const MergeGroupArgs args = {keys.data(), values.data(), weight.data(), delta.data(), n,   dim_k,
+                                     dim_v,       n_rot,         neox,          freq.data(),  key, value};
         MergeGroupArgs expected = args;
         expected.key = expected_key;
         expected.value = expected_value;
@@ -183,7 +186,8 @@ static void test_float_to_half(const KernelTable & fast, Random & random) {
     const int n = random.integer(1, 300);
     std::vector<float> in(n);
     for (float & x : in) {
-        const float special[] = {0.0f, -0.0f, INF, -INF, 65504.0f, 65519.99f, 65520.0f, 5.9604645e-8f, 2.9802322e-8f, 6.097555e-5f, 2049.0f, 2051.0f};
+        const float special[] = {0.0f,     -0.0f,         INF,           -INF,         65504.0f, 65519.99f,
+                                 65520.0f, 5.9604645e-8f, 2.9802322e-8f, 6.097555e-5f, 2049.0f,  2051.0f};
         x = random.integer(0, 3) == 0 ? special[random.integer(0, 11)] : std::ldexp(random.normal(), random.integer(-30, 18));
     }
     Guarded<uint16_t> out(n), expected(n);
@@ -240,7 +244,8 @@ static void test_rotation_composes() {
     }
     const auto rotate = [&](const std::vector<float> & k, int32_t delta) {
         std::vector<float> out(dim), v(1);
-        kernels().merge_group({k.data(), value.data(), one.data(), &delta, 1, dim, 1, dim, true, freq.data(), out.data(), v.data()});
+        kernels().merge_group(
+            {k.data(), value.data(), one.data(), &delta, 1, dim, 1, dim, true, freq.data(), out.data(), v.data()});
         return out;
     };
     const auto there = rotate(rotate(key, 4000), 37), direct = rotate(key, 4037), back = rotate(there, -4037);
@@ -268,14 +273,14 @@ int main(int argc, char ** argv) {
     const unsigned seed = argc > 1 ? unsigned(std::atoi(argv[1])) : std::random_device{}();
     std::printf("seed %u (pass it to repeat)\n", seed);
     for (const KernelTable * const * t = runnable_kernels(); *t; t++) {
-#define KVMERGE_TEST(name, Args)                                  \
-    {                                                             \
-        std::printf("  %-16s %s\n", #name, (*t)->isa);            \
-        std::fflush(stdout);                                      \
-        for (unsigned i = 0; i < 200; i++) {                      \
-            Random random(seed + i);                              \
-            test_##name(**t, random);                             \
-        }                                                         \
+#define KVMERGE_TEST(name, Args)                       \
+    {                                                  \
+        std::printf("  %-16s %s\n", #name, (*t)->isa); \
+        std::fflush(stdout);                           \
+        for (unsigned i = 0; i < 200; i++) {           \
+            Random random(seed + i);                   \
+            test_##name(**t, random);                  \
+        }                                              \
     }
         KVMERGE_KERNELS(KVMERGE_TEST)
 #undef KVMERGE_TEST

@@ -41,8 +41,8 @@ struct Fixture {
     Tensor cache_k, cache_v, index, v_index, plain_key, k_write, v_write, queries, kq, soft_max;
 
     Fixture(bool transposed = true)
-        : k(DIM * CELLS), v(DIM * CELLS), q(DIM * TOKENS * HEADS), scores(CELLS * TOKENS * HEADS), p(CELLS * TOKENS * HEADS), element_rows(DIM * TOKENS),
-          cache_k(GGML_TYPE_F32, GGML_OP_NONE, "cache_k_l0", DIM, CELLS, 1, k.data()),
+        : k(DIM * CELLS), v(DIM * CELLS), q(DIM * TOKENS * HEADS), scores(CELLS * TOKENS * HEADS), p(CELLS * TOKENS * HEADS),
+          element_rows(DIM * TOKENS), cache_k(GGML_TYPE_F32, GGML_OP_NONE, "cache_k_l0", DIM, CELLS, 1, k.data()),
           cache_v(GGML_TYPE_F32, GGML_OP_NONE, "cache_v_l0", DIM, CELLS, 1, v.data()),
           index(GGML_TYPE_I64, GGML_OP_NONE, "rows", TOKENS, 1, 1, rows.data()),
           v_index(GGML_TYPE_I64, GGML_OP_NONE, "v_rows", DIM * TOKENS, 1, 1, element_rows.data()),
@@ -77,7 +77,8 @@ struct Fixture {
     }
 
     void decode(kvmerge_observer * o) {
-        for (ggml_tensor * node : {(ggml_tensor *) &k_write, (ggml_tensor *) &v_write, (ggml_tensor *) &kq, (ggml_tensor *) &soft_max}) {
+        for (ggml_tensor * node :
+             {(ggml_tensor *)&k_write, (ggml_tensor *)&v_write, (ggml_tensor *)&kq, (ggml_tensor *)&soft_max}) {
             if (kvmerge_eval_callback(node, true, o)) {
                 CHECK(kvmerge_eval_callback(node, false, o));
             }
@@ -165,7 +166,9 @@ static void test_merge_and_move() {
         kvmerge_observer * o = make(params_for(KVMERGE_OBSERVE_CELLS, KVMERGE_BIAS_NONE));
         f.decode(o);
         const auto k = f.k, v = f.v;
-        const auto value = [&](const std::vector<float> & x, int cell, int i) { return transposed ? x[i * Fixture::CELLS + cell] : x[cell * Fixture::DIM + i]; };
+        const auto value = [&](const std::vector<float> & x, int cell, int i) {
+            return transposed ? x[i * Fixture::CELLS + cell] : x[cell * Fixture::DIM + i];
+        };
         PlanArrays plan; // 0 and 1 merge into cell 2, cell 2 moves to cell 0: each destination is another group's source
         plan.target[1] = 0;
         plan.weight[0] = 0.25f;

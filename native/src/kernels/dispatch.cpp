@@ -6,13 +6,23 @@
 namespace kvmerge {
 
 #if defined(__x86_64__) || defined(_M_X64)
-namespace avx512 { const KernelTable & table(); }
-namespace avx2 { const KernelTable & table(); }
-namespace generic { const KernelTable & table(); }
+namespace avx512 {
+const KernelTable & table();
+}
+namespace avx2 {
+const KernelTable & table();
+}
+namespace generic {
+const KernelTable & table();
+}
 #elif defined(__aarch64__)
-namespace neon { const KernelTable & table(); }
+namespace neon {
+const KernelTable & table();
+}
 #else
-namespace generic { const KernelTable & table(); }
+namespace generic {
+const KernelTable & table();
+}
 #endif
 
 const KernelTable * const * runnable_kernels() {

@@ -82,7 +82,8 @@ static inline void cos_sin_turns(double turns, float & c, float & s) {
     const int q = int(quarter - whole * 4.0) & 3;
     const float z = x * x;
     const float sine = x + x * z * (-1.6666654611e-1f + z * (8.3321608736e-3f - z * 1.9515295891e-4f));
-    const float cosine = 1.0f - 0.5f * z + z * z * (4.166664568298827e-2f + z * (-1.388731625493765e-3f + z * 2.443315711809948e-5f));
+    const float cosine =
+        1.0f - 0.5f * z + z * z * (4.166664568298827e-2f + z * (-1.388731625493765e-3f + z * 2.443315711809948e-5f));
     const float a = (q & 1) ? sine : cosine;
     const float b = (q & 1) ? cosine : sine;
     c = (q == 1 || q == 2) ? -a : a;
@@ -133,7 +134,9 @@ static void attention_stats(const AttentionStatsArgs & a) {
                 }
                 if (a.entropy) {
                     const float normalised = float(-negative_entropy(row, a.n_cells) * a.inv_log_visible[r0 + r]);
-                    a.entropy[h * a.entropy_stride + r0 + r] = normalised < 0 ? 0 : normalised > 1 ? 1 : normalised; // lets NaN through
+                    a.entropy[h * a.entropy_stride + r0 + r] = normalised < 0   ? 0
+                                                               : normalised > 1 ? 1
+                                                                                : normalised; // lets NaN through
                 }
             }
         }
@@ -316,7 +319,7 @@ static void half_to_float(const HalfToFloatArgs & a) {
     std::ptrdiff_t i = 0;
 #if defined(__F16C__)
     for (; i + 8 <= a.n; i += 8) {
-        _mm256_storeu_ps(a.out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) (a.in + i))));
+        _mm256_storeu_ps(a.out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(a.in + i))));
     }
 #elif defined(__ARM_NEON)
     for (; i + 4 <= a.n; i += 4) {
@@ -332,7 +335,7 @@ static void float_to_half(const FloatToHalfArgs & a) {
     std::ptrdiff_t i = 0;
 #if defined(__F16C__)
     for (; i + 8 <= a.n; i += 8) {
-        _mm_storeu_si128((__m128i *) (a.out + i), _mm256_cvtps_ph(_mm256_loadu_ps(a.in + i), _MM_FROUND_TO_NEAREST_INT));
+        _mm_storeu_si128((__m128i *)(a.out + i), _mm256_cvtps_ph(_mm256_loadu_ps(a.in + i), _MM_FROUND_TO_NEAREST_INT));
     }
 #elif defined(__ARM_NEON)
     for (; i + 4 <= a.n; i += 4) {
@@ -389,10 +392,9 @@ static void kl_row(const KlRowArgs & a) {
 }
 
 const KernelTable & table() {
-    static const KernelTable table = {
-        KVMERGE_STRING(KVMERGE_ISA),
+    static const KernelTable table = {KVMERGE_STRING(KVMERGE_ISA),
 #define KVMERGE_ENTRY(name, Args) name,
-        KVMERGE_KERNELS(KVMERGE_ENTRY)
+                                      KVMERGE_KERNELS(KVMERGE_ENTRY)
 #undef KVMERGE_ENTRY
     };
     return table;

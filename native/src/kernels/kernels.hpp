@@ -15,8 +15,8 @@ struct AttentionStatsArgs {
     int n_heads;                // query heads that share the KV head
     int n_rows;                 // queries
     int n_cells;
-    float * mass;                  // [n_cells], added to: sum of p over heads and rows
-    float * entropy;               // null, or element (h, r) at h*entropy_stride + r: H(row) * inv_log_visible[r], clamped to 0..1
+    float * mass;    // [n_cells], added to: sum of p over heads and rows
+    float * entropy; // null, or element (h, r) at h*entropy_stride + r: H(row) * inv_log_visible[r], clamped to 0..1
     std::ptrdiff_t entropy_stride; // elements
     const float * inv_log_visible; // [n_rows]: 1 / ln(cells the row sees), 0 where it sees one
 };

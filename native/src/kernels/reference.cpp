@@ -191,10 +191,9 @@ static void kl_row(const KlRowArgs & a) {
 } // namespace reference
 
 const KernelTable & reference_kernels() {
-    static const KernelTable table = {
-        "reference",
+    static const KernelTable table = {"reference",
 #define KVMERGE_ENTRY(name, Args) reference::name,
-        KVMERGE_KERNELS(KVMERGE_ENTRY)
+                                      KVMERGE_KERNELS(KVMERGE_ENTRY)
 #undef KVMERGE_ENTRY
     };
     return table;

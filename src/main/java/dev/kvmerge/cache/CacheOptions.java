@@ -14,41 +14,56 @@ import dev.kvmerge.llama.ContextOptions.FlashAttention;
  * @param ubatch most tokens computed at once
  */
 public record CacheOptions(
-    int cells, int block, int capacity, int threads, int ubatch, FlashAttention flashAttention, CellType keyType, CellType valueType) {
-  public CacheOptions {
-    if (block <= 0) {
-      throw new KvmergeException.Usage("the block (--block) must be positive, not " + block);
+        int cells,
+        int block,
+        int capacity,
+        int threads,
+        int ubatch,
+        FlashAttention flashAttention,
+        CellType keyType,
+        CellType valueType) {
+    public CacheOptions {
+        if (block <= 0) {
+            throw new KvmergeException.Usage("the block (--block) must be positive, not " + block);
+        }
+        if (cells < 0 || (cells == 0 && capacity <= 0)) {
+            throw new KvmergeException.Usage(
+                    "the number of cells (--cells) must be positive, not " + (cells == 0 ? capacity : cells));
+        }
     }
-    if (cells < 0 || (cells == 0 && capacity <= 0)) {
-      throw new KvmergeException.Usage("the number of cells (--cells) must be positive, not " + (cells == 0 ? capacity : cells));
+
+    /** A budget of cells, the rest as llama.cpp has it with flash attention off. */
+    public static CacheOptions of(int cells, int block) {
+        return new CacheOptions(
+                cells,
+                block,
+                0,
+                Runtime.getRuntime().availableProcessors(),
+                Math.min(512, block),
+                FlashAttention.OFF,
+                CellType.F16,
+                CellType.F16);
     }
-  }
 
-  /** A budget of cells, the rest as llama.cpp has it with flash attention off. */
-  public static CacheOptions of(int cells, int block) {
-    return new CacheOptions(
-        cells, block, 0, Runtime.getRuntime().availableProcessors(), Math.min(512, block), FlashAttention.OFF, CellType.F16, CellType.F16);
-  }
+    /** No limit: cells for the whole text. */
+    public static CacheOptions unlimited(int capacity, int block) {
+        CacheOptions o = of(capacity, block);
+        return new CacheOptions(0, block, capacity, o.threads, o.ubatch, o.flashAttention, o.keyType, o.valueType);
+    }
 
-  /** No limit: cells for the whole text. */
-  public static CacheOptions unlimited(int capacity, int block) {
-    CacheOptions o = of(capacity, block);
-    return new CacheOptions(0, block, capacity, o.threads, o.ubatch, o.flashAttention, o.keyType, o.valueType);
-  }
+    public CacheOptions withThreads(int n) {
+        return new CacheOptions(cells, block, capacity, n, ubatch, flashAttention, keyType, valueType);
+    }
 
-  public CacheOptions withThreads(int n) {
-    return new CacheOptions(cells, block, capacity, n, ubatch, flashAttention, keyType, valueType);
-  }
+    public CacheOptions withUbatch(int n) {
+        return new CacheOptions(cells, block, capacity, threads, n, flashAttention, keyType, valueType);
+    }
 
-  public CacheOptions withUbatch(int n) {
-    return new CacheOptions(cells, block, capacity, threads, n, flashAttention, keyType, valueType);
-  }
+    public CacheOptions withFlashAttention(FlashAttention f) {
+        return new CacheOptions(cells, block, capacity, threads, ubatch, f, keyType, valueType);
+    }
 
-  public CacheOptions withFlashAttention(FlashAttention f) {
-    return new CacheOptions(cells, block, capacity, threads, ubatch, f, keyType, valueType);
-  }
-
-  public CacheOptions withCellTypes(CellType k, CellType v) {
-    return new CacheOptions(cells, block, capacity, threads, ubatch, flashAttention, k, v);
-  }
+    public CacheOptions withCellTypes(CellType k, CellType v) {
+        return new CacheOptions(cells, block, capacity, threads, ubatch, flashAttention, k, v);
+    }
 }

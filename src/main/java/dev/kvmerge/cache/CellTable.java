@@ -14,170 +14,171 @@ import java.util.function.Supplier;
  * attention stays short.
  */
 final class CellTable {
-  /** For {@link #targets} of a cell that is dropped or was not in use. */
-  static final int NONE = -1;
+    /** For {@link #targets} of a cell that is dropped or was not in use. */
+    static final int NONE = -1;
 
-  private final Shape shape;
-  private final int cells;
-  private final int[] position; // [pair][cell]
-  private final float[] mass;
-  private final float[] entropy;
-  private final int[] count;
-  private final int[] order; // [pair][0..used): cells in position order
-  private int used;
+    private final Shape shape;
+    private final int cells;
+    private final int[] position; // [pair][cell]
+    private final float[] mass;
+    private final float[] entropy;
+    private final int[] count;
+    private final int[] order; // [pair][0..used): cells in position order
+    private int used;
 
-  CellTable(Shape shape, int cells) {
-    this.shape = shape;
-    this.cells = cells;
-    int n = Math.multiplyExact(shape.pairs(), cells);
-    position = new int[n];
-    mass = new float[n];
-    entropy = new float[n];
-    count = new int[n];
-    order = new int[n];
-  }
-
-  int used() {
-    return used;
-  }
-
-  /** A block was decoded: its tokens took these cells, at consecutive positions from the first. */
-  void add(int[] tokenCell, int firstPosition, Observer.Stats stats, double massDecay) {
-    int tokens = tokenCell.length;
-    for (int pair = 0; pair < shape.pairs(); pair++) {
-      int base = pair * cells;
-      for (int t = 0; t < tokens; t++) {
-        int cell = base + tokenCell[t];
-        position[cell] = firstPosition + t;
-        count[cell] = 1;
-        mass[cell] = 0;
-        entropy[cell] = stats.entropy() == null ? 0 : tokenEntropy(stats.entropy(), pair, t, tokens);
-        order[base + used + t] = tokenCell[t];
-      }
+    CellTable(Shape shape, int cells) {
+        this.shape = shape;
+        this.cells = cells;
+        int n = Math.multiplyExact(shape.pairs(), cells);
+        position = new int[n];
+        mass = new float[n];
+        entropy = new float[n];
+        count = new int[n];
+        order = new int[n];
     }
-    used += tokens;
-    if (stats.mass() != null) {
-      for (int i = 0; i < mass.length; i++) {
-        mass[i] = (float) (mass[i] * massDecay + stats.mass()[i]);
-      }
+
+    int used() {
+        return used;
     }
-  }
 
-  /** Mean over the KV head's query heads. */
-  private float tokenEntropy(float[] entropies, int pair, int token, int tokens) {
-    int layer = pair / shape.kvHeads();
-    int firstHead = layer * shape.heads() + (pair % shape.kvHeads()) * shape.group();
-    float sum = 0;
-    for (int h = 0; h < shape.group(); h++) {
-      sum += entropies[(firstHead + h) * tokens + token];
-    }
-    return sum / shape.group();
-  }
-
-  /** The cells of a layer and KV head, oldest position first. */
-  int[] order(int pair) {
-    return Arrays.copyOfRange(order, pair * cells, pair * cells + used);
-  }
-
-  /** What a planner sees of one layer and KV head. */
-  CellStats stats(int pair, Supplier<Observer.Vectors> vectors) {
-    int[] at = order(pair);
-    int n = at.length;
-    int[] positions = new int[n];
-    float[] masses = new float[n];
-    float[] entropies = new float[n];
-    int[] counts = new int[n];
-    for (int i = 0; i < n; i++) {
-      int cell = pair * cells + at[i];
-      positions[i] = position[cell];
-      masses[i] = mass[cell];
-      entropies[i] = entropy[cell];
-      counts[i] = count[cell];
-    }
-    return new CellStats(pair / shape.kvHeads(), pair % shape.kvHeads(), positions, masses, entropies, counts, vectors);
-  }
-
-  /** What to write where, for every layer and KV head, in kvmerge_plan's terms: [pair][cell]. */
-  record Moves(int[] targets, float[] weights, int[] positions, int[] destinations) {}
-
-  /**
-   * Takes the plans of all pairs and moves the table to what the cells will be.
-   *
-   * @param plans one a pair
-   * @param budget cells that stay
-   * @return what the native side has to do
-   */
-  Moves apply(Plan[] plans, int budget) {
-    int[] targets = new int[position.length];
-    Arrays.fill(targets, NONE);
-    float[] weights = new float[position.length];
-    int[] destinations = new int[position.length];
-    int[] positions = position.clone();
-    for (int pair = 0; pair < plans.length; pair++) {
-      plans[pair].check(used, budget);
-      applyPair(pair, plans[pair], budget, targets, weights, destinations);
-    }
-    used = budget;
-    return new Moves(targets, weights, positions, destinations);
-  }
-
-  private void applyPair(int pair, Plan plan, int budget, int[] targets, float[] weights, int[] destinations) {
-    int base = pair * cells;
-    int[] at = order(pair);
-    int newest = at[used - 1];
-    // Pivots that already lie in a cell that stays, stay in it; the others take the free ones in order.
-    boolean[] taken = new boolean[cells];
-    for (int i = 0; i < used; i++) {
-      if (plan.target()[i] == i && (at[i] < budget - 1 || at[i] == newest)) {
-        taken[at[i]] = true;
-      }
-    }
-    int free = 0;
-    int[] nextPosition = new int[budget];
-    float[] nextMass = new float[budget];
-    float[] nextEntropy = new float[budget];
-    int[] nextCount = new int[budget];
-    int[] nextCell = new int[budget];
-    int[] groupOf = new int[used]; // by pivot
-    int group = 0;
-    for (int i = 0; i < used; i++) {
-      if (plan.target()[i] != i) {
-        continue;
-      }
-      int cell = at[i];
-      if (!(cell < budget - 1 || cell == newest)) {
-        while (taken[free] || free == newest) {
-          free++;
+    /** A block was decoded: its tokens took these cells, at consecutive positions from the first. */
+    void add(int[] tokenCell, int firstPosition, Observer.Stats stats, double massDecay) {
+        int tokens = tokenCell.length;
+        for (int pair = 0; pair < shape.pairs(); pair++) {
+            int base = pair * cells;
+            for (int t = 0; t < tokens; t++) {
+                int cell = base + tokenCell[t];
+                position[cell] = firstPosition + t;
+                count[cell] = 1;
+                mass[cell] = 0;
+                entropy[cell] = stats.entropy() == null ? 0 : tokenEntropy(stats.entropy(), pair, t, tokens);
+                order[base + used + t] = tokenCell[t];
+            }
         }
-        taken[free] = true;
-        cell = free;
-      }
-      destinations[base + at[i]] = cell;
-      nextCell[group] = cell;
-      nextPosition[group] = position[base + at[i]];
-      groupOf[i] = group++;
+        used += tokens;
+        if (stats.mass() != null) {
+            for (int i = 0; i < mass.length; i++) {
+                mass[i] = (float) (mass[i] * massDecay + stats.mass()[i]);
+            }
+        }
     }
-    for (int i = 0; i < used; i++) {
-      int p = plan.target()[i];
-      if (p == Plan.EVICTED) {
-        continue;
-      }
-      int cell = base + at[i];
-      targets[cell] = at[p];
-      weights[cell] = plan.weight()[i];
-      int g = groupOf[p];
-      nextMass[g] += mass[cell];
-      nextEntropy[g] += plan.weight()[i] * entropy[cell];
-      nextCount[g] += count[cell];
+
+    /** Mean over the KV head's query heads. */
+    private float tokenEntropy(float[] entropies, int pair, int token, int tokens) {
+        int layer = pair / shape.kvHeads();
+        int firstHead = layer * shape.heads() + (pair % shape.kvHeads()) * shape.group();
+        float sum = 0;
+        for (int h = 0; h < shape.group(); h++) {
+            sum += entropies[(firstHead + h) * tokens + token];
+        }
+        return sum / shape.group();
     }
-    Arrays.fill(mass, base, base + cells, 0);
-    for (int g = 0; g < budget; g++) {
-      int cell = base + nextCell[g];
-      position[cell] = nextPosition[g];
-      mass[cell] = nextMass[g];
-      entropy[cell] = nextEntropy[g];
-      count[cell] = nextCount[g];
-      order[base + g] = nextCell[g];
+
+    /** The cells of a layer and KV head, oldest position first. */
+    int[] order(int pair) {
+        return Arrays.copyOfRange(order, pair * cells, pair * cells + used);
     }
-  }
+
+    /** What a planner sees of one layer and KV head. */
+    CellStats stats(int pair, Supplier<Observer.Vectors> vectors) {
+        int[] at = order(pair);
+        int n = at.length;
+        int[] positions = new int[n];
+        float[] masses = new float[n];
+        float[] entropies = new float[n];
+        int[] counts = new int[n];
+        for (int i = 0; i < n; i++) {
+            int cell = pair * cells + at[i];
+            positions[i] = position[cell];
+            masses[i] = mass[cell];
+            entropies[i] = entropy[cell];
+            counts[i] = count[cell];
+        }
+        return new CellStats(
+                pair / shape.kvHeads(), pair % shape.kvHeads(), positions, masses, entropies, counts, vectors);
+    }
+
+    /** What to write where, for every layer and KV head, in kvmerge_plan's terms: [pair][cell]. */
+    record Moves(int[] targets, float[] weights, int[] positions, int[] destinations) {}
+
+    /**
+     * Takes the plans of all pairs and moves the table to what the cells will be.
+     *
+     * @param plans one a pair
+     * @param budget cells that stay
+     * @return what the native side has to do
+     */
+    Moves apply(Plan[] plans, int budget) {
+        int[] targets = new int[position.length];
+        Arrays.fill(targets, NONE);
+        float[] weights = new float[position.length];
+        int[] destinations = new int[position.length];
+        int[] positions = position.clone();
+        for (int pair = 0; pair < plans.length; pair++) {
+            plans[pair].check(used, budget);
+            applyPair(pair, plans[pair], budget, targets, weights, destinations);
+        }
+        used = budget;
+        return new Moves(targets, weights, positions, destinations);
+    }
+
+    private void applyPair(int pair, Plan plan, int budget, int[] targets, float[] weights, int[] destinations) {
+        int base = pair * cells;
+        int[] at = order(pair);
+        int newest = at[used - 1];
+        // Pivots that already lie in a cell that stays, stay in it; the others take the free ones in order.
+        boolean[] taken = new boolean[cells];
+        for (int i = 0; i < used; i++) {
+            if (plan.target()[i] == i && (at[i] < budget - 1 || at[i] == newest)) {
+                taken[at[i]] = true;
+            }
+        }
+        int free = 0;
+        int[] nextPosition = new int[budget];
+        float[] nextMass = new float[budget];
+        float[] nextEntropy = new float[budget];
+        int[] nextCount = new int[budget];
+        int[] nextCell = new int[budget];
+        int[] groupOf = new int[used]; // by pivot
+        int group = 0;
+        for (int i = 0; i < used; i++) {
+            if (plan.target()[i] != i) {
+                continue;
+            }
+            int cell = at[i];
+            if (!(cell < budget - 1 || cell == newest)) {
+                while (taken[free] || free == newest) {
+                    free++;
+                }
+                taken[free] = true;
+                cell = free;
+            }
+            destinations[base + at[i]] = cell;
+            nextCell[group] = cell;
+            nextPosition[group] = position[base + at[i]];
+            groupOf[i] = group++;
+        }
+        for (int i = 0; i < used; i++) {
+            int p = plan.target()[i];
+            if (p == Plan.EVICTED) {
+                continue;
+            }
+            int cell = base + at[i];
+            targets[cell] = at[p];
+            weights[cell] = plan.weight()[i];
+            int g = groupOf[p];
+            nextMass[g] += mass[cell];
+            nextEntropy[g] += plan.weight()[i] * entropy[cell];
+            nextCount[g] += count[cell];
+        }
+        Arrays.fill(mass, base, base + cells, 0);
+        for (int g = 0; g < budget; g++) {
+            int cell = base + nextCell[g];
+            position[cell] = nextPosition[g];
+            mass[cell] = nextMass[g];
+            entropy[cell] = nextEntropy[g];
+            count[cell] = nextCount[g];
+            order[base + g] = nextCell[g];
+        }
+    }
 }

@@ -17,243 +17,249 @@ import java.util.stream.IntStream;
  * block a {@link Planner} decides for every layer and KV head what stays. One sequence. Not thread-safe.
  */
 public final class CompressedContext implements AutoCloseable {
-  /** Multiple that llama.cpp rounds a context's cells up to. */
-  private static final int CELL_PADDING = 256;
+    /** Multiple that llama.cpp rounds a context's cells up to. */
+    private static final int CELL_PADDING = 256;
 
-  private final Planner planner;
-  private final CacheOptions options;
-  private final Observer observer;
-  private final Context context;
-  private final CellTable table;
-  private final Shape shape;
-  private final Timings timings = new Timings();
-  private final ThreadLocal<Observer.Buffer> buffers = ThreadLocal.withInitial(Observer.Buffer::new);
-  private Observer.CacheInfo info;
-  private Observer.Stats lastStats;
-  private int position; // of the next token
-  private int pending; // tokens decoded that the table does not have yet
-  private long decodedNanos; // of those
+    private final Planner planner;
+    private final CacheOptions options;
+    private final Observer observer;
+    private final Context context;
+    private final CellTable table;
+    private final Shape shape;
+    private final Timings timings = new Timings();
+    private final ThreadLocal<Observer.Buffer> buffers = ThreadLocal.withInitial(Observer.Buffer::new);
+    private Observer.CacheInfo info;
+    private Observer.Stats lastStats;
+    private int position; // of the next token
+    private int pending; // tokens decoded that the table does not have yet
+    private long decodedNanos; // of those
 
-  /** Where the time went, in nanoseconds. */
-  public static final class Timings {
-    private long decode;
-    private long observe;
-    private long plan;
-    private long apply;
+    /** Where the time went, in nanoseconds. */
+    public static final class Timings {
+        private long decode;
+        private long observe;
+        private long plan;
+        private long apply;
 
-    /** Inside llama.cpp, without the observer. */
-    public long decode() {
-      return decode;
+        /** Inside llama.cpp, without the observer. */
+        public long decode() {
+            return decode;
+        }
+
+        /** In the eval callback. */
+        public long observe() {
+            return observe;
+        }
+
+        /** Deciding, reading keys and values included. */
+        public long plan() {
+            return plan;
+        }
+
+        /** Rewriting and freeing cells. */
+        public long apply() {
+            return apply;
+        }
     }
 
-    /** In the eval callback. */
-    public long observe() {
-      return observe;
+    /**
+     * Makes a context.
+     *
+     * @param planner decides what stays; null to keep everything, which needs {@code options.cells() == 0}
+     * @throws KvmergeException if the planner needs what the options do not give, or llama.cpp cannot make the context
+     */
+    public CompressedContext(Model model, Planner planner, CacheOptions options) {
+        this(
+                model,
+                planner,
+                options,
+                Observer.Options.of(
+                        planner != null && planner.needsMass(),
+                        planner != null && planner.needsEntropy(),
+                        planner == null ? Bias.NONE : planner.bias(),
+                        options.threads()));
     }
 
-    /** Deciding, reading keys and values included. */
-    public long plan() {
-      return plan;
+    /** As above, and observes what is asked for beyond the planner's needs. */
+    public CompressedContext(Model model, Planner planner, CacheOptions options, Observer.Options observe) {
+        if ((planner == null) != (options.cells() == 0)) {
+            throw new KvmergeException.Usage(
+                    planner == null ? "a number of cells needs a strategy" : "a strategy needs a number of cells");
+        }
+        boolean attention = observe.mass() || observe.entropy() || observe.bias() != Bias.NONE;
+        if (attention && options.flashAttention() != FlashAttention.OFF) {
+            throw new KvmergeException.Usage(
+                    "this strategy reads the attention, which flash attention does not show yet: use -fa off, or a strategy without statistics"
+                            + " (full, streaming-llm)");
+        }
+        if (model.slidingWindow() > 0) {
+            throw new KvmergeException("the model " + model.path()
+                    + " has sliding-window layers, whose cells are not llama.cpp's ordinary ones: not handled yet");
+        }
+        this.planner = planner;
+        this.options = options;
+        this.shape = model.shape();
+        int wanted = options.cells() == 0 ? options.capacity() : Math.addExact(options.cells(), options.block());
+        int cells = Math.ceilDiv(wanted, CELL_PADDING) * CELL_PADDING;
+        this.observer = new Observer(shape, cells, options.block(), observe);
+        Context made = null;
+        try {
+            made = new Context(
+                    model,
+                    new ContextOptions(
+                            wanted,
+                            options.block(),
+                            Math.min(options.ubatch(), options.block()),
+                            1,
+                            options.threads(),
+                            options.flashAttention(),
+                            options.keyType(),
+                            options.valueType()),
+                    observer.callback());
+            if (made.cells() > cells) {
+                throw new KvmergeException(
+                        "llama.cpp made " + made.cells() + " cells where " + cells + " were expected");
+            }
+            this.table = new CellTable(shape, cells);
+        } catch (RuntimeException | Error e) {
+            if (made != null) {
+                made.close();
+            }
+            observer.close();
+            throw e;
+        }
+        this.context = made;
     }
 
-    /** Rewriting and freeing cells. */
-    public long apply() {
-      return apply;
+    /**
+     * Decodes tokens after what is there, with logits for each. When a block's worth has come together since the last compression, it
+     * compresses: a text can be fed in blocks, and a generation token by token.
+     *
+     * @param tokens 1 to {@code options.block()} tokens
+     */
+    public void decode(int[] tokens) {
+        if (tokens.length == 0 || tokens.length > options.block()) {
+            throw new IllegalArgumentException(
+                    "a block of " + tokens.length + " tokens; it takes 1 to " + options.block());
+        }
+        if (pending + tokens.length > options.block()) {
+            flush();
+        }
+        if (pending == 0) {
+            observer.begin();
+        }
+        long start = System.nanoTime();
+        context.decode(tokens, position);
+        decodedNanos += System.nanoTime() - start;
+        pending += tokens.length;
+        position += tokens.length;
+        if (pending == options.block()) {
+            flush();
+        }
     }
-  }
 
-  /**
-   * Makes a context.
-   *
-   * @param planner decides what stays; null to keep everything, which needs {@code options.cells() == 0}
-   * @throws KvmergeException if the planner needs what the options do not give, or llama.cpp cannot make the context
-   */
-  public CompressedContext(Model model, Planner planner, CacheOptions options) {
-    this(
-        model,
-        planner,
-        options,
-        Observer.Options.of(
-            planner != null && planner.needsMass(),
-            planner != null && planner.needsEntropy(),
-            planner == null ? Bias.NONE : planner.bias(),
-            options.threads()));
-  }
-
-  /** As above, and observes what is asked for beyond the planner's needs. */
-  public CompressedContext(Model model, Planner planner, CacheOptions options, Observer.Options observe) {
-    if ((planner == null) != (options.cells() == 0)) {
-      throw new KvmergeException.Usage(planner == null ? "a number of cells needs a strategy" : "a strategy needs a number of cells");
+    /** Takes account of what was decoded since the last compression and compresses if the cells in use are more than the budget. */
+    public void flush() {
+        if (pending == 0) {
+            return;
+        }
+        Observer.Stats stats = observer.stats();
+        timings.observe += stats.nanos();
+        timings.decode += decodedNanos - stats.nanos();
+        decodedNanos = 0;
+        if (stats.tokenCell().length != pending) {
+            throw new KvmergeException("the graph showed " + stats.tokenCell().length + " cache writes for " + pending
+                    + " tokens: this model's attention is not the ordinary one");
+        }
+        if (stats.mass() != null && stats.layersSeen() != shape.layers()) {
+            throw new KvmergeException("the attention of " + (shape.layers() - stats.layersSeen()) + " of "
+                    + shape.layers() + " layers could not be observed: this model's attention is not the ordinary one");
+        }
+        if (info == null) {
+            info = observer.cacheInfo();
+        }
+        lastStats = stats;
+        table.add(stats.tokenCell(), position - pending, stats, planner == null ? 1 : planner.massDecay());
+        pending = 0;
+        if (planner != null && table.used() > options.cells()) {
+            compress();
+        }
     }
-    boolean attention = observe.mass() || observe.entropy() || observe.bias() != Bias.NONE;
-    if (attention && options.flashAttention() != FlashAttention.OFF) {
-      throw new KvmergeException.Usage(
-          "this strategy reads the attention, which flash attention does not show yet: use -fa off, or a strategy without statistics"
-              + " (full, streaming-llm)");
+
+    private void compress() {
+        int budget = options.cells();
+        long start = System.nanoTime();
+        Plan[] plans = new Plan[shape.pairs()];
+        IntStream.range(0, plans.length).parallel().forEach(pair -> {
+            int[] order = table.order(pair);
+            CellStats stats = table.stats(
+                    pair,
+                    () -> observer.readCells(
+                            pair / shape.kvHeads(), pair % shape.kvHeads(), order, info, buffers.get()));
+            plans[pair] = planner.plan(stats, budget);
+        });
+        long planned = System.nanoTime();
+        timings.plan += planned - start;
+        CellTable.Moves moves = table.apply(plans, budget);
+        observer.apply(moves.targets(), moves.weights(), moves.positions(), moves.destinations(), planner.pivotFrame());
+        // llama.cpp's record: cells 0 .. budget-2 keep the positions they first had, which are those numbers, and the
+        // newest stays.
+        context.removePositions(budget - 1, position - 1);
+        timings.apply += System.nanoTime() - planned;
     }
-    if (model.slidingWindow() > 0) {
-      throw new KvmergeException(
-          "the model " + model.path() + " has sliding-window layers, whose cells are not llama.cpp's ordinary ones: not handled yet");
+
+    /** The last block's logits: F32 [tokens][vocabulary]; valid until the next decode. */
+    public MemorySegment logits() {
+        return context.logits();
     }
-    this.planner = planner;
-    this.options = options;
-    this.shape = model.shape();
-    int wanted = options.cells() == 0 ? options.capacity() : Math.addExact(options.cells(), options.block());
-    int cells = Math.ceilDiv(wanted, CELL_PADDING) * CELL_PADDING;
-    this.observer = new Observer(shape, cells, options.block(), observe);
-    Context made = null;
-    try {
-      made =
-          new Context(
-              model,
-              new ContextOptions(
-                  wanted,
-                  options.block(),
-                  Math.min(options.ubatch(), options.block()),
-                  1,
-                  options.threads(),
-                  options.flashAttention(),
-                  options.keyType(),
-                  options.valueType()),
-              observer.callback());
-      if (made.cells() > cells) {
-        throw new KvmergeException("llama.cpp made " + made.cells() + " cells where " + cells + " were expected");
-      }
-      this.table = new CellTable(shape, cells);
-    } catch (RuntimeException | Error e) {
-      if (made != null) {
-        made.close();
-      }
-      observer.close();
-      throw e;
+
+    /** The position that the next token gets: tokens decoded so far. */
+    public int position() {
+        return position;
     }
-    this.context = made;
-  }
 
-  /**
-   * Decodes tokens after what is there, with logits for each. When a block's worth has come together since the last compression, it
-   * compresses: a text can be fed in blocks, and a generation token by token.
-   *
-   * @param tokens 1 to {@code options.block()} tokens
-   */
-  public void decode(int[] tokens) {
-    if (tokens.length == 0 || tokens.length > options.block()) {
-      throw new IllegalArgumentException("a block of " + tokens.length + " tokens; it takes 1 to " + options.block());
+    /** Cells in use. */
+    public int used() {
+        return table.used() + pending;
     }
-    if (pending + tokens.length > options.block()) {
-      flush();
+
+    /** Where the cells lie and how many bytes they take. */
+    public Observer.CacheInfo info() {
+        return info == null ? observer.cacheInfo() : info;
     }
-    if (pending == 0) {
-      observer.begin();
+
+    /** What was observed of the last block that was flushed, before its compression. */
+    public Observer.Stats lastStats() {
+        return lastStats;
     }
-    long start = System.nanoTime();
-    context.decode(tokens, position);
-    decodedNanos += System.nanoTime() - start;
-    pending += tokens.length;
-    position += tokens.length;
-    if (pending == options.block()) {
-      flush();
+
+    public Timings timings() {
+        return timings;
     }
-  }
 
-  /** Takes account of what was decoded since the last compression and compresses if the cells in use are more than the budget. */
-  public void flush() {
-    if (pending == 0) {
-      return;
+    /** What is known of the cells of a layer and KV head, after a {@link #flush}. */
+    public CellStats cells(int layer, int kvHead) {
+        flush();
+        int pair = layer * shape.kvHeads() + kvHead;
+        int[] order = table.order(pair);
+        return table.stats(pair, () -> observer.readCells(layer, kvHead, order, info, new Observer.Buffer()));
     }
-    Observer.Stats stats = observer.stats();
-    timings.observe += stats.nanos();
-    timings.decode += decodedNanos - stats.nanos();
-    decodedNanos = 0;
-    if (stats.tokenCell().length != pending) {
-      throw new KvmergeException("the graph showed " + stats.tokenCell().length + " cache writes for " + pending
-          + " tokens: this model's attention is not the ordinary one");
+
+    Context context() {
+        return context;
     }
-    if (stats.mass() != null && stats.layersSeen() != shape.layers()) {
-      throw new KvmergeException("the attention of " + (shape.layers() - stats.layersSeen()) + " of " + shape.layers()
-          + " layers could not be observed: this model's attention is not the ordinary one");
+
+    Observer observer() {
+        return observer;
     }
-    if (info == null) {
-      info = observer.cacheInfo();
+
+    CellTable table() {
+        return table;
     }
-    lastStats = stats;
-    table.add(stats.tokenCell(), position - pending, stats, planner == null ? 1 : planner.massDecay());
-    pending = 0;
-    if (planner != null && table.used() > options.cells()) {
-      compress();
+
+    @Override
+    public void close() {
+        context.close();
+        observer.close();
     }
-  }
-
-  private void compress() {
-    int budget = options.cells();
-    long start = System.nanoTime();
-    Plan[] plans = new Plan[shape.pairs()];
-    IntStream.range(0, plans.length).parallel().forEach(pair -> {
-      int[] order = table.order(pair);
-      CellStats stats = table.stats(pair, () -> observer.readCells(pair / shape.kvHeads(), pair % shape.kvHeads(), order, info, buffers.get()));
-      plans[pair] = planner.plan(stats, budget);
-    });
-    long planned = System.nanoTime();
-    timings.plan += planned - start;
-    CellTable.Moves moves = table.apply(plans, budget);
-    observer.apply(moves.targets(), moves.weights(), moves.positions(), moves.destinations(), planner.pivotFrame());
-    // llama.cpp's record: cells 0 .. budget-2 keep the positions they first had, which are those numbers, and the newest stays.
-    context.removePositions(budget - 1, position - 1);
-    timings.apply += System.nanoTime() - planned;
-  }
-
-  /** The last block's logits: F32 [tokens][vocabulary]; valid until the next decode. */
-  public MemorySegment logits() {
-    return context.logits();
-  }
-
-  /** The position that the next token gets: tokens decoded so far. */
-  public int position() {
-    return position;
-  }
-
-  /** Cells in use. */
-  public int used() {
-    return table.used() + pending;
-  }
-
-  /** Where the cells lie and how many bytes they take. */
-  public Observer.CacheInfo info() {
-    return info == null ? observer.cacheInfo() : info;
-  }
-
-  /** What was observed of the last block that was flushed, before its compression. */
-  public Observer.Stats lastStats() {
-    return lastStats;
-  }
-
-  public Timings timings() {
-    return timings;
-  }
-
-  /** What is known of the cells of a layer and KV head, after a {@link #flush}. */
-  public CellStats cells(int layer, int kvHead) {
-    flush();
-    int pair = layer * shape.kvHeads() + kvHead;
-    int[] order = table.order(pair);
-    return table.stats(pair, () -> observer.readCells(layer, kvHead, order, info, new Observer.Buffer()));
-  }
-
-  Context context() {
-    return context;
-  }
-
-  Observer observer() {
-    return observer;
-  }
-
-  CellTable table() {
-    return table;
-  }
-
-  @Override
-  public void close() {
-    context.close();
-    observer.close();
-  }
 }

@@ -11,119 +11,119 @@ import java.util.Arrays;
  *     alone, 1
  */
 public record Plan(int[] target, float[] weight) {
-  /** The target of a dropped cell. */
-  public static final int EVICTED = -1;
+    /** The target of a dropped cell. */
+    public static final int EVICTED = -1;
 
-  /** A plan that keeps the cells that are marked, each alone, and drops the others. */
-  public static Plan keep(boolean[] kept) {
-    int[] target = new int[kept.length];
-    for (int i = 0; i < kept.length; i++) {
-      target[i] = kept[i] ? i : EVICTED;
-    }
-    return new Plan(target, ones(kept.length));
-  }
-
-  /** A plan that keeps all of n cells. */
-  public static Plan keepAll(int n) {
-    boolean[] kept = new boolean[n];
-    Arrays.fill(kept, true);
-    return keep(kept);
-  }
-
-  /** Starts from a plan that keeps all of n cells. */
-  public static Builder builder(int n) {
-    return new Builder(n);
-  }
-
-  /** Number of groups: cells that are left. */
-  public int groups() {
-    int groups = 0;
-    for (int i = 0; i < target.length; i++) {
-      groups += target[i] == i ? 1 : 0;
-    }
-    return groups;
-  }
-
-  /**
-   * Checks the plan for a number of cells and a budget.
-   *
-   * @throws IllegalStateException saying what is wrong, as a strategy's author needs to know
-   */
-  public void check(int cells, int budget) {
-    if (target.length != cells || weight.length != cells) {
-      throw new IllegalStateException("a plan for " + target.length + " cells where there are " + cells);
-    }
-    double[] sum = new double[cells];
-    for (int i = 0; i < cells; i++) {
-      int p = target[i];
-      if (p == EVICTED) {
-        continue;
-      }
-      if (p < 0 || p >= cells || target[p] != p) {
-        throw new IllegalStateException("cell " + i + " goes to " + p + ", which is not a pivot");
-      }
-      if (!(weight[i] >= 0) || weight[i] > 1.001f) {
-        throw new IllegalStateException("cell " + i + " has weight " + weight[i]);
-      }
-      sum[p] += weight[i];
-    }
-    for (int i = 0; i < cells; i++) {
-      if (target[i] == i && Math.abs(sum[i] - 1) > 1e-3) {
-        throw new IllegalStateException("the weights of pivot " + i + "'s group sum to " + sum[i]);
-      }
-    }
-    int last = cells - 1;
-    if (target[last] != last || Math.abs(weight[last] - 1) > 1e-3) {
-      throw new IllegalStateException("the newest cell must stay, alone: llama.cpp needs its position");
-    }
-    if (groups() != budget) {
-      throw new IllegalStateException("the plan leaves " + groups() + " cells where the budget is " + budget);
-    }
-  }
-
-  private static float[] ones(int n) {
-    float[] weight = new float[n];
-    Arrays.fill(weight, 1);
-    return weight;
-  }
-
-  /** Builds a plan by naming what is dropped and merged. */
-  public static final class Builder {
-    private final int[] target;
-    private final float[] weight;
-
-    private Builder(int n) {
-      target = new int[n];
-      Arrays.setAll(target, i -> i);
-      weight = ones(n);
+    /** A plan that keeps the cells that are marked, each alone, and drops the others. */
+    public static Plan keep(boolean[] kept) {
+        int[] target = new int[kept.length];
+        for (int i = 0; i < kept.length; i++) {
+            target[i] = kept[i] ? i : EVICTED;
+        }
+        return new Plan(target, ones(kept.length));
     }
 
-    /** Drops a cell. */
-    public Builder evict(int cell) {
-      target[cell] = EVICTED;
-      return this;
+    /** A plan that keeps all of n cells. */
+    public static Plan keepAll(int n) {
+        boolean[] kept = new boolean[n];
+        Arrays.fill(kept, true);
+        return keep(kept);
+    }
+
+    /** Starts from a plan that keeps all of n cells. */
+    public static Builder builder(int n) {
+        return new Builder(n);
+    }
+
+    /** Number of groups: cells that are left. */
+    public int groups() {
+        int groups = 0;
+        for (int i = 0; i < target.length; i++) {
+            groups += target[i] == i ? 1 : 0;
+        }
+        return groups;
     }
 
     /**
-     * Merges cells into one, weighted by non-negative masses; the heaviest is the pivot, whose position the merged cell takes. All
-     * masses zero counts as all equal.
+     * Checks the plan for a number of cells and a budget.
+     *
+     * @throws IllegalStateException saying what is wrong, as a strategy's author needs to know
      */
-    public Builder merge(int[] members, double[] masses) {
-      double total = 0;
-      int heaviest = 0;
-      for (int m = 0; m < members.length; m++) {
-        total += masses[m];
-        heaviest = masses[m] > masses[heaviest] ? m : heaviest;
-      }
-      for (int m = 0; m < members.length; m++) {
-        target[members[m]] = members[heaviest];
-        weight[members[m]] = (float) (total > 0 ? masses[m] / total : 1.0 / members.length);
-      }
-      return this;
+    public void check(int cells, int budget) {
+        if (target.length != cells || weight.length != cells) {
+            throw new IllegalStateException("a plan for " + target.length + " cells where there are " + cells);
+        }
+        double[] sum = new double[cells];
+        for (int i = 0; i < cells; i++) {
+            int p = target[i];
+            if (p == EVICTED) {
+                continue;
+            }
+            if (p < 0 || p >= cells || target[p] != p) {
+                throw new IllegalStateException("cell " + i + " goes to " + p + ", which is not a pivot");
+            }
+            if (!(weight[i] >= 0) || weight[i] > 1.001f) {
+                throw new IllegalStateException("cell " + i + " has weight " + weight[i]);
+            }
+            sum[p] += weight[i];
+        }
+        for (int i = 0; i < cells; i++) {
+            if (target[i] == i && Math.abs(sum[i] - 1) > 1e-3) {
+                throw new IllegalStateException("the weights of pivot " + i + "'s group sum to " + sum[i]);
+            }
+        }
+        int last = cells - 1;
+        if (target[last] != last || Math.abs(weight[last] - 1) > 1e-3) {
+            throw new IllegalStateException("the newest cell must stay, alone: llama.cpp needs its position");
+        }
+        if (groups() != budget) {
+            throw new IllegalStateException("the plan leaves " + groups() + " cells where the budget is " + budget);
+        }
     }
 
-    public Plan build() {
-      return new Plan(target, weight);
+    private static float[] ones(int n) {
+        float[] weight = new float[n];
+        Arrays.fill(weight, 1);
+        return weight;
     }
-  }
+
+    /** Builds a plan by naming what is dropped and merged. */
+    public static final class Builder {
+        private final int[] target;
+        private final float[] weight;
+
+        private Builder(int n) {
+            target = new int[n];
+            Arrays.setAll(target, i -> i);
+            weight = ones(n);
+        }
+
+        /** Drops a cell. */
+        public Builder evict(int cell) {
+            target[cell] = EVICTED;
+            return this;
+        }
+
+        /**
+         * Merges cells into one, weighted by non-negative masses; the heaviest is the pivot, whose position the merged cell takes. All
+         * masses zero counts as all equal.
+         */
+        public Builder merge(int[] members, double[] masses) {
+            double total = 0;
+            int heaviest = 0;
+            for (int m = 0; m < members.length; m++) {
+                total += masses[m];
+                heaviest = masses[m] > masses[heaviest] ? m : heaviest;
+            }
+            for (int m = 0; m < members.length; m++) {
+                target[members[m]] = members[heaviest];
+                weight[members[m]] = (float) (total > 0 ? masses[m] / total : 1.0 / members.length);
+            }
+            return this;
+        }
+
+        public Plan build() {
+            return new Plan(target, weight);
+        }
+    }
 }

@@ -8,36 +8,36 @@ import dev.kvmerge.kernels.Bias;
  * called once a block for each layer and KV head, from several threads.
  */
 public interface Planner {
-  /**
-   * Plans one layer and KV head.
-   *
-   * @param budget cells that must be left, less than {@code cells.size()}
-   * @return a plan with exactly that many groups, in which the newest cell stays alone
-   */
-  Plan plan(CellStats cells, int budget);
+    /**
+     * Plans one layer and KV head.
+     *
+     * @param budget cells that must be left, less than {@code cells.size()}
+     * @return a plan with exactly that many groups, in which the newest cell stays alone
+     */
+    Plan plan(CellStats cells, int budget);
 
-  /** Whether it reads {@link CellStats#mass()}. */
-  default boolean needsMass() {
-    return false;
-  }
+    /** Whether it reads {@link CellStats#mass()}. */
+    default boolean needsMass() {
+        return false;
+    }
 
-  /** Whether it reads {@link CellStats#entropy()}. */
-  default boolean needsEntropy() {
-    return false;
-  }
+    /** Whether it reads {@link CellStats#entropy()}. */
+    default boolean needsEntropy() {
+        return false;
+    }
 
-  /** Factor on a cell's mass at each block before the block's own is added: 1 accumulates, 0 forgets. */
-  default double massDecay() {
-    return 1;
-  }
+    /** Factor on a cell's mass at each block before the block's own is added: 1 accumulates, 0 forgets. */
+    default double massDecay() {
+        return 1;
+    }
 
-  /** How merged cells keep their members' attention mass. */
-  default Bias bias() {
-    return Bias.NONE;
-  }
+    /** How merged cells keep their members' attention mass. */
+    default Bias bias() {
+        return Bias.NONE;
+    }
 
-  /** Whether keys are rotated to their pivot's position before they are averaged. */
-  default boolean pivotFrame() {
-    return true;
-  }
+    /** Whether keys are rotated to their pivot's position before they are averaged. */
+    default boolean pivotFrame() {
+        return true;
+    }
 }

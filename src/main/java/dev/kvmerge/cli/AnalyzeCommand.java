@@ -19,104 +19,204 @@ import picocli.CommandLine.Option;
 
 /** The entropy analysis. */
 @Command(
-    name = "analyze",
-    mixinStandardHelpOptions = true,
-    description = "Measures how spread out a model's attention is over a text: normalised row entropy by layer and head, sinks, diffuse spans.",
-    footer = {"", "Example:", "  kvmerge analyze -m smollm2-135m -f alice --tokens 2048 --out results/entropy"})
+        name = "analyze",
+        mixinStandardHelpOptions = true,
+        description =
+                "Measures how spread out a model's attention is over a text: normalised row entropy by layer and head, sinks, diffuse spans.",
+        footer = {"", "Example:", "  kvmerge analyze -m smollm2-135m -f alice --tokens 2048 --out results/entropy"})
 final class AnalyzeCommand implements Runnable {
-  @Mixin private ModelOptions model;
-  @Mixin private TextOptions text;
+    @Mixin
+    private ModelOptions model;
 
-  @Option(names = "--tokens", paramLabel = "N", defaultValue = "2048", description = "tokens of the text to read; 0 for all (default: ${DEFAULT-VALUE})")
-  private int tokens;
+    @Mixin
+    private TextOptions text;
 
-  @Option(names = "--offset", paramLabel = "T", defaultValue = "0", description = "first token of the text (default: ${DEFAULT-VALUE})")
-  private int offset;
+    @Option(
+            names = "--tokens",
+            paramLabel = "N",
+            defaultValue = "2048",
+            description = "tokens of the text to read; 0 for all (default: ${DEFAULT-VALUE})")
+    private int tokens;
 
-  @Option(names = "--block", paramLabel = "N", defaultValue = "128", description = "tokens decoded at once (default: ${DEFAULT-VALUE})")
-  private int block;
+    @Option(
+            names = "--offset",
+            paramLabel = "T",
+            defaultValue = "0",
+            description = "first token of the text (default: ${DEFAULT-VALUE})")
+    private int offset;
 
-  @Option(names = "--sinks", paramLabel = "N", defaultValue = "4", description = "first tokens that count as sinks (default: ${DEFAULT-VALUE})")
-  private int sinks;
+    @Option(
+            names = "--block",
+            paramLabel = "N",
+            defaultValue = "128",
+            description = "tokens decoded at once (default: ${DEFAULT-VALUE})")
+    private int block;
 
-  @Option(names = "--threshold", paramLabel = "H", defaultValue = "0.5", description = "entropy above which a row is diffuse (default: ${DEFAULT-VALUE})")
-  private double threshold;
+    @Option(
+            names = "--sinks",
+            paramLabel = "N",
+            defaultValue = "4",
+            description = "first tokens that count as sinks (default: ${DEFAULT-VALUE})")
+    private int sinks;
 
-  @Option(names = "--out", paramLabel = "DIR", defaultValue = "results/entropy", description = "where results go (default: ${DEFAULT-VALUE})")
-  private Path out;
+    @Option(
+            names = "--threshold",
+            paramLabel = "H",
+            defaultValue = "0.5",
+            description = "entropy above which a row is diffuse (default: ${DEFAULT-VALUE})")
+    private double threshold;
 
-  @Override
-  public void run() {
-    if (block <= 0 || sinks < 0 || !(threshold >= 0 && threshold <= 1)) {
-      throw new KvmergeException.Usage("--block must be positive, --sinks not negative and --threshold 0..1: " + block + ", " + sinks + ", " + threshold);
+    @Option(
+            names = "--out",
+            paramLabel = "DIR",
+            defaultValue = "results/entropy",
+            description = "where results go (default: ${DEFAULT-VALUE})")
+    private Path out;
+
+    @Override
+    public void run() {
+        if (block <= 0 || sinks < 0 || !(threshold >= 0 && threshold <= 1)) {
+            throw new KvmergeException.Usage("--block must be positive, --sinks not negative and --threshold 0..1: "
+                    + block + ", " + sinks + ", " + threshold);
+        }
+        Catalogue catalogue = Home.catalogue();
+        Text read = text.read(catalogue);
+        try (ResultsFolder folder = ResultsFolder.open(out);
+                Model loaded = model.load(catalogue)) {
+            int[] part = TextOptions.slice(loaded, read, offset, tokens);
+            List<EntropyAnalysis.Check> checks = EntropyAnalysis.validate();
+            EntropyAnalysis.Findings findings;
+            try (Progress progress = new Progress("reading " + read.path().getFileName())) {
+                findings = EntropyAnalysis.analyse(
+                        loaded,
+                        part,
+                        block,
+                        model.threads(),
+                        sinks,
+                        threshold,
+                        done -> progress.update(
+                                (double) done / part.length,
+                                String.format(Locale.ROOT, "%,d of %,d tokens", done, part.length)));
+            }
+            print(checks, findings);
+            write(folder, findings);
+            if (!checks.stream().allMatch(EntropyAnalysis.Check::holds)) {
+                throw new KvmergeException("the entropy kernel (" + dev.kvmerge.kernels.Kvmerge.instructionSet()
+                        + ") disagrees with theory: the figures above cannot be trusted");
+            }
+        }
     }
-    Catalogue catalogue = Home.catalogue();
-    Text read = text.read(catalogue);
-    try (ResultsFolder folder = ResultsFolder.open(out);
-        Model loaded = model.load(catalogue)) {
-      int[] part = TextOptions.slice(loaded, read, offset, tokens);
-      List<EntropyAnalysis.Check> checks = EntropyAnalysis.validate();
-      EntropyAnalysis.Findings findings;
-      try (Progress progress = new Progress("reading " + read.path().getFileName())) {
-        findings =
-            EntropyAnalysis.analyse(loaded, part, block, model.threads(), sinks, threshold,
-                done -> progress.update((double) done / part.length, String.format(Locale.ROOT, "%,d of %,d tokens", done, part.length)));
-      }
-      print(checks, findings);
-      write(folder, findings);
-      if (!checks.stream().allMatch(EntropyAnalysis.Check::holds)) {
-        throw new KvmergeException("the entropy kernel (" + dev.kvmerge.kernels.Kvmerge.instructionSet() + ") disagrees with theory: the figures above cannot be trusted");
-      }
-    }
-  }
 
-  private void print(List<EntropyAnalysis.Check> checks, EntropyAnalysis.Findings f) {
-    System.out.println("The theory on known inputs (normalised Shannon entropy H / log n):");
-    for (EntropyAnalysis.Check c : checks) {
-      System.out.printf(Locale.ROOT, "  %s %-46s expected %.5f  measured %.5f%n", c.holds() ? "ok  " : "FAIL", c.input(), c.expected(), Math.abs(c.measured()));
+    private void print(List<EntropyAnalysis.Check> checks, EntropyAnalysis.Findings f) {
+        System.out.println("The theory on known inputs (normalised Shannon entropy H / log n):");
+        for (EntropyAnalysis.Check c : checks) {
+            System.out.printf(
+                    Locale.ROOT,
+                    "  %s %-46s expected %.5f  measured %.5f%n",
+                    c.holds() ? "ok  " : "FAIL",
+                    c.input(),
+                    c.expected(),
+                    Math.abs(c.measured()));
+        }
+        System.out.println();
+        System.out.printf(Locale.ROOT, "Attention rows looked at: %,d. Mean entropy %.3f.%n", f.rows(), f.mean());
+        int heads = f.byLayerAndHead()[0].length;
+        int[] order = IntStream.range(0, f.byLayerAndHead().length * heads)
+                .boxed()
+                .sorted(Comparator.comparingDouble(i -> f.byLayerAndHead()[i / heads][i % heads]))
+                .mapToInt(i -> i)
+                .toArray();
+        System.out.println("Sharpest heads: " + heads(f, Arrays.copyOf(order, Math.min(5, order.length)), heads));
+        int[] reversed = IntStream.range(0, Math.min(5, order.length))
+                .map(i -> order[order.length - 1 - i])
+                .toArray();
+        System.out.println("Most diffuse:   " + heads(f, reversed, heads));
+        System.out.printf(
+                Locale.ROOT,
+                "The first %d tokens (sinks) get %.1f %% of all attention, by layer from %.1f %% to %.1f %%.%n",
+                f.sinks(),
+                100 * Arrays.stream(f.sinkShare()).average().orElse(0),
+                100 * Arrays.stream(f.sinkShare()).min().orElse(0),
+                100 * Arrays.stream(f.sinkShare()).max().orElse(0));
+        System.out.printf(
+                Locale.ROOT,
+                "Above the threshold %.2f: %.1f %% of tokens, in %,d spans of neighbours, %.1f tokens each, the longest %,d.%n",
+                f.threshold(),
+                100 * f.diffuseShare(),
+                f.spans().size(),
+                f.spans().stream()
+                        .mapToInt(EntropyAnalysis.Span::length)
+                        .average()
+                        .orElse(0),
+                f.spans().stream().mapToInt(EntropyAnalysis.Span::length).max().orElse(0));
+        System.out.println();
+        System.out.println(
+                "Written to " + out
+                        + ": entropy.csv, spans.csv, heat maps by layer and head and along the text, and the distribution (*.svg).");
     }
-    System.out.println();
-    System.out.printf(Locale.ROOT, "Attention rows looked at: %,d. Mean entropy %.3f.%n", f.rows(), f.mean());
-    int heads = f.byLayerAndHead()[0].length;
-    int[] order =
-        IntStream.range(0, f.byLayerAndHead().length * heads)
-            .boxed()
-            .sorted(Comparator.comparingDouble(i -> f.byLayerAndHead()[i / heads][i % heads]))
-            .mapToInt(i -> i)
-            .toArray();
-    System.out.println("Sharpest heads: " + heads(f, Arrays.copyOf(order, Math.min(5, order.length)), heads));
-    int[] reversed = IntStream.range(0, Math.min(5, order.length)).map(i -> order[order.length - 1 - i]).toArray();
-    System.out.println("Most diffuse:   " + heads(f, reversed, heads));
-    System.out.printf(Locale.ROOT, "The first %d tokens (sinks) get %.1f %% of all attention, by layer from %.1f %% to %.1f %%.%n", f.sinks(),
-        100 * Arrays.stream(f.sinkShare()).average().orElse(0), 100 * Arrays.stream(f.sinkShare()).min().orElse(0), 100 * Arrays.stream(f.sinkShare()).max().orElse(0));
-    System.out.printf(Locale.ROOT, "Above the threshold %.2f: %.1f %% of tokens, in %,d spans of neighbours, %.1f tokens each, the longest %,d.%n",
-        f.threshold(), 100 * f.diffuseShare(), f.spans().size(), f.spans().stream().mapToInt(EntropyAnalysis.Span::length).average().orElse(0),
-        f.spans().stream().mapToInt(EntropyAnalysis.Span::length).max().orElse(0));
-    System.out.println();
-    System.out.println("Written to " + out + ": entropy.csv, spans.csv, heat maps by layer and head and along the text, and the distribution (*.svg).");
-  }
 
-  private static String heads(EntropyAnalysis.Findings f, int[] which, int heads) {
-    return String.join(", ", Arrays.stream(which)
-        .mapToObj(i -> String.format(Locale.ROOT, "layer %d head %d (%.3f)", i / heads, i % heads, f.byLayerAndHead()[i / heads][i % heads])).toList());
-  }
+    private static String heads(EntropyAnalysis.Findings f, int[] which, int heads) {
+        return String.join(
+                ", ",
+                Arrays.stream(which)
+                        .mapToObj(i -> String.format(
+                                Locale.ROOT,
+                                "layer %d head %d (%.3f)",
+                                i / heads,
+                                i % heads,
+                                f.byLayerAndHead()[i / heads][i % heads]))
+                        .toList());
+    }
 
-  private void write(ResultsFolder folder, EntropyAnalysis.Findings f) {
-    StringBuilder csv = new StringBuilder("layer,head,mean_entropy,layer_sink_share\n");
-    for (int l = 0; l < f.byLayerAndHead().length; l++) {
-      for (int h = 0; h < f.byLayerAndHead()[l].length; h++) {
-        csv.append(l).append(',').append(h).append(',').append(f.byLayerAndHead()[l][h]).append(',').append(f.sinkShare()[l]).append('\n');
-      }
+    private void write(ResultsFolder folder, EntropyAnalysis.Findings f) {
+        StringBuilder csv = new StringBuilder("layer,head,mean_entropy,layer_sink_share\n");
+        for (int l = 0; l < f.byLayerAndHead().length; l++) {
+            for (int h = 0; h < f.byLayerAndHead()[l].length; h++) {
+                csv.append(l)
+                        .append(',')
+                        .append(h)
+                        .append(',')
+                        .append(f.byLayerAndHead()[l][h])
+                        .append(',')
+                        .append(f.sinkShare()[l])
+                        .append('\n');
+            }
+        }
+        folder.write("entropy.csv", csv.toString());
+        StringBuilder spans = new StringBuilder("layer,kv_head,first_token,tokens,mean_entropy\n");
+        for (EntropyAnalysis.Span s : f.spans()) {
+            spans.append(s.layer())
+                    .append(',')
+                    .append(s.kvHead())
+                    .append(',')
+                    .append(s.from())
+                    .append(',')
+                    .append(s.length())
+                    .append(',')
+                    .append(s.entropy())
+                    .append('\n');
+        }
+        folder.write("spans.csv", spans.toString());
+        folder.write(
+                "entropy-by-head.svg",
+                Plots.heatMap(
+                        "Normalised row entropy by layer and head",
+                        "head",
+                        "layer",
+                        f.byLayerAndHead(),
+                        1,
+                        "H / log n"));
+        folder.write(
+                "entropy-along-text.svg",
+                Plots.heatMap(
+                        "Normalised row entropy by layer along the text",
+                        "block of " + block + " tokens",
+                        "layer",
+                        f.byLayerAlongText(),
+                        1,
+                        "H / log n"));
+        folder.write(
+                "entropy-distribution.svg",
+                Plots.distribution("Distribution of normalised row entropy", "H / log n", f.distribution()));
     }
-    folder.write("entropy.csv", csv.toString());
-    StringBuilder spans = new StringBuilder("layer,kv_head,first_token,tokens,mean_entropy\n");
-    for (EntropyAnalysis.Span s : f.spans()) {
-      spans.append(s.layer()).append(',').append(s.kvHead()).append(',').append(s.from()).append(',').append(s.length()).append(',').append(s.entropy()).append('\n');
-    }
-    folder.write("spans.csv", spans.toString());
-    folder.write("entropy-by-head.svg", Plots.heatMap("Normalised row entropy by layer and head", "head", "layer", f.byLayerAndHead(), 1, "H / log n"));
-    folder.write("entropy-along-text.svg",
-        Plots.heatMap("Normalised row entropy by layer along the text", "block of " + block + " tokens", "layer", f.byLayerAlongText(), 1, "H / log n"));
-    folder.write("entropy-distribution.svg", Plots.distribution("Distribution of normalised row entropy", "H / log n", f.distribution()));
-  }
 }

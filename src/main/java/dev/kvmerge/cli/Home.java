@@ -9,39 +9,45 @@ import java.nio.file.Path;
 
 /** Where kvmerge's own files are: the checkout that the jar was built in. */
 final class Home {
-  private Home() {}
+    private Home() {}
 
-  static Path path() {
-    String given = System.getProperty("kvmerge.home", System.getenv("KVMERGE_HOME"));
-    if (given != null) {
-      return Path.of(given).toAbsolutePath().normalize();
+    static Path path() {
+        String given = System.getProperty("kvmerge.home", System.getenv("KVMERGE_HOME"));
+        if (given != null) {
+            return Path.of(given).toAbsolutePath().normalize();
+        }
+        try { // <home>/target/kvmerge.jar
+            Path code = Path.of(Main.class
+                    .getProtectionDomain()
+                    .getCodeSource()
+                    .getLocation()
+                    .toURI());
+            return code.getParent().getParent();
+        } catch (URISyntaxException | NullPointerException e) {
+            throw new KvmergeException("cannot find kvmerge's folder: set KVMERGE_HOME to it", e);
+        }
     }
-    try { // <home>/target/kvmerge.jar
-      Path code = Path.of(Main.class.getProtectionDomain().getCodeSource().getLocation().toURI());
-      return code.getParent().getParent();
-    } catch (URISyntaxException | NullPointerException e) {
-      throw new KvmergeException("cannot find kvmerge's folder: set KVMERGE_HOME to it", e);
+
+    static Catalogue catalogue() {
+        String elsewhere = System.getenv("KVMERGE_DOWNLOADS");
+        Path downloads = elsewhere == null ? path().resolve("downloads") : Path.of(elsewhere);
+        return Catalogue.read(path().resolve("models.txt"), downloads);
     }
-  }
 
-  static Catalogue catalogue() {
-    String elsewhere = System.getenv("KVMERGE_DOWNLOADS");
-    Path downloads = elsewhere == null ? path().resolve("downloads") : Path.of(elsewhere);
-    return Catalogue.read(path().resolve("models.txt"), downloads);
-  }
-
-  /** The native library: KVMERGE_NATIVE_LIB, or where 'make build' puts it. */
-  static Path nativeLibrary() {
-    String elsewhere = System.getenv("KVMERGE_NATIVE_LIB");
-    return elsewhere == null ? path().resolve("build/native/" + System.mapLibraryName("kvmerge")) : Path.of(elsewhere);
-  }
-
-  /** A folder's name with what the user typed, for messages. */
-  static boolean isEmptyFolder(Path folder) {
-    try (var files = Files.list(folder)) {
-      return files.findAny().isEmpty();
-    } catch (IOException e) {
-      return true;
+    /** The native library: KVMERGE_NATIVE_LIB, or where 'make build' puts it. */
+    static Path nativeLibrary() {
+        String elsewhere = System.getenv("KVMERGE_NATIVE_LIB");
+        return elsewhere == null
+                ? path().resolve("build/native/" + System.mapLibraryName("kvmerge"))
+                : Path.of(elsewhere);
     }
-  }
+
+    /** A folder's name with what the user typed, for messages. */
+    static boolean isEmptyFolder(Path folder) {
+        try (var files = Files.list(folder)) {
+            return files.findAny().isEmpty();
+        } catch (IOException e) {
+            return true;
+        }
+    }
 }

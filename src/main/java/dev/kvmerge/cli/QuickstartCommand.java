@@ -19,61 +19,86 @@ import picocli.CommandLine.Option;
 
 /** Everything once, in seconds. */
 @Command(
-    name = "quickstart",
-    mixinStandardHelpOptions = true,
-    description = "Checks in seconds that everything works: fills a cache with random tokens and compresses it with each strategy.",
-    footer = {"", "Example:", "  kvmerge quickstart"})
+        name = "quickstart",
+        mixinStandardHelpOptions = true,
+        description =
+                "Checks in seconds that everything works: fills a cache with random tokens and compresses it with each strategy.",
+        footer = {"", "Example:", "  kvmerge quickstart"})
 final class QuickstartCommand implements Runnable {
-  private static final int TOKENS = 384;
-  private static final int CELLS = 192;
-  private static final int BLOCK = 64;
+    private static final int TOKENS = 384;
+    private static final int CELLS = 192;
+    private static final int BLOCK = 64;
 
-  @Mixin private ModelOptions model;
+    @Mixin
+    private ModelOptions model;
 
-  @Option(names = "--out", paramLabel = "DIR", defaultValue = "results/quickstart", description = "where results go (default: ${DEFAULT-VALUE})")
-  private Path out;
+    @Option(
+            names = "--out",
+            paramLabel = "DIR",
+            defaultValue = "results/quickstart",
+            description = "where results go (default: ${DEFAULT-VALUE})")
+    private Path out;
 
-  @Override
-  public void run() {
-    Catalogue catalogue = Home.catalogue();
-    try (ResultsFolder folder = ResultsFolder.open(out);
-        Model loaded = model.load(catalogue)) {
-      done("loaded " + loaded.description() + " with llama.cpp " + loaded.library().version());
-      int[] tokens = new Random(1).ints(TOKENS + 1, 0, loaded.vocabularySize()).toArray();
-      List<String> rows = new ArrayList<>(List.of("strategy,cells,used,kv_bytes,tokens_per_second"));
-      for (String name : List.of(Strategies.FULL, "streaming-llm", "h2o", "entropy-merged")) {
-        rows.add(tryOut(loaded, name, tokens));
-      }
-      folder.write("quickstart.csv", String.join("\n", rows) + "\n");
-      done("saved the results to " + out.resolve("quickstart.csv"));
+    @Override
+    public void run() {
+        Catalogue catalogue = Home.catalogue();
+        try (ResultsFolder folder = ResultsFolder.open(out);
+                Model loaded = model.load(catalogue)) {
+            done("loaded " + loaded.description() + " with llama.cpp "
+                    + loaded.library().version());
+            int[] tokens =
+                    new Random(1).ints(TOKENS + 1, 0, loaded.vocabularySize()).toArray();
+            List<String> rows = new ArrayList<>(List.of("strategy,cells,used,kv_bytes,tokens_per_second"));
+            for (String name : List.of(Strategies.FULL, "streaming-llm", "h2o", "entropy-merged")) {
+                rows.add(tryOut(loaded, name, tokens));
+            }
+            folder.write("quickstart.csv", String.join("\n", rows) + "\n");
+            done("saved the results to " + out.resolve("quickstart.csv"));
+        }
+        System.out.println("All works. Now try 'kvmerge experiment'.");
     }
-    System.out.println("All works. Now try 'kvmerge experiment'.");
-  }
 
-  private String tryOut(Model loaded, String name, int[] tokens) {
-    Strategy strategy = Strategies.create(name, Strategies.Settings.DEFAULT);
-    CacheOptions options = (strategy == null ? CacheOptions.unlimited(TOKENS + 1, BLOCK) : CacheOptions.of(CELLS, BLOCK)).withThreads(model.threads());
-    try (CompressedContext context = new CompressedContext(loaded, strategy, options)) {
-      for (int at = 0; at < TOKENS; at += BLOCK) {
-        context.decode(java.util.Arrays.copyOfRange(tokens, at, at + BLOCK));
-      }
-      int expected = strategy == null ? TOKENS : CELLS;
-      if (context.used() != expected) {
-        throw new KvmergeException(name + " left " + context.used() + " cells where it should leave " + expected);
-      }
-      context.decode(new int[] {tokens[TOKENS]});
-      float logit = context.logits().getAtIndex(java.lang.foreign.ValueLayout.JAVA_FLOAT, 0);
-      if (!Float.isFinite(logit)) {
-        throw new KvmergeException(name + ": decoding after the compression gives no finite logits");
-      }
-      CompressedContext.Timings t = context.timings();
-      double speed = 1e9 * (TOKENS + 1) / (t.decode() + t.observe() + t.plan() + t.apply());
-      done(String.format(Locale.ROOT, "%s: %d tokens in %d cells, %.1f MiB of K and V, decoding goes on", name, TOKENS, expected, context.info().bytes() / 1048576.0));
-      return String.format(Locale.ROOT, "%s,%d,%d,%d,%.1f", name, expected, context.used(), context.info().bytes(), speed);
+    private String tryOut(Model loaded, String name, int[] tokens) {
+        Strategy strategy = Strategies.create(name, Strategies.Settings.DEFAULT);
+        CacheOptions options = (strategy == null
+                        ? CacheOptions.unlimited(TOKENS + 1, BLOCK)
+                        : CacheOptions.of(CELLS, BLOCK))
+                .withThreads(model.threads());
+        try (CompressedContext context = new CompressedContext(loaded, strategy, options)) {
+            for (int at = 0; at < TOKENS; at += BLOCK) {
+                context.decode(java.util.Arrays.copyOfRange(tokens, at, at + BLOCK));
+            }
+            int expected = strategy == null ? TOKENS : CELLS;
+            if (context.used() != expected) {
+                throw new KvmergeException(
+                        name + " left " + context.used() + " cells where it should leave " + expected);
+            }
+            context.decode(new int[] {tokens[TOKENS]});
+            float logit = context.logits().getAtIndex(java.lang.foreign.ValueLayout.JAVA_FLOAT, 0);
+            if (!Float.isFinite(logit)) {
+                throw new KvmergeException(name + ": decoding after the compression gives no finite logits");
+            }
+            CompressedContext.Timings t = context.timings();
+            double speed = 1e9 * (TOKENS + 1) / (t.decode() + t.observe() + t.plan() + t.apply());
+            done(String.format(
+                    Locale.ROOT,
+                    "%s: %d tokens in %d cells, %.1f MiB of K and V, decoding goes on",
+                    name,
+                    TOKENS,
+                    expected,
+                    context.info().bytes() / 1048576.0));
+            return String.format(
+                    Locale.ROOT,
+                    "%s,%d,%d,%d,%.1f",
+                    name,
+                    expected,
+                    context.used(),
+                    context.info().bytes(),
+                    speed);
+        }
     }
-  }
 
-  private static void done(String what) {
-    System.out.println("\u2713 " + what);
-  }
+    private static void done(String what) {
+        System.out.println("\u2713 " + what);
+    }
 }

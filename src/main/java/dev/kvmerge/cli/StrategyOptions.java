@@ -6,22 +6,44 @@ import picocli.CommandLine.Option;
 
 /** The strategies' settings. */
 final class StrategyOptions {
-  @Option(names = "--sinks", paramLabel = "N", defaultValue = "4", description = "first tokens that always stay (default: ${DEFAULT-VALUE})")
-  int sinks;
+    @Option(
+            names = "--sinks",
+            paramLabel = "N",
+            defaultValue = "4",
+            description = "first tokens that always stay (default: ${DEFAULT-VALUE})")
+    int sinks;
 
-  @Option(names = "--recent", paramLabel = "N", defaultValue = "128", description = "newest positions that entropy-merged leaves alone (default: ${DEFAULT-VALUE})")
-  int recent;
+    @Option(
+            names = "--recent",
+            paramLabel = "N",
+            defaultValue = "128",
+            description = "newest positions that entropy-merged leaves alone (default: ${DEFAULT-VALUE})")
+    int recent;
 
-  @Option(names = "--signal", paramLabel = "column|row", defaultValue = "column", description = "entropy-merged: column is the form that works, row the founding algorithm (default: ${DEFAULT-VALUE})")
-  String signal;
+    @Option(
+            names = "--signal",
+            paramLabel = "column|row",
+            defaultValue = "column",
+            description =
+                    "entropy-merged: column is the form that works, row the founding algorithm (default: ${DEFAULT-VALUE})")
+    String signal;
 
-  @Option(names = "--threshold", paramLabel = "H", defaultValue = "0.5", description = "row signal: normalised entropy above which a token is diffuse, 0..1 (default: ${DEFAULT-VALUE})")
-  double threshold;
+    @Option(
+            names = "--threshold",
+            paramLabel = "H",
+            defaultValue = "0.5",
+            description =
+                    "row signal: normalised entropy above which a token is diffuse, 0..1 (default: ${DEFAULT-VALUE})")
+    double threshold;
 
-  @Option(names = "--bias", paramLabel = "none|folded|exact", defaultValue = "folded", description = "how a merged cell keeps its members' attention mass (default: ${DEFAULT-VALUE})")
-  Bias bias;
+    @Option(
+            names = "--bias",
+            paramLabel = "none|folded|exact",
+            defaultValue = "folded",
+            description = "how a merged cell keeps its members' attention mass (default: ${DEFAULT-VALUE})")
+    Bias bias;
 
-  Strategies.Settings settings() {
-    return new Strategies.Settings(sinks, recent, signal, threshold, bias);
-  }
+    Strategies.Settings settings() {
+        return new Strategies.Settings(sinks, recent, signal, threshold, bias);
+    }
 }

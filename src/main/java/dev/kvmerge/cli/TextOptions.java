@@ -9,32 +9,36 @@ import picocli.CommandLine.Option;
 
 /** What every command that reads a text takes. */
 final class TextOptions {
-  @Option(names = {"-f", "--file"}, paramLabel = "TEXT", defaultValue = "alice", description = "a UTF-8 text file, or a name from 'kvmerge models' (default: ${DEFAULT-VALUE})")
-  String file;
+    @Option(
+            names = {"-f", "--file"},
+            paramLabel = "TEXT",
+            defaultValue = "alice",
+            description = "a UTF-8 text file, or a name from 'kvmerge models' (default: ${DEFAULT-VALUE})")
+    String file;
 
-  Text read(Catalogue catalogue) {
-    return Text.read(catalogue.resolve(file, Catalogue.Kind.TEXT));
-  }
+    Text read(Catalogue catalogue) {
+        return Text.read(catalogue.resolve(file, Catalogue.Kind.TEXT));
+    }
 
-  /**
-   * A part of the text's tokens, with BOS as its first token where the model wants one.
-   *
-   * @param wanted tokens, or 0 for all
-   */
-  static int[] slice(Model model, Text text, int offset, int wanted) {
-    int[] all = model.tokenize(text.content());
-    if (offset < 0 || wanted < 0) {
-      throw new KvmergeException.Usage("--offset and --tokens must not be negative: " + offset + ", " + wanted);
+    /**
+     * A part of the text's tokens, with BOS as its first token where the model wants one.
+     *
+     * @param wanted tokens, or 0 for all
+     */
+    static int[] slice(Model model, Text text, int offset, int wanted) {
+        int[] all = model.tokenize(text.content());
+        if (offset < 0 || wanted < 0) {
+            throw new KvmergeException.Usage("--offset and --tokens must not be negative: " + offset + ", " + wanted);
+        }
+        int n = wanted == 0 ? all.length - offset : wanted;
+        if (n < 2 || (long) offset + n > all.length) {
+            throw new KvmergeException.Usage("the text " + text.path() + " has " + all.length + " tokens, not " + n
+                    + " from token " + offset + " on: use a longer text, or a smaller --tokens or --offset");
+        }
+        int[] part = Arrays.copyOfRange(all, offset, offset + n);
+        if (model.addsBos()) {
+            part[0] = model.bos();
+        }
+        return part;
     }
-    int n = wanted == 0 ? all.length - offset : wanted;
-    if (n < 2 || (long) offset + n > all.length) {
-      throw new KvmergeException.Usage("the text " + text.path() + " has " + all.length + " tokens, not " + n + " from token " + offset
-          + " on: use a longer text, or a smaller --tokens or --offset");
-    }
-    int[] part = Arrays.copyOfRange(all, offset, offset + n);
-    if (model.addsBos()) {
-      part[0] = model.bos();
-    }
-    return part;
-  }
 }

@@ -25,244 +25,279 @@ import java.util.function.BooleanSupplier;
  * and every prediction is compared with the full cache's. The full run comes first and leaves its predictions in the work folder.
  */
 public final class Experiment {
-  /**
-   * What all runs share.
-   *
-   * @param tokens the text
-   * @param block most tokens decoded between two compressions
-   * @param threads CPU threads
-   * @param workFolder where the full cache's predictions go while the experiment lasts
-   */
-  public record Setup(
-      int[] tokens, int block, int threads, int ubatch, FlashAttention flashAttention, CellType keyType, CellType valueType, Path workFolder) {}
-
-  /**
-   * One run to make.
-   *
-   * @param strategy null for the full cache
-   * @param cells that stay; of the full cache, all
-   */
-  public record Run(String name, Strategy strategy, double compression, int cells) {
-    public String id() {
-      return RunResult.id(name, compression);
-    }
-  }
-
-  /** A finished run. */
-  public record Outcome(RunResult result, Trace trace) {}
-
-  /** Is told how a run goes, after each block. */
-  @FunctionalInterface
-  public interface Listener {
     /**
-     * A block is done.
+     * What all runs share.
      *
-     * @param tokensDone tokens decoded
-     * @param perplexity of the tokens so far, or NaN
-     * @param tokensPerSecond so far, without scoring
+     * @param tokens the text
+     * @param block most tokens decoded between two compressions
+     * @param threads CPU threads
+     * @param workFolder where the full cache's predictions go while the experiment lasts
      */
-    void block(int tokensDone, double perplexity, double tokensPerSecond);
-  }
+    public record Setup(
+            int[] tokens,
+            int block,
+            int threads,
+            int ubatch,
+            FlashAttention flashAttention,
+            CellType keyType,
+            CellType valueType,
+            Path workFolder) {}
 
-  /** The run was asked to stop; what was finished before it is whole. */
-  public static final class Cancelled extends RuntimeException {
-    private static final long serialVersionUID = 1L;
-  }
-
-  private static final String LOGITS = "full-logits.bin";
-
-  private final Model model;
-  private final Setup setup;
-  private final List<Run> runs;
-  private final Scorer scorer;
-  private final int firstCompared; // the first token past the smallest budget
-
-  /**
-   * Plans the runs: the full cache, then each strategy at each compression.
-   *
-   * @param compressions shares of the text's cells to save, between 0 and 1
-   * @throws KvmergeException.Usage if a budget is too small for a strategy, or leaves nothing of the text to score
-   */
-  public Experiment(Model model, Setup setup, List<String> names, List<Double> compressions, Strategies.Settings settings) {
-    this.model = model;
-    this.setup = setup;
-    this.scorer = new Scorer(model.vocabularySize(), setup.threads());
-    this.runs = new ArrayList<>();
-    int n = setup.tokens().length;
-    int smallest = n;
-    runs.add(new Run(Strategies.FULL, null, 0, n));
-    for (double compression : compressions) {
-      int cells = cellsFor(n, compression);
-      for (String name : names) {
-        Strategy strategy = Strategies.create(name, settings);
-        if (strategy == null) {
-          continue;
+    /**
+     * One run to make.
+     *
+     * @param strategy null for the full cache
+     * @param cells that stay; of the full cache, all
+     */
+    public record Run(String name, Strategy strategy, double compression, int cells) {
+        public String id() {
+            return RunResult.id(name, compression);
         }
-        checkBudget(strategy, cells, setup.block(), n);
-        runs.add(new Run(strategy.name(), strategy, compression, cells));
-        smallest = Math.min(smallest, cells);
-      }
     }
-    this.firstCompared = runs.size() == 1 ? 1 : smallest + 1;
-  }
 
-  /** Cells that a compression leaves of a text. */
-  public static int cellsFor(int tokens, double compression) {
-    if (!(compression > 0 && compression < 1)) {
-      throw new KvmergeException.Usage("--compression is the share of cells to save, between 0 and 1, not " + compression);
+    /** A finished run. */
+    public record Outcome(RunResult result, Trace trace) {}
+
+    /** Is told how a run goes, after each block. */
+    @FunctionalInterface
+    public interface Listener {
+        /**
+         * A block is done.
+         *
+         * @param tokensDone tokens decoded
+         * @param perplexity of the tokens so far, or NaN
+         * @param tokensPerSecond so far, without scoring
+         */
+        void block(int tokensDone, double perplexity, double tokensPerSecond);
     }
-    return (int) Math.round(tokens * (1 - compression));
-  }
 
-  /** Refuses a budget that a strategy cannot hold or that the text does not fill. */
-  public static void checkBudget(Strategy strategy, int cells, int block, int tokens) {
-    int fewest = strategy.fewestCells(block);
-    if (cells < fewest) {
-      throw new KvmergeException.Usage(strategy.name() + " needs at least " + fewest + " cells (sinks and a block of " + block + "), not "
-          + cells + ": use more --tokens, a smaller --block or less --compression");
+    /** The run was asked to stop; what was finished before it is whole. */
+    public static final class Cancelled extends RuntimeException {
+        private static final long serialVersionUID = 1L;
     }
-    if (tokens < cells + 2) {
-      throw new KvmergeException.Usage("the text has " + tokens + " tokens, which fit into " + cells
-          + " cells: use a longer text, fewer cells or more --compression");
-    }
-  }
 
-  public List<Run> runs() {
-    return List.copyOf(runs);
-  }
+    private static final String LOGITS = "full-logits.bin";
 
-  /** Whether the full cache's predictions are on disk, whole, from an earlier process. */
-  public boolean hasFullPredictions() {
-    try {
-      Path file = setup.workFolder().resolve(LOGITS);
-      return Files.exists(file) && Files.size(file) == (long) scorer.packedRowBytes() * (setup.tokens().length - firstCompared);
-    } catch (IOException e) {
-      return false;
-    }
-  }
+    private final Model model;
+    private final Setup setup;
+    private final List<Run> runs;
+    private final Scorer scorer;
+    private final int firstCompared; // the first token past the smallest budget
 
-  /** Deletes the full cache's predictions. */
-  public void deleteFullPredictions() {
-    try {
-      Files.deleteIfExists(setup.workFolder().resolve(LOGITS));
-      Files.deleteIfExists(setup.workFolder().resolve(LOGITS + ".part"));
-    } catch (IOException e) {
-      throw new KvmergeException("cannot delete the predictions in " + setup.workFolder() + ": " + e.getMessage(), e);
-    }
-  }
-
-  /**
-   * Makes one run.
-   *
-   * @param full the outcome of the full run; null when this is it
-   * @param cancelled asked after each block
-   * @throws Cancelled if it says so
-   */
-  public Outcome make(Run run, Outcome full, Listener listener, BooleanSupplier cancelled) {
-    boolean isFull = run.strategy() == null;
-    Path file = setup.workFolder().resolve(LOGITS);
-    Path part = setup.workFolder().resolve(LOGITS + ".part");
-    PeakMemory.reset();
-    long start = System.nanoTime();
-    Trace trace = Trace.empty(setup.tokens().length);
-    RunResult result;
-    try (CompressedContext context = new CompressedContext(model, run.strategy(), options(run));
-        PackedLogits predictions = isFull ? PackedLogits.create(part, scorer, firstCompared) : PackedLogits.read(file, scorer, firstCompared)) {
-      stream(context, trace, predictions, isFull, listener, cancelled);
-      result = result(run, context, trace, full, (System.nanoTime() - start) / 1e9);
-    }
-    if (isFull) {
-      try {
-        Files.move(part, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
-      } catch (IOException e) {
-        throw new KvmergeException("cannot rename " + part + ": " + e.getMessage(), e);
-      }
-    }
-    return new Outcome(result, trace);
-  }
-
-  private CacheOptions options(Run run) {
-    int n = setup.tokens().length;
-    return new CacheOptions(run.strategy() == null ? 0 : run.cells(), setup.block(), n, setup.threads(), setup.ubatch(), setup.flashAttention(),
-        setup.keyType(), setup.valueType());
-  }
-
-  private void stream(
-      CompressedContext context, Trace trace, PackedLogits predictions, boolean write, Listener listener, BooleanSupplier cancelled) {
-    int[] tokens = setup.tokens();
-    long rowBytes = 4L * model.vocabularySize();
-    double sum = 0;
-    for (int at = 0; at < tokens.length; at += setup.block()) {
-      if (cancelled.getAsBoolean()) {
-        throw new Cancelled();
-      }
-      int end = Math.min(tokens.length, at + setup.block());
-      context.decode(Arrays.copyOfRange(tokens, at, end));
-      // Row r of the block's logits predicts token at + r + 1; the last token of the text predicts nothing we know.
-      int rows = Math.min(end, tokens.length - 1) - at;
-      if (rows > 0) {
-        MemorySegment logits = context.logits();
-        double[] nll = scorer.negativeLogLikelihood(logits, Arrays.copyOfRange(tokens, at + 1, at + 1 + rows));
-        System.arraycopy(nll, 0, trace.nll(), at + 1, rows);
-        sum += Arrays.stream(nll).sum();
-        int skip = Math.max(0, predictions.first() - (at + 1));
-        int compared = rows - skip;
-        if (compared > 0) {
-          MemorySegment own = logits.asSlice(skip * rowBytes, compared * rowBytes);
-          if (write) {
-            predictions.append(own, compared);
-          } else {
-            Scorer.Divergence d = scorer.divergence(predictions.rows(at + 1 + skip, compared), own, compared);
-            System.arraycopy(d.kl(), 0, trace.kl(), at + 1 + skip, compared);
-            System.arraycopy(d.sameTop(), 0, trace.sameTop(), at + 1 + skip, compared);
-          }
+    /**
+     * Plans the runs: the full cache, then each strategy at each compression.
+     *
+     * @param compressions shares of the text's cells to save, between 0 and 1
+     * @throws KvmergeException.Usage if a budget is too small for a strategy, or leaves nothing of the text to score
+     */
+    public Experiment(
+            Model model, Setup setup, List<String> names, List<Double> compressions, Strategies.Settings settings) {
+        this.model = model;
+        this.setup = setup;
+        this.scorer = new Scorer(model.vocabularySize(), setup.threads());
+        this.runs = new ArrayList<>();
+        int n = setup.tokens().length;
+        int smallest = n;
+        runs.add(new Run(Strategies.FULL, null, 0, n));
+        for (double compression : compressions) {
+            int cells = cellsFor(n, compression);
+            for (String name : names) {
+                Strategy strategy = Strategies.create(name, settings);
+                if (strategy == null) {
+                    continue;
+                }
+                checkBudget(strategy, cells, setup.block(), n);
+                runs.add(new Run(strategy.name(), strategy, compression, cells));
+                smallest = Math.min(smallest, cells);
+            }
         }
-      }
-      if (end == tokens.length) {
-        context.flush(); // a last block that is not full
-      }
-      listener.block(end, Math.exp(sum / Math.min(end, tokens.length - 1)), end / (inferenceNanos(context) / 1e9));
+        this.firstCompared = runs.size() == 1 ? 1 : smallest + 1;
     }
-  }
 
-  private static double inferenceNanos(CompressedContext context) {
-    CompressedContext.Timings t = context.timings();
-    return t.decode() + t.observe() + t.plan() + t.apply();
-  }
+    /** Cells that a compression leaves of a text. */
+    public static int cellsFor(int tokens, double compression) {
+        if (!(compression > 0 && compression < 1)) {
+            throw new KvmergeException.Usage(
+                    "--compression is the share of cells to save, between 0 and 1, not " + compression);
+        }
+        return (int) Math.round(tokens * (1 - compression));
+    }
 
-  private RunResult result(Run run, CompressedContext context, Trace trace, Outcome full, double seconds) {
-    boolean isFull = run.strategy() == null;
-    int firstScored = isFull ? firstCompared : run.cells() + 1;
-    Trace.Perplexity perplexity = trace.perplexity(firstScored);
-    Trace.Divergence divergence = isFull ? null : trace.divergence(firstScored);
-    CompressedContext.Timings t = context.timings();
-    long bytes = context.info().bytes();
-    return new RunResult(
-        run.name(),
-        isFull ? Map.of() : run.strategy().parameters(),
-        run.cells(),
-        run.compression(),
-        setup.tokens().length,
-        perplexity.tokens(),
-        finite(perplexity.value()),
-        finite(perplexity.standardError()),
-        isFull ? finite(perplexity.value()) : full == null ? null : finite(full.trace().perplexity(firstScored).value()),
-        divergence == null ? null : finite(divergence.mean()),
-        divergence == null ? null : finite(divergence.standardError()),
-        divergence == null ? null : finite(divergence.p99()),
-        divergence == null ? null : finite(divergence.topAgreement()),
-        bytes,
-        isFull ? Long.valueOf(bytes) : full == null ? null : full.result().kvBytes(),
-        PeakMemory.bytes(),
-        seconds,
-        t.decode() / 1e9,
-        t.observe() / 1e9,
-        t.plan() / 1e9,
-        t.apply() / 1e9,
-        setup.tokens().length / (inferenceNanos(context) / 1e9));
-  }
+    /** Refuses a budget that a strategy cannot hold or that the text does not fill. */
+    public static void checkBudget(Strategy strategy, int cells, int block, int tokens) {
+        int fewest = strategy.fewestCells(block);
+        if (cells < fewest) {
+            throw new KvmergeException.Usage(
+                    strategy.name() + " needs at least " + fewest + " cells (sinks and a block of " + block + "), not "
+                            + cells + ": use more --tokens, a smaller --block or less --compression");
+        }
+        if (tokens < cells + 2) {
+            throw new KvmergeException.Usage("the text has " + tokens + " tokens, which fit into " + cells
+                    + " cells: use a longer text, fewer cells or more --compression");
+        }
+    }
 
-  private static Double finite(double x) {
-    return Double.isFinite(x) ? x : null;
-  }
+    public List<Run> runs() {
+        return List.copyOf(runs);
+    }
+
+    /** Whether the full cache's predictions are on disk, whole, from an earlier process. */
+    public boolean hasFullPredictions() {
+        try {
+            Path file = setup.workFolder().resolve(LOGITS);
+            return Files.exists(file)
+                    && Files.size(file) == (long) scorer.packedRowBytes() * (setup.tokens().length - firstCompared);
+        } catch (IOException e) {
+            return false;
+        }
+    }
+
+    /** Deletes the full cache's predictions. */
+    public void deleteFullPredictions() {
+        try {
+            Files.deleteIfExists(setup.workFolder().resolve(LOGITS));
+            Files.deleteIfExists(setup.workFolder().resolve(LOGITS + ".part"));
+        } catch (IOException e) {
+            throw new KvmergeException(
+                    "cannot delete the predictions in " + setup.workFolder() + ": " + e.getMessage(), e);
+        }
+    }
+
+    /**
+     * Makes one run.
+     *
+     * @param full the outcome of the full run; null when this is it
+     * @param cancelled asked after each block
+     * @throws Cancelled if it says so
+     */
+    public Outcome make(Run run, Outcome full, Listener listener, BooleanSupplier cancelled) {
+        boolean isFull = run.strategy() == null;
+        Path file = setup.workFolder().resolve(LOGITS);
+        Path part = setup.workFolder().resolve(LOGITS + ".part");
+        PeakMemory.reset();
+        long start = System.nanoTime();
+        Trace trace = Trace.empty(setup.tokens().length);
+        RunResult result;
+        try (CompressedContext context = new CompressedContext(model, run.strategy(), options(run));
+                PackedLogits predictions = isFull
+                        ? PackedLogits.create(part, scorer, firstCompared)
+                        : PackedLogits.read(file, scorer, firstCompared)) {
+            stream(context, trace, predictions, isFull, listener, cancelled);
+            result = result(run, context, trace, full, (System.nanoTime() - start) / 1e9);
+        }
+        if (isFull) {
+            try {
+                Files.move(part, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
+            } catch (IOException e) {
+                throw new KvmergeException("cannot rename " + part + ": " + e.getMessage(), e);
+            }
+        }
+        return new Outcome(result, trace);
+    }
+
+    private CacheOptions options(Run run) {
+        int n = setup.tokens().length;
+        return new CacheOptions(
+                run.strategy() == null ? 0 : run.cells(),
+                setup.block(),
+                n,
+                setup.threads(),
+                setup.ubatch(),
+                setup.flashAttention(),
+                setup.keyType(),
+                setup.valueType());
+    }
+
+    private void stream(
+            CompressedContext context,
+            Trace trace,
+            PackedLogits predictions,
+            boolean write,
+            Listener listener,
+            BooleanSupplier cancelled) {
+        int[] tokens = setup.tokens();
+        long rowBytes = 4L * model.vocabularySize();
+        double sum = 0;
+        for (int at = 0; at < tokens.length; at += setup.block()) {
+            if (cancelled.getAsBoolean()) {
+                throw new Cancelled();
+            }
+            int end = Math.min(tokens.length, at + setup.block());
+            context.decode(Arrays.copyOfRange(tokens, at, end));
+            // Row r of the block's logits predicts token at + r + 1; the last token of the text predicts nothing we
+            // know.
+            int rows = Math.min(end, tokens.length - 1) - at;
+            if (rows > 0) {
+                MemorySegment logits = context.logits();
+                double[] nll = scorer.negativeLogLikelihood(logits, Arrays.copyOfRange(tokens, at + 1, at + 1 + rows));
+                System.arraycopy(nll, 0, trace.nll(), at + 1, rows);
+                sum += Arrays.stream(nll).sum();
+                int skip = Math.max(0, predictions.first() - (at + 1));
+                int compared = rows - skip;
+                if (compared > 0) {
+                    MemorySegment own = logits.asSlice(skip * rowBytes, compared * rowBytes);
+                    if (write) {
+                        predictions.append(own, compared);
+                    } else {
+                        Scorer.Divergence d =
+                                scorer.divergence(predictions.rows(at + 1 + skip, compared), own, compared);
+                        System.arraycopy(d.kl(), 0, trace.kl(), at + 1 + skip, compared);
+                        System.arraycopy(d.sameTop(), 0, trace.sameTop(), at + 1 + skip, compared);
+                    }
+                }
+            }
+            if (end == tokens.length) {
+                context.flush(); // a last block that is not full
+            }
+            listener.block(
+                    end, Math.exp(sum / Math.min(end, tokens.length - 1)), end / (inferenceNanos(context) / 1e9));
+        }
+    }
+
+    private static double inferenceNanos(CompressedContext context) {
+        CompressedContext.Timings t = context.timings();
+        return t.decode() + t.observe() + t.plan() + t.apply();
+    }
+
+    private RunResult result(Run run, CompressedContext context, Trace trace, Outcome full, double seconds) {
+        boolean isFull = run.strategy() == null;
+        int firstScored = isFull ? firstCompared : run.cells() + 1;
+        Trace.Perplexity perplexity = trace.perplexity(firstScored);
+        Trace.Divergence divergence = isFull ? null : trace.divergence(firstScored);
+        CompressedContext.Timings t = context.timings();
+        long bytes = context.info().bytes();
+        return new RunResult(
+                run.name(),
+                isFull ? Map.of() : run.strategy().parameters(),
+                run.cells(),
+                run.compression(),
+                setup.tokens().length,
+                perplexity.tokens(),
+                finite(perplexity.value()),
+                finite(perplexity.standardError()),
+                isFull
+                        ? finite(perplexity.value())
+                        : full == null
+                                ? null
+                                : finite(full.trace().perplexity(firstScored).value()),
+                divergence == null ? null : finite(divergence.mean()),
+                divergence == null ? null : finite(divergence.standardError()),
+                divergence == null ? null : finite(divergence.p99()),
+                divergence == null ? null : finite(divergence.topAgreement()),
+                bytes,
+                isFull
+                        ? Long.valueOf(bytes)
+                        : full == null ? null : full.result().kvBytes(),
+                PeakMemory.bytes(),
+                seconds,
+                t.decode() / 1e9,
+                t.observe() / 1e9,
+                t.plan() / 1e9,
+                t.apply() / 1e9,
+                setup.tokens().length / (inferenceNanos(context) / 1e9));
+    }
+
+    private static Double finite(double x) {
+        return Double.isFinite(x) ? x : null;
+    }
 }

@@ -15,91 +15,100 @@ import java.nio.file.StandardOpenOption;
  * predicts the token first + r of the text. Written once, in order; then read.
  */
 final class PackedLogits implements AutoCloseable {
-  private final Path file;
-  private final FileChannel channel;
-  private final Scorer scorer;
-  private final int first;
-  private final int rowBytes;
-  private final Arena arena = Arena.ofShared();
-  private MemorySegment buffer = MemorySegment.NULL;
+    private final Path file;
+    private final FileChannel channel;
+    private final Scorer scorer;
+    private final int first;
+    private final int rowBytes;
+    private final Arena arena = Arena.ofShared();
+    private MemorySegment buffer = MemorySegment.NULL;
 
-  private PackedLogits(Path file, FileChannel channel, Scorer scorer, int first) {
-    this.file = file;
-    this.channel = channel;
-    this.scorer = scorer;
-    this.first = first;
-    this.rowBytes = scorer.packedRowBytes();
-  }
-
-  static PackedLogits create(Path file, Scorer scorer, int first) {
-    return open(file, scorer, first, StandardOpenOption.CREATE, StandardOpenOption.TRUNCATE_EXISTING, StandardOpenOption.WRITE);
-  }
-
-  static PackedLogits read(Path file, Scorer scorer, int first) {
-    return open(file, scorer, first, StandardOpenOption.READ);
-  }
-
-  private static PackedLogits open(Path file, Scorer scorer, int first, StandardOpenOption... how) {
-    try {
-      return new PackedLogits(file, FileChannel.open(file, how), scorer, first);
-    } catch (IOException e) {
-      throw new KvmergeException("cannot open " + file + ": " + e, e);
+    private PackedLogits(Path file, FileChannel channel, Scorer scorer, int first) {
+        this.file = file;
+        this.channel = channel;
+        this.scorer = scorer;
+        this.first = first;
+        this.rowBytes = scorer.packedRowBytes();
     }
-  }
 
-  /** The first token of the text that has a row. */
-  int first() {
-    return first;
-  }
-
-  /** Adds rows of logits, F32 [rows][vocabulary]. */
-  void append(MemorySegment logits, int rows) {
-    MemorySegment packed = buffer(rows);
-    scorer.pack(logits, rows, packed);
-    ByteBuffer bytes = packed.asSlice(0, (long) rows * rowBytes).asByteBuffer();
-    try {
-      while (bytes.hasRemaining()) {
-        channel.write(bytes);
-      }
-    } catch (IOException e) {
-      throw new KvmergeException(
-          "cannot write the full cache's predictions to " + file + " (" + rowBytes + " bytes a token): " + e.getMessage() + "; free space there, or choose another --out", e);
+    static PackedLogits create(Path file, Scorer scorer, int first) {
+        return open(
+                file,
+                scorer,
+                first,
+                StandardOpenOption.CREATE,
+                StandardOpenOption.TRUNCATE_EXISTING,
+                StandardOpenOption.WRITE);
     }
-  }
 
-  /** The rows that predict the tokens from..from+rows-1; valid until the next call. */
-  MemorySegment rows(int from, int rows) {
-    MemorySegment packed = buffer(rows).asSlice(0, (long) rows * rowBytes);
-    ByteBuffer bytes = packed.asByteBuffer();
-    try {
-      long at = (long) (from - first) * rowBytes;
-      while (bytes.hasRemaining()) {
-        int n = channel.read(bytes, at + bytes.position());
-        if (n < 0) {
-          throw new KvmergeException("the full cache's predictions in " + file + " end early: run without --resume");
+    static PackedLogits read(Path file, Scorer scorer, int first) {
+        return open(file, scorer, first, StandardOpenOption.READ);
+    }
+
+    private static PackedLogits open(Path file, Scorer scorer, int first, StandardOpenOption... how) {
+        try {
+            return new PackedLogits(file, FileChannel.open(file, how), scorer, first);
+        } catch (IOException e) {
+            throw new KvmergeException("cannot open " + file + ": " + e, e);
         }
-      }
-    } catch (IOException e) {
-      throw new KvmergeException("cannot read " + file + ": " + e.getMessage(), e);
     }
-    return packed;
-  }
 
-  private MemorySegment buffer(int rows) {
-    long needed = (long) rows * rowBytes;
-    if (buffer.byteSize() < needed) {
-      buffer = arena.allocate(needed, 8);
+    /** The first token of the text that has a row. */
+    int first() {
+        return first;
     }
-    return buffer;
-  }
 
-  @Override
-  public void close() {
-    arena.close();
-    try {
-      channel.close();
-    } catch (IOException e) {
-      throw new KvmergeException("cannot close " + file + ": " + e.getMessage(), e);
+    /** Adds rows of logits, F32 [rows][vocabulary]. */
+    void append(MemorySegment logits, int rows) {
+        MemorySegment packed = buffer(rows);
+        scorer.pack(logits, rows, packed);
+        ByteBuffer bytes = packed.asSlice(0, (long) rows * rowBytes).asByteBuffer();
+        try {
+            while (bytes.hasRemaining()) {
+                channel.write(bytes);
+            }
+        } catch (IOException e) {
+            throw new KvmergeException(
+                    "cannot write the full cache's predictions to " + file + " (" + rowBytes + " bytes a token): "
+                            + e.getMessage() + "; free space there, or choose another --out",
+                    e);
+        }
     }
-  }
+
+    /** The rows that predict the tokens from..from+rows-1; valid until the next call. */
+    MemorySegment rows(int from, int rows) {
+        MemorySegment packed = buffer(rows).asSlice(0, (long) rows * rowBytes);
+        ByteBuffer bytes = packed.asByteBuffer();
+        try {
+            long at = (long) (from - first) * rowBytes;
+            while (bytes.hasRemaining()) {
+                int n = channel.read(bytes, at + bytes.position());
+                if (n < 0) {
+                    throw new KvmergeException(
+                            "the full cache's predictions in " + file + " end early: run without --resume");
+                }
+            }
+        } catch (IOException e) {
+            throw new KvmergeException("cannot read " + file + ": " + e.getMessage(), e);
+        }
+        return packed;
+    }
+
+    private MemorySegment buffer(int rows) {
+        long needed = (long) rows * rowBytes;
+        if (buffer.byteSize() < needed) {
+            buffer = arena.allocate(needed, 8);
+        }
+        return buffer;
+    }
+
+    @Override
+    public void close() {
+        arena.close();
+        try {
+            channel.close();
+        } catch (IOException e) {
+            throw new KvmergeException("cannot close " + file + ": " + e.getMessage(), e);
+        }
+    }
 }

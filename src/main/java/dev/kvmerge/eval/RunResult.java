@@ -29,35 +29,40 @@ import java.util.Map;
  * @param tokensPerSecond tokens over decode, observe, plan and apply
  */
 public record RunResult(
-    String strategy,
-    Map<String, Object> parameters,
-    int cells,
-    double compression,
-    int tokens,
-    int scored,
-    Double perplexity,
-    Double perplexitySe,
-    Double perplexityFull,
-    Double klMean,
-    Double klSe,
-    Double klP99,
-    Double top1Agreement,
-    Long kvBytes,
-    Long kvBytesFull,
-    Long peakRssBytes,
-    Double secondsTotal,
-    Double secondsDecode,
-    Double secondsObserve,
-    Double secondsPlan,
-    Double secondsApply,
-    Double tokensPerSecond) {
-  /** What tells this run from the others of an experiment, fit for a file name: "entropy-merged-70". */
-  public String id() {
-    return id(strategy, compression);
-  }
+        String strategy,
+        Map<String, Object> parameters,
+        int cells,
+        double compression,
+        int tokens,
+        int scored,
+        Double perplexity,
+        Double perplexitySe,
+        Double perplexityFull,
+        Double klMean,
+        Double klSe,
+        Double klP99,
+        Double top1Agreement,
+        Long kvBytes,
+        Long kvBytesFull,
+        Long peakRssBytes,
+        Double secondsTotal,
+        Double secondsDecode,
+        Double secondsObserve,
+        Double secondsPlan,
+        Double secondsApply,
+        Double tokensPerSecond) {
+    /** What tells this run from the others of an experiment, fit for a file name: "entropy-merged-70". */
+    public String id() {
+        return id(strategy, compression);
+    }
 
-  static String id(String strategy, double compression) {
-    String percent = java.math.BigDecimal.valueOf(compression * 100).setScale(4, java.math.RoundingMode.HALF_UP).stripTrailingZeros().toPlainString();
-    return strategy.equals(dev.kvmerge.strategy.Strategies.FULL) ? strategy : strategy + "-" + percent.replace('.', '_');
-  }
+    static String id(String strategy, double compression) {
+        String percent = java.math.BigDecimal.valueOf(compression * 100)
+                .setScale(4, java.math.RoundingMode.HALF_UP)
+                .stripTrailingZeros()
+                .toPlainString();
+        return strategy.equals(dev.kvmerge.strategy.Strategies.FULL)
+                ? strategy
+                : strategy + "-" + percent.replace('.', '_');
+    }
 }

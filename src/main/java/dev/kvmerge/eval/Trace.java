@@ -10,67 +10,71 @@ import java.util.Arrays;
  * @param sameTop whether both thought the same token likeliest; meaningless where kl is NaN
  */
 public record Trace(double[] nll, double[] kl, boolean[] sameTop) {
-  static Trace empty(int tokens) {
-    double[] nll = new double[tokens];
-    double[] kl = new double[tokens];
-    Arrays.fill(nll, Double.NaN);
-    Arrays.fill(kl, Double.NaN);
-    return new Trace(nll, kl, new boolean[tokens]);
-  }
-
-  /**
-   * Perplexity of a range of tokens and its standard error, in llama-perplexity's arithmetic.
-   *
-   * @param standardError by the delta method from the standard error of the mean log-likelihood; NaN for fewer than two tokens
-   */
-  public record Perplexity(double value, double standardError, int tokens) {}
-
-  /** Perplexity of the tokens [from, nll.length) that have a prediction. */
-  public Perplexity perplexity(int from) {
-    return perplexity(nll, from, nll.length);
-  }
-
-  static Perplexity perplexity(double[] nll, int from, int to) {
-    double sum = 0;
-    double squares = 0;
-    int n = 0;
-    for (int i = from; i < to; i++) {
-      if (!Double.isNaN(nll[i])) {
-        sum += nll[i];
-        squares += nll[i] * nll[i];
-        n++;
-      }
+    static Trace empty(int tokens) {
+        double[] nll = new double[tokens];
+        double[] kl = new double[tokens];
+        Arrays.fill(nll, Double.NaN);
+        Arrays.fill(kl, Double.NaN);
+        return new Trace(nll, kl, new boolean[tokens]);
     }
-    double mean = sum / n;
-    double variance = squares / n - mean * mean;
-    double value = Math.exp(mean);
-    return new Perplexity(value, n < 2 ? Double.NaN : Math.sqrt(Math.max(0, variance) / (n - 1)) * value, n);
-  }
 
-  /**
-   * Divergence over a range of tokens.
-   *
-   * @param mean mean KL in nats
-   * @param standardError of the mean
-   * @param p99 99th percentile
-   * @param topAgreement share of tokens whose likeliest prediction is the full cache's
-   */
-  public record Divergence(double mean, double standardError, double p99, double topAgreement) {}
+    /**
+     * Perplexity of a range of tokens and its standard error, in llama-perplexity's arithmetic.
+     *
+     * @param standardError by the delta method from the standard error of the mean log-likelihood; NaN for fewer than two tokens
+     */
+    public record Perplexity(double value, double standardError, int tokens) {}
 
-  /** Divergence of the tokens [from, kl.length); null when none was compared. */
-  public Divergence divergence(int from) {
-    double[] compared = Arrays.stream(kl, from, kl.length).filter(x -> !Double.isNaN(x)).sorted().toArray();
-    int n = compared.length;
-    if (n == 0) {
-      return null;
+    /** Perplexity of the tokens [from, nll.length) that have a prediction. */
+    public Perplexity perplexity(int from) {
+        return perplexity(nll, from, nll.length);
     }
-    int same = 0;
-    for (int i = from; i < kl.length; i++) {
-      same += !Double.isNaN(kl[i]) && sameTop[i] ? 1 : 0;
+
+    static Perplexity perplexity(double[] nll, int from, int to) {
+        double sum = 0;
+        double squares = 0;
+        int n = 0;
+        for (int i = from; i < to; i++) {
+            if (!Double.isNaN(nll[i])) {
+                sum += nll[i];
+                squares += nll[i] * nll[i];
+                n++;
+            }
+        }
+        double mean = sum / n;
+        double variance = squares / n - mean * mean;
+        double value = Math.exp(mean);
+        return new Perplexity(value, n < 2 ? Double.NaN : Math.sqrt(Math.max(0, variance) / (n - 1)) * value, n);
     }
-    double mean = Arrays.stream(compared).average().orElseThrow();
-    double variance = Arrays.stream(compared).map(x -> (x - mean) * (x - mean)).sum() / Math.max(1, n - 1);
-    double p99 = compared[Math.min(n - 1, (int) Math.ceil(0.99 * n) - 1)];
-    return new Divergence(mean, Math.sqrt(variance / n), p99, (double) same / n);
-  }
+
+    /**
+     * Divergence over a range of tokens.
+     *
+     * @param mean mean KL in nats
+     * @param standardError of the mean
+     * @param p99 99th percentile
+     * @param topAgreement share of tokens whose likeliest prediction is the full cache's
+     */
+    public record Divergence(double mean, double standardError, double p99, double topAgreement) {}
+
+    /** Divergence of the tokens [from, kl.length); null when none was compared. */
+    public Divergence divergence(int from) {
+        double[] compared = Arrays.stream(kl, from, kl.length)
+                .filter(x -> !Double.isNaN(x))
+                .sorted()
+                .toArray();
+        int n = compared.length;
+        if (n == 0) {
+            return null;
+        }
+        int same = 0;
+        for (int i = from; i < kl.length; i++) {
+            same += !Double.isNaN(kl[i]) && sameTop[i] ? 1 : 0;
+        }
+        double mean = Arrays.stream(compared).average().orElseThrow();
+        double variance =
+                Arrays.stream(compared).map(x -> (x - mean) * (x - mean)).sum() / Math.max(1, n - 1);
+        double p99 = compared[Math.min(n - 1, (int) Math.ceil(0.99 * n) - 1)];
+        return new Divergence(mean, Math.sqrt(variance / n), p99, (double) same / n);
+    }
 }

@@ -7,48 +7,48 @@ import java.nio.file.Path;
 
 /** The native library itself: loading it, its version, its errors. */
 public final class Kvmerge {
-  private static Path loaded;
+    private static Path loaded;
 
-  private Kvmerge() {}
+    private Kvmerge() {}
 
-  /**
-   * Loads libkvmerge, once a process.
-   *
-   * @throws KvmergeException if it is missing or cannot be loaded
-   */
-  public static synchronized void load(Path library) {
-    Path absolute = library.toAbsolutePath().normalize();
-    if (loaded != null) {
-      return;
+    /**
+     * Loads libkvmerge, once a process.
+     *
+     * @throws KvmergeException if it is missing or cannot be loaded
+     */
+    public static synchronized void load(Path library) {
+        Path absolute = library.toAbsolutePath().normalize();
+        if (loaded != null) {
+            return;
+        }
+        if (!Files.isRegularFile(absolute)) {
+            throw new KvmergeException("no native library at " + absolute + ": run 'make build'");
+        }
+        try {
+            System.load(absolute.toString());
+        } catch (UnsatisfiedLinkError e) {
+            throw new KvmergeException("cannot load " + absolute + ": " + e.getMessage(), e);
+        }
+        loaded = absolute;
     }
-    if (!Files.isRegularFile(absolute)) {
-      throw new KvmergeException("no native library at " + absolute + ": run 'make build'");
+
+    public static String version() {
+        return Kvmerge_h.kvmerge_version().getString(0);
     }
-    try {
-      System.load(absolute.toString());
-    } catch (UnsatisfiedLinkError e) {
-      throw new KvmergeException("cannot load " + absolute + ": " + e.getMessage(), e);
+
+    /** The instruction set that the kernels use here: avx512, avx2, neon or generic. */
+    public static String instructionSet() {
+        return Kvmerge_h.kvmerge_isa().getString(0);
     }
-    loaded = absolute;
-  }
 
-  public static String version() {
-    return Kvmerge_h.kvmerge_version().getString(0);
-  }
-
-  /** The instruction set that the kernels use here: avx512, avx2, neon or generic. */
-  public static String instructionSet() {
-    return Kvmerge_h.kvmerge_isa().getString(0);
-  }
-
-  /** Every function's signature and every struct's fields, one a line, as the library was compiled. */
-  public static String abi() {
-    return Kvmerge_h.kvmerge_abi().getString(0);
-  }
-
-  static void check(int status) {
-    if (status != Kvmerge_h.KVMERGE_OK()) {
-      throw new KvmergeException(Kvmerge_h.kvmerge_last_error().getString(0));
+    /** Every function's signature and every struct's fields, one a line, as the library was compiled. */
+    public static String abi() {
+        return Kvmerge_h.kvmerge_abi().getString(0);
     }
-  }
+
+    static void check(int status) {
+        if (status != Kvmerge_h.KVMERGE_OK()) {
+            throw new KvmergeException(Kvmerge_h.kvmerge_last_error().getString(0));
+        }
+    }
 }

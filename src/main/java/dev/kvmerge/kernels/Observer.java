@@ -20,285 +20,307 @@ import java.lang.foreign.ValueLayout;
  * run on several.
  */
 public final class Observer implements AutoCloseable {
-  /**
-   * What to look at.
-   *
-   * @param mass attention received by each cell
-   * @param entropy normalised entropy of each attention row
-   * @param bias how merged cells keep their members' mass
-   * @param queryDecay factor on the query moments at each block, 0..1
-   * @param ridge regularisation of the fold direction, positive
-   * @param threads most threads that rewriting cells uses
-   */
-  public record Options(boolean mass, boolean entropy, Bias bias, double queryDecay, double ridge, int threads) {
-    private static final double QUERY_DECAY = 0.7;
-    private static final double RIDGE = 0.05;
+    /**
+     * What to look at.
+     *
+     * @param mass attention received by each cell
+     * @param entropy normalised entropy of each attention row
+     * @param bias how merged cells keep their members' mass
+     * @param queryDecay factor on the query moments at each block, 0..1
+     * @param ridge regularisation of the fold direction, positive
+     * @param threads most threads that rewriting cells uses
+     */
+    public record Options(boolean mass, boolean entropy, Bias bias, double queryDecay, double ridge, int threads) {
+        private static final double QUERY_DECAY = 0.7;
+        private static final double RIDGE = 0.05;
 
-    /** The decay and ridge that were measured best. */
-    public static Options of(boolean mass, boolean entropy, Bias bias, int threads) {
-      return new Options(mass, entropy, bias, QUERY_DECAY, RIDGE, threads);
-    }
-  }
-
-  private final Shape shape;
-  private final int cells;
-  private final int block;
-  private final boolean entropies;
-  private final MemorySegment handle;
-  private final Arena arena = Arena.ofShared();
-  private final MemorySegment stats = kvmerge_block_stats.allocate(arena);
-  private final MemorySegment target;
-  private final MemorySegment weight;
-  private final MemorySegment position;
-  private final MemorySegment destination;
-  private boolean closed;
-
-  /**
-   * Makes an observer. llama.cpp must be loaded.
-   *
-   * @param cells cells of the context to come, after llama.cpp's rounding
-   * @param block most tokens between two begins
-   */
-  public Observer(Shape shape, int cells, int block, Options options) {
-    this.shape = shape;
-    this.cells = cells;
-    this.block = block;
-    this.entropies = options.entropy();
-    long entries = (long) shape.pairs() * cells;
-    try (Arena local = Arena.ofConfined()) {
-      MemorySegment params = kvmerge_observer_params.allocate(local);
-      kvmerge_observer_params.n_layer(params, shape.layers());
-      kvmerge_observer_params.n_head(params, shape.heads());
-      kvmerge_observer_params.n_head_kv(params, shape.kvHeads());
-      kvmerge_observer_params.n_cells(params, cells);
-      kvmerge_observer_params.n_tokens(params, block);
-      kvmerge_observer_params.observe(
-          params,
-          (options.mass() ? Kvmerge_h.KVMERGE_OBSERVE_MASS() : 0) | (options.entropy() ? Kvmerge_h.KVMERGE_OBSERVE_ENTROPY() : 0));
-      kvmerge_observer_params.bias(
-          params,
-          switch (options.bias()) {
-            case NONE -> Kvmerge_h.KVMERGE_BIAS_NONE();
-            case FOLDED -> Kvmerge_h.KVMERGE_BIAS_FOLDED();
-            case EXACT -> Kvmerge_h.KVMERGE_BIAS_EXACT();
-          });
-      kvmerge_observer_params.query_decay(params, (float) options.queryDecay());
-      kvmerge_observer_params.ridge(params, (float) options.ridge());
-      kvmerge_observer_params.n_threads(params, options.threads());
-      SymbolLookup ggml = SymbolLookup.loaderLookup();
-      MemorySegment entries3 = kvmerge_observer_params.ggml(params);
-      kvmerge_ggml.tensor_get(entries3, symbol(ggml, "ggml_backend_tensor_get"));
-      kvmerge_ggml.tensor_set(entries3, symbol(ggml, "ggml_backend_tensor_set"));
-      kvmerge_ggml.buffer_is_host(entries3, symbol(ggml, "ggml_backend_buffer_is_host"));
-      MemorySegment out = local.allocate(ValueLayout.ADDRESS);
-      Kvmerge.check(Kvmerge_h.kvmerge_observer_create(params, out));
-      handle = out.get(ValueLayout.ADDRESS, 0);
-    }
-    target = arena.allocate(ValueLayout.JAVA_INT, entries);
-    weight = arena.allocate(ValueLayout.JAVA_FLOAT, entries);
-    position = arena.allocate(ValueLayout.JAVA_INT, entries);
-    destination = arena.allocate(ValueLayout.JAVA_INT, entries);
-  }
-
-  private static MemorySegment symbol(SymbolLookup lookup, String name) {
-    return lookup.find(name).orElseThrow(() -> new KvmergeException("the loaded llama.cpp has no " + name));
-  }
-
-  /** What to give to the context. */
-  public ContextOptions.EvalCallback callback() {
-    return new ContextOptions.EvalCallback(Kvmerge_h.kvmerge_eval_callback$address(), open());
-  }
-
-  /** Starts a block: forgets the last one's tokens, mass and entropies, decays the query moments. */
-  public void begin() {
-    Kvmerge.check(Kvmerge_h.kvmerge_observer_begin(open()));
-  }
-
-  /**
-   * What was seen since begin.
-   *
-   * @param tokenCell the cell of each token of the block
-   * @param mass [layer * kvHeads + kvHead][cell], attention received; null when not observed
-   * @param entropy [layer][head][token], H(row) / log(visible cells); null when not observed
-   * @param layersSeen layers whose attention was observed in full
-   * @param nanos time spent observing
-   */
-  public record Stats(int[] tokenCell, float[] mass, float[] entropy, int layersSeen, long nanos) {}
-
-  /**
-   * Reads what was seen.
-   *
-   * @throws KvmergeException if the graph had something that cannot be read
-   */
-  public Stats stats() {
-    Kvmerge.check(Kvmerge_h.kvmerge_observer_stats(open(), stats));
-    int n = kvmerge_block_stats.n_tokens(stats);
-    int[] tokenCell = kvmerge_block_stats.token_cell(stats).reinterpret(4L * n).toArray(ValueLayout.JAVA_INT);
-    float[] mass = floats(kvmerge_block_stats.mass(stats), (long) shape.pairs() * cells);
-    float[] entropy = null;
-    if (entropies) {
-      float[] padded = floats(kvmerge_block_stats.entropy(stats), (long) shape.layers() * shape.heads() * block);
-      entropy = new float[shape.layers() * shape.heads() * n];
-      for (int row = 0; row < shape.layers() * shape.heads(); row++) {
-        System.arraycopy(padded, row * block, entropy, row * n, n);
-      }
-    }
-    return new Stats(tokenCell, mass, entropy, kvmerge_block_stats.n_layer_seen(stats), kvmerge_block_stats.observe_nanos(stats));
-  }
-
-  private static float[] floats(MemorySegment pointer, long n) {
-    return pointer.equals(MemorySegment.NULL) ? null : pointer.reinterpret(4 * n).toArray(ValueLayout.JAVA_FLOAT);
-  }
-
-  /**
-   * Where the cells lie.
-   *
-   * @param cells cells allocated
-   * @param keyDimension elements a key
-   * @param valueDimension elements a value
-   * @param valuesTransposed flash attention off
-   * @param bytes K and V tensors of all layers
-   * @param keyType as "f16"
-   * @param valueType as "f16"
-   */
-  public record CacheInfo(
-      int cells, int keyDimension, int valueDimension, boolean valuesTransposed, long bytes, String keyType, String valueType) {}
-
-  /**
-   * Where the cells lie, as read from the graph.
-   *
-   * @throws KvmergeException before the first decode, or if a layer has no ordinary KV cache
-   */
-  public CacheInfo cacheInfo() {
-    try (Arena local = Arena.ofConfined()) {
-      MemorySegment info = kvmerge_cache_info.allocate(local);
-      Kvmerge.check(Kvmerge_h.kvmerge_observer_cache_info(open(), info));
-      return new CacheInfo(
-          kvmerge_cache_info.n_cells(info),
-          kvmerge_cache_info.head_dim_k(info),
-          kvmerge_cache_info.head_dim_v(info),
-          kvmerge_cache_info.v_transposed(info) != 0,
-          kvmerge_cache_info.bytes(info),
-          kvmerge_cache_info.type_k(info).getString(0),
-          kvmerge_cache_info.type_v(info).getString(0));
-    }
-  }
-
-  /**
-   * Keys and values of some cells, as F32.
-   *
-   * @param keys [n][keyDimension]
-   * @param values [n][valueDimension]
-   * @param keySteps [n - 1], squared distance of each key from the next
-   * @param valueSteps [n - 1], squared distance of each value from the next
-   */
-  public record Vectors(float[] keys, float[] values, float[] keySteps, float[] valueSteps) {}
-
-  /** Memory to read cells into: the vectors of a read are overwritten by the next into the same memory. One thread's. */
-  public static final class Buffer {
-    private MemorySegment index = MemorySegment.NULL;
-    private MemorySegment keys = MemorySegment.NULL;
-    private MemorySegment values = MemorySegment.NULL;
-    private MemorySegment keySteps = MemorySegment.NULL;
-    private MemorySegment valueSteps = MemorySegment.NULL;
-    private Vectors vectors = new Vectors(new float[0], new float[0], new float[0], new float[0]);
-
-    private void fit(int n, CacheInfo info) {
-      int k = n * info.keyDimension();
-      int v = n * info.valueDimension();
-      if (vectors.keys.length != k || vectors.values.length != v) {
-        Arena arena = Arena.ofAuto();
-        int steps = Math.max(0, n - 1);
-        index = arena.allocate(ValueLayout.JAVA_INT, n);
-        keys = arena.allocate(ValueLayout.JAVA_FLOAT, k);
-        values = arena.allocate(ValueLayout.JAVA_FLOAT, v);
-        keySteps = arena.allocate(ValueLayout.JAVA_FLOAT, steps);
-        valueSteps = arena.allocate(ValueLayout.JAVA_FLOAT, steps);
-        vectors = new Vectors(new float[k], new float[v], new float[steps], new float[steps]);
-      }
+        /** The decay and ridge that were measured best. */
+        public static Options of(boolean mass, boolean entropy, Bias bias, int threads) {
+            return new Options(mass, entropy, bias, QUERY_DECAY, RIDGE, threads);
+        }
     }
 
-    private static void copy(MemorySegment from, float[] to) {
-      MemorySegment.copy(from, ValueLayout.JAVA_FLOAT, 0, to, 0, to.length);
-    }
-  }
+    private final Shape shape;
+    private final int cells;
+    private final int block;
+    private final boolean entropies;
+    private final MemorySegment handle;
+    private final Arena arena = Arena.ofShared();
+    private final MemorySegment stats = kvmerge_block_stats.allocate(arena);
+    private final MemorySegment target;
+    private final MemorySegment weight;
+    private final MemorySegment position;
+    private final MemorySegment destination;
+    private boolean closed;
 
-  /** Reads cells of one layer and KV head. */
-  public Vectors readCells(int layer, int kvHead, int[] which, CacheInfo info, Buffer buffer) {
-    buffer.fit(which.length, info);
-    MemorySegment.copy(which, 0, buffer.index, ValueLayout.JAVA_INT, 0, which.length);
-    Kvmerge.check(
-        Kvmerge_h.kvmerge_read_cells(
-            open(), layer, kvHead, buffer.index, which.length, buffer.keys, buffer.values, buffer.keySteps, buffer.valueSteps));
-    Buffer.copy(buffer.keys, buffer.vectors.keys);
-    Buffer.copy(buffer.values, buffer.vectors.values);
-    Buffer.copy(buffer.keySteps, buffer.vectors.keySteps);
-    Buffer.copy(buffer.valueSteps, buffer.vectors.valueSteps);
-    return buffer.vectors;
-  }
+    /**
+     * Makes an observer. llama.cpp must be loaded.
+     *
+     * @param cells cells of the context to come, after llama.cpp's rounding
+     * @param block most tokens between two begins
+     */
+    public Observer(Shape shape, int cells, int block, Options options) {
+        this.shape = shape;
+        this.cells = cells;
+        this.block = block;
+        this.entropies = options.entropy();
+        long entries = (long) shape.pairs() * cells;
+        try (Arena local = Arena.ofConfined()) {
+            MemorySegment params = kvmerge_observer_params.allocate(local);
+            kvmerge_observer_params.n_layer(params, shape.layers());
+            kvmerge_observer_params.n_head(params, shape.heads());
+            kvmerge_observer_params.n_head_kv(params, shape.kvHeads());
+            kvmerge_observer_params.n_cells(params, cells);
+            kvmerge_observer_params.n_tokens(params, block);
+            kvmerge_observer_params.observe(
+                    params,
+                    (options.mass() ? Kvmerge_h.KVMERGE_OBSERVE_MASS() : 0)
+                            | (options.entropy() ? Kvmerge_h.KVMERGE_OBSERVE_ENTROPY() : 0));
+            kvmerge_observer_params.bias(
+                    params,
+                    switch (options.bias()) {
+                        case NONE -> Kvmerge_h.KVMERGE_BIAS_NONE();
+                        case FOLDED -> Kvmerge_h.KVMERGE_BIAS_FOLDED();
+                        case EXACT -> Kvmerge_h.KVMERGE_BIAS_EXACT();
+                    });
+            kvmerge_observer_params.query_decay(params, (float) options.queryDecay());
+            kvmerge_observer_params.ridge(params, (float) options.ridge());
+            kvmerge_observer_params.n_threads(params, options.threads());
+            SymbolLookup ggml = SymbolLookup.loaderLookup();
+            MemorySegment entries3 = kvmerge_observer_params.ggml(params);
+            kvmerge_ggml.tensor_get(entries3, symbol(ggml, "ggml_backend_tensor_get"));
+            kvmerge_ggml.tensor_set(entries3, symbol(ggml, "ggml_backend_tensor_set"));
+            kvmerge_ggml.buffer_is_host(entries3, symbol(ggml, "ggml_backend_buffer_is_host"));
+            MemorySegment out = local.allocate(ValueLayout.ADDRESS);
+            Kvmerge.check(Kvmerge_h.kvmerge_observer_create(params, out));
+            handle = out.get(ValueLayout.ADDRESS, 0);
+        }
+        target = arena.allocate(ValueLayout.JAVA_INT, entries);
+        weight = arena.allocate(ValueLayout.JAVA_FLOAT, entries);
+        position = arena.allocate(ValueLayout.JAVA_INT, entries);
+        destination = arena.allocate(ValueLayout.JAVA_INT, entries);
+    }
 
-  /** Writes the keys and values of cells of one layer and KV head, rounding to the cells' type. */
-  public void writeCells(int layer, int kvHead, int[] which, Vectors vectors, CacheInfo info) {
-    if (vectors.keys().length != which.length * info.keyDimension() || vectors.values().length != which.length * info.valueDimension()) {
-      throw new IllegalArgumentException("vectors of another shape than " + which.length + " cells");
+    private static MemorySegment symbol(SymbolLookup lookup, String name) {
+        return lookup.find(name).orElseThrow(() -> new KvmergeException("the loaded llama.cpp has no " + name));
     }
-    try (Arena local = Arena.ofConfined()) {
-      Kvmerge.check(
-          Kvmerge_h.kvmerge_write_cells(
-              open(),
-              layer,
-              kvHead,
-              local.allocateFrom(ValueLayout.JAVA_INT, which),
-              which.length,
-              local.allocateFrom(ValueLayout.JAVA_FLOAT, vectors.keys()),
-              local.allocateFrom(ValueLayout.JAVA_FLOAT, vectors.values())));
-    }
-  }
 
-  /**
-   * Rewrites the cells. All arrays are [layer * kvHeads + kvHead][cell]; their meaning is kvmerge_plan's in kvmerge.h.
-   *
-   * @throws KvmergeException if the plan contradicts itself; nothing is written then
-   */
-  public void apply(int[] targets, float[] weights, int[] positions, int[] destinations, boolean pivotFrame) {
-    copy(targets, target);
-    copy(positions, position);
-    copy(destinations, destination);
-    if (weights.length != (int) (weight.byteSize() / 4)) {
-      throw new IllegalArgumentException("weights of another shape than the cache");
+    /** What to give to the context. */
+    public ContextOptions.EvalCallback callback() {
+        return new ContextOptions.EvalCallback(Kvmerge_h.kvmerge_eval_callback$address(), open());
     }
-    MemorySegment.copy(weights, 0, weight, ValueLayout.JAVA_FLOAT, 0, weights.length);
-    try (Arena local = Arena.ofConfined()) {
-      MemorySegment plan = kvmerge_plan.allocate(local);
-      kvmerge_plan.target(plan, target);
-      kvmerge_plan.weight(plan, weight);
-      kvmerge_plan.position(plan, position);
-      kvmerge_plan.dest(plan, destination);
-      kvmerge_plan.pivot_frame(plan, pivotFrame ? 1 : 0);
-      Kvmerge.check(Kvmerge_h.kvmerge_apply(open(), plan));
-    }
-  }
 
-  private static void copy(int[] from, MemorySegment to) {
-    if (from.length != (int) (to.byteSize() / 4)) {
-      throw new IllegalArgumentException("a plan of another shape than the cache");
+    /** Starts a block: forgets the last one's tokens, mass and entropies, decays the query moments. */
+    public void begin() {
+        Kvmerge.check(Kvmerge_h.kvmerge_observer_begin(open()));
     }
-    MemorySegment.copy(from, 0, to, ValueLayout.JAVA_INT, 0, from.length);
-  }
 
-  private MemorySegment open() {
-    if (closed) {
-      throw new IllegalStateException("the observer is closed");
-    }
-    return handle;
-  }
+    /**
+     * What was seen since begin.
+     *
+     * @param tokenCell the cell of each token of the block
+     * @param mass [layer * kvHeads + kvHead][cell], attention received; null when not observed
+     * @param entropy [layer][head][token], H(row) / log(visible cells); null when not observed
+     * @param layersSeen layers whose attention was observed in full
+     * @param nanos time spent observing
+     */
+    public record Stats(int[] tokenCell, float[] mass, float[] entropy, int layersSeen, long nanos) {}
 
-  @Override
-  public void close() {
-    if (!closed) {
-      closed = true;
-      Kvmerge.check(Kvmerge_h.kvmerge_observer_free(handle));
-      arena.close();
+    /**
+     * Reads what was seen.
+     *
+     * @throws KvmergeException if the graph had something that cannot be read
+     */
+    public Stats stats() {
+        Kvmerge.check(Kvmerge_h.kvmerge_observer_stats(open(), stats));
+        int n = kvmerge_block_stats.n_tokens(stats);
+        int[] tokenCell =
+                kvmerge_block_stats.token_cell(stats).reinterpret(4L * n).toArray(ValueLayout.JAVA_INT);
+        float[] mass = floats(kvmerge_block_stats.mass(stats), (long) shape.pairs() * cells);
+        float[] entropy = null;
+        if (entropies) {
+            float[] padded = floats(kvmerge_block_stats.entropy(stats), (long) shape.layers() * shape.heads() * block);
+            entropy = new float[shape.layers() * shape.heads() * n];
+            for (int row = 0; row < shape.layers() * shape.heads(); row++) {
+                System.arraycopy(padded, row * block, entropy, row * n, n);
+            }
+        }
+        return new Stats(
+                tokenCell,
+                mass,
+                entropy,
+                kvmerge_block_stats.n_layer_seen(stats),
+                kvmerge_block_stats.observe_nanos(stats));
     }
-  }
+
+    private static float[] floats(MemorySegment pointer, long n) {
+        return pointer.equals(MemorySegment.NULL)
+                ? null
+                : pointer.reinterpret(4 * n).toArray(ValueLayout.JAVA_FLOAT);
+    }
+
+    /**
+     * Where the cells lie.
+     *
+     * @param cells cells allocated
+     * @param keyDimension elements a key
+     * @param valueDimension elements a value
+     * @param valuesTransposed flash attention off
+     * @param bytes K and V tensors of all layers
+     * @param keyType as "f16"
+     * @param valueType as "f16"
+     */
+    public record CacheInfo(
+            int cells,
+            int keyDimension,
+            int valueDimension,
+            boolean valuesTransposed,
+            long bytes,
+            String keyType,
+            String valueType) {}
+
+    /**
+     * Where the cells lie, as read from the graph.
+     *
+     * @throws KvmergeException before the first decode, or if a layer has no ordinary KV cache
+     */
+    public CacheInfo cacheInfo() {
+        try (Arena local = Arena.ofConfined()) {
+            MemorySegment info = kvmerge_cache_info.allocate(local);
+            Kvmerge.check(Kvmerge_h.kvmerge_observer_cache_info(open(), info));
+            return new CacheInfo(
+                    kvmerge_cache_info.n_cells(info),
+                    kvmerge_cache_info.head_dim_k(info),
+                    kvmerge_cache_info.head_dim_v(info),
+                    kvmerge_cache_info.v_transposed(info) != 0,
+                    kvmerge_cache_info.bytes(info),
+                    kvmerge_cache_info.type_k(info).getString(0),
+                    kvmerge_cache_info.type_v(info).getString(0));
+        }
+    }
+
+    /**
+     * Keys and values of some cells, as F32.
+     *
+     * @param keys [n][keyDimension]
+     * @param values [n][valueDimension]
+     * @param keySteps [n - 1], squared distance of each key from the next
+     * @param valueSteps [n - 1], squared distance of each value from the next
+     */
+    public record Vectors(float[] keys, float[] values, float[] keySteps, float[] valueSteps) {}
+
+    /** Memory to read cells into: the vectors of a read are overwritten by the next into the same memory. One thread's. */
+    public static final class Buffer {
+        private MemorySegment index = MemorySegment.NULL;
+        private MemorySegment keys = MemorySegment.NULL;
+        private MemorySegment values = MemorySegment.NULL;
+        private MemorySegment keySteps = MemorySegment.NULL;
+        private MemorySegment valueSteps = MemorySegment.NULL;
+        private Vectors vectors = new Vectors(new float[0], new float[0], new float[0], new float[0]);
+
+        private void fit(int n, CacheInfo info) {
+            int k = n * info.keyDimension();
+            int v = n * info.valueDimension();
+            if (vectors.keys.length != k || vectors.values.length != v) {
+                Arena arena = Arena.ofAuto();
+                int steps = Math.max(0, n - 1);
+                index = arena.allocate(ValueLayout.JAVA_INT, n);
+                keys = arena.allocate(ValueLayout.JAVA_FLOAT, k);
+                values = arena.allocate(ValueLayout.JAVA_FLOAT, v);
+                keySteps = arena.allocate(ValueLayout.JAVA_FLOAT, steps);
+                valueSteps = arena.allocate(ValueLayout.JAVA_FLOAT, steps);
+                vectors = new Vectors(new float[k], new float[v], new float[steps], new float[steps]);
+            }
+        }
+
+        private static void copy(MemorySegment from, float[] to) {
+            MemorySegment.copy(from, ValueLayout.JAVA_FLOAT, 0, to, 0, to.length);
+        }
+    }
+
+    /** Reads cells of one layer and KV head. */
+    public Vectors readCells(int layer, int kvHead, int[] which, CacheInfo info, Buffer buffer) {
+        buffer.fit(which.length, info);
+        MemorySegment.copy(which, 0, buffer.index, ValueLayout.JAVA_INT, 0, which.length);
+        Kvmerge.check(Kvmerge_h.kvmerge_read_cells(
+                open(),
+                layer,
+                kvHead,
+                buffer.index,
+                which.length,
+                buffer.keys,
+                buffer.values,
+                buffer.keySteps,
+                buffer.valueSteps));
+        Buffer.copy(buffer.keys, buffer.vectors.keys);
+        Buffer.copy(buffer.values, buffer.vectors.values);
+        Buffer.copy(buffer.keySteps, buffer.vectors.keySteps);
+        Buffer.copy(buffer.valueSteps, buffer.vectors.valueSteps);
+        return buffer.vectors;
+    }
+
+    /** Writes the keys and values of cells of one layer and KV head, rounding to the cells' type. */
+    public void writeCells(int layer, int kvHead, int[] which, Vectors vectors, CacheInfo info) {
+        if (vectors.keys().length != which.length * info.keyDimension()
+                || vectors.values().length != which.length * info.valueDimension()) {
+            throw new IllegalArgumentException("vectors of another shape than " + which.length + " cells");
+        }
+        try (Arena local = Arena.ofConfined()) {
+            Kvmerge.check(Kvmerge_h.kvmerge_write_cells(
+                    open(),
+                    layer,
+                    kvHead,
+                    local.allocateFrom(ValueLayout.JAVA_INT, which),
+                    which.length,
+                    local.allocateFrom(ValueLayout.JAVA_FLOAT, vectors.keys()),
+                    local.allocateFrom(ValueLayout.JAVA_FLOAT, vectors.values())));
+        }
+    }
+
+    /**
+     * Rewrites the cells. All arrays are [layer * kvHeads + kvHead][cell]; their meaning is kvmerge_plan's in kvmerge.h.
+     *
+     * @throws KvmergeException if the plan contradicts itself; nothing is written then
+     */
+    public void apply(int[] targets, float[] weights, int[] positions, int[] destinations, boolean pivotFrame) {
+        copy(targets, target);
+        copy(positions, position);
+        copy(destinations, destination);
+        if (weights.length != (int) (weight.byteSize() / 4)) {
+            throw new IllegalArgumentException("weights of another shape than the cache");
+        }
+        MemorySegment.copy(weights, 0, weight, ValueLayout.JAVA_FLOAT, 0, weights.length);
+        try (Arena local = Arena.ofConfined()) {
+            MemorySegment plan = kvmerge_plan.allocate(local);
+            kvmerge_plan.target(plan, target);
+            kvmerge_plan.weight(plan, weight);
+            kvmerge_plan.position(plan, position);
+            kvmerge_plan.dest(plan, destination);
+            kvmerge_plan.pivot_frame(plan, pivotFrame ? 1 : 0);
+            Kvmerge.check(Kvmerge_h.kvmerge_apply(open(), plan));
+        }
+    }
+
+    private static void copy(int[] from, MemorySegment to) {
+        if (from.length != (int) (to.byteSize() / 4)) {
+            throw new IllegalArgumentException("a plan of another shape than the cache");
+        }
+        MemorySegment.copy(from, 0, to, ValueLayout.JAVA_INT, 0, from.length);
+    }
+
+    private MemorySegment open() {
+        if (closed) {
+            throw new IllegalStateException("the observer is closed");
+        }
+        return handle;
+    }
+
+    @Override
+    public void close() {
+        if (!closed) {
+            closed = true;
+            Kvmerge.check(Kvmerge_h.kvmerge_observer_free(handle));
+            arena.close();
+        }
+    }
 }

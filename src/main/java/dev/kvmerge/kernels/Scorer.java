@@ -8,87 +8,92 @@ import java.lang.foreign.ValueLayout;
 
 /** What rows of logits say about the tokens that came: likelihood, and divergence from another model's rows. */
 public final class Scorer {
-  private final int vocabulary;
-  private final int threads;
+    private final int vocabulary;
+    private final int threads;
 
-  public Scorer(int vocabulary, int threads) {
-    this.vocabulary = vocabulary;
-    this.threads = threads;
-  }
-
-  /**
-   * Negative log-likelihood of each row's target, in nats, in the arithmetic of llama-perplexity.
-   *
-   * @param logits F32 [targets.length][vocabulary]
-   * @throws KvmergeException if a row has NaN or a target is outside the vocabulary
-   */
-  public double[] negativeLogLikelihood(MemorySegment logits, int[] targets) {
-    checkSize(logits, 4L * vocabulary * targets.length);
-    try (Arena arena = Arena.ofConfined()) {
-      MemorySegment nll = arena.allocate(ValueLayout.JAVA_DOUBLE, Math.max(1, targets.length));
-      Kvmerge.check(
-          Kvmerge_h.kvmerge_score(
-              logits, targets.length, vocabulary, arena.allocateFrom(ValueLayout.JAVA_INT, targets), threads, nll));
-      return nll.asSlice(0, 8L * targets.length).toArray(ValueLayout.JAVA_DOUBLE);
+    public Scorer(int vocabulary, int threads) {
+        this.vocabulary = vocabulary;
+        this.threads = threads;
     }
-  }
 
-  /** Bytes of a packed row: 16 bits a token and two floats. */
-  public int packedRowBytes() {
-    return (int) Kvmerge_h.kvmerge_packed_row_bytes(vocabulary);
-  }
-
-  /** Packs the log probabilities of rows of logits: packed takes rows * {@link #packedRowBytes()}. */
-  public void pack(MemorySegment logits, int rows, MemorySegment packed) {
-    checkSize(logits, 4L * vocabulary * rows);
-    checkSize(packed, (long) packedRowBytes() * rows);
-    Kvmerge.check(Kvmerge_h.kvmerge_pack_log_probs(logits, rows, vocabulary, threads, packed));
-  }
-
-  /**
-   * How rows of logits differ from packed ones.
-   *
-   * @param kl KL(packed || logits) over the whole vocabulary, in nats
-   * @param sameTop whether both agree on the likeliest token
-   */
-  public record Divergence(double[] kl, boolean[] sameTop) {}
-
-  /** Compares rows of logits with packed ones. */
-  public Divergence divergence(MemorySegment packed, MemorySegment logits, int rows) {
-    checkSize(logits, 4L * vocabulary * rows);
-    checkSize(packed, (long) packedRowBytes() * rows);
-    try (Arena arena = Arena.ofConfined()) {
-      MemorySegment kl = arena.allocate(ValueLayout.JAVA_DOUBLE, Math.max(1, rows));
-      MemorySegment same = arena.allocate(Math.max(1, rows));
-      Kvmerge.check(Kvmerge_h.kvmerge_kl_divergence(packed, logits, rows, vocabulary, threads, kl, same));
-      boolean[] sameTop = new boolean[rows];
-      for (int i = 0; i < rows; i++) {
-        sameTop[i] = same.get(ValueLayout.JAVA_BYTE, i) != 0;
-      }
-      return new Divergence(kl.asSlice(0, 8L * rows).toArray(ValueLayout.JAVA_DOUBLE), sameTop);
-    }
-  }
-
-  /** Entropy of each row of probabilities over its positive entries, divided by the log of their number. */
-  public static float[] rowEntropy(float[][] rows) {
-    int n = rows.length == 0 ? 1 : rows[0].length;
-    try (Arena arena = Arena.ofConfined()) {
-      MemorySegment p = arena.allocate(ValueLayout.JAVA_FLOAT, Math.max(1L, (long) rows.length * n));
-      for (int i = 0; i < rows.length; i++) {
-        if (rows[i].length != n) {
-          throw new IllegalArgumentException("rows of different lengths");
+    /**
+     * Negative log-likelihood of each row's target, in nats, in the arithmetic of llama-perplexity.
+     *
+     * @param logits F32 [targets.length][vocabulary]
+     * @throws KvmergeException if a row has NaN or a target is outside the vocabulary
+     */
+    public double[] negativeLogLikelihood(MemorySegment logits, int[] targets) {
+        checkSize(logits, 4L * vocabulary * targets.length);
+        try (Arena arena = Arena.ofConfined()) {
+            MemorySegment nll = arena.allocate(ValueLayout.JAVA_DOUBLE, Math.max(1, targets.length));
+            Kvmerge.check(Kvmerge_h.kvmerge_score(
+                    logits,
+                    targets.length,
+                    vocabulary,
+                    arena.allocateFrom(ValueLayout.JAVA_INT, targets),
+                    threads,
+                    nll));
+            return nll.asSlice(0, 8L * targets.length).toArray(ValueLayout.JAVA_DOUBLE);
         }
-        MemorySegment.copy(rows[i], 0, p, ValueLayout.JAVA_FLOAT, 4L * n * i, n);
-      }
-      MemorySegment entropy = arena.allocate(ValueLayout.JAVA_FLOAT, Math.max(1, rows.length));
-      Kvmerge.check(Kvmerge_h.kvmerge_row_entropy(p, rows.length, n, entropy));
-      return entropy.asSlice(0, 4L * rows.length).toArray(ValueLayout.JAVA_FLOAT);
     }
-  }
 
-  private static void checkSize(MemorySegment segment, long needed) {
-    if (segment.byteSize() < needed) {
-      throw new IllegalArgumentException("a buffer of " + segment.byteSize() + " bytes where " + needed + " are needed");
+    /** Bytes of a packed row: 16 bits a token and two floats. */
+    public int packedRowBytes() {
+        return (int) Kvmerge_h.kvmerge_packed_row_bytes(vocabulary);
     }
-  }
+
+    /** Packs the log probabilities of rows of logits: packed takes rows * {@link #packedRowBytes()}. */
+    public void pack(MemorySegment logits, int rows, MemorySegment packed) {
+        checkSize(logits, 4L * vocabulary * rows);
+        checkSize(packed, (long) packedRowBytes() * rows);
+        Kvmerge.check(Kvmerge_h.kvmerge_pack_log_probs(logits, rows, vocabulary, threads, packed));
+    }
+
+    /**
+     * How rows of logits differ from packed ones.
+     *
+     * @param kl KL(packed || logits) over the whole vocabulary, in nats
+     * @param sameTop whether both agree on the likeliest token
+     */
+    public record Divergence(double[] kl, boolean[] sameTop) {}
+
+    /** Compares rows of logits with packed ones. */
+    public Divergence divergence(MemorySegment packed, MemorySegment logits, int rows) {
+        checkSize(logits, 4L * vocabulary * rows);
+        checkSize(packed, (long) packedRowBytes() * rows);
+        try (Arena arena = Arena.ofConfined()) {
+            MemorySegment kl = arena.allocate(ValueLayout.JAVA_DOUBLE, Math.max(1, rows));
+            MemorySegment same = arena.allocate(Math.max(1, rows));
+            Kvmerge.check(Kvmerge_h.kvmerge_kl_divergence(packed, logits, rows, vocabulary, threads, kl, same));
+            boolean[] sameTop = new boolean[rows];
+            for (int i = 0; i < rows; i++) {
+                sameTop[i] = same.get(ValueLayout.JAVA_BYTE, i) != 0;
+            }
+            return new Divergence(kl.asSlice(0, 8L * rows).toArray(ValueLayout.JAVA_DOUBLE), sameTop);
+        }
+    }
+
+    /** Entropy of each row of probabilities over its positive entries, divided by the log of their number. */
+    public static float[] rowEntropy(float[][] rows) {
+        int n = rows.length == 0 ? 1 : rows[0].length;
+        try (Arena arena = Arena.ofConfined()) {
+            MemorySegment p = arena.allocate(ValueLayout.JAVA_FLOAT, Math.max(1L, (long) rows.length * n));
+            for (int i = 0; i < rows.length; i++) {
+                if (rows[i].length != n) {
+                    throw new IllegalArgumentException("rows of different lengths");
+                }
+                MemorySegment.copy(rows[i], 0, p, ValueLayout.JAVA_FLOAT, 4L * n * i, n);
+            }
+            MemorySegment entropy = arena.allocate(ValueLayout.JAVA_FLOAT, Math.max(1, rows.length));
+            Kvmerge.check(Kvmerge_h.kvmerge_row_entropy(p, rows.length, n, entropy));
+            return entropy.asSlice(0, 4L * rows.length).toArray(ValueLayout.JAVA_FLOAT);
+        }
+    }
+
+    private static void checkSize(MemorySegment segment, long needed) {
+        if (segment.byteSize() < needed) {
+            throw new IllegalArgumentException(
+                    "a buffer of " + segment.byteSize() + " bytes where " + needed + " are needed");
+        }
+    }
 }

@@ -10,210 +10,214 @@ import java.lang.foreign.ValueLayout;
 
 /** A llama.cpp context: a model's KV cache and its last logits. Not thread-safe. */
 public final class Context implements AutoCloseable {
-  private final Model model;
-  private final MemorySegment handle;
-  private final int cells;
-  private final int batch;
-  private final int sequences;
-  private final int vocabulary;
-  private final Arena arena = Arena.ofShared();
-  private final MemorySegment tokens;
-  private final MemorySegment positions;
-  private final MemorySegment sequenceCounts;
-  private final MemorySegment sequenceIds;
-  private final MemorySegment sequencePointers;
-  private final MemorySegment outputs;
-  private final MemorySegment nativeBatch;
-  private int outputRows;
-  private boolean closed;
+    private final Model model;
+    private final MemorySegment handle;
+    private final int cells;
+    private final int batch;
+    private final int sequences;
+    private final int vocabulary;
+    private final Arena arena = Arena.ofShared();
+    private final MemorySegment tokens;
+    private final MemorySegment positions;
+    private final MemorySegment sequenceCounts;
+    private final MemorySegment sequenceIds;
+    private final MemorySegment sequencePointers;
+    private final MemorySegment outputs;
+    private final MemorySegment nativeBatch;
+    private int outputRows;
+    private boolean closed;
 
-  /**
-   * Makes a context.
-   *
-   * @param callback called for every graph node, or null
-   * @throws KvmergeException if llama.cpp cannot: memory, or options that do not go together
-   */
-  public Context(Model model, ContextOptions options, ContextOptions.EvalCallback callback) {
-    this.model = model;
-    this.batch = options.batch();
-    this.sequences = options.sequences();
-    this.vocabulary = model.vocabularySize();
-    model.library().takeLog();
-    try (Arena local = Arena.ofConfined()) {
-      MemorySegment params = Llama_h.llama_context_default_params(local);
-      llama_context_params.n_ctx(params, options.cells());
-      llama_context_params.n_batch(params, options.batch());
-      llama_context_params.n_ubatch(params, options.ubatch());
-      llama_context_params.n_seq_max(params, options.sequences());
-      llama_context_params.n_threads(params, options.threads());
-      llama_context_params.n_threads_batch(params, options.threads());
-      llama_context_params.flash_attn_type(
-          params,
-          switch (options.flashAttention()) {
-            case AUTO -> Llama_h.LLAMA_FLASH_ATTN_TYPE_AUTO();
-            case OFF -> Llama_h.LLAMA_FLASH_ATTN_TYPE_DISABLED();
-            case ON -> Llama_h.LLAMA_FLASH_ATTN_TYPE_ENABLED();
-          });
-      llama_context_params.type_k(params, ggmlType(options.keyType()));
-      llama_context_params.type_v(params, ggmlType(options.valueType()));
-      llama_context_params.no_perf(params, true);
-      if (callback != null) {
-        llama_context_params.cb_eval(params, callback.function());
-        llama_context_params.cb_eval_user_data(params, callback.userData());
-      }
-      handle = Llama_h.llama_init_from_model(model.open(), params);
+    /**
+     * Makes a context.
+     *
+     * @param callback called for every graph node, or null
+     * @throws KvmergeException if llama.cpp cannot: memory, or options that do not go together
+     */
+    public Context(Model model, ContextOptions options, ContextOptions.EvalCallback callback) {
+        this.model = model;
+        this.batch = options.batch();
+        this.sequences = options.sequences();
+        this.vocabulary = model.vocabularySize();
+        model.library().takeLog();
+        try (Arena local = Arena.ofConfined()) {
+            MemorySegment params = Llama_h.llama_context_default_params(local);
+            llama_context_params.n_ctx(params, options.cells());
+            llama_context_params.n_batch(params, options.batch());
+            llama_context_params.n_ubatch(params, options.ubatch());
+            llama_context_params.n_seq_max(params, options.sequences());
+            llama_context_params.n_threads(params, options.threads());
+            llama_context_params.n_threads_batch(params, options.threads());
+            llama_context_params.flash_attn_type(
+                    params,
+                    switch (options.flashAttention()) {
+                        case AUTO -> Llama_h.LLAMA_FLASH_ATTN_TYPE_AUTO();
+                        case OFF -> Llama_h.LLAMA_FLASH_ATTN_TYPE_DISABLED();
+                        case ON -> Llama_h.LLAMA_FLASH_ATTN_TYPE_ENABLED();
+                    });
+            llama_context_params.type_k(params, ggmlType(options.keyType()));
+            llama_context_params.type_v(params, ggmlType(options.valueType()));
+            llama_context_params.no_perf(params, true);
+            if (callback != null) {
+                llama_context_params.cb_eval(params, callback.function());
+                llama_context_params.cb_eval_user_data(params, callback.userData());
+            }
+            handle = Llama_h.llama_init_from_model(model.open(), params);
+        }
+        if (handle.equals(MemorySegment.NULL)) {
+            arena.close();
+            throw new KvmergeException("llama.cpp cannot make a context of " + options.cells() + " cells: "
+                    + model.library().takeLog());
+        }
+        model.contextOpened();
+        cells = Llama_h.llama_n_ctx(handle);
+        tokens = arena.allocate(ValueLayout.JAVA_INT, batch);
+        positions = arena.allocate(ValueLayout.JAVA_INT, batch);
+        sequenceCounts = arena.allocate(ValueLayout.JAVA_INT, batch);
+        sequenceIds = arena.allocate(ValueLayout.JAVA_INT, batch);
+        sequencePointers = arena.allocate(ValueLayout.ADDRESS, batch);
+        outputs = arena.allocate(batch);
+        nativeBatch = llama_batch.allocate(arena);
+        for (int i = 0; i < batch; i++) {
+            sequenceCounts.setAtIndex(ValueLayout.JAVA_INT, i, 1);
+            sequencePointers.setAtIndex(ValueLayout.ADDRESS, i, sequenceIds.asSlice(4L * i));
+        }
+        llama_batch.token(nativeBatch, tokens);
+        llama_batch.embd(nativeBatch, MemorySegment.NULL);
+        llama_batch.pos(nativeBatch, positions);
+        llama_batch.n_seq_id(nativeBatch, sequenceCounts);
+        llama_batch.seq_id(nativeBatch, sequencePointers);
+        llama_batch.logits(nativeBatch, outputs);
     }
-    if (handle.equals(MemorySegment.NULL)) {
-      arena.close();
-      throw new KvmergeException("llama.cpp cannot make a context of " + options.cells() + " cells: " + model.library().takeLog());
+
+    private static int ggmlType(ContextOptions.CellType type) {
+        return switch (type) {
+            case F32 -> Llama_h.GGML_TYPE_F32();
+            case F16 -> Llama_h.GGML_TYPE_F16();
+            case BF16 -> Llama_h.GGML_TYPE_BF16();
+            case Q8_0 -> Llama_h.GGML_TYPE_Q8_0();
+            case Q4_0 -> Llama_h.GGML_TYPE_Q4_0();
+        };
     }
-    model.contextOpened();
-    cells = Llama_h.llama_n_ctx(handle);
-    tokens = arena.allocate(ValueLayout.JAVA_INT, batch);
-    positions = arena.allocate(ValueLayout.JAVA_INT, batch);
-    sequenceCounts = arena.allocate(ValueLayout.JAVA_INT, batch);
-    sequenceIds = arena.allocate(ValueLayout.JAVA_INT, batch);
-    sequencePointers = arena.allocate(ValueLayout.ADDRESS, batch);
-    outputs = arena.allocate(batch);
-    nativeBatch = llama_batch.allocate(arena);
-    for (int i = 0; i < batch; i++) {
-      sequenceCounts.setAtIndex(ValueLayout.JAVA_INT, i, 1);
-      sequencePointers.setAtIndex(ValueLayout.ADDRESS, i, sequenceIds.asSlice(4L * i));
+
+    public Model model() {
+        return model;
     }
-    llama_batch.token(nativeBatch, tokens);
-    llama_batch.embd(nativeBatch, MemorySegment.NULL);
-    llama_batch.pos(nativeBatch, positions);
-    llama_batch.n_seq_id(nativeBatch, sequenceCounts);
-    llama_batch.seq_id(nativeBatch, sequencePointers);
-    llama_batch.logits(nativeBatch, outputs);
-  }
 
-  private static int ggmlType(ContextOptions.CellType type) {
-    return switch (type) {
-      case F32 -> Llama_h.GGML_TYPE_F32();
-      case F16 -> Llama_h.GGML_TYPE_F16();
-      case BF16 -> Llama_h.GGML_TYPE_BF16();
-      case Q8_0 -> Llama_h.GGML_TYPE_Q8_0();
-      case Q4_0 -> Llama_h.GGML_TYPE_Q4_0();
-    };
-  }
-
-  public Model model() {
-    return model;
-  }
-
-  /** KV cells allocated: those asked for, rounded up to llama.cpp's padding. */
-  public int cells() {
-    return cells;
-  }
-
-  /** Most tokens a decode. */
-  public int batch() {
-    return batch;
-  }
-
-  /** One token of a batch. */
-  public record Item(int token, int position, int sequence, boolean output) {}
-
-  /** Where a batch's tokens come from. */
-  @FunctionalInterface
-  public interface Items {
-    Item get(int i);
-  }
-
-  /** Decodes tokens at consecutive positions of sequence 0, with logits for each. */
-  public void decode(int[] block, int firstPosition) {
-    decode(block.length, i -> new Item(block[i], firstPosition + i, 0, true));
-  }
-
-  /**
-   * Decodes a batch and waits for it. Afterwards {@link #logits()} holds a row for each output, in the batch's order.
-   *
-   * @throws KvmergeException if there are no free cells for it, or the computation fails
-   * @throws IllegalArgumentException if it is empty or larger than {@link #batch()}, or names a token or sequence that is none
-   */
-  public void decode(int n, Items items) {
-    open();
-    if (n <= 0 || n > batch) {
-      throw new IllegalArgumentException("a batch of " + n + " tokens; it takes 1 to " + batch);
+    /** KV cells allocated: those asked for, rounded up to llama.cpp's padding. */
+    public int cells() {
+        return cells;
     }
-    int rows = 0;
-    for (int i = 0; i < n; i++) {
-      Item item = items.get(i);
-      if (item.position() < 0 || item.sequence() < 0 || item.sequence() >= sequences) {
-        throw new IllegalArgumentException("no such place in the cache: " + item);
-      }
-      tokens.setAtIndex(ValueLayout.JAVA_INT, i, model.checkToken(item.token()));
-      positions.setAtIndex(ValueLayout.JAVA_INT, i, item.position());
-      sequenceIds.setAtIndex(ValueLayout.JAVA_INT, i, item.sequence());
-      outputs.set(ValueLayout.JAVA_BYTE, i, (byte) (item.output() ? 1 : 0));
-      rows += item.output() ? 1 : 0;
+
+    /** Most tokens a decode. */
+    public int batch() {
+        return batch;
     }
-    llama_batch.n_tokens(nativeBatch, n);
-    outputRows = 0;
-    model.library().takeLog();
-    int status = Llama_h.llama_decode(handle, nativeBatch);
-    if (status != 0) {
-      String why = status == 1 ? "no free KV cells for " + n + " tokens among " + cells + ": compress first, or use more cells" : "status " + status;
-      throw new KvmergeException("llama.cpp cannot decode: " + why + "; " + model.library().takeLog());
+
+    /** One token of a batch. */
+    public record Item(int token, int position, int sequence, boolean output) {}
+
+    /** Where a batch's tokens come from. */
+    @FunctionalInterface
+    public interface Items {
+        Item get(int i);
     }
-    Llama_h.llama_synchronize(handle);
-    outputRows = rows;
-  }
 
-  /** The last batch's logits: F32 [outputs][vocabulary]. llama.cpp's memory, valid until the next decode or close. */
-  public MemorySegment logits() {
-    open();
-    if (outputRows == 0) {
-      throw new IllegalStateException("no logits: decode a batch with outputs first");
+    /** Decodes tokens at consecutive positions of sequence 0, with logits for each. */
+    public void decode(int[] block, int firstPosition) {
+        decode(block.length, i -> new Item(block[i], firstPosition + i, 0, true));
     }
-    return Llama_h.llama_get_logits(handle).reinterpret(4L * outputRows * vocabulary);
-  }
 
-  /** Rows of {@link #logits()}. */
-  public int logitRows() {
-    return outputRows;
-  }
-
-  /** Frees the cells of sequence 0 with positions in [from, to). */
-  public void removePositions(int from, int to) {
-    if (from < 0 || to < from) {
-      throw new IllegalArgumentException("not a range of positions: [" + from + ", " + to + ")");
+    /**
+     * Decodes a batch and waits for it. Afterwards {@link #logits()} holds a row for each output, in the batch's order.
+     *
+     * @throws KvmergeException if there are no free cells for it, or the computation fails
+     * @throws IllegalArgumentException if it is empty or larger than {@link #batch()}, or names a token or sequence that is none
+     */
+    public void decode(int n, Items items) {
+        open();
+        if (n <= 0 || n > batch) {
+            throw new IllegalArgumentException("a batch of " + n + " tokens; it takes 1 to " + batch);
+        }
+        int rows = 0;
+        for (int i = 0; i < n; i++) {
+            Item item = items.get(i);
+            if (item.position() < 0 || item.sequence() < 0 || item.sequence() >= sequences) {
+                throw new IllegalArgumentException("no such place in the cache: " + item);
+            }
+            tokens.setAtIndex(ValueLayout.JAVA_INT, i, model.checkToken(item.token()));
+            positions.setAtIndex(ValueLayout.JAVA_INT, i, item.position());
+            sequenceIds.setAtIndex(ValueLayout.JAVA_INT, i, item.sequence());
+            outputs.set(ValueLayout.JAVA_BYTE, i, (byte) (item.output() ? 1 : 0));
+            rows += item.output() ? 1 : 0;
+        }
+        llama_batch.n_tokens(nativeBatch, n);
+        outputRows = 0;
+        model.library().takeLog();
+        int status = Llama_h.llama_decode(handle, nativeBatch);
+        if (status != 0) {
+            String why = status == 1
+                    ? "no free KV cells for " + n + " tokens among " + cells + ": compress first, or use more cells"
+                    : "status " + status;
+            throw new KvmergeException(
+                    "llama.cpp cannot decode: " + why + "; " + model.library().takeLog());
+        }
+        Llama_h.llama_synchronize(handle);
+        outputRows = rows;
     }
-    if (from < to && !Llama_h.llama_memory_seq_rm(memory(), 0, from, to)) {
-      throw new KvmergeException("llama.cpp cannot free the positions [" + from + ", " + to + ")");
+
+    /** The last batch's logits: F32 [outputs][vocabulary]. llama.cpp's memory, valid until the next decode or close. */
+    public MemorySegment logits() {
+        open();
+        if (outputRows == 0) {
+            throw new IllegalStateException("no logits: decode a batch with outputs first");
+        }
+        return Llama_h.llama_get_logits(handle).reinterpret(4L * outputRows * vocabulary);
     }
-  }
 
-  /** The newest position in the cache, or -1 when it is empty. */
-  public int newestPosition() {
-    return Llama_h.llama_memory_seq_pos_max(memory(), 0);
-  }
-
-  /** Frees all cells. */
-  public void clear() {
-    Llama_h.llama_memory_clear(memory(), true);
-    outputRows = 0;
-  }
-
-  private MemorySegment memory() {
-    return Llama_h.llama_get_memory(open());
-  }
-
-  private MemorySegment open() {
-    if (closed) {
-      throw new IllegalStateException("the context is closed");
+    /** Rows of {@link #logits()}. */
+    public int logitRows() {
+        return outputRows;
     }
-    return handle;
-  }
 
-  @Override
-  public void close() {
-    if (!closed) {
-      closed = true;
-      Llama_h.llama_free(handle);
-      arena.close();
-      model.contextClosed();
+    /** Frees the cells of sequence 0 with positions in [from, to). */
+    public void removePositions(int from, int to) {
+        if (from < 0 || to < from) {
+            throw new IllegalArgumentException("not a range of positions: [" + from + ", " + to + ")");
+        }
+        if (from < to && !Llama_h.llama_memory_seq_rm(memory(), 0, from, to)) {
+            throw new KvmergeException("llama.cpp cannot free the positions [" + from + ", " + to + ")");
+        }
     }
-  }
+
+    /** The newest position in the cache, or -1 when it is empty. */
+    public int newestPosition() {
+        return Llama_h.llama_memory_seq_pos_max(memory(), 0);
+    }
+
+    /** Frees all cells. */
+    public void clear() {
+        Llama_h.llama_memory_clear(memory(), true);
+        outputRows = 0;
+    }
+
+    private MemorySegment memory() {
+        return Llama_h.llama_get_memory(open());
+    }
+
+    private MemorySegment open() {
+        if (closed) {
+            throw new IllegalStateException("the context is closed");
+        }
+        return handle;
+    }
+
+    @Override
+    public void close() {
+        if (!closed) {
+            closed = true;
+            Llama_h.llama_free(handle);
+            arena.close();
+            model.contextClosed();
+        }
+    }
 }

@@ -16,69 +16,70 @@ import java.lang.foreign.MemorySegment;
  * @param valueType type of the V cells (-ctv)
  */
 public record ContextOptions(
-    int cells,
-    int batch,
-    int ubatch,
-    int sequences,
-    int threads,
-    FlashAttention flashAttention,
-    CellType keyType,
-    CellType valueType) {
-  public ContextOptions {
-    positive("cells (-c)", cells);
-    positive("batch (-b)", batch);
-    positive("ubatch (-ub)", ubatch);
-    positive("sequences", sequences);
-    positive("threads (-t)", threads);
-  }
-
-  private static void positive(String name, int value) {
-    if (value <= 0) {
-      throw new KvmergeException.Usage(name + " must be positive, not " + value);
+        int cells,
+        int batch,
+        int ubatch,
+        int sequences,
+        int threads,
+        FlashAttention flashAttention,
+        CellType keyType,
+        CellType valueType) {
+    public ContextOptions {
+        positive("cells (-c)", cells);
+        positive("batch (-b)", batch);
+        positive("ubatch (-ub)", ubatch);
+        positive("sequences", sequences);
+        positive("threads (-t)", threads);
     }
-  }
 
-  public static ContextOptions of(int cells, int batch) {
-    int threads = Runtime.getRuntime().availableProcessors();
-    return new ContextOptions(cells, batch, Math.min(batch, 512), 1, threads, FlashAttention.OFF, CellType.F16, CellType.F16);
-  }
+    private static void positive(String name, int value) {
+        if (value <= 0) {
+            throw new KvmergeException.Usage(name + " must be positive, not " + value);
+        }
+    }
 
-  public ContextOptions withThreads(int n) {
-    return new ContextOptions(cells, batch, ubatch, sequences, n, flashAttention, keyType, valueType);
-  }
+    public static ContextOptions of(int cells, int batch) {
+        int threads = Runtime.getRuntime().availableProcessors();
+        return new ContextOptions(
+                cells, batch, Math.min(batch, 512), 1, threads, FlashAttention.OFF, CellType.F16, CellType.F16);
+    }
 
-  public ContextOptions withUbatch(int n) {
-    return new ContextOptions(cells, batch, n, sequences, threads, flashAttention, keyType, valueType);
-  }
+    public ContextOptions withThreads(int n) {
+        return new ContextOptions(cells, batch, ubatch, sequences, n, flashAttention, keyType, valueType);
+    }
 
-  public ContextOptions withSequences(int n) {
-    return new ContextOptions(cells, batch, ubatch, n, threads, flashAttention, keyType, valueType);
-  }
+    public ContextOptions withUbatch(int n) {
+        return new ContextOptions(cells, batch, n, sequences, threads, flashAttention, keyType, valueType);
+    }
 
-  public ContextOptions withFlashAttention(FlashAttention f) {
-    return new ContextOptions(cells, batch, ubatch, sequences, threads, f, keyType, valueType);
-  }
+    public ContextOptions withSequences(int n) {
+        return new ContextOptions(cells, batch, ubatch, n, threads, flashAttention, keyType, valueType);
+    }
 
-  public ContextOptions withCellTypes(CellType k, CellType v) {
-    return new ContextOptions(cells, batch, ubatch, sequences, threads, flashAttention, k, v);
-  }
+    public ContextOptions withFlashAttention(FlashAttention f) {
+        return new ContextOptions(cells, batch, ubatch, sequences, threads, f, keyType, valueType);
+    }
 
-  /** llama.cpp's -fa. */
-  public enum FlashAttention {
-    AUTO,
-    OFF,
-    ON
-  }
+    public ContextOptions withCellTypes(CellType k, CellType v) {
+        return new ContextOptions(cells, batch, ubatch, sequences, threads, flashAttention, k, v);
+    }
 
-  /** Types of KV cells that llama.cpp can be asked for. */
-  public enum CellType {
-    F32,
-    F16,
-    BF16,
-    Q8_0,
-    Q4_0
-  }
+    /** llama.cpp's -fa. */
+    public enum FlashAttention {
+        AUTO,
+        OFF,
+        ON
+    }
 
-  /** A C function that llama.cpp calls for every graph node, and its user data. It must outlive the context. */
-  public record EvalCallback(MemorySegment function, MemorySegment userData) {}
+    /** Types of KV cells that llama.cpp can be asked for. */
+    public enum CellType {
+        F32,
+        F16,
+        BF16,
+        Q8_0,
+        Q4_0
+    }
+
+    /** A C function that llama.cpp calls for every graph node, and its user data. It must outlive the context. */
+    public record EvalCallback(MemorySegment function, MemorySegment userData) {}
 }

@@ -18,121 +18,128 @@ import java.util.stream.Stream;
  * loader.
  */
 public final class LlamaLibrary {
-  /** The llama.cpp version that the bindings were generated from. */
-  public static final String VERSION = "0.5.0";
+    /** The llama.cpp version that the bindings were generated from. */
+    public static final String VERSION = "0.5.0";
 
-  private static LlamaLibrary loaded;
+    private static LlamaLibrary loaded;
 
-  private final Path folder;
-  private final String version;
-  private final NativeLog log;
+    private final Path folder;
+    private final String version;
+    private final NativeLog log;
 
-  private LlamaLibrary(Path folder, String version, NativeLog log) {
-    this.folder = folder;
-    this.version = version;
-    this.log = log;
-  }
-
-  /**
-   * Loads libggml-base, libggml and libllama from a folder, and the compute backends beside them.
-   *
-   * @param folder holds the libraries, as in llama.cpp's build/bin
-   * @param verbose passes llama.cpp's own log on to standard error
-   * @throws KvmergeException if one is missing or cannot be loaded, or is not of version {@value #VERSION}
-   */
-  public static synchronized LlamaLibrary load(Path folder, boolean verbose) {
-    Path absolute = folder.toAbsolutePath().normalize();
-    if (loaded != null) {
-      if (!loaded.folder.equals(absolute)) {
-        throw new KvmergeException("llama.cpp is already loaded from " + loaded.folder + "; a process can hold one build of it");
-      }
-      return loaded;
+    private LlamaLibrary(Path folder, String version, NativeLog log) {
+        this.folder = folder;
+        this.version = version;
+        this.log = log;
     }
-    if (!Files.isDirectory(absolute)) {
-      throw new KvmergeException(
-          "no llama.cpp libraries at " + absolute + ": run 'make setup', or give your own build with --llama-lib or KVMERGE_LLAMA_LIB");
-    }
-    for (String pattern : List.of("libggml-base", "libggml", "libllama")) {
-      Path library = find(absolute, pattern);
-      try {
-        System.load(library.toString());
-      } catch (UnsatisfiedLinkError e) {
-        throw new KvmergeException("cannot load " + library + ": " + e.getMessage(), e);
-      }
-    }
-    String version;
-    try {
-      version = Llama_h.llama_version().getString(0);
-    } catch (RuntimeException | LinkageError e) {
-      throw new KvmergeException(
-          "the llama.cpp at " + absolute + " has no llama_version(): it is older than " + VERSION + ", which kvmerge needs", e);
-    }
-    if (!version.equals(VERSION) && !version.startsWith(VERSION + "-")) { // the registry's build calls itself 0.5.0-dev
-      throw new KvmergeException(
-          "the llama.cpp at " + absolute + " is version " + version + ", kvmerge's bindings are for " + VERSION
-              + ": use that version, or regenerate the bindings with 'make bindings'");
-    }
-    NativeLog log = NativeLog.create(verbose);
-    Llama_h.llama_log_set(log.callback(), log.userData());
-    Llama_h.llama_backend_init();
-    try (Arena arena = Arena.ofConfined()) {
-      Llama_h.ggml_backend_load_all_from_path(arena.allocateFrom(absolute.toString()));
-    }
-    loaded = new LlamaLibrary(absolute, version, log);
-    if (loaded.devices().isEmpty()) {
-      throw new KvmergeException("the llama.cpp at " + absolute + " has no compute backend, not even for the CPU (libggml-cpu*)");
-    }
-    return loaded;
-  }
 
-  private static Path find(Path folder, String name) {
-    Pattern pattern = Pattern.compile(Pattern.quote(name) + "(\\.[A-Za-z0-9.]+)?\\.(so|dylib)(\\.[0-9.]+)?");
-    try (Stream<Path> files = Files.list(folder)) {
-      return files
-          .filter(f -> pattern.matcher(f.getFileName().toString()).matches())
-          .min((a, b) -> Integer.compare(a.toString().length(), b.toString().length()))
-          .orElseThrow(() -> new KvmergeException("no " + name + " library in " + folder
-              + ": give the folder of a llama.cpp build with --llama-lib or KVMERGE_LLAMA_LIB"));
-    } catch (IOException e) {
-      throw new KvmergeException("cannot list " + folder + ": " + e.getMessage(), e);
+    /**
+     * Loads libggml-base, libggml and libllama from a folder, and the compute backends beside them.
+     *
+     * @param folder holds the libraries, as in llama.cpp's build/bin
+     * @param verbose passes llama.cpp's own log on to standard error
+     * @throws KvmergeException if one is missing or cannot be loaded, or is not of version {@value #VERSION}
+     */
+    public static synchronized LlamaLibrary load(Path folder, boolean verbose) {
+        Path absolute = folder.toAbsolutePath().normalize();
+        if (loaded != null) {
+            if (!loaded.folder.equals(absolute)) {
+                throw new KvmergeException(
+                        "llama.cpp is already loaded from " + loaded.folder + "; a process can hold one build of it");
+            }
+            return loaded;
+        }
+        if (!Files.isDirectory(absolute)) {
+            throw new KvmergeException("no llama.cpp libraries at " + absolute
+                    + ": run 'make setup', or give your own build with --llama-lib or KVMERGE_LLAMA_LIB");
+        }
+        for (String pattern : List.of("libggml-base", "libggml", "libllama")) {
+            Path library = find(absolute, pattern);
+            try {
+                System.load(library.toString());
+            } catch (UnsatisfiedLinkError e) {
+                throw new KvmergeException("cannot load " + library + ": " + e.getMessage(), e);
+            }
+        }
+        String version;
+        try {
+            version = Llama_h.llama_version().getString(0);
+        } catch (RuntimeException | LinkageError e) {
+            throw new KvmergeException(
+                    "the llama.cpp at " + absolute + " has no llama_version(): it is older than " + VERSION
+                            + ", which kvmerge needs",
+                    e);
+        }
+        if (!version.equals(VERSION)
+                && !version.startsWith(VERSION + "-")) { // the registry's build calls itself 0.5.0-dev
+            throw new KvmergeException(
+                    "the llama.cpp at " + absolute + " is version " + version + ", kvmerge's bindings are for "
+                            + VERSION + ": use that version, or regenerate the bindings with 'make bindings'");
+        }
+        NativeLog log = NativeLog.create(verbose);
+        Llama_h.llama_log_set(log.callback(), log.userData());
+        Llama_h.llama_backend_init();
+        try (Arena arena = Arena.ofConfined()) {
+            Llama_h.ggml_backend_load_all_from_path(arena.allocateFrom(absolute.toString()));
+        }
+        loaded = new LlamaLibrary(absolute, version, log);
+        if (loaded.devices().isEmpty()) {
+            throw new KvmergeException(
+                    "the llama.cpp at " + absolute + " has no compute backend, not even for the CPU (libggml-cpu*)");
+        }
+        return loaded;
     }
-  }
 
-  /** What a compute device is. */
-  public record Device(String name, String description, boolean gpu) {}
-
-  /** The compute devices that llama.cpp found, the CPU among them. */
-  public List<Device> devices() {
-    List<Device> devices = new ArrayList<>();
-    long n = Llama_h.ggml_backend_dev_count();
-    for (long i = 0; i < n; i++) {
-      MemorySegment device = Llama_h.ggml_backend_dev_get(i);
-      int type = Llama_h.ggml_backend_dev_type(device);
-      boolean gpu = type == Llama_h.GGML_BACKEND_DEVICE_TYPE_GPU() || type == Llama_h.GGML_BACKEND_DEVICE_TYPE_IGPU();
-      devices.add(
-          new Device(
-              Llama_h.ggml_backend_dev_name(device).getString(0),
-              Llama_h.ggml_backend_dev_description(device).getString(0),
-              gpu));
+    private static Path find(Path folder, String name) {
+        Pattern pattern = Pattern.compile(Pattern.quote(name) + "(\\.[A-Za-z0-9.]+)?\\.(so|dylib)(\\.[0-9.]+)?");
+        try (Stream<Path> files = Files.list(folder)) {
+            return files.filter(f -> pattern.matcher(f.getFileName().toString()).matches())
+                    .min((a, b) ->
+                            Integer.compare(a.toString().length(), b.toString().length()))
+                    .orElseThrow(() -> new KvmergeException("no " + name + " library in " + folder
+                            + ": give the folder of a llama.cpp build with --llama-lib or KVMERGE_LLAMA_LIB"));
+        } catch (IOException e) {
+            throw new KvmergeException("cannot list " + folder + ": " + e.getMessage(), e);
+        }
     }
-    return devices;
-  }
 
-  /** The first GPU whose name starts with a prefix such as "CUDA". */
-  public Optional<Device> gpu(String prefix) {
-    return devices().stream().filter(d -> d.gpu() && d.name().startsWith(prefix)).findFirst();
-  }
+    /** What a compute device is. */
+    public record Device(String name, String description, boolean gpu) {}
 
-  public Path folder() {
-    return folder;
-  }
+    /** The compute devices that llama.cpp found, the CPU among them. */
+    public List<Device> devices() {
+        List<Device> devices = new ArrayList<>();
+        long n = Llama_h.ggml_backend_dev_count();
+        for (long i = 0; i < n; i++) {
+            MemorySegment device = Llama_h.ggml_backend_dev_get(i);
+            int type = Llama_h.ggml_backend_dev_type(device);
+            boolean gpu =
+                    type == Llama_h.GGML_BACKEND_DEVICE_TYPE_GPU() || type == Llama_h.GGML_BACKEND_DEVICE_TYPE_IGPU();
+            devices.add(new Device(
+                    Llama_h.ggml_backend_dev_name(device).getString(0),
+                    Llama_h.ggml_backend_dev_description(device).getString(0),
+                    gpu));
+        }
+        return devices;
+    }
 
-  public String version() {
-    return version;
-  }
+    /** The first GPU whose name starts with a prefix such as "CUDA". */
+    public Optional<Device> gpu(String prefix) {
+        return devices().stream()
+                .filter(d -> d.gpu() && d.name().startsWith(prefix))
+                .findFirst();
+    }
 
-  /** llama.cpp's warnings and errors since the last call, in one line; empty when there were none. */
-  String takeLog() {
-    return log.take().strip().replaceAll("\\s*\\R\\s*", "; ");
-  }
+    public Path folder() {
+        return folder;
+    }
+
+    public String version() {
+        return version;
+    }
+
+    /** llama.cpp's warnings and errors since the last call, in one line; empty when there were none. */
+    String takeLog() {
+        return log.take().strip().replaceAll("\\s*\\R\\s*", "; ");
+    }
 }

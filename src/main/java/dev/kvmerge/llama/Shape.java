@@ -8,19 +8,20 @@ package dev.kvmerge.llama;
  * @param kvHeads KV heads a layer; divides heads
  */
 public record Shape(int layers, int heads, int kvHeads) {
-  public Shape {
-    if (layers <= 0 || kvHeads <= 0 || heads <= 0 || heads % kvHeads != 0) {
-      throw new IllegalArgumentException("not an attention shape: " + layers + " layers, " + heads + " heads on " + kvHeads);
+    public Shape {
+        if (layers <= 0 || kvHeads <= 0 || heads <= 0 || heads % kvHeads != 0) {
+            throw new IllegalArgumentException(
+                    "not an attention shape: " + layers + " layers, " + heads + " heads on " + kvHeads);
+        }
     }
-  }
 
-  /** Query heads that share a KV head. */
-  public int group() {
-    return heads / kvHeads;
-  }
+    /** Query heads that share a KV head. */
+    public int group() {
+        return heads / kvHeads;
+    }
 
-  /** Number of (layer, KV head) pairs; the pair's index is layer * kvHeads + kvHead. */
-  public int pairs() {
-    return layers * kvHeads;
-  }
+    /** Number of (layer, KV head) pairs; the pair's index is layer * kvHeads + kvHead. */
+    public int pairs() {
+        return layers * kvHeads;
+    }
 }

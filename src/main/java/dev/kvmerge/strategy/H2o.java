@@ -11,33 +11,33 @@ import dev.kvmerge.cache.Plan;
  * @param recentShare share of the budget that goes to the newest tokens, 0..1; the paper's half
  */
 public record H2o(double recentShare) implements Strategy {
-  public H2o {
-    if (!(recentShare >= 0 && recentShare <= 1)) {
-      throw new KvmergeException.Usage("the recent share must be 0..1: " + recentShare);
+    public H2o {
+        if (!(recentShare >= 0 && recentShare <= 1)) {
+            throw new KvmergeException.Usage("the recent share must be 0..1: " + recentShare);
+        }
     }
-  }
 
-  @Override
-  public String name() {
-    return "h2o";
-  }
-
-  @Override
-  public boolean needsMass() {
-    return true;
-  }
-
-  @Override
-  public Plan plan(CellStats cells, int budget) {
-    int recent = Math.max(1, (int) Math.round(budget * recentShare));
-    int old = cells.size() - recent;
-    boolean[] kept = new boolean[cells.size()];
-    for (int i : Selection.largest(old, budget - recent, i -> cells.mass()[i])) {
-      kept[i] = true;
+    @Override
+    public String name() {
+        return "h2o";
     }
-    for (int i = old; i < kept.length; i++) {
-      kept[i] = true;
+
+    @Override
+    public boolean needsMass() {
+        return true;
     }
-    return Plan.keep(kept);
-  }
+
+    @Override
+    public Plan plan(CellStats cells, int budget) {
+        int recent = Math.max(1, (int) Math.round(budget * recentShare));
+        int old = cells.size() - recent;
+        boolean[] kept = new boolean[cells.size()];
+        for (int i : Selection.largest(old, budget - recent, i -> cells.mass()[i])) {
+            kept[i] = true;
+        }
+        for (int i = old; i < kept.length; i++) {
+            kept[i] = true;
+        }
+        return Plan.keep(kept);
+    }
 }

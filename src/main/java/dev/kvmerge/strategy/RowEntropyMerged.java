@@ -22,114 +22,115 @@ import java.util.List;
  * @param bias how merged cells keep their mass
  */
 public record RowEntropyMerged(double threshold, int sinks, int recent, Bias bias) implements Strategy {
-  public RowEntropyMerged {
-    if (!(threshold >= 0 && threshold <= 1)) {
-      throw new KvmergeException.Usage("--threshold must be 0..1 (0.3 to 0.7 is useful): " + threshold);
-    }
-    if (sinks < 0 || recent < 1) {
-      throw new KvmergeException.Usage("--sinks must not be negative and --recent must be positive: " + sinks + ", " + recent);
-    }
-  }
-
-  @Override
-  public String name() {
-    return "entropy-merged-row";
-  }
-
-  @Override
-  public boolean needsMass() {
-    return true;
-  }
-
-  @Override
-  public boolean needsEntropy() {
-    return true;
-  }
-
-  @Override
-  public int fewestCells(int block) {
-    return sinks + block;
-  }
-
-  @Override
-  public Plan plan(CellStats cells, int budget) {
-    int excess = cells.size() - budget;
-    int first = Math.min(sinks, budget - 1);
-    int end = Window.end(cells, first, budget, recent);
-    Plan.Builder plan = Plan.builder(cells.size());
-    boolean[] merged = new boolean[cells.size()];
-    for (Span span : spans(cells, first, end)) {
-      if (excess == 0) {
-        break;
-      }
-      int length = Math.min(span.length(), excess + 1);
-      int[] members = new int[length];
-      double[] masses = new double[length];
-      for (int k = 0; k < length; k++) {
-        members[k] = span.from + k;
-        masses[k] = cells.mass()[members[k]];
-        merged[members[k]] = true;
-      }
-      plan.merge(members, masses);
-      excess -= length - 1;
-    }
-    List<Integer> alone = new ArrayList<>();
-    for (int i = first; i < end; i++) {
-      if (!merged[i]) {
-        alone.add(i);
-      }
-    }
-    // Summaries are dropped only when nothing else is left to drop.
-    int evict = Math.min(excess, alone.size());
-    for (int k : Selection.largest(alone.size(), evict, k -> -cells.mass()[alone.get(k)])) {
-      plan.evict(alone.get(k));
-    }
-    excess -= evict;
-    if (excess > 0) {
-      Plan soFar = plan.build();
-      List<Integer> pivots = new ArrayList<>();
-      for (int i = first; i < end; i++) {
-        if (merged[i] && soFar.target()[i] == i) {
-          pivots.add(i);
+    public RowEntropyMerged {
+        if (!(threshold >= 0 && threshold <= 1)) {
+            throw new KvmergeException.Usage("--threshold must be 0..1 (0.3 to 0.7 is useful): " + threshold);
         }
-      }
-      for (int k : Selection.largest(pivots.size(), excess, k -> -cells.mass()[pivots.get(k)])) {
-        int pivot = pivots.get(k);
+        if (sinks < 0 || recent < 1) {
+            throw new KvmergeException.Usage(
+                    "--sinks must not be negative and --recent must be positive: " + sinks + ", " + recent);
+        }
+    }
+
+    @Override
+    public String name() {
+        return "entropy-merged-row";
+    }
+
+    @Override
+    public boolean needsMass() {
+        return true;
+    }
+
+    @Override
+    public boolean needsEntropy() {
+        return true;
+    }
+
+    @Override
+    public int fewestCells(int block) {
+        return sinks + block;
+    }
+
+    @Override
+    public Plan plan(CellStats cells, int budget) {
+        int excess = cells.size() - budget;
+        int first = Math.min(sinks, budget - 1);
+        int end = Window.end(cells, first, budget, recent);
+        Plan.Builder plan = Plan.builder(cells.size());
+        boolean[] merged = new boolean[cells.size()];
+        for (Span span : spans(cells, first, end)) {
+            if (excess == 0) {
+                break;
+            }
+            int length = Math.min(span.length(), excess + 1);
+            int[] members = new int[length];
+            double[] masses = new double[length];
+            for (int k = 0; k < length; k++) {
+                members[k] = span.from + k;
+                masses[k] = cells.mass()[members[k]];
+                merged[members[k]] = true;
+            }
+            plan.merge(members, masses);
+            excess -= length - 1;
+        }
+        List<Integer> alone = new ArrayList<>();
         for (int i = first; i < end; i++) {
-          if (soFar.target()[i] == pivot && i != pivot) {
-            plan.evict(i);
-          }
+            if (!merged[i]) {
+                alone.add(i);
+            }
         }
-        plan.evict(pivot);
-      }
+        // Summaries are dropped only when nothing else is left to drop.
+        int evict = Math.min(excess, alone.size());
+        for (int k : Selection.largest(alone.size(), evict, k -> -cells.mass()[alone.get(k)])) {
+            plan.evict(alone.get(k));
+        }
+        excess -= evict;
+        if (excess > 0) {
+            Plan soFar = plan.build();
+            List<Integer> pivots = new ArrayList<>();
+            for (int i = first; i < end; i++) {
+                if (merged[i] && soFar.target()[i] == i) {
+                    pivots.add(i);
+                }
+            }
+            for (int k : Selection.largest(pivots.size(), excess, k -> -cells.mass()[pivots.get(k)])) {
+                int pivot = pivots.get(k);
+                for (int i = first; i < end; i++) {
+                    if (soFar.target()[i] == pivot && i != pivot) {
+                        plan.evict(i);
+                    }
+                }
+                plan.evict(pivot);
+            }
+        }
+        return plan.build();
     }
-    return plan.build();
-  }
 
-  /** A run of cells [from, to) above the threshold. */
-  record Span(int from, int to, double entropy) {
-    int length() {
-      return to - from;
+    /** A run of cells [from, to) above the threshold. */
+    record Span(int from, int to, double entropy) {
+        int length() {
+            return to - from;
+        }
     }
-  }
 
-  /** The runs of two and more, the most diffuse first. */
-  List<Span> spans(CellStats cells, int first, int end) {
-    List<Span> spans = new ArrayList<>();
-    int from = first;
-    double sum = 0;
-    for (int i = first; i <= end; i++) {
-      if (i < end && cells.entropy()[i] > threshold) {
-        sum += cells.entropy()[i];
-        continue;
-      }
-      if (i - from >= 2) {
-        spans.add(new Span(from, i, sum / (i - from)));
-      }
-      from = i + 1;
-      sum = 0;
+    /** The runs of two and more, the most diffuse first. */
+    List<Span> spans(CellStats cells, int first, int end) {
+        List<Span> spans = new ArrayList<>();
+        int from = first;
+        double sum = 0;
+        for (int i = first; i <= end; i++) {
+            if (i < end && cells.entropy()[i] > threshold) {
+                sum += cells.entropy()[i];
+                continue;
+            }
+            if (i - from >= 2) {
+                spans.add(new Span(from, i, sum / (i - from)));
+            }
+            from = i + 1;
+            sum = 0;
+        }
+        spans.sort(Comparator.comparingDouble((Span s) -> -s.entropy).thenComparingInt(Span::from));
+        return spans;
     }
-    spans.sort(Comparator.comparingDouble((Span s) -> -s.entropy).thenComparingInt(Span::from));
-    return spans;
-  }
 }

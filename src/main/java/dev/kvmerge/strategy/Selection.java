@@ -5,30 +5,31 @@ import java.util.function.IntToDoubleFunction;
 
 /** Choosing the best of many by a score. */
 public final class Selection {
-  private Selection() {}
+    private Selection() {}
 
-  /**
-   * The k indices below n with the largest scores, ties to the smaller index, ascending.
-   *
-   * @throws IllegalArgumentException if there are fewer than k
-   */
-  public static int[] largest(int n, int k, IntToDoubleFunction score) {
-    if (k < 0 || k > n) {
-      throw new IllegalArgumentException("cannot choose " + k + " of " + n);
+    /**
+     * The k indices below n with the largest scores, ties to the smaller index, ascending.
+     *
+     * @throws IllegalArgumentException if there are fewer than k
+     */
+    public static int[] largest(int n, int k, IntToDoubleFunction score) {
+        if (k < 0 || k > n) {
+            throw new IllegalArgumentException("cannot choose " + k + " of " + n);
+        }
+        long[] keyed = new long[n];
+        for (int i = 0; i < n; i++) {
+            // Single precision in the high half, mapped so that it sorts as an integer; the index in the low half
+            // breaks ties.
+            int bits = Float.floatToIntBits((float) score.applyAsDouble(i) + 0.0f);
+            int sortable = bits ^ ((bits >> 31) & 0x7fffffff);
+            keyed[i] = ((long) ~sortable << 32) | i;
+        }
+        Arrays.sort(keyed);
+        int[] chosen = new int[k];
+        for (int i = 0; i < k; i++) {
+            chosen[i] = (int) keyed[i];
+        }
+        Arrays.sort(chosen);
+        return chosen;
     }
-    long[] keyed = new long[n];
-    for (int i = 0; i < n; i++) {
-      // Single precision in the high half, mapped so that it sorts as an integer; the index in the low half breaks ties.
-      int bits = Float.floatToIntBits((float) score.applyAsDouble(i) + 0.0f);
-      int sortable = bits ^ ((bits >> 31) & 0x7fffffff);
-      keyed[i] = ((long) ~sortable << 32) | i;
-    }
-    Arrays.sort(keyed);
-    int[] chosen = new int[k];
-    for (int i = 0; i < k; i++) {
-      chosen[i] = (int) keyed[i];
-    }
-    Arrays.sort(chosen);
-    return chosen;
-  }
 }

@@ -12,94 +12,95 @@ import java.util.function.Function;
 
 /** The strategies by name. */
 public final class Strategies {
-  /** The name of keeping everything, which is no strategy but what all are compared with. */
-  public static final String FULL = "full";
+    /** The name of keeping everything, which is no strategy but what all are compared with. */
+    public static final String FULL = "full";
 
-  /**
-   * What the command line sets; a strategy takes what it has a use for.
-   *
-   * @param sinks first tokens that always stay
-   * @param recent newest positions that always stay
-   * @param signal "column" or "row", of entropy-merged
-   * @param threshold of the row signal
-   * @param bias how merged cells keep their mass
-   */
-  public record Settings(int sinks, int recent, String signal, double threshold, Bias bias) {
-    public static final Settings DEFAULT = new Settings(4, 128, "column", 0.5, Bias.FOLDED);
-  }
-
-  private static final Map<String, Function<Settings, Strategy>> BY_NAME = new LinkedHashMap<>();
-
-  static {
-    BY_NAME.put(
-        "entropy-merged",
-        s ->
-            switch (s.signal) {
-              case "column" -> new EntropyMerged(s.sinks, s.recent, 8, 0.9, 1.5, s.bias);
-              case "row" -> new RowEntropyMerged(s.threshold, s.sinks, s.recent, s.bias);
-              default -> throw new KvmergeException.Usage("--signal is column or row, not '" + s.signal + "'");
-            });
-    BY_NAME.put("entropy-merged-row", s -> new RowEntropyMerged(s.threshold, s.sinks, s.recent, s.bias));
-    BY_NAME.put("h2o", s -> new H2o(0.5));
-    BY_NAME.put("streaming-llm", s -> new StreamingLlm(s.sinks));
-  }
-
-  private Strategies() {}
-
-  /** All names, "full" first. */
-  public static List<String> names() {
-    List<String> names = new ArrayList<>(BY_NAME.keySet());
-    names.addFirst(FULL);
-    return names;
-  }
-
-  /**
-   * Makes a strategy; null for "full". A name with a dot or a capital is a class of the user's own, with a constructor without arguments.
-   *
-   * @throws KvmergeException.Usage if there is none of that name, suggesting the nearest, or a setting is out of range
-   */
-  public static Strategy create(String name, Settings settings) {
-    if (name.equals(FULL)) {
-      return null;
+    /**
+     * What the command line sets; a strategy takes what it has a use for.
+     *
+     * @param sinks first tokens that always stay
+     * @param recent newest positions that always stay
+     * @param signal "column" or "row", of entropy-merged
+     * @param threshold of the row signal
+     * @param bias how merged cells keep their mass
+     */
+    public record Settings(int sinks, int recent, String signal, double threshold, Bias bias) {
+        public static final Settings DEFAULT = new Settings(4, 128, "column", 0.5, Bias.FOLDED);
     }
-    if (name.contains(".") || (!name.isEmpty() && Character.isUpperCase(name.charAt(0)))) {
-      return ofClass(name);
-    }
-    Function<Settings, Strategy> maker = BY_NAME.get(name);
-    if (maker == null) {
-      String nearest =
-          names().stream()
-              .min(Comparator.comparing((String n) -> !n.startsWith(name)).thenComparingInt(n -> editDistance(n, name)))
-              .orElseThrow();
-      throw new KvmergeException.Usage(
-          "no strategy is called '" + name + "': did you mean '" + nearest + "'? There are " + String.join(", ", names()));
-    }
-    return maker.apply(settings);
-  }
 
-  private static Strategy ofClass(String name) {
-    try {
-      return Class.forName(name).asSubclass(Strategy.class).getDeclaredConstructor().newInstance();
-    } catch (ClassNotFoundException e) {
-      throw new KvmergeException.Usage("no class " + name + ": put its folder or jar into KVMERGE_CLASSPATH");
-    } catch (ReflectiveOperationException | ClassCastException e) {
-      throw new KvmergeException.Usage("the class " + name + " is not a Strategy with a public constructor without arguments (" + e + ")");
-    }
-  }
+    private static final Map<String, Function<Settings, Strategy>> BY_NAME = new LinkedHashMap<>();
 
-  private static int editDistance(String a, String b) {
-    int[] row = new int[b.length() + 1];
-    Arrays.setAll(row, j -> j);
-    for (int i = 1; i <= a.length(); i++) {
-      int diagonal = row[0];
-      row[0] = i;
-      for (int j = 1; j <= b.length(); j++) {
-        int above = row[j];
-        int change = diagonal + (a.charAt(i - 1) == b.charAt(j - 1) ? 0 : 1);
-        row[j] = Math.min(change, Math.min(above, row[j - 1]) + 1);
-        diagonal = above;
-      }
+    static {
+        BY_NAME.put("entropy-merged", s -> switch (s.signal) {
+            case "column" -> new EntropyMerged(s.sinks, s.recent, 8, 0.9, 1.5, s.bias);
+            case "row" -> new RowEntropyMerged(s.threshold, s.sinks, s.recent, s.bias);
+            default -> throw new KvmergeException.Usage("--signal is column or row, not '" + s.signal + "'");
+        });
+        BY_NAME.put("entropy-merged-row", s -> new RowEntropyMerged(s.threshold, s.sinks, s.recent, s.bias));
+        BY_NAME.put("h2o", s -> new H2o(0.5));
+        BY_NAME.put("streaming-llm", s -> new StreamingLlm(s.sinks));
     }
-    return row[b.length()];
-  }
+
+    private Strategies() {}
+
+    /** All names, "full" first. */
+    public static List<String> names() {
+        List<String> names = new ArrayList<>(BY_NAME.keySet());
+        names.addFirst(FULL);
+        return names;
+    }
+
+    /**
+     * Makes a strategy; null for "full". A name with a dot or a capital is a class of the user's own, with a constructor without arguments.
+     *
+     * @throws KvmergeException.Usage if there is none of that name, suggesting the nearest, or a setting is out of range
+     */
+    public static Strategy create(String name, Settings settings) {
+        if (name.equals(FULL)) {
+            return null;
+        }
+        if (name.contains(".") || (!name.isEmpty() && Character.isUpperCase(name.charAt(0)))) {
+            return ofClass(name);
+        }
+        Function<Settings, Strategy> maker = BY_NAME.get(name);
+        if (maker == null) {
+            String nearest = names().stream()
+                    .min(Comparator.comparing((String n) -> !n.startsWith(name))
+                            .thenComparingInt(n -> editDistance(n, name)))
+                    .orElseThrow();
+            throw new KvmergeException.Usage("no strategy is called '" + name + "': did you mean '" + nearest
+                    + "'? There are " + String.join(", ", names()));
+        }
+        return maker.apply(settings);
+    }
+
+    private static Strategy ofClass(String name) {
+        try {
+            return Class.forName(name)
+                    .asSubclass(Strategy.class)
+                    .getDeclaredConstructor()
+                    .newInstance();
+        } catch (ClassNotFoundException e) {
+            throw new KvmergeException.Usage("no class " + name + ": put its folder or jar into KVMERGE_CLASSPATH");
+        } catch (ReflectiveOperationException | ClassCastException e) {
+            throw new KvmergeException.Usage(
+                    "the class " + name + " is not a Strategy with a public constructor without arguments (" + e + ")");
+        }
+    }
+
+    private static int editDistance(String a, String b) {
+        int[] row = new int[b.length() + 1];
+        Arrays.setAll(row, j -> j);
+        for (int i = 1; i <= a.length(); i++) {
+            int diagonal = row[0];
+            row[0] = i;
+            for (int j = 1; j <= b.length(); j++) {
+                int above = row[j];
+                int change = diagonal + (a.charAt(i - 1) == b.charAt(j - 1) ? 0 : 1);
+                row[j] = Math.min(change, Math.min(above, row[j - 1]) + 1);
+                diagonal = above;
+            }
+        }
+        return row[b.length()];
+    }
 }

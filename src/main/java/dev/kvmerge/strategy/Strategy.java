@@ -11,29 +11,32 @@ import java.util.Map;
  * one in twenty lines.
  */
 public interface Strategy extends Planner {
-  /** Its name on the command line and in results. */
-  String name();
+    /** Its name on the command line and in results. */
+    String name();
 
-  /** Fewest cells it can work with, given the tokens of a block. */
-  default int fewestCells(int block) {
-    return 2;
-  }
-
-  /** Its parameters, for the record: the record's components. */
-  default Map<String, Object> parameters() {
-    Map<String, Object> parameters = new LinkedHashMap<>();
-    if (getClass().isRecord()) {
-      for (RecordComponent component : getClass().getRecordComponents()) {
-        try {
-          var accessor = component.getAccessor();
-          accessor.setAccessible(true);
-          Object value = accessor.invoke(this);
-          parameters.put(component.getName(), value instanceof Enum<?> e ? e.name().toLowerCase(java.util.Locale.ROOT) : value);
-        } catch (IllegalAccessException | InvocationTargetException e) {
-          throw new IllegalStateException("cannot read the parameter " + component.getName() + " of " + name(), e);
-        }
-      }
+    /** Fewest cells it can work with, given the tokens of a block. */
+    default int fewestCells(int block) {
+        return 2;
     }
-    return parameters;
-  }
+
+    /** Its parameters, for the record: the record's components. */
+    default Map<String, Object> parameters() {
+        Map<String, Object> parameters = new LinkedHashMap<>();
+        if (getClass().isRecord()) {
+            for (RecordComponent component : getClass().getRecordComponents()) {
+                try {
+                    var accessor = component.getAccessor();
+                    accessor.setAccessible(true);
+                    Object value = accessor.invoke(this);
+                    parameters.put(
+                            component.getName(),
+                            value instanceof Enum<?> e ? e.name().toLowerCase(java.util.Locale.ROOT) : value);
+                } catch (IllegalAccessException | InvocationTargetException e) {
+                    throw new IllegalStateException(
+                            "cannot read the parameter " + component.getName() + " of " + name(), e);
+                }
+            }
+        }
+        return parameters;
+    }
 }

@@ -11,29 +11,29 @@ import dev.kvmerge.cache.Plan;
  * @param sinks first tokens that always stay
  */
 public record StreamingLlm(int sinks) implements Strategy {
-  public StreamingLlm {
-    if (sinks < 0) {
-      throw new KvmergeException.Usage("--sinks must not be negative: " + sinks);
+    public StreamingLlm {
+        if (sinks < 0) {
+            throw new KvmergeException.Usage("--sinks must not be negative: " + sinks);
+        }
     }
-  }
 
-  @Override
-  public String name() {
-    return "streaming-llm";
-  }
-
-  @Override
-  public int fewestCells(int block) {
-    return sinks + 1;
-  }
-
-  @Override
-  public Plan plan(CellStats cells, int budget) {
-    boolean[] kept = new boolean[cells.size()];
-    int first = Math.min(sinks, budget - 1);
-    for (int i = 0; i < kept.length; i++) {
-      kept[i] = i < first || i >= kept.length - (budget - first);
+    @Override
+    public String name() {
+        return "streaming-llm";
     }
-    return Plan.keep(kept);
-  }
+
+    @Override
+    public int fewestCells(int block) {
+        return sinks + 1;
+    }
+
+    @Override
+    public Plan plan(CellStats cells, int budget) {
+        boolean[] kept = new boolean[cells.size()];
+        int first = Math.min(sinks, budget - 1);
+        for (int i = 0; i < kept.length; i++) {
+            kept[i] = i < first || i >= kept.length - (budget - first);
+        }
+        return Plan.keep(kept);
+    }
 }

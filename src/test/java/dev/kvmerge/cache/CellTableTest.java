@@ -17,117 +17,128 @@ import net.jqwik.api.Property;
 
 /** The table against a plain model of the cells: contents are lists of positions, moved as kvmerge_apply would move them. */
 class CellTableTest {
-  private static final Shape SHAPE = new Shape(2, 4, 2);
+    private static final Shape SHAPE = new Shape(2, 4, 2);
 
-  @Property(tries = 50)
-  void accountsForEveryCellOverRandomBlocks(@ForAll long seed) {
-    Random random = new Random(seed);
-    int budget = 4 + random.nextInt(12);
-    int block = 1 + random.nextInt(6);
-    int cells = budget + block + random.nextInt(5);
-    CellTable table = new CellTable(SHAPE, cells);
-    List<List<List<Integer>>> contents = new ArrayList<>(); // [pair][cell]: positions merged into it
-    for (int pair = 0; pair < SHAPE.pairs(); pair++) {
-      contents.add(new ArrayList<>(IntStream.range(0, cells).mapToObj(c -> List.<Integer>of()).toList()));
+    @Property(tries = 50)
+    void accountsForEveryCellOverRandomBlocks(@ForAll long seed) {
+        Random random = new Random(seed);
+        int budget = 4 + random.nextInt(12);
+        int block = 1 + random.nextInt(6);
+        int cells = budget + block + random.nextInt(5);
+        CellTable table = new CellTable(SHAPE, cells);
+        List<List<List<Integer>>> contents = new ArrayList<>(); // [pair][cell]: positions merged into it
+        for (int pair = 0; pair < SHAPE.pairs(); pair++) {
+            contents.add(new ArrayList<>(
+                    IntStream.range(0, cells).mapToObj(c -> List.<Integer>of()).toList()));
+        }
+        TreeSet<Integer> free =
+                new TreeSet<>(IntStream.range(0, cells).boxed().toList()); // llama.cpp's: it fills the first
+        int[] llamaPosition = new int[cells];
+        int position = 0;
+        for (int round = 0; round < 20; round++) { // 50 tries of 20: a thousand blocks
+            int n = 1 + random.nextInt(block);
+            int[] tokenCell = new int[n];
+            for (int t = 0; t < n; t++) {
+                tokenCell[t] = free.pollFirst();
+                llamaPosition[tokenCell[t]] = position + t;
+                for (List<List<Integer>> pair : contents) {
+                    pair.set(tokenCell[t], List.of(position + t));
+                }
+            }
+            float[] mass = new float[SHAPE.pairs() * cells];
+            for (int i = 0; i < mass.length; i++) {
+                mass[i] = random.nextFloat();
+            }
+            table.add(tokenCell, position, new Observer.Stats(tokenCell, mass, null, SHAPE.layers(), 0), 0.9);
+            position += n;
+            if (table.used() > budget) {
+                Plan[] plans = new Plan[SHAPE.pairs()];
+                for (int pair = 0; pair < plans.length; pair++) {
+                    plans[pair] = randomPlan(table.stats(pair, null), budget, random);
+                }
+                int used = table.used();
+                CellTable.Moves moves = table.apply(plans, budget);
+                for (int pair = 0; pair < plans.length; pair++) {
+                    move(contents.get(pair), moves, pair, cells);
+                }
+                // llama.cpp frees [budget-1, newest): what stays are cells 0..budget-2 and the newest token's own.
+                for (int cell = 0; cell < cells; cell++) {
+                    if (!free.contains(cell)
+                            && llamaPosition[cell] >= budget - 1
+                            && llamaPosition[cell] < position - 1) {
+                        free.add(cell);
+                    }
+                }
+                assertEquals(budget, table.used());
+                assertTrue(used > budget);
+            }
+            assertEquals(cells - free.size(), table.used(), "the table and llama.cpp count the same cells");
+            check(table, contents, free, position);
+        }
     }
-    TreeSet<Integer> free = new TreeSet<>(IntStream.range(0, cells).boxed().toList()); // llama.cpp's: it fills the first
-    int[] llamaPosition = new int[cells];
-    int position = 0;
-    for (int round = 0; round < 20; round++) { // 50 tries of 20: a thousand blocks
-      int n = 1 + random.nextInt(block);
-      int[] tokenCell = new int[n];
-      for (int t = 0; t < n; t++) {
-        tokenCell[t] = free.pollFirst();
-        llamaPosition[tokenCell[t]] = position + t;
-        for (List<List<Integer>> pair : contents) {
-          pair.set(tokenCell[t], List.of(position + t));
-        }
-      }
-      float[] mass = new float[SHAPE.pairs() * cells];
-      for (int i = 0; i < mass.length; i++) {
-        mass[i] = random.nextFloat();
-      }
-      table.add(tokenCell, position, new Observer.Stats(tokenCell, mass, null, SHAPE.layers(), 0), 0.9);
-      position += n;
-      if (table.used() > budget) {
-        Plan[] plans = new Plan[SHAPE.pairs()];
-        for (int pair = 0; pair < plans.length; pair++) {
-          plans[pair] = randomPlan(table.stats(pair, null), budget, random);
-        }
-        int used = table.used();
-        CellTable.Moves moves = table.apply(plans, budget);
-        for (int pair = 0; pair < plans.length; pair++) {
-          move(contents.get(pair), moves, pair, cells);
-        }
-        // llama.cpp frees [budget-1, newest): what stays are cells 0..budget-2 and the newest token's own.
-        for (int cell = 0; cell < cells; cell++) {
-          if (!free.contains(cell) && llamaPosition[cell] >= budget - 1 && llamaPosition[cell] < position - 1) {
-            free.add(cell);
-          }
-        }
-        assertEquals(budget, table.used());
-        assertTrue(used > budget);
-      }
-      assertEquals(cells - free.size(), table.used(), "the table and llama.cpp count the same cells");
-      check(table, contents, free, position);
-    }
-  }
 
-  private static Plan randomPlan(CellStats cells, int budget, Random random) {
-    int n = cells.size();
-    Plan.Builder plan = Plan.builder(n);
-    int excess = n - budget;
-    List<Integer> left = new ArrayList<>(IntStream.range(0, n - 1).boxed().toList());
-    while (excess > 0) {
-      int i = random.nextInt(left.size());
-      if (random.nextBoolean() || i + 1 >= left.size()) {
-        plan.evict(left.remove(i));
-        excess--;
-      } else {
-        int length = Math.min(2 + random.nextInt(3), Math.min(excess + 1, left.size() - i));
-        List<Integer> group = left.subList(i, i + length);
-        plan.merge(group.stream().mapToInt(x -> x).toArray(), random.doubles(length).toArray());
-        group.clear(); // a group is not touched again
-        excess -= length - 1;
-      }
+    private static Plan randomPlan(CellStats cells, int budget, Random random) {
+        int n = cells.size();
+        Plan.Builder plan = Plan.builder(n);
+        int excess = n - budget;
+        List<Integer> left = new ArrayList<>(IntStream.range(0, n - 1).boxed().toList());
+        while (excess > 0) {
+            int i = random.nextInt(left.size());
+            if (random.nextBoolean() || i + 1 >= left.size()) {
+                plan.evict(left.remove(i));
+                excess--;
+            } else {
+                int length = Math.min(2 + random.nextInt(3), Math.min(excess + 1, left.size() - i));
+                List<Integer> group = left.subList(i, i + length);
+                plan.merge(
+                        group.stream().mapToInt(x -> x).toArray(),
+                        random.doubles(length).toArray());
+                group.clear(); // a group is not touched again
+                excess -= length - 1;
+            }
+        }
+        return plan.build();
     }
-    return plan.build();
-  }
 
-  private static void move(List<List<Integer>> contents, CellTable.Moves moves, int pair, int cells) {
-    List<List<Integer>> next = new ArrayList<>(IntStream.range(0, cells).mapToObj(c -> List.<Integer>of()).toList());
-    for (int pivot = 0; pivot < cells; pivot++) {
-      if (moves.targets()[pair * cells + pivot] == pivot) {
-        List<Integer> merged = new ArrayList<>();
+    private static void move(List<List<Integer>> contents, CellTable.Moves moves, int pair, int cells) {
+        List<List<Integer>> next = new ArrayList<>(
+                IntStream.range(0, cells).mapToObj(c -> List.<Integer>of()).toList());
+        for (int pivot = 0; pivot < cells; pivot++) {
+            if (moves.targets()[pair * cells + pivot] == pivot) {
+                List<Integer> merged = new ArrayList<>();
+                for (int c = 0; c < cells; c++) {
+                    if (moves.targets()[pair * cells + c] == pivot) {
+                        merged.addAll(contents.get(c));
+                    }
+                }
+                int to = moves.destinations()[pair * cells + pivot];
+                assertTrue(next.get(to).isEmpty(), "two groups in one cell");
+                next.set(to, merged);
+            }
+        }
         for (int c = 0; c < cells; c++) {
-          if (moves.targets()[pair * cells + c] == pivot) {
-            merged.addAll(contents.get(c));
-          }
+            contents.set(c, next.get(c));
         }
-        int to = moves.destinations()[pair * cells + pivot];
-        assertTrue(next.get(to).isEmpty(), "two groups in one cell");
-        next.set(to, merged);
-      }
     }
-    for (int c = 0; c < cells; c++) {
-      contents.set(c, next.get(c));
-    }
-  }
 
-  private static void check(CellTable table, List<List<List<Integer>>> contents, TreeSet<Integer> free, int position) {
-    for (int pair = 0; pair < SHAPE.pairs(); pair++) {
-      int[] order = table.order(pair);
-      CellStats stats = table.stats(pair, null);
-      assertEquals(order.length, Arrays.stream(order).distinct().count());
-      assertEquals(position - 1, stats.newest());
-      assertEquals(List.of(position - 1), contents.get(pair).get(order[order.length - 1]), "the newest token is in its own cell, alone");
-      for (int i = 0; i < order.length; i++) {
-        assertTrue(!free.contains(order[i]), "a cell in use that llama.cpp thinks free");
-        List<Integer> content = contents.get(pair).get(order[i]);
-        assertTrue(content.contains(stats.position()[i]), "the cell's position is one of its tokens'");
-        assertEquals(content.size(), stats.count()[i]);
-        assertTrue(i == 0 || stats.position()[i - 1] < stats.position()[i], "position order");
-      }
+    private static void check(
+            CellTable table, List<List<List<Integer>>> contents, TreeSet<Integer> free, int position) {
+        for (int pair = 0; pair < SHAPE.pairs(); pair++) {
+            int[] order = table.order(pair);
+            CellStats stats = table.stats(pair, null);
+            assertEquals(order.length, Arrays.stream(order).distinct().count());
+            assertEquals(position - 1, stats.newest());
+            assertEquals(
+                    List.of(position - 1),
+                    contents.get(pair).get(order[order.length - 1]),
+                    "the newest token is in its own cell, alone");
+            for (int i = 0; i < order.length; i++) {
+                assertTrue(!free.contains(order[i]), "a cell in use that llama.cpp thinks free");
+                List<Integer> content = contents.get(pair).get(order[i]);
+                assertTrue(content.contains(stats.position()[i]), "the cell's position is one of its tokens'");
+                assertEquals(content.size(), stats.count()[i]);
+                assertTrue(i == 0 || stats.position()[i - 1] < stats.position()[i], "position order");
+            }
+        }
     }
-  }
 }

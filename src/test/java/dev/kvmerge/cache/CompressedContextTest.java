@@ -25,310 +25,328 @@ import org.junit.jupiter.api.Test;
 
 /** The real model's cells, through llama.cpp. */
 class CompressedContextTest {
-  private final Model model = TestModel.model();
+    private final Model model = TestModel.model();
 
-  /** Keeps two sinks and the newest; a planner without statistics. */
-  private static final Planner WINDOW =
-      (cells, budget) -> {
+    /** Keeps two sinks and the newest; a planner without statistics. */
+    private static final Planner WINDOW = (cells, budget) -> {
         boolean[] kept = new boolean[cells.size()];
         for (int i = 0; i < kept.length; i++) {
-          kept[i] = i < 2 || i >= kept.length - (budget - 2);
+            kept[i] = i < 2 || i >= kept.length - (budget - 2);
         }
         return Plan.keep(kept);
-      };
+    };
 
-  /** Merges neighbours from the oldest on, all weights alike. */
-  private record Pairs(Bias bias, boolean pivotFrame, boolean needsMass, boolean needsEntropy) implements Planner {
-    @Override
-    public Plan plan(CellStats cells, int budget) {
-      Plan.Builder plan = Plan.builder(cells.size());
-      int excess = cells.size() - budget;
-      for (int i = 0; i < excess; i++) {
-        plan.merge(new int[] {4 + 2 * i, 5 + 2 * i}, new double[] {1, 1});
-      }
-      return plan.build();
-    }
-  }
-
-  private static float[] logits(CompressedContext context) {
-    return context.logits().toArray(ValueLayout.JAVA_FLOAT);
-  }
-
-  @Test
-  void fullThroughTheObserverIsFullWithoutIt() {
-    int[] tokens = TestModel.book(0, 96);
-    try (Context plain = new Context(model, ContextOptions.of(128, 32).withUbatch(32), null);
-        CompressedContext observed =
-            new CompressedContext(model, null, CacheOptions.unlimited(128, 32), Observer.Options.of(true, true, Bias.FOLDED, 2))) {
-      for (int at = 0; at < tokens.length; at += 32) {
-        int[] block = Arrays.copyOfRange(tokens, at, at + 32);
-        plain.decode(block, at);
-        observed.decode(block);
-        assertArrayEquals(plain.logits().toArray(ValueLayout.JAVA_FLOAT), logits(observed));
-      }
-    }
-  }
-
-  @Test
-  void attentionAddsUpToOneForEveryQueryAndEntropyIsNormalised() {
-    int[] tokens = TestModel.book(500, 64);
-    try (CompressedContext context =
-        new CompressedContext(model, null, CacheOptions.unlimited(64, 64).withUbatch(16), Observer.Options.of(true, true, Bias.NONE, 2))) {
-      context.decode(tokens); // in four ubatches
-      context.flush();
-      Observer.Stats stats = context.lastStats();
-      int cells = context.info().cells();
-      for (int pair = 0; pair < model.shape().pairs(); pair++) {
-        double sum = 0;
-        for (int c = 0; c < cells; c++) {
-          sum += stats.mass()[pair * cells + c];
+    /** Merges neighbours from the oldest on, all weights alike. */
+    private record Pairs(Bias bias, boolean pivotFrame, boolean needsMass, boolean needsEntropy) implements Planner {
+        @Override
+        public Plan plan(CellStats cells, int budget) {
+            Plan.Builder plan = Plan.builder(cells.size());
+            int excess = cells.size() - budget;
+            for (int i = 0; i < excess; i++) {
+                plan.merge(new int[] {4 + 2 * i, 5 + 2 * i}, new double[] {1, 1});
+            }
+            return plan.build();
         }
-        assertEquals(64.0 * model.shape().group(), sum, 1e-2);
-      }
-      for (int i = 0; i < stats.entropy().length; i++) {
-        assertTrue(stats.entropy()[i] >= 0 && stats.entropy()[i] <= 1);
-        assertTrue(i % 64 != 0 || stats.entropy()[i] == 0, "the first token sees itself alone");
-      }
-      assertArrayEquals(IntStream.range(0, 64).toArray(), stats.tokenCell());
     }
-  }
 
-  @Test
-  void aPlanThatKeepsEverythingChangesNothing() {
-    int[] tokens = TestModel.book(0, 80);
-    try (CompressedContext a = new CompressedContext(model, null, CacheOptions.unlimited(128, 64));
-        CompressedContext b = new CompressedContext(model, null, CacheOptions.unlimited(128, 64))) {
-      a.decode(Arrays.copyOf(tokens, 64));
-      b.decode(Arrays.copyOf(tokens, 64));
-      apply(b, Plan.keepAll(64), 64);
-      a.decode(Arrays.copyOfRange(tokens, 64, 80));
-      b.decode(Arrays.copyOfRange(tokens, 64, 80));
-      assertArrayEquals(logits(a), logits(b));
+    private static float[] logits(CompressedContext context) {
+        return context.logits().toArray(ValueLayout.JAVA_FLOAT);
     }
-  }
 
-  /** The same plan for all heads. */
-  private void apply(CompressedContext context, Plan plan, int budget) {
-    Plan[] plans = new Plan[model.shape().pairs()];
-    Arrays.fill(plans, plan);
-    CellTable.Moves moves = context.table().apply(plans, budget);
-    context.observer().apply(moves.targets(), moves.weights(), moves.positions(), moves.destinations(), true);
-  }
-
-  /** What is done to two cells that hold the same. */
-  private enum Twins {
-    LEFT,
-    SWAPPED, // no change but to the order of sums: what rounding does
-    MERGED
-  }
-
-  private float[] afterTwins(Twins what, Bias bias) {
-    int[] tokens = TestModel.book(1000, 96);
-    int twin = 0; // the sink, which much attention goes to: losing half of its mass would show
-    Observer.Options observe = Observer.Options.of(false, false, bias, 2);
-    CacheOptions options = CacheOptions.unlimited(128, 64).withCellTypes(CellType.F32, CellType.F32);
-    try (CompressedContext context = new CompressedContext(model, null, options, observe)) {
-      int pairs = model.shape().pairs();
-      context.decode(Arrays.copyOf(tokens, 64));
-      for (int layer = 0; layer < model.shape().layers(); layer++) {
-        for (int head = 0; head < model.shape().kvHeads(); head++) {
-          Observer.Vectors cell = context.observer().readCells(layer, head, new int[] {twin}, context.info(), new Observer.Buffer());
-          context.observer().writeCells(layer, head, new int[] {twin + 1}, cell, context.info());
+    @Test
+    void fullThroughTheObserverIsFullWithoutIt() {
+        int[] tokens = TestModel.book(0, 96);
+        try (Context plain = new Context(model, ContextOptions.of(128, 32).withUbatch(32), null);
+                CompressedContext observed = new CompressedContext(
+                        model,
+                        null,
+                        CacheOptions.unlimited(128, 32),
+                        Observer.Options.of(true, true, Bias.FOLDED, 2))) {
+            for (int at = 0; at < tokens.length; at += 32) {
+                int[] block = Arrays.copyOfRange(tokens, at, at + 32);
+                plain.decode(block, at);
+                observed.decode(block);
+                assertArrayEquals(plain.logits().toArray(ValueLayout.JAVA_FLOAT), logits(observed));
+            }
         }
-      }
-      int cells = context.info().cells();
-      int[] targets = new int[pairs * cells];
-      int[] positions = new int[pairs * cells]; // all alike: twins carry the same rotation
-      int[] destinations = new int[pairs * cells];
-      float[] weights = new float[pairs * cells];
-      for (int i = 0; i < targets.length; i++) {
-        int cell = i % cells;
-        targets[i] = cell < 64 ? cell : -1;
-        weights[i] = 1;
-        destinations[i] = cell;
-      }
-      for (int pair = 0; pair < pairs; pair++) {
-        int at = pair * cells;
-        if (what == Twins.SWAPPED) {
-          destinations[at + 30] = 40;
-          destinations[at + 40] = 30;
-        } else if (what == Twins.MERGED) {
-          targets[at + twin + 1] = twin;
-          weights[at + twin] = 0.5f;
-          weights[at + twin + 1] = 0.5f;
+    }
+
+    @Test
+    void attentionAddsUpToOneForEveryQueryAndEntropyIsNormalised() {
+        int[] tokens = TestModel.book(500, 64);
+        try (CompressedContext context = new CompressedContext(
+                model,
+                null,
+                CacheOptions.unlimited(64, 64).withUbatch(16),
+                Observer.Options.of(true, true, Bias.NONE, 2))) {
+            context.decode(tokens); // in four ubatches
+            context.flush();
+            Observer.Stats stats = context.lastStats();
+            int cells = context.info().cells();
+            for (int pair = 0; pair < model.shape().pairs(); pair++) {
+                double sum = 0;
+                for (int c = 0; c < cells; c++) {
+                    sum += stats.mass()[pair * cells + c];
+                }
+                assertEquals(64.0 * model.shape().group(), sum, 1e-2);
+            }
+            for (int i = 0; i < stats.entropy().length; i++) {
+                assertTrue(stats.entropy()[i] >= 0 && stats.entropy()[i] <= 1);
+                assertTrue(i % 64 != 0 || stats.entropy()[i] == 0, "the first token sees itself alone");
+            }
+            assertArrayEquals(IntStream.range(0, 64).toArray(), stats.tokenCell());
         }
-      }
-      context.observer().apply(targets, weights, positions, destinations, true);
-      if (what == Twins.MERGED) {
-        context.context().removePositions(twin + 1, twin + 2);
-      }
-      context.observer().begin();
-      context.context().decode(Arrays.copyOfRange(tokens, 64, 96), 64);
-      context.observer().stats(); // throws what the callback met
-      return logits(context);
     }
-  }
 
-  private double divergence(float[] a, float[] b) {
-    Scorer scorer = new Scorer(model.vocabularySize(), 2);
-    int rows = a.length / model.vocabularySize();
-    try (Arena arena = Arena.ofConfined()) {
-      MemorySegment packed = arena.allocate((long) rows * scorer.packedRowBytes(), 8);
-      scorer.pack(arena.allocateFrom(ValueLayout.JAVA_FLOAT, a), rows, packed);
-      return Arrays.stream(scorer.divergence(packed, arena.allocateFrom(ValueLayout.JAVA_FLOAT, b), rows).kl()).average().orElseThrow();
-    }
-  }
-
-  @Test
-  void aMergeOfIdenticalCellsChangesNoLogitBeyondRounding() {
-    float[] left = afterTwins(Twins.LEFT, Bias.NONE);
-    double rounding = divergence(left, afterTwins(Twins.SWAPPED, Bias.NONE));
-    double exact = divergence(left, afterTwins(Twins.MERGED, Bias.EXACT));
-    double folded = divergence(left, afterTwins(Twins.MERGED, Bias.FOLDED));
-    double none = divergence(left, afterTwins(Twins.MERGED, Bias.NONE));
-    String all = "rounding " + rounding + ", exact " + exact + ", folded " + folded + ", none " + none;
-    assertTrue(exact < 3 * rounding + 1e-5, all);
-    assertTrue(folded < none, all);
-    assertTrue(exact < none / 3, all);
-  }
-
-  @Test
-  void whatStaysIsWhatAContextHasThatNeverSawTheRest() {
-    int[] tokens = TestModel.book(2000, 96);
-    int budget = 40;
-    try (CompressedContext compressed = new CompressedContext(model, WINDOW, CacheOptions.of(budget, 32));
-        CompressedContext fresh = new CompressedContext(model, null, CacheOptions.unlimited(128, 32))) {
-      for (int at = 0; at < 96; at += 32) {
-        compressed.decode(Arrays.copyOfRange(tokens, at, at + 32));
-        int[] other = Arrays.copyOfRange(tokens, at, at + 32);
-        for (int i = 0; i < 32; i++) { // other tokens where the compressed cache dropped some
-          int position = at + i;
-          if (position >= 2 && position < 96 - (budget - 2)) {
-            other[i] = 1000 + position;
-          }
+    @Test
+    void aPlanThatKeepsEverythingChangesNothing() {
+        int[] tokens = TestModel.book(0, 80);
+        try (CompressedContext a = new CompressedContext(model, null, CacheOptions.unlimited(128, 64));
+                CompressedContext b = new CompressedContext(model, null, CacheOptions.unlimited(128, 64))) {
+            a.decode(Arrays.copyOf(tokens, 64));
+            b.decode(Arrays.copyOf(tokens, 64));
+            apply(b, Plan.keepAll(64), 64);
+            a.decode(Arrays.copyOfRange(tokens, 64, 80));
+            b.decode(Arrays.copyOfRange(tokens, 64, 80));
+            assertArrayEquals(logits(a), logits(b));
         }
-        fresh.decode(other);
-      }
-      CellStats kept = compressed.cells(0, 1);
-      CellStats all = fresh.cells(0, 1);
-      assertEquals(budget, kept.size());
-      int dim = compressed.info().keyDimension();
-      for (int i = 0; i < budget; i++) {
-        int position = kept.position()[i];
-        assertEquals(i < 2 ? i : 96 - budget + i, position);
-        assertArrayEquals(
-            Arrays.copyOfRange(all.keys(), position * dim, (position + 1) * dim),
-            Arrays.copyOfRange(kept.keys(), i * dim, (i + 1) * dim),
-            "first layer key at position " + position);
-      }
     }
-  }
 
-  @Test
-  void cellsAreHeldOverManyBlocksAndTheNewestSurvives() {
-    int budget = 48;
-    for (Planner planner : new Planner[] {WINDOW, new Pairs(Bias.FOLDED, true, true, true), new Pairs(Bias.EXACT, false, false, false)}) {
-      try (CompressedContext context = new CompressedContext(model, planner, CacheOptions.of(budget, 16))) {
-        int[] tokens = TestModel.book(0, 400);
-        for (int at = 0; at < 400; at += 16) {
-          context.decode(Arrays.copyOfRange(tokens, at, at + 16));
-          assertEquals(Math.min(budget, at + 16), context.used());
-          assertEquals(at + 15, context.context().newestPosition());
-          assertTrue(Float.isFinite(logits(context)[0]));
-          int[] order = context.table().order(0);
-          assertTrue(Arrays.stream(order).allMatch(c -> c < budget + 16), "the cells in use stay at the front");
+    /** The same plan for all heads. */
+    private void apply(CompressedContext context, Plan plan, int budget) {
+        Plan[] plans = new Plan[model.shape().pairs()];
+        Arrays.fill(plans, plan);
+        CellTable.Moves moves = context.table().apply(plans, budget);
+        context.observer().apply(moves.targets(), moves.weights(), moves.positions(), moves.destinations(), true);
+    }
+
+    /** What is done to two cells that hold the same. */
+    private enum Twins {
+        LEFT,
+        SWAPPED, // no change but to the order of sums: what rounding does
+        MERGED
+    }
+
+    private float[] afterTwins(Twins what, Bias bias) {
+        int[] tokens = TestModel.book(1000, 96);
+        int twin = 0; // the sink, which much attention goes to: losing half of its mass would show
+        Observer.Options observe = Observer.Options.of(false, false, bias, 2);
+        CacheOptions options = CacheOptions.unlimited(128, 64).withCellTypes(CellType.F32, CellType.F32);
+        try (CompressedContext context = new CompressedContext(model, null, options, observe)) {
+            int pairs = model.shape().pairs();
+            context.decode(Arrays.copyOf(tokens, 64));
+            for (int layer = 0; layer < model.shape().layers(); layer++) {
+                for (int head = 0; head < model.shape().kvHeads(); head++) {
+                    Observer.Vectors cell = context.observer()
+                            .readCells(layer, head, new int[] {twin}, context.info(), new Observer.Buffer());
+                    context.observer().writeCells(layer, head, new int[] {twin + 1}, cell, context.info());
+                }
+            }
+            int cells = context.info().cells();
+            int[] targets = new int[pairs * cells];
+            int[] positions = new int[pairs * cells]; // all alike: twins carry the same rotation
+            int[] destinations = new int[pairs * cells];
+            float[] weights = new float[pairs * cells];
+            for (int i = 0; i < targets.length; i++) {
+                int cell = i % cells;
+                targets[i] = cell < 64 ? cell : -1;
+                weights[i] = 1;
+                destinations[i] = cell;
+            }
+            for (int pair = 0; pair < pairs; pair++) {
+                int at = pair * cells;
+                if (what == Twins.SWAPPED) {
+                    destinations[at + 30] = 40;
+                    destinations[at + 40] = 30;
+                } else if (what == Twins.MERGED) {
+                    targets[at + twin + 1] = twin;
+                    weights[at + twin] = 0.5f;
+                    weights[at + twin + 1] = 0.5f;
+                }
+            }
+            context.observer().apply(targets, weights, positions, destinations, true);
+            if (what == Twins.MERGED) {
+                context.context().removePositions(twin + 1, twin + 2);
+            }
+            context.observer().begin();
+            context.context().decode(Arrays.copyOfRange(tokens, 64, 96), 64);
+            context.observer().stats(); // throws what the callback met
+            return logits(context);
         }
-        assertEquals(256, context.info().cells());
-        assertEquals(256L * 30 * 192 * 2 * 2, context.info().bytes());
-      }
     }
-  }
 
-  @Test
-  void aGenerationTokenByTokenIsCompressedOnceABlock() {
-    int[] tokens = TestModel.book(100, 200);
-    int[] plans = {0};
-    Planner counting =
-        (cells, budget) -> {
-          if (cells.layer() == 0 && cells.kvHead() == 0) {
-            plans[0]++;
-          }
-          return WINDOW.plan(cells, budget);
-        };
-    try (CompressedContext context = new CompressedContext(model, counting, CacheOptions.of(64, 32))) {
-      context.decode(Arrays.copyOf(tokens, 32));
-      context.decode(Arrays.copyOfRange(tokens, 32, 50)); // blocks need not be full
-      for (int i = 50; i < 200; i++) {
-        context.decode(new int[] {tokens[i]});
-        assertTrue(context.used() <= 64 + 32);
-        assertTrue(Float.isFinite(logits(context)[0]));
-      }
-      assertEquals(200, context.position());
-      assertEquals((200 - 64) / 32, plans[0]);
-      context.flush();
-      assertEquals(64, context.used());
+    private double divergence(float[] a, float[] b) {
+        Scorer scorer = new Scorer(model.vocabularySize(), 2);
+        int rows = a.length / model.vocabularySize();
+        try (Arena arena = Arena.ofConfined()) {
+            MemorySegment packed = arena.allocate((long) rows * scorer.packedRowBytes(), 8);
+            scorer.pack(arena.allocateFrom(ValueLayout.JAVA_FLOAT, a), rows, packed);
+            return Arrays.stream(scorer.divergence(packed, arena.allocateFrom(ValueLayout.JAVA_FLOAT, b), rows)
+                            .kl())
+                    .average()
+                    .orElseThrow();
+        }
     }
-  }
 
-  @Test
-  void halfAndSinglePrecisionCellsAndFlashAttentionAgree() {
-    int[] tokens = TestModel.book(0, 96);
-    float[] reference = null;
-    for (CacheOptions options :
-        new CacheOptions[] {
-          CacheOptions.of(40, 32).withCellTypes(CellType.F32, CellType.F32),
-          CacheOptions.of(40, 32),
-          CacheOptions.of(40, 32).withFlashAttention(FlashAttention.ON),
-          CacheOptions.of(40, 32).withCellTypes(CellType.F16, CellType.F32)
+    @Test
+    void aMergeOfIdenticalCellsChangesNoLogitBeyondRounding() {
+        float[] left = afterTwins(Twins.LEFT, Bias.NONE);
+        double rounding = divergence(left, afterTwins(Twins.SWAPPED, Bias.NONE));
+        double exact = divergence(left, afterTwins(Twins.MERGED, Bias.EXACT));
+        double folded = divergence(left, afterTwins(Twins.MERGED, Bias.FOLDED));
+        double none = divergence(left, afterTwins(Twins.MERGED, Bias.NONE));
+        String all = "rounding " + rounding + ", exact " + exact + ", folded " + folded + ", none " + none;
+        assertTrue(exact < 3 * rounding + 1e-5, all);
+        assertTrue(folded < none, all);
+        assertTrue(exact < none / 3, all);
+    }
+
+    @Test
+    void whatStaysIsWhatAContextHasThatNeverSawTheRest() {
+        int[] tokens = TestModel.book(2000, 96);
+        int budget = 40;
+        try (CompressedContext compressed = new CompressedContext(model, WINDOW, CacheOptions.of(budget, 32));
+                CompressedContext fresh = new CompressedContext(model, null, CacheOptions.unlimited(128, 32))) {
+            for (int at = 0; at < 96; at += 32) {
+                compressed.decode(Arrays.copyOfRange(tokens, at, at + 32));
+                int[] other = Arrays.copyOfRange(tokens, at, at + 32);
+                for (int i = 0; i < 32; i++) { // other tokens where the compressed cache dropped some
+                    int position = at + i;
+                    if (position >= 2 && position < 96 - (budget - 2)) {
+                        other[i] = 1000 + position;
+                    }
+                }
+                fresh.decode(other);
+            }
+            CellStats kept = compressed.cells(0, 1);
+            CellStats all = fresh.cells(0, 1);
+            assertEquals(budget, kept.size());
+            int dim = compressed.info().keyDimension();
+            for (int i = 0; i < budget; i++) {
+                int position = kept.position()[i];
+                assertEquals(i < 2 ? i : 96 - budget + i, position);
+                assertArrayEquals(
+                        Arrays.copyOfRange(all.keys(), position * dim, (position + 1) * dim),
+                        Arrays.copyOfRange(kept.keys(), i * dim, (i + 1) * dim),
+                        "first layer key at position " + position);
+            }
+        }
+    }
+
+    @Test
+    void cellsAreHeldOverManyBlocksAndTheNewestSurvives() {
+        int budget = 48;
+        for (Planner planner : new Planner[] {
+            WINDOW, new Pairs(Bias.FOLDED, true, true, true), new Pairs(Bias.EXACT, false, false, false)
         }) {
-      try (CompressedContext context = new CompressedContext(model, WINDOW, options)) {
-        for (int at = 0; at < 96; at += 32) {
-          context.decode(Arrays.copyOfRange(tokens, at, at + 32));
+            try (CompressedContext context = new CompressedContext(model, planner, CacheOptions.of(budget, 16))) {
+                int[] tokens = TestModel.book(0, 400);
+                for (int at = 0; at < 400; at += 16) {
+                    context.decode(Arrays.copyOfRange(tokens, at, at + 16));
+                    assertEquals(Math.min(budget, at + 16), context.used());
+                    assertEquals(at + 15, context.context().newestPosition());
+                    assertTrue(Float.isFinite(logits(context)[0]));
+                    int[] order = context.table().order(0);
+                    assertTrue(
+                            Arrays.stream(order).allMatch(c -> c < budget + 16), "the cells in use stay at the front");
+                }
+                assertEquals(256, context.info().cells());
+                assertEquals(256L * 30 * 192 * 2 * 2, context.info().bytes());
+            }
         }
-        assertEquals(options.flashAttention() == FlashAttention.OFF, context.info().valuesTransposed());
-        float[] last = logits(context);
-        if (reference == null) {
-          reference = last;
+    }
+
+    @Test
+    void aGenerationTokenByTokenIsCompressedOnceABlock() {
+        int[] tokens = TestModel.book(100, 200);
+        int[] plans = {0};
+        Planner counting = (cells, budget) -> {
+            if (cells.layer() == 0 && cells.kvHead() == 0) {
+                plans[0]++;
+            }
+            return WINDOW.plan(cells, budget);
+        };
+        try (CompressedContext context = new CompressedContext(model, counting, CacheOptions.of(64, 32))) {
+            context.decode(Arrays.copyOf(tokens, 32));
+            context.decode(Arrays.copyOfRange(tokens, 32, 50)); // blocks need not be full
+            for (int i = 50; i < 200; i++) {
+                context.decode(new int[] {tokens[i]});
+                assertTrue(context.used() <= 64 + 32);
+                assertTrue(Float.isFinite(logits(context)[0]));
+            }
+            assertEquals(200, context.position());
+            assertEquals((200 - 64) / 32, plans[0]);
+            context.flush();
+            assertEquals(64, context.used());
         }
-        double difference = divergence(reference, last);
-        assertTrue(difference < 2e-2, options + ": KL " + difference);
-      }
     }
-  }
 
-  @Test
-  void refusesWhatItCannotDo() {
-    assertThrows(
-        KvmergeException.Usage.class,
-        () -> new CompressedContext(model, new Pairs(Bias.NONE, true, true, false), CacheOptions.of(40, 32).withFlashAttention(FlashAttention.ON)));
-    assertThrows(KvmergeException.Usage.class, () -> new CompressedContext(model, null, CacheOptions.of(40, 32)));
-    assertThrows(KvmergeException.Usage.class, () -> CacheOptions.of(-1, 32));
-    assertThrows(KvmergeException.Usage.class, () -> CacheOptions.of(40, 0));
-    try (CompressedContext context = new CompressedContext(model, WINDOW, CacheOptions.of(40, 32).withCellTypes(CellType.Q8_0, CellType.F16))) {
-      context.decode(new int[] {1, 2, 3});
-      KvmergeException e = assertThrows(KvmergeException.class, context::flush);
-      assertTrue(e.getMessage().contains("use f16 or f32"), e.getMessage());
+    @Test
+    void halfAndSinglePrecisionCellsAndFlashAttentionAgree() {
+        int[] tokens = TestModel.book(0, 96);
+        float[] reference = null;
+        for (CacheOptions options : new CacheOptions[] {
+            CacheOptions.of(40, 32).withCellTypes(CellType.F32, CellType.F32),
+            CacheOptions.of(40, 32),
+            CacheOptions.of(40, 32).withFlashAttention(FlashAttention.ON),
+            CacheOptions.of(40, 32).withCellTypes(CellType.F16, CellType.F32)
+        }) {
+            try (CompressedContext context = new CompressedContext(model, WINDOW, options)) {
+                for (int at = 0; at < 96; at += 32) {
+                    context.decode(Arrays.copyOfRange(tokens, at, at + 32));
+                }
+                assertEquals(
+                        options.flashAttention() == FlashAttention.OFF,
+                        context.info().valuesTransposed());
+                float[] last = logits(context);
+                if (reference == null) {
+                    reference = last;
+                }
+                double difference = divergence(reference, last);
+                assertTrue(difference < 2e-2, options + ": KL " + difference);
+            }
+        }
     }
-    CompressedContext closed = new CompressedContext(model, WINDOW, CacheOptions.of(40, 32));
-    closed.close();
-    closed.close(); // harmless
-    assertThrows(IllegalStateException.class, () -> closed.decode(new int[] {1}));
-    try (CompressedContext context = new CompressedContext(model, WINDOW, CacheOptions.of(40, 32))) {
-      assertThrows(IllegalArgumentException.class, () -> context.decode(new int[0]));
-      assertThrows(IllegalArgumentException.class, () -> context.decode(new int[33]));
-      assertThrows(IllegalArgumentException.class, () -> context.decode(new int[] {-1}));
-      assertThrows(IllegalArgumentException.class, () -> context.decode(new int[] {model.vocabularySize()}));
-      assertThrows(IllegalStateException.class, context::logits);
-      assertThrows(KvmergeException.class, () -> context.observer().cacheInfo());
-    }
-  }
 
-  @Test
-  void aPlannerThatBreaksTheRulesIsToldSo() {
-    try (CompressedContext context = new CompressedContext(model, (cells, budget) -> Plan.keepAll(cells.size()), CacheOptions.of(20, 16))) {
-      context.decode(TestModel.book(0, 16));
-      IllegalStateException e = assertThrows(IllegalStateException.class, () -> context.decode(TestModel.book(16, 16)));
-      assertTrue(e.getMessage().contains("the budget is 20"), e.getMessage());
+    @Test
+    void refusesWhatItCannotDo() {
+        assertThrows(
+                KvmergeException.Usage.class,
+                () -> new CompressedContext(
+                        model,
+                        new Pairs(Bias.NONE, true, true, false),
+                        CacheOptions.of(40, 32).withFlashAttention(FlashAttention.ON)));
+        assertThrows(KvmergeException.Usage.class, () -> new CompressedContext(model, null, CacheOptions.of(40, 32)));
+        assertThrows(KvmergeException.Usage.class, () -> CacheOptions.of(-1, 32));
+        assertThrows(KvmergeException.Usage.class, () -> CacheOptions.of(40, 0));
+        try (CompressedContext context = new CompressedContext(
+                model, WINDOW, CacheOptions.of(40, 32).withCellTypes(CellType.Q8_0, CellType.F16))) {
+            context.decode(new int[] {1, 2, 3});
+            KvmergeException e = assertThrows(KvmergeException.class, context::flush);
+            assertTrue(e.getMessage().contains("use f16 or f32"), e.getMessage());
+        }
+        CompressedContext closed = new CompressedContext(model, WINDOW, CacheOptions.of(40, 32));
+        closed.close();
+        closed.close(); // harmless
+        assertThrows(IllegalStateException.class, () -> closed.decode(new int[] {1}));
+        try (CompressedContext context = new CompressedContext(model, WINDOW, CacheOptions.of(40, 32))) {
+            assertThrows(IllegalArgumentException.class, () -> context.decode(new int[0]));
+            assertThrows(IllegalArgumentException.class, () -> context.decode(new int[33]));
+            assertThrows(IllegalArgumentException.class, () -> context.decode(new int[] {-1}));
+            assertThrows(IllegalArgumentException.class, () -> context.decode(new int[] {model.vocabularySize()}));
+            assertThrows(IllegalStateException.class, context::logits);
+            assertThrows(KvmergeException.class, () -> context.observer().cacheInfo());
+        }
     }
-  }
+
+    @Test
+    void aPlannerThatBreaksTheRulesIsToldSo() {
+        try (CompressedContext context =
+                new CompressedContext(model, (cells, budget) -> Plan.keepAll(cells.size()), CacheOptions.of(20, 16))) {
+            context.decode(TestModel.book(0, 16));
+            IllegalStateException e =
+                    assertThrows(IllegalStateException.class, () -> context.decode(TestModel.book(16, 16)));
+            assertTrue(e.getMessage().contains("the budget is 20"), e.getMessage());
+        }
+    }
 }

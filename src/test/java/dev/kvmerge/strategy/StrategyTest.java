@@ -25,189 +25,204 @@ import org.junit.jupiter.api.Test;
 
 /** Strategies on hand-made attention, and the laws that all of them keep. */
 class StrategyTest {
-  private static final int DIM = 4;
+    private static final int DIM = 4;
 
-  private static CellStats cells(float[] mass, float[] entropy, float[] keys, float[] values) {
-    int n = mass.length;
-    int[] count = new int[n];
-    Arrays.fill(count, 1);
-    return new CellStats(0, 0, IntStream.range(0, n).toArray(), mass, entropy, count, () -> vectors(keys, values));
-  }
-
-  private static Observer.Vectors vectors(float[] keys, float[] values) {
-    return new Observer.Vectors(keys.clone(), values.clone(), steps(keys), steps(values));
-  }
-
-  private static float[] steps(float[] rows) {
-    float[] steps = new float[rows.length / DIM - 1];
-    for (int i = 0; i < steps.length * DIM; i++) {
-      float d = rows[i] - rows[i + DIM];
-      steps[i / DIM] += d * d;
+    private static CellStats cells(float[] mass, float[] entropy, float[] keys, float[] values) {
+        int n = mass.length;
+        int[] count = new int[n];
+        Arrays.fill(count, 1);
+        return new CellStats(0, 0, IntStream.range(0, n).toArray(), mass, entropy, count, () -> vectors(keys, values));
     }
-    return steps;
-  }
 
-  private static CellStats random(int n, long seed) {
-    Random random = new Random(seed);
-    float[] mass = new float[n];
-    float[] entropy = new float[n];
-    int[] position = new int[n];
-    int[] count = new int[n];
-    for (int i = 0; i < n; i++) {
-      mass[i] = random.nextInt(4) == 0 ? 0 : random.nextFloat();
-      entropy[i] = random.nextFloat();
-      position[i] = (i == 0 ? 0 : position[i - 1]) + 1 + random.nextInt(3);
-      count[i] = 1 + random.nextInt(3);
+    private static Observer.Vectors vectors(float[] keys, float[] values) {
+        return new Observer.Vectors(keys.clone(), values.clone(), steps(keys), steps(values));
     }
-    float[] keys = new float[n * DIM];
-    float[] values = new float[n * DIM];
-    for (int i = 0; i < keys.length; i++) {
-      keys[i] = (float) random.nextGaussian();
-      values[i] = (float) random.nextGaussian();
-    }
-    return new CellStats(1, 2, position, mass, entropy, count, () -> vectors(keys, values));
-  }
 
-  @Provide
-  Arbitrary<Strategy> strategies() {
-    return Arbitraries.of(
-        new StreamingLlm(4),
-        new StreamingLlm(0),
-        new H2o(0.5),
-        new H2o(0),
-        new H2o(1),
-        new EntropyMerged(),
-        new EntropyMerged(4, 8, 3, 0.9, 1.5, Bias.NONE),
-        new EntropyMerged(0, 1, 1, 1, 0, Bias.EXACT),
-        new RowEntropyMerged(0.5, 4, 8, Bias.FOLDED),
-        new RowEntropyMerged(0, 2, 1, Bias.NONE),
-        new RowEntropyMerged(1, 0, 64, Bias.FOLDED));
-  }
-
-  @Property(tries = 1000)
-  void everyPlanHoldsTheBudgetAndKeepsTheNewest(
-      @ForAll("strategies") Strategy strategy, @ForAll @IntRange(min = 6, max = 200) int n, @ForAll @IntRange(min = 1, max = 199) int cut, @ForAll long seed) {
-    int budget = Math.max(5, n - cut);
-    if (budget >= n) {
-      return;
-    }
-    Plan plan = strategy.plan(random(n, seed), budget);
-    plan.check(n, budget); // groups, weights, newest alone
-    Plan again = strategy.plan(random(n, seed), budget);
-    assertArrayEquals(plan.target(), again.target(), "deterministic");
-    assertArrayEquals(plan.weight(), again.weight());
-  }
-
-  @Property(tries = 300)
-  void entropyMergedLeavesSinksAndTheNewestAlone(@ForAll @IntRange(min = 40, max = 200) int n, @ForAll long seed) {
-    CellStats cells = random(n, seed);
-    for (Strategy strategy : List.of(new EntropyMerged(4, 16, 8, 0.9, 1.5, Bias.FOLDED), new RowEntropyMerged(0.3, 4, 16, Bias.FOLDED))) {
-      Plan plan = strategy.plan(cells, 30);
-      for (int i = 0; i < n; i++) {
-        boolean isProtected = i < 4 || cells.position()[i] > cells.newest() - 16;
-        if (isProtected) {
-          int at = i;
-          assertEquals(i, plan.target()[i]);
-          assertEquals(1, plan.weight()[i]);
-          assertTrue(IntStream.range(0, n).allMatch(j -> j == at || plan.target()[j] != at), "nothing merges into a protected cell");
+    private static float[] steps(float[] rows) {
+        float[] steps = new float[rows.length / DIM - 1];
+        for (int i = 0; i < steps.length * DIM; i++) {
+            float d = rows[i] - rows[i + DIM];
+            steps[i / DIM] += d * d;
         }
-      }
+        return steps;
     }
-  }
 
-  @Test
-  void streamingLlmKeepsSinksAndTheNewest() {
-    Plan plan = new StreamingLlm(2).plan(random(10, 1), 5);
-    assertArrayEquals(new int[] {0, 1, -1, -1, -1, -1, -1, 7, 8, 9}, plan.target());
-  }
-
-  @Test
-  void h2oKeepsHeavyHittersAndTheNewestHalf() {
-    float[] mass = {9, 0, 0, 7, 1, 8, 0, 0, 0, 0};
-    Plan plan = new H2o(0.5).plan(cells(mass, new float[10], new float[10 * DIM], new float[10 * DIM]), 4);
-    assertArrayEquals(new int[] {0, -1, -1, -1, -1, 5, -1, -1, 8, 9}, plan.target());
-  }
-
-  @Test
-  void entropyMergedMergesTwinsAndKeepsWhatIsSharp() {
-    // Cells 2 and 3 are twins; 4 is sharp (all the attention); 5 is unattended. Two have to go.
-    float[] mass = {5, 1, 2, 2, 9, 0, 1, 1};
-    float[] keys = new float[8 * DIM];
-    float[] values = new float[8 * DIM];
-    Random random = new Random(3);
-    for (int i = 0; i < keys.length; i++) {
-      keys[i] = (float) random.nextGaussian();
-      values[i] = (float) random.nextGaussian();
+    private static CellStats random(int n, long seed) {
+        Random random = new Random(seed);
+        float[] mass = new float[n];
+        float[] entropy = new float[n];
+        int[] position = new int[n];
+        int[] count = new int[n];
+        for (int i = 0; i < n; i++) {
+            mass[i] = random.nextInt(4) == 0 ? 0 : random.nextFloat();
+            entropy[i] = random.nextFloat();
+            position[i] = (i == 0 ? 0 : position[i - 1]) + 1 + random.nextInt(3);
+            count[i] = 1 + random.nextInt(3);
+        }
+        float[] keys = new float[n * DIM];
+        float[] values = new float[n * DIM];
+        for (int i = 0; i < keys.length; i++) {
+            keys[i] = (float) random.nextGaussian();
+            values[i] = (float) random.nextGaussian();
+        }
+        return new CellStats(1, 2, position, mass, entropy, count, () -> vectors(keys, values));
     }
-    System.arraycopy(keys, 2 * DIM, keys, 3 * DIM, DIM);
-    System.arraycopy(values, 2 * DIM, values, 3 * DIM, DIM);
-    Plan plan = new EntropyMerged(1, 1, 8, 0.9, 1.5, Bias.FOLDED).plan(cells(mass, new float[8], keys, values), 6);
-    assertEquals(plan.target()[2], plan.target()[3], "twins merge: it costs nothing");
-    assertEquals(1, plan.weight()[2] + plan.weight()[3], 1e-6);
-    assertEquals(Plan.EVICTED, plan.target()[5], "what nobody attends to is dropped: it costs nothing either");
-    assertEquals(4, plan.target()[4]);
-  }
 
-  @Test
-  void aMergedGroupIsWeightedByTheAttentionOfItsMembers() {
-    // Equal vectors, but for the newest: every merge is free, and dropping is not.
-    float[] mass = {1, 4, 2, 1, 1};
-    float[] values = ones(5);
-    values[4 * DIM] = -5;
-    Plan plan = new EntropyMerged(0, 1, 8, 0.9, 1.5, Bias.FOLDED).plan(cells(mass, new float[5], ones(5), values), 2);
-    // Rates are mass / age: 1/5, 4/4, 2/3, 1/2 over the four that may go.
-    double total = 1 / 5.0 + 4 / 4.0 + 2 / 3.0 + 1 / 2.0;
-    int pivot = plan.target()[0];
-    assertEquals(1, pivot, "the heaviest is the pivot");
-    assertArrayEquals(new int[] {1, 1, 1, 1, 4}, plan.target());
-    assertEquals(0.2 / total, plan.weight()[0], 1e-6);
-    assertEquals(1 / total, plan.weight()[1], 1e-6);
-  }
-
-  private static float[] ones(int n) {
-    float[] x = new float[n * DIM];
-    Arrays.fill(x, 1);
-    return x;
-  }
-
-  @Test
-  void rowEntropyMergesTheMostDiffuseSpanFirst() {
-    float[] entropy = {0, .6f, .6f, .1f, .9f, .9f, .9f, .2f, .9f, .9f};
-    float[] mass = {1, 1, 1, 1, 2, 1, 1, 1, 1, 1};
-    CellStats cells = cells(mass, entropy, new float[40], new float[40]);
-    RowEntropyMerged strategy = new RowEntropyMerged(0.5, 1, 2, Bias.FOLDED);
-    assertEquals(
-        List.of("4-7", "1-3"), strategy.spans(cells, 1, 8).stream().map(s -> s.from() + "-" + s.to()).toList());
-    Plan plan = strategy.plan(cells, 8);
-    assertArrayEquals(new int[] {0, 1, 2, 3, 4, 4, 4, 7, 8, 9}, plan.target());
-    assertEquals(0.5, plan.weight()[4]);
-    Plan more = strategy.plan(cells, 7);
-    assertArrayEquals(new int[] {0, 1, 1, 3, 4, 4, 4, 7, 8, 9}, more.target());
-    Plan most = strategy.plan(cells, 5); // spans are used up: the least attended single cells go next
-    assertArrayEquals(new int[] {0, 1, 1, -1, 4, 4, 4, -1, 8, 9}, most.target());
-  }
-
-  @Test
-  void selectionTakesTheLargestAndTheFirstOfEquals() {
-    double[] score = {1, 3, -2, 3, 0, 3};
-    assertArrayEquals(new int[] {1, 3}, Selection.largest(6, 2, i -> score[i]));
-    assertArrayEquals(new int[] {0, 1, 3, 4, 5}, Selection.largest(6, 5, i -> score[i]));
-    assertThrows(IllegalArgumentException.class, () -> Selection.largest(2, 3, i -> 0));
-  }
-
-  @Test
-  void namesAndParameters() {
-    assertNull(Strategies.create("full", Strategies.Settings.DEFAULT));
-    for (String name : Strategies.names()) {
-      if (!name.equals("full")) {
-        assertEquals(name, Strategies.create(name, Strategies.Settings.DEFAULT).name());
-      }
+    @Provide
+    Arbitrary<Strategy> strategies() {
+        return Arbitraries.of(
+                new StreamingLlm(4),
+                new StreamingLlm(0),
+                new H2o(0.5),
+                new H2o(0),
+                new H2o(1),
+                new EntropyMerged(),
+                new EntropyMerged(4, 8, 3, 0.9, 1.5, Bias.NONE),
+                new EntropyMerged(0, 1, 1, 1, 0, Bias.EXACT),
+                new RowEntropyMerged(0.5, 4, 8, Bias.FOLDED),
+                new RowEntropyMerged(0, 2, 1, Bias.NONE),
+                new RowEntropyMerged(1, 0, 64, Bias.FOLDED));
     }
-    assertEquals("{sinks=4, recent=128, largestGroup=8, decay=0.9, keyCost=1.5, bias=folded}", new EntropyMerged().parameters().toString());
-    KvmergeException e = assertThrows(KvmergeException.Usage.class, () -> Strategies.create("h20", Strategies.Settings.DEFAULT));
-    assertTrue(e.getMessage().contains("did you mean 'h2o'"), e.getMessage());
-    assertThrows(KvmergeException.Usage.class, () -> new StreamingLlm(-1));
-    assertThrows(KvmergeException.Usage.class, () -> new RowEntropyMerged(1.5, 4, 1, Bias.NONE));
-    assertThrows(KvmergeException.Usage.class, () -> new EntropyMerged(4, 0, 8, 0.9, 1.5, Bias.NONE));
-  }
+
+    @Property(tries = 1000)
+    void everyPlanHoldsTheBudgetAndKeepsTheNewest(
+            @ForAll("strategies") Strategy strategy,
+            @ForAll @IntRange(min = 6, max = 200) int n,
+            @ForAll @IntRange(min = 1, max = 199) int cut,
+            @ForAll long seed) {
+        int budget = Math.max(5, n - cut);
+        if (budget >= n) {
+            return;
+        }
+        Plan plan = strategy.plan(random(n, seed), budget);
+        plan.check(n, budget); // groups, weights, newest alone
+        Plan again = strategy.plan(random(n, seed), budget);
+        assertArrayEquals(plan.target(), again.target(), "deterministic");
+        assertArrayEquals(plan.weight(), again.weight());
+    }
+
+    @Property(tries = 300)
+    void entropyMergedLeavesSinksAndTheNewestAlone(@ForAll @IntRange(min = 40, max = 200) int n, @ForAll long seed) {
+        CellStats cells = random(n, seed);
+        for (Strategy strategy : List.of(
+                new EntropyMerged(4, 16, 8, 0.9, 1.5, Bias.FOLDED), new RowEntropyMerged(0.3, 4, 16, Bias.FOLDED))) {
+            Plan plan = strategy.plan(cells, 30);
+            for (int i = 0; i < n; i++) {
+                boolean isProtected = i < 4 || cells.position()[i] > cells.newest() - 16;
+                if (isProtected) {
+                    int at = i;
+                    assertEquals(i, plan.target()[i]);
+                    assertEquals(1, plan.weight()[i]);
+                    assertTrue(
+                            IntStream.range(0, n).allMatch(j -> j == at || plan.target()[j] != at),
+                            "nothing merges into a protected cell");
+                }
+            }
+        }
+    }
+
+    @Test
+    void streamingLlmKeepsSinksAndTheNewest() {
+        Plan plan = new StreamingLlm(2).plan(random(10, 1), 5);
+        assertArrayEquals(new int[] {0, 1, -1, -1, -1, -1, -1, 7, 8, 9}, plan.target());
+    }
+
+    @Test
+    void h2oKeepsHeavyHittersAndTheNewestHalf() {
+        float[] mass = {9, 0, 0, 7, 1, 8, 0, 0, 0, 0};
+        Plan plan = new H2o(0.5).plan(cells(mass, new float[10], new float[10 * DIM], new float[10 * DIM]), 4);
+        assertArrayEquals(new int[] {0, -1, -1, -1, -1, 5, -1, -1, 8, 9}, plan.target());
+    }
+
+    @Test
+    void entropyMergedMergesTwinsAndKeepsWhatIsSharp() {
+        // Cells 2 and 3 are twins; 4 is sharp (all the attention); 5 is unattended. Two have to go.
+        float[] mass = {5, 1, 2, 2, 9, 0, 1, 1};
+        float[] keys = new float[8 * DIM];
+        float[] values = new float[8 * DIM];
+        Random random = new Random(3);
+        for (int i = 0; i < keys.length; i++) {
+            keys[i] = (float) random.nextGaussian();
+            values[i] = (float) random.nextGaussian();
+        }
+        System.arraycopy(keys, 2 * DIM, keys, 3 * DIM, DIM);
+        System.arraycopy(values, 2 * DIM, values, 3 * DIM, DIM);
+        Plan plan = new EntropyMerged(1, 1, 8, 0.9, 1.5, Bias.FOLDED).plan(cells(mass, new float[8], keys, values), 6);
+        assertEquals(plan.target()[2], plan.target()[3], "twins merge: it costs nothing");
+        assertEquals(1, plan.weight()[2] + plan.weight()[3], 1e-6);
+        assertEquals(Plan.EVICTED, plan.target()[5], "what nobody attends to is dropped: it costs nothing either");
+        assertEquals(4, plan.target()[4]);
+    }
+
+    @Test
+    void aMergedGroupIsWeightedByTheAttentionOfItsMembers() {
+        // Equal vectors, but for the newest: every merge is free, and dropping is not.
+        float[] mass = {1, 4, 2, 1, 1};
+        float[] values = ones(5);
+        values[4 * DIM] = -5;
+        Plan plan =
+                new EntropyMerged(0, 1, 8, 0.9, 1.5, Bias.FOLDED).plan(cells(mass, new float[5], ones(5), values), 2);
+        // Rates are mass / age: 1/5, 4/4, 2/3, 1/2 over the four that may go.
+        double total = 1 / 5.0 + 4 / 4.0 + 2 / 3.0 + 1 / 2.0;
+        int pivot = plan.target()[0];
+        assertEquals(1, pivot, "the heaviest is the pivot");
+        assertArrayEquals(new int[] {1, 1, 1, 1, 4}, plan.target());
+        assertEquals(0.2 / total, plan.weight()[0], 1e-6);
+        assertEquals(1 / total, plan.weight()[1], 1e-6);
+    }
+
+    private static float[] ones(int n) {
+        float[] x = new float[n * DIM];
+        Arrays.fill(x, 1);
+        return x;
+    }
+
+    @Test
+    void rowEntropyMergesTheMostDiffuseSpanFirst() {
+        float[] entropy = {0, .6f, .6f, .1f, .9f, .9f, .9f, .2f, .9f, .9f};
+        float[] mass = {1, 1, 1, 1, 2, 1, 1, 1, 1, 1};
+        CellStats cells = cells(mass, entropy, new float[40], new float[40]);
+        RowEntropyMerged strategy = new RowEntropyMerged(0.5, 1, 2, Bias.FOLDED);
+        assertEquals(
+                List.of("4-7", "1-3"),
+                strategy.spans(cells, 1, 8).stream()
+                        .map(s -> s.from() + "-" + s.to())
+                        .toList());
+        Plan plan = strategy.plan(cells, 8);
+        assertArrayEquals(new int[] {0, 1, 2, 3, 4, 4, 4, 7, 8, 9}, plan.target());
+        assertEquals(0.5, plan.weight()[4]);
+        Plan more = strategy.plan(cells, 7);
+        assertArrayEquals(new int[] {0, 1, 1, 3, 4, 4, 4, 7, 8, 9}, more.target());
+        Plan most = strategy.plan(cells, 5); // spans are used up: the least attended single cells go next
+        assertArrayEquals(new int[] {0, 1, 1, -1, 4, 4, 4, -1, 8, 9}, most.target());
+    }
+
+    @Test
+    void selectionTakesTheLargestAndTheFirstOfEquals() {
+        double[] score = {1, 3, -2, 3, 0, 3};
+        assertArrayEquals(new int[] {1, 3}, Selection.largest(6, 2, i -> score[i]));
+        assertArrayEquals(new int[] {0, 1, 3, 4, 5}, Selection.largest(6, 5, i -> score[i]));
+        assertThrows(IllegalArgumentException.class, () -> Selection.largest(2, 3, i -> 0));
+    }
+
+    @Test
+    void namesAndParameters() {
+        assertNull(Strategies.create("full", Strategies.Settings.DEFAULT));
+        for (String name : Strategies.names()) {
+            if (!name.equals("full")) {
+                assertEquals(
+                        name,
+                        Strategies.create(name, Strategies.Settings.DEFAULT).name());
+            }
+        }
+        assertEquals(
+                "{sinks=4, recent=128, largestGroup=8, decay=0.9, keyCost=1.5, bias=folded}",
+                new EntropyMerged().parameters().toString());
+        KvmergeException e =
+                assertThrows(KvmergeException.Usage.class, () -> Strategies.create("h20", Strategies.Settings.DEFAULT));
+        assertTrue(e.getMessage().contains("did you mean 'h2o'"), e.getMessage());
+        assertThrows(KvmergeException.Usage.class, () -> new StreamingLlm(-1));
+        assertThrows(KvmergeException.Usage.class, () -> new RowEntropyMerged(1.5, 4, 1, Bias.NONE));
+        assertThrows(KvmergeException.Usage.class, () -> new EntropyMerged(4, 0, 8, 0.9, 1.5, Bias.NONE));
+    }
 }

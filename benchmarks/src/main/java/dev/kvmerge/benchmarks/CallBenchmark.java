@@ -21,20 +21,20 @@ import org.openjdk.jmh.annotations.Warmup;
 @Measurement(iterations = 5, time = 1)
 @Fork(1)
 public class CallBenchmark {
-  private long vocabulary = 49152;
+    private long vocabulary = 49152;
 
-  @Setup
-  public void setUp() {
-    Native.load();
-  }
+    @Setup
+    public void setUp() {
+        Native.load();
+    }
 
-  @Benchmark
-  public long downcall() {
-    return Kvmerge_h.kvmerge_packed_row_bytes(vocabulary);
-  }
+    @Benchmark
+    public long downcall() {
+        return Kvmerge_h.kvmerge_packed_row_bytes(vocabulary);
+    }
 
-  @Benchmark
-  public long inJava() {
-    return vocabulary > 0 ? 8 + 2 * ((vocabulary + 1) / 2 * 2) : -1;
-  }
+    @Benchmark
+    public long inJava() {
+        return vocabulary > 0 ? 8 + 2 * ((vocabulary + 1) / 2 * 2) : -1;
+    }
 }

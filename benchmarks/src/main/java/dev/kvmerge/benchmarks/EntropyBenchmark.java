@@ -26,59 +26,59 @@ import org.openjdk.jmh.annotations.Warmup;
 @Measurement(iterations = 5, time = 1)
 @Fork(1)
 public class EntropyBenchmark {
-  private static final int ROWS = 1152; // 9 heads, a block of 128
+    private static final int ROWS = 1152; // 9 heads, a block of 128
 
-  @Param({"512", "1536", "4096"})
-  public int cells;
+    @Param({"512", "1536", "4096"})
+    public int cells;
 
-  private MemorySegment p;
-  private MemorySegment entropy;
-  private MemorySegment copy;
-  private float[] heap;
-  private float[] heapEntropy;
+    private MemorySegment p;
+    private MemorySegment entropy;
+    private MemorySegment copy;
+    private float[] heap;
+    private float[] heapEntropy;
 
-  @Setup
-  public void setUp() {
-    Native.load();
-    Arena arena = Arena.ofAuto();
-    p = arena.allocate(ValueLayout.JAVA_FLOAT, (long) ROWS * cells);
-    copy = arena.allocate(ValueLayout.JAVA_FLOAT, (long) ROWS * cells);
-    entropy = arena.allocate(ValueLayout.JAVA_FLOAT, ROWS);
-    heapEntropy = new float[ROWS];
-    Random random = new Random(1);
-    for (int r = 0; r < ROWS; r++) {
-      double[] row = random.doubles(cells).map(x -> Math.exp(4 * x)).toArray();
-      double sum = java.util.Arrays.stream(row).sum();
-      for (int c = 0; c < cells; c++) {
-        p.setAtIndex(ValueLayout.JAVA_FLOAT, (long) r * cells + c, (float) (row[c] / sum));
-      }
-    }
-    heap = p.toArray(ValueLayout.JAVA_FLOAT);
-  }
-
-  @Benchmark
-  public int kernel() {
-    return Kvmerge_h.kvmerge_row_entropy(p, ROWS, cells, entropy);
-  }
-
-  @Benchmark
-  public float[] plainJava() {
-    double inverse = 1 / Math.log(cells);
-    for (int r = 0; r < ROWS; r++) {
-      double h = 0;
-      for (int c = 0; c < cells; c++) {
-        float x = heap[r * cells + c];
-        if (x > 0) {
-          h -= x * Math.log(x);
+    @Setup
+    public void setUp() {
+        Native.load();
+        Arena arena = Arena.ofAuto();
+        p = arena.allocate(ValueLayout.JAVA_FLOAT, (long) ROWS * cells);
+        copy = arena.allocate(ValueLayout.JAVA_FLOAT, (long) ROWS * cells);
+        entropy = arena.allocate(ValueLayout.JAVA_FLOAT, ROWS);
+        heapEntropy = new float[ROWS];
+        Random random = new Random(1);
+        for (int r = 0; r < ROWS; r++) {
+            double[] row = random.doubles(cells).map(x -> Math.exp(4 * x)).toArray();
+            double sum = java.util.Arrays.stream(row).sum();
+            for (int c = 0; c < cells; c++) {
+                p.setAtIndex(ValueLayout.JAVA_FLOAT, (long) r * cells + c, (float) (row[c] / sum));
+            }
         }
-      }
-      heapEntropy[r] = (float) (h * inverse);
+        heap = p.toArray(ValueLayout.JAVA_FLOAT);
     }
-    return heapEntropy;
-  }
 
-  @Benchmark
-  public MemorySegment copyBandwidth() {
-    return copy.copyFrom(p);
-  }
+    @Benchmark
+    public int kernel() {
+        return Kvmerge_h.kvmerge_row_entropy(p, ROWS, cells, entropy);
+    }
+
+    @Benchmark
+    public float[] plainJava() {
+        double inverse = 1 / Math.log(cells);
+        for (int r = 0; r < ROWS; r++) {
+            double h = 0;
+            for (int c = 0; c < cells; c++) {
+                float x = heap[r * cells + c];
+                if (x > 0) {
+                    h -= x * Math.log(x);
+                }
+            }
+            heapEntropy[r] = (float) (h * inverse);
+        }
+        return heapEntropy;
+    }
+
+    @Benchmark
+    public MemorySegment copyBandwidth() {
+        return copy.copyFrom(p);
+    }
 }

@@ -5,10 +5,10 @@ import java.nio.file.Path;
 
 /** The native library, for every fork. */
 final class Native {
-  private Native() {}
+    private Native() {}
 
-  static void load() {
-    String home = System.getProperty("kvmerge.home", ".");
-    Kvmerge.load(Path.of(home, "build/native", System.mapLibraryName("kvmerge")));
-  }
+    static void load() {
+        String home = System.getProperty("kvmerge.home", ".");
+        Kvmerge.load(Path.of(home, "build/native", System.mapLibraryName("kvmerge")));
+    }
 }

@@ -33,64 +33,70 @@ import org.openjdk.jmh.annotations.Warmup;
 @Measurement(iterations = 5, time = 1)
 @Fork(1)
 public class PlanBenchmark {
-  private static final int BLOCK = 128;
-  private static final int DIM = 64;
+    private static final int BLOCK = 128;
+    private static final int DIM = 64;
 
-  @Param({"410", "1229", "4096"})
-  public int budget;
+    @Param({"410", "1229", "4096"})
+    public int budget;
 
-  @Param({"streaming-llm", "h2o", "entropy-merged", "entropy-merged-row"})
-  public String strategy;
+    @Param({"streaming-llm", "h2o", "entropy-merged", "entropy-merged-row"})
+    public String strategy;
 
-  private Strategy planner;
-  private CellStats cells;
-  private float[] keys;
-  private float[] values;
-  private float[] keysCopy;
-  private float[] valuesCopy;
+    private Strategy planner;
+    private CellStats cells;
+    private float[] keys;
+    private float[] values;
+    private float[] keysCopy;
+    private float[] valuesCopy;
 
-  @Setup
-  public void setUp() {
-    planner =
-        switch (strategy) {
-          case "streaming-llm" -> new StreamingLlm(4);
-          case "h2o" -> new H2o(0.5);
-          case "entropy-merged" -> new EntropyMerged();
-          default -> new RowEntropyMerged(0.5, 4, 128, Bias.FOLDED);
+    @Setup
+    public void setUp() {
+        planner = switch (strategy) {
+            case "streaming-llm" -> new StreamingLlm(4);
+            case "h2o" -> new H2o(0.5);
+            case "entropy-merged" -> new EntropyMerged();
+            default -> new RowEntropyMerged(0.5, 4, 128, Bias.FOLDED);
         };
-    int n = budget + BLOCK;
-    Random random = new Random(1);
-    float[] mass = new float[n];
-    float[] entropy = new float[n];
-    int[] count = new int[n];
-    Arrays.fill(count, 1);
-    for (int i = 0; i < n; i++) {
-      mass[i] = (float) Math.exp(3 * random.nextGaussian());
-      entropy[i] = random.nextFloat();
+        int n = budget + BLOCK;
+        Random random = new Random(1);
+        float[] mass = new float[n];
+        float[] entropy = new float[n];
+        int[] count = new int[n];
+        Arrays.fill(count, 1);
+        for (int i = 0; i < n; i++) {
+            mass[i] = (float) Math.exp(3 * random.nextGaussian());
+            entropy[i] = random.nextFloat();
+        }
+        keys = new float[n * DIM];
+        values = new float[n * DIM];
+        for (int i = 0; i < keys.length; i++) {
+            keys[i] = (float) random.nextGaussian();
+            values[i] = (float) random.nextGaussian();
+        }
+        keysCopy = keys.clone();
+        valuesCopy = values.clone();
+        cells = new CellStats(
+                0,
+                0,
+                IntStream.range(0, n).toArray(),
+                mass,
+                entropy,
+                count,
+                () -> new Observer.Vectors(keysCopy, valuesCopy, steps(keys), steps(values)));
     }
-    keys = new float[n * DIM];
-    values = new float[n * DIM];
-    for (int i = 0; i < keys.length; i++) {
-      keys[i] = (float) random.nextGaussian();
-      values[i] = (float) random.nextGaussian();
-    }
-    keysCopy = keys.clone();
-    valuesCopy = values.clone();
-    cells = new CellStats(0, 0, IntStream.range(0, n).toArray(), mass, entropy, count, () -> new Observer.Vectors(keysCopy, valuesCopy, steps(keys), steps(values)));
-  }
 
-  private static float[] steps(float[] rows) {
-    float[] steps = new float[rows.length / DIM - 1];
-    for (int i = 0; i < steps.length * DIM; i++) {
-      steps[i / DIM] += (rows[i] - rows[i + DIM]) * (rows[i] - rows[i + DIM]);
+    private static float[] steps(float[] rows) {
+        float[] steps = new float[rows.length / DIM - 1];
+        for (int i = 0; i < steps.length * DIM; i++) {
+            steps[i / DIM] += (rows[i] - rows[i + DIM]) * (rows[i] - rows[i + DIM]);
+        }
+        return steps;
     }
-    return steps;
-  }
 
-  @Benchmark
-  public Plan plan() {
-    System.arraycopy(keys, 0, keysCopy, 0, keys.length); // a plan may use the vectors up
-    System.arraycopy(values, 0, valuesCopy, 0, values.length);
-    return planner.plan(cells, budget);
-  }
+    @Benchmark
+    public Plan plan() {
+        System.arraycopy(keys, 0, keysCopy, 0, keys.length); // a plan may use the vectors up
+        System.arraycopy(values, 0, valuesCopy, 0, values.length);
+        return planner.plan(cells, budget);
+    }
 }
