@@ -56,8 +56,8 @@ enum kvmerge_status_code {
 /* What an observer looks at. Each costs graph segments, so ask for what the strategy needs. */
 enum kvmerge_observe_flag {
     KVMERGE_OBSERVE_CELLS = 0,   /* always: where K and V lie, which cells a batch fills */
-    KVMERGE_OBSERVE_MASS = 1,    /* attention received by each cell (needs flash attention off) */
-    KVMERGE_OBSERVE_ENTROPY = 2, /* normalised entropy of each attention row (needs flash attention off) */
+    KVMERGE_OBSERVE_MASS = 1,    /* attention received by each cell */
+    KVMERGE_OBSERVE_ENTROPY = 2, /* normalised entropy of each attention row */
     KVMERGE_OBSERVE_QUERIES = 4, /* decayed mean and second moment of the roped queries, for the folded bias */
 };
 
@@ -85,7 +85,7 @@ typedef struct kvmerge_observer_params {
     int32_t bias;      /* KVMERGE_BIAS_*; FOLDED implies OBSERVE_QUERIES */
     float query_decay; /* factor on the query moments at each begin, 0..1; .7 a block of 128 is good */
     float ridge;       /* lambda of the fold direction, > 0; .05 is good */
-    int32_t n_threads; /* most threads that kvmerge_apply uses, 1..1024 */
+    int32_t n_threads; /* most threads that observing flash attention and kvmerge_apply use, 1..1024 */
     kvmerge_ggml ggml;
 } kvmerge_observer_params;
 

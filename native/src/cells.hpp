@@ -21,6 +21,7 @@ struct CellTensor {
     void read(int kv_head, const int32_t * cells, int n, float * out) const;       // out: [n][head_dim]
     void write(int kv_head, const int32_t * cells, int n, const float * in) const; // rounds to the tensor's type
     int64_t bytes() const;
+    const char * type_name() const; // "f16" and so on; null for a type that is not handled
 };
 
 // Throws UNSUPPORTED when the tensor's type, layout or place is one that read and write would get wrong.

@@ -137,6 +137,10 @@ void apply_head(kvmerge_observer & o, const kvmerge_plan & plan, int layer, int 
     std::vector<int32_t> delta(n_members), to(n_groups);
     l.k.read(head, work.members.data(), n_members, in_keys.data());
     l.v.read(head, work.members.data(), n_members, in_values.data());
+    const int hadamard = plan.pivot_frame ? l.rope.hadamard : 0; // RoPE does not commute with it; averaging alone does
+    if (hadamard) {
+        hadamard_transform(in_keys.data(), int(in_keys.size()), hadamard);
+    }
     bool merged = false;
     for (int g = 0; g < n_groups; g++) {
         const int32_t begin = work.start[g], n = work.start[g + 1] - begin;
@@ -149,6 +153,9 @@ void apply_head(kvmerge_observer & o, const kvmerge_plan & plan, int layer, int 
         kernels().merge_group({in_keys.data() + size_t(begin) * dim_k, in_values.data() + size_t(begin) * dim_v, w.data() + begin,
                                delta.data() + begin, n, dim_k, dim_v, l.rope.n_rot, l.rope.neox, l.rope.freq.data(),
                                keys.data() + size_t(g) * dim_k, values.data() + size_t(g) * dim_v});
+    }
+    if (hadamard) {
+        hadamard_transform(keys.data(), int(keys.size()), hadamard);
     }
     if (merged && o.params.bias == KVMERGE_BIAS_FOLDED) {
         fold(o, l, head, work, keys);

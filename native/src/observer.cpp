@@ -1,6 +1,7 @@
 #include "observer.hpp"
 
 #include "kernels/kernels.hpp"
+#include "parallel.hpp"
 #include "status.hpp"
 
 #include "ggml-backend.h"
@@ -9,6 +10,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 
 namespace {
 
@@ -29,6 +31,15 @@ constexpr const char * KEY_CACHE = "cache_k_l";
 constexpr const char * VALUE_CACHE = "cache_v_l";
 constexpr const char * SCORES = "kq-";
 constexpr const char * PROBABILITIES = "kq_soft_max-";
+
+// Layer of a flash attention node, which has no name of its own: that of the cache its keys come from. -1 for another node.
+int layer_of_flash(const ggml_tensor * node) {
+    const ggml_tensor * keys = node->src[1];
+    while (keys && keys->op == GGML_OP_CPY) { // F32 keys are cast to half precision first
+        keys = keys->src[0];
+    }
+    return keys && keys->view_src ? layer_of(keys->view_src->name, KEY_CACHE) : -1;
+}
 
 void require_host(const ggml_tensor * t, const kvmerge_ggml & ggml, int layer) {
     const ggml_backend_buffer_t buffer = t->view_src ? t->view_src->buffer : t->buffer;
@@ -53,8 +64,9 @@ bool kvmerge_observer::wants(ggml_tensor * node) {
     if (node->op == GGML_OP_MUL_MAT && layer_of(node->name, SCORES) >= 0) {
         return observes(KVMERGE_OBSERVE_QUERIES) || (params.bias == KVMERGE_BIAS_EXACT && any_bias);
     }
-    if (node->op == GGML_OP_SOFT_MAX) {
-        const int layer = layer_of(node->name, PROBABILITIES);
+    const bool flash = node->op == GGML_OP_FLASH_ATTN_EXT;
+    if (node->op == GGML_OP_SOFT_MAX || flash) {
+        const int layer = flash ? layer_of_flash(node) : layer_of(node->name, PROBABILITIES);
         if (layer < 0) {
             return false;
         }
@@ -65,8 +77,12 @@ bool kvmerge_observer::wants(ggml_tensor * node) {
             throw Error(KVMERGE_E_UNSUPPORTED,
                         text("layer %d: ALiBi attention is not handled: its bias depends on the cell's position", layer));
         }
+        if (flash && params.bias == KVMERGE_BIAS_EXACT) {
+            throw Error(KVMERGE_E_UNSUPPORTED, "an exact bias needs flash attention off: there are no scores to add it to");
+        }
         layers[layer].scale = scale_and_alibi[0];
-        return observes(KVMERGE_OBSERVE_MASS) || observes(KVMERGE_OBSERVE_ENTROPY);
+        return observes(KVMERGE_OBSERVE_MASS) || observes(KVMERGE_OBSERVE_ENTROPY) ||
+               (flash && observes(KVMERGE_OBSERVE_QUERIES));
     }
     return false;
 }
@@ -76,9 +92,13 @@ void kvmerge_observer::visit(ggml_tensor * node) {
         add_attention(node, layer_of(node->name, PROBABILITIES));
         return;
     }
+    if (node->op == GGML_OP_FLASH_ATTN_EXT) {
+        add_flash_attention(node, layer_of_flash(node));
+        return;
+    }
     const int layer = layer_of(node->name, SCORES);
     if (observes(KVMERGE_OBSERVE_QUERIES)) {
-        add_queries(node, layer);
+        add_queries(node->src[1], layer);
     }
     if (params.bias == KVMERGE_BIAS_EXACT && any_bias) {
         add_exact_bias(node, layer);
@@ -124,8 +144,7 @@ void kvmerge_observer::saw_cache_write(ggml_tensor * node, bool is_key, int laye
     }
 }
 
-void kvmerge_observer::add_queries(ggml_tensor * kq, int layer) {
-    const ggml_tensor * q = kq->src[1];
+void kvmerge_observer::add_queries(const ggml_tensor * q, int layer) {
     require_host(q, params.ggml, layer);
     Layer & l = layers[layer];
     const int dim = int(q->ne[0]);
@@ -179,6 +198,18 @@ void kvmerge_observer::count_visible(const ggml_tensor * mask, int n_kv, int n_r
     }
 }
 
+// Counts the cells each row sees, once for each mask of a ubatch.
+void kvmerge_observer::look_at_mask(const ggml_tensor * mask, int n_kv, int n_rows, int layer) {
+    const void * identity = mask ? mask->data : this;
+    if (visible_of != identity || int(inv_log_visible.size()) != n_rows) {
+        if (mask) {
+            require_host(mask, params.ggml, layer);
+        }
+        count_visible(mask, n_kv, n_rows);
+        visible_of = identity;
+    }
+}
+
 void kvmerge_observer::add_attention(ggml_tensor * p, int layer) {
     require_host(p, params.ggml, layer);
     const int n_kv = int(p->ne[0]), n_rows = int(p->ne[1]);
@@ -188,15 +219,7 @@ void kvmerge_observer::add_attention(ggml_tensor * p, int layer) {
     }
     const bool entropies = observes(KVMERGE_OBSERVE_ENTROPY);
     if (entropies) {
-        const ggml_tensor * mask = p->src[1];
-        const void * identity = mask ? mask->data : p;
-        if (visible_of != identity || int(inv_log_visible.size()) != n_rows) {
-            if (mask) {
-                require_host(mask, params.ggml, layer);
-            }
-            count_visible(mask, n_kv, n_rows);
-            visible_of = identity;
-        }
+        look_at_mask(p->src[1], n_kv, n_rows, layer);
     }
     Layer & l = layers[layer];
     const int group = params.n_head / params.n_head_kv;
@@ -209,6 +232,52 @@ void kvmerge_observer::add_attention(ggml_tensor * p, int layer) {
                                    entropies ? entropy.data() + first_head * params.n_tokens + ubatch_start : nullptr,
                                    params.n_tokens, inv_log_visible.data()});
     }
+    l.tokens_seen += n_rows;
+}
+
+// Flash attention leaves no matrix: the same statistics from its queries and the cached keys.
+void kvmerge_observer::add_flash_attention(ggml_tensor * node, int layer) {
+    const ggml_tensor * q = node->src[0];
+    const ggml_tensor * mask = node->src[3];
+    if (observes(KVMERGE_OBSERVE_QUERIES)) {
+        add_queries(q, layer);
+    }
+    const bool entropies = observes(KVMERGE_OBSERVE_ENTROPY);
+    if (!entropies && !observes(KVMERGE_OBSERVE_MASS)) {
+        return;
+    }
+    require_host(q, params.ggml, layer);
+    Layer & l = layers[layer];
+    const int n_kv = int(node->src[1]->ne[1]), n_rows = int(q->ne[1]), dim = int(q->ne[0]);
+    if (q->type != GGML_TYPE_F32 || q->nb[0] != sizeof(float) || q->ne[2] != params.n_head || q->ne[3] != 1 ||
+        dim != l.k.head_dim || n_kv > l.k.n_cells ||
+        (mask && (mask->type != GGML_TYPE_F16 || mask->ne[0] != n_kv || mask->ne[1] < n_rows))) {
+        throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: flash attention of an unexpected type or shape", layer));
+    }
+    if (mask) {
+        require_host(mask, params.ggml, layer);
+    }
+    if (entropies) {
+        look_at_mask(mask, n_kv, n_rows, layer);
+    }
+    float cap;
+    std::memcpy(&cap, &node->op_params[2], sizeof cap);
+    const int group = params.n_head / params.n_head_kv;
+    std::vector<int32_t> cells(static_cast<size_t>(n_kv));
+    std::iota(cells.begin(), cells.end(), 0);
+    parallel_for(params.n_head_kv, params.n_threads, [&](int64_t h) {
+        std::vector<float> keys(size_t(n_kv) * dim);
+        l.k.read(int(h), cells.data(), n_kv, keys.data());
+        const char * data = static_cast<const char *>(q->data) + size_t(h) * group * q->nb[2];
+        const size_t first_head = size_t(layer) * params.n_head + size_t(h) * group;
+        kernels().score_stats({reinterpret_cast<const float *>(data), std::ptrdiff_t(q->nb[2] / sizeof(float)),
+                               std::ptrdiff_t(q->nb[1] / sizeof(float)), group, n_rows, dim, keys.data(), n_kv,
+                               mask ? static_cast<const uint16_t *>(mask->data) : nullptr,
+                               mask ? std::ptrdiff_t(mask->nb[1] / sizeof(uint16_t)) : 0, l.scale, cap,
+                               mass.data() + head_index(layer, int(h)) * params.n_cells,
+                               entropies ? entropy.data() + first_head * params.n_tokens + ubatch_start : nullptr,
+                               params.n_tokens, inv_log_visible.data()});
+    });
     l.tokens_seen += n_rows;
 }
 
@@ -349,9 +418,7 @@ kvmerge_status kvmerge_observer_cache_info(kvmerge_observer * observer, kvmerge_
             throw *o.error;
         }
         kvmerge_cache_info info = {};
-        const auto name = [](const ggml_tensor * t, char(&to)[16]) {
-            std::snprintf(to, sizeof to, "%s", t->type == GGML_TYPE_F16 ? "f16" : "f32");
-        };
+        const auto name = [](const CellTensor & t, char(&to)[16]) { std::snprintf(to, sizeof to, "%s", t.type_name()); };
         for (size_t i = 0; i < o.layers.size(); i++) {
             const auto & l = o.layers[i];
             if (!l.k.tensor || !l.v.tensor) {
@@ -367,8 +434,8 @@ kvmerge_status kvmerge_observer_cache_info(kvmerge_observer * observer, kvmerge_
         info.head_dim_k = l.k.head_dim;
         info.head_dim_v = l.v.head_dim;
         info.v_transposed = l.v.transposed;
-        name(l.k.tensor, info.type_k);
-        name(l.v.tensor, info.type_v);
+        name(l.k, info.type_k);
+        name(l.v, info.type_v);
         *out = info;
     });
 }

@@ -37,7 +37,6 @@ struct kvmerge_observer {
     int ubatch_start = 0;               // index in the block of the current ubatch's first token
     const void * visible_of = nullptr;  // the mask that inv_log_visible was counted from
     std::vector<float> inv_log_visible; // [tokens of the ubatch]
-    std::vector<float> scratch;
     int64_t nanos = 0;
     std::optional<kvmerge::Error> error; // the first that the callback met in this block
 
@@ -49,9 +48,11 @@ struct kvmerge_observer {
 
   private:
     void saw_cache_write(ggml_tensor * node, bool is_key, int layer);
-    void add_queries(ggml_tensor * kq, int layer);
+    void add_queries(const ggml_tensor * q, int layer);
     void add_exact_bias(ggml_tensor * kq, int layer);
     void add_attention(ggml_tensor * probabilities, int layer);
+    void add_flash_attention(ggml_tensor * node, int layer);
+    void look_at_mask(const ggml_tensor * mask, int n_kv, int n_rows, int layer);
     void count_visible(const ggml_tensor * mask, int n_kv, int n_rows);
 };
 

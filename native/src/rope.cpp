@@ -18,6 +18,8 @@ const ggml_tensor * through_views(const ggml_tensor * t) {
     return t;
 }
 
+constexpr const char * HADAMARD = "attn_inp_k_rot";
+
 float param(const ggml_tensor * t, int i) {
     float x;
     std::memcpy(&x, &t->op_params[i], sizeof x);
@@ -26,9 +28,36 @@ float param(const ggml_tensor * t, int i) {
 
 } // namespace
 
+void hadamard_transform(float * x, int n, int size) {
+    const float norm = 1 / std::sqrt(float(size));
+    for (float * run = x; run < x + n; run += size) {
+        for (int half = 1; half < size; half *= 2) {
+            for (int i = 0; i < size; i += 2 * half) {
+                for (int j = i; j < i + half; j++) {
+                    const float a = run[j], b = run[j + half];
+                    run[j] = a + b;
+                    run[j + half] = a - b;
+                }
+            }
+        }
+        for (int i = 0; i < size; i++) {
+            run[i] *= norm;
+        }
+    }
+}
+
 Rope rope_of(const ggml_tensor * key, int head_dim, int layer, const kvmerge_ggml & ggml) {
     const ggml_tensor * node = through_views(key);
     Rope rope;
+    if (node && node->op == GGML_OP_MUL_MAT && node->src[0] &&
+        std::strncmp(node->src[0]->name, HADAMARD, std::strlen(HADAMARD)) == 0) {
+        rope.hadamard = int(node->src[0]->ne[0]);
+        if (rope.hadamard <= 0 || head_dim % rope.hadamard != 0 || (rope.hadamard & (rope.hadamard - 1)) != 0) {
+            throw Error(KVMERGE_E_UNSUPPORTED,
+                        text("layer %d: keys rotated by a matrix of size %d are not handled", layer, rope.hadamard));
+        }
+        node = through_views(node->src[1]);
+    }
     if (!node || node->op != GGML_OP_ROPE) {
         // No rotation right before the cache: either none at all, or something follows it that a rotation does not commute with.
         for (int depth = 0; node && depth < 8; depth++, node = node->src[0]) {

@@ -78,6 +78,54 @@ static void test_attention_stats(const KernelTable & fast, Random & random) {
     }
 }
 
+static void test_score_stats(const KernelTable & fast, Random & random) {
+    const int heads = random.integer(1, 3), rows = random.integer(1, 20), dim = random.integer(1, 70),
+              cells = random.integer(1, 300);
+    const int row_stride = heads * dim, head_stride = dim, mask_stride = cells + random.integer(0, 5);
+    auto q = random.normals(size_t(rows) * row_stride), keys = random.normals(size_t(cells) * dim);
+    std::vector<uint16_t> mask(size_t(rows) * mask_stride, 0);
+    std::vector<float> inverse(rows, 0.0f);
+    for (int r = 0; r < rows; r++) {
+        int visible = 0;
+        for (int c = 0; c < cells; c++) {
+            const bool hidden = random.integer(0, 3) == 0 || (r == 0 && rows > 3); // the first row of some sees nothing
+            mask[r * mask_stride + c] = hidden ? 0xfc00 : 0;
+            visible += !hidden;
+        }
+        inverse[r] = visible > 1 ? float(1 / std::log(double(visible))) : 0.0f;
+    }
+    const bool masked = random.integer(0, 4) > 0;
+    const float scale = 1 / std::sqrt(float(dim)), cap = random.integer(0, 3) == 0 ? 5.0f : 0.0f;
+    if (random.integer(0, 9) == 0) {
+        for (float & x : q) {
+            x *= 60; // one cell takes all
+        }
+    }
+    Guarded<float> mass(cells, 0.5f), expected_mass(cells, 0.5f), entropy(size_t(heads) * rows),
+        expected_entropy(size_t(heads) * rows);
+    const auto run = [&](const KernelTable & table, float * m, float * e) {
+        table.score_stats({q.data(), head_stride, row_stride, heads, rows, dim, keys.data(), cells,
+                           masked ? mask.data() : nullptr, mask_stride, scale, cap, m, e, rows, inverse.data()});
+    };
+    run(fast, mass, entropy);
+    run(reference, expected_mass, expected_entropy);
+    for (int c = 0; c < cells; c++) {
+        CHECK_NEAR(mass[c], expected_mass[c], 2e-4, 2e-4);
+    }
+    for (int i = 0; i < heads * rows; i++) {
+        CHECK_NEAR(entropy[i], expected_entropy[i], 1e-4, 0);
+    }
+    keys[random.integer(0, int(keys.size()) - 1)] = NOT_A_NUMBER;
+    run(fast, mass, entropy);
+    if (!masked) {
+        double sum = 0;
+        for (int c = 0; c < cells; c++) {
+            sum += mass[c];
+        }
+        CHECK(std::isnan(sum)); // a NaN is seen in the mass, which is where the observer looks
+    }
+}
+
 static void test_query_moments(const KernelTable & fast, Random & random) {
     const int heads = random.integer(1, 4), rows = random.integer(1, 20), dim = random.integer(1, 130);
     const int row_stride = dim * heads, head_stride = dim; // as llama.cpp lays queries out: [token][head][dim]

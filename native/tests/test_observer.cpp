@@ -1,6 +1,7 @@
 // The observer and the merge on a graph made by hand: tensors as llama.cpp names and lays them out, without llama.cpp.
 #include "check.hpp"
 #include "kvmerge.h"
+#include "observer.hpp"
 
 #include "ggml-backend.h"
 #include "ggml.h"
@@ -281,13 +282,13 @@ static void test_refusals() {
     for (const bool wrong_type : {true, false}) {
         Fixture g;
         if (wrong_type) {
-            g.cache_k.type = GGML_TYPE_Q8_0;
+            g.cache_k.type = GGML_TYPE_Q4_0;
         }
         on_host = wrong_type;
         o = make(params_for(KVMERGE_OBSERVE_MASS, KVMERGE_BIAS_NONE));
         g.decode(o);
         CHECK(kvmerge_observer_stats(o, &stats) == KVMERGE_E_UNSUPPORTED);
-        CHECK(std::strstr(kvmerge_last_error(), wrong_type ? "use f16 or f32" : "not in host memory"));
+        CHECK(std::strstr(kvmerge_last_error(), wrong_type ? "use f16, f32, bf16 or q8_0" : "not in host memory"));
         on_host = true;
         CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
     }
@@ -300,8 +301,133 @@ static void test_refusals() {
     CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
 }
 
+// Cells of every type and layout: what is written is read back to the type's precision, and nothing else is touched.
+static void test_cell_types() {
+    constexpr int CELLS = 70, HEADS = 2, DIM = 64;
+    struct Case {
+        ggml_type type;
+        size_t row_bytes; // a cell's row of both heads
+        double error;     // relative to the largest element
+    };
+    for (const Case & c :
+         {Case{GGML_TYPE_F32, HEADS * DIM * 4, 0}, Case{GGML_TYPE_F16, HEADS * DIM * 2, 1.0 / 2048},
+          Case{GGML_TYPE_BF16, HEADS * DIM * 2, 1.0 / 256}, Case{GGML_TYPE_Q8_0, HEADS * DIM / 32 * 34, 1.0 / 127}}) {
+        for (const bool transposed : {false, true}) {
+            if (transposed && c.type == GGML_TYPE_Q8_0) {
+                continue; // llama.cpp has no such layout
+            }
+            Random random(5);
+            std::vector<char> memory(c.row_bytes * CELLS, 0);
+            Tensor tensor(c.type, GGML_OP_NONE, "cache", HEADS * DIM, CELLS, 1, memory.data());
+            tensor.nb[1] = c.row_bytes;
+            tensor.nb[2] = c.row_bytes * CELLS;
+            kvmerge::CellTensor cells;
+            cells.tensor = &tensor;
+            cells.transposed = transposed;
+            cells.n_cells = CELLS;
+            cells.head_dim = DIM;
+            const std::vector<int32_t> which{69, 0, 13, 12, 68, 1};
+            const auto in = random.normals(which.size() * DIM);
+            std::vector<float> out(in.size()), again(in.size()), other(in.size());
+            cells.write(1, which.data(), int(which.size()), in.data());
+            cells.read(1, which.data(), int(which.size()), out.data());
+            cells.read(0, which.data(), int(which.size()), other.data());
+            for (size_t i = 0; i < in.size(); i++) {
+                CHECK_NEAR(out[i], in[i], 4 * c.error, 0);
+                CHECK(other[i] == 0);
+            }
+            const auto before = memory;
+            cells.write(1, which.data(), int(which.size()), out.data()); // what was read is written back bit for bit
+            CHECK(memory == before);
+        }
+    }
+}
+
+// Quantised keys are stored Hadamard-rotated: the transform is its own inverse and keeps every product.
+static void test_hadamard() {
+    Random random(9);
+    const auto a = random.normals(128), b = random.normals(128);
+    auto ra = a, rb = b;
+    kvmerge::hadamard_transform(ra.data(), 128, 64);
+    kvmerge::hadamard_transform(rb.data(), 128, 64);
+    double dot = 0, rotated = 0;
+    for (int i = 0; i < 128; i++) {
+        dot += double(a[i]) * b[i];
+        rotated += double(ra[i]) * rb[i];
+    }
+    CHECK_NEAR(rotated, dot, 1e-4, 0);
+    kvmerge::hadamard_transform(ra.data(), 128, 64);
+    for (int i = 0; i < 128; i++) {
+        CHECK_NEAR(ra[i], a[i], 1e-5, 0);
+    }
+}
+
+// Flash attention shows no matrix: mass, entropy and moments come out as from the matrix.
+static void test_flash_attention() {
+    Fixture f(false);
+    const kvmerge_observer_params params = params_for(KVMERGE_OBSERVE_MASS | KVMERGE_OBSERVE_ENTROPY, KVMERGE_BIAS_FOLDED);
+    kvmerge_observer * flash = make(params);
+    kvmerge_observer * matrix = make(params);
+    std::vector<uint16_t> half_mask(Fixture::CELLS * Fixture::TOKENS, 0xfc00);
+    std::vector<float> mask(half_mask.size(), -INFINITY);
+    for (int t = 0; t < Fixture::TOKENS; t++) {
+        for (int c = 0; c <= t; c++) {
+            half_mask[t * Fixture::CELLS + c] = 0;
+            mask[t * Fixture::CELLS + c] = 0;
+        }
+    }
+    for (int h = 0; h < Fixture::HEADS; h++) { // the matrix, in double
+        for (int t = 0; t < Fixture::TOKENS; t++) {
+            double e[Fixture::TOKENS], sum = 0;
+            for (int c = 0; c <= t; c++) {
+                double dot = 0;
+                for (int i = 0; i < 4; i++) {
+                    dot += double(f.q[(h * Fixture::TOKENS + t) * 4 + i]) * f.k[c * 4 + i];
+                }
+                sum += e[c] = std::exp(0.5 * dot);
+            }
+            for (int c = 0; c <= t; c++) {
+                f.p[(h * Fixture::TOKENS + t) * Fixture::CELLS + c] = float(e[c] / sum);
+            }
+        }
+    }
+    Tensor mask_tensor(GGML_TYPE_F32, GGML_OP_NONE, "mask", Fixture::CELLS, Fixture::TOKENS, 1, mask.data());
+    Tensor half_mask_tensor(GGML_TYPE_F16, GGML_OP_NONE, "mask", Fixture::CELLS, Fixture::TOKENS, 1, half_mask.data());
+    f.soft_max.src[1] = &mask_tensor;
+    f.decode(matrix);
+    Tensor keys(GGML_TYPE_F32, GGML_OP_PERMUTE, "", Fixture::DIM, Fixture::CELLS, 1, f.k.data());
+    keys.view_src = &f.cache_k;
+    Tensor node(GGML_TYPE_F32, GGML_OP_FLASH_ATTN_EXT, "", Fixture::DIM, Fixture::HEADS, Fixture::TOKENS, nullptr);
+    node.src[0] = &f.queries;
+    node.src[1] = &keys;
+    node.src[3] = &half_mask_tensor;
+    const float scale = 0.5f;
+    std::memcpy(node.op_params, &scale, sizeof scale);
+    for (ggml_tensor * t : {(ggml_tensor *)&f.k_write, (ggml_tensor *)&f.v_write, (ggml_tensor *)&node}) {
+        if (kvmerge_eval_callback(t, true, flash)) {
+            CHECK(kvmerge_eval_callback(t, false, flash));
+        }
+    }
+    kvmerge_block_stats a, b;
+    CHECK(kvmerge_observer_stats(flash, &a) == KVMERGE_OK);
+    CHECK(kvmerge_observer_stats(matrix, &b) == KVMERGE_OK);
+    CHECK(a.n_layer_seen == 1 && a.n_tokens == b.n_tokens);
+    for (int c = 0; c < Fixture::CELLS; c++) {
+        CHECK_NEAR(a.mass[c], b.mass[c], 1e-5, 0);
+    }
+    for (int i = 0; i < Fixture::HEADS * 16; i++) {
+        CHECK_NEAR(a.entropy[i], b.entropy[i], 1e-5, 0);
+    }
+    CHECK(flash->layers[0].query_second == matrix->layers[0].query_second);
+    CHECK(kvmerge_observer_free(flash) == KVMERGE_OK);
+    CHECK(kvmerge_observer_free(matrix) == KVMERGE_OK);
+}
+
 int main() {
     test_statistics();
+    test_cell_types();
+    test_hadamard();
+    test_flash_attention();
     test_keep_everything_changes_nothing();
     test_merge_and_move();
     test_folded_bias();

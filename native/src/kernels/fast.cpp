@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <vector>
 #if defined(__F16C__)
 #    include <immintrin.h>
@@ -55,9 +56,9 @@ static inline float log_positive(float x) {
     return m + y + e * 0.693147180560f;
 }
 
-// exp(x) for x <= 88, error about 2 ulp; flushes to 0 below -87. Cephes expf polynomial.
+// exp(x) for x <= 88, error about 2 ulp; flushes to 0 below -87; NaN stays. Cephes expf polynomial.
 static inline float exp_bounded(float x) {
-    const float c = x < -87.0f ? -87.0f : x;
+    const float c = x >= -87.0f ? x : -87.0f;
     const float n = (c * 1.44269504089f + 12582912.0f) - 12582912.0f; // nearest integer
     float f = c - n * 0.693359375f;
     f = f + n * 2.12194440e-4f;
@@ -69,7 +70,7 @@ static inline float exp_bounded(float x) {
     y = y * f + 5.0000001201e-1f;
     y = y * f * f + f + 1.0f;
     const float scaled = y * from_bits((int32_t(n) + 127) << 23);
-    return x < -87.0f ? 0.0f : scaled;
+    return x < -87.0f ? 0.0f : scaled + (x - x);
 }
 
 // Cosine and sine of an angle given in turns, error about 1e-7. The angle is reduced in double: thousands of radians have no
@@ -137,6 +138,122 @@ static void attention_stats(const AttentionStatsArgs & a) {
                     a.entropy[h * a.entropy_stride + r0 + r] = normalised < 0   ? 0
                                                                : normalised > 1 ? 1
                                                                                 : normalised; // lets NaN through
+                }
+            }
+        }
+    }
+}
+
+// A tile of scores is ROW_TILE queries by two vectors of cells, kept in registers while a dimension after another is added.
+#if defined(__AVX512F__)
+constexpr int VECTOR_FLOATS = 16, ROW_TILE = 8;
+#elif defined(__AVX2__)
+constexpr int VECTOR_FLOATS = 8, ROW_TILE = 6;
+#else
+constexpr int VECTOR_FLOATS = 4, ROW_TILE = 4;
+#endif
+constexpr int CELL_TILE = 2 * VECTOR_FLOATS;
+typedef float Vector __attribute__((vector_size(VECTOR_FLOATS * sizeof(float)), aligned(4), may_alias));
+
+// scores[ROWS][stride] = queries * keys for one tile of cells. `keys` is [dim][stride], transposed.
+template <int ROWS>
+static inline void score_tile(const float * const * q, const float * keys, std::ptrdiff_t stride, int dim, float * scores) {
+    Vector sum[ROWS][2] = {};
+    for (int i = 0; i < dim; i++) {
+        const Vector k0 = *reinterpret_cast<const Vector *>(keys + i * stride);
+        const Vector k1 = *reinterpret_cast<const Vector *>(keys + i * stride + VECTOR_FLOATS);
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++) {
+            sum[r][0] += q[r][i] * k0;
+            sum[r][1] += q[r][i] * k1;
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++) {
+        *reinterpret_cast<Vector *>(scores + r * stride) = sum[r][0];
+        *reinterpret_cast<Vector *>(scores + r * stride + VECTOR_FLOATS) = sum[r][1];
+    }
+}
+
+// Turns a row of scores into probabilities, adds them to the mass, and gives back the row's entropy in nats.
+static inline float finish_row(float * s, const uint16_t * mask, int n, float scale, float cap, float * mass) {
+    const float hidden = -std::numeric_limits<float>::infinity();
+    float max = hidden;
+    if (cap != 0) {
+        for (int c = 0; c < n; c++) {
+            s[c] = cap * std::tanh(scale * s[c] / cap);
+        }
+    } else {
+#pragma omp simd
+        for (int c = 0; c < n; c++) {
+            s[c] *= scale;
+        }
+    }
+    if (mask) {
+#pragma omp simd
+        for (int c = 0; c < n; c++) {
+            s[c] = mask[c] == 0xfc00 ? hidden : s[c];
+        }
+    }
+#pragma omp simd reduction(max : max)
+    for (int c = 0; c < n; c++) {
+        max = s[c] > max ? s[c] : max;
+    }
+    if (max == hidden) { // sees nothing, or nothing but NaN, which the sums below would show
+        float sum = 0;
+        for (int c = 0; c < n; c++) {
+            sum += s[c] == hidden ? 0.0f : s[c];
+        }
+        mass[0] += sum;
+        return sum;
+    }
+    double sum = 0, weighted = 0; // l and t of H = log l - t / l
+    for (int c0 = 0; c0 < n; c0 += BLOCK) {
+        const int c1 = std::min<int>(n, c0 + BLOCK);
+        float part = 0, part_weighted = 0;
+#pragma omp simd reduction(+ : part, part_weighted)
+        for (int c = c0; c < c1; c++) {
+            const float y = s[c] - max;
+            const float e = exp_bounded(y);
+            part += e;
+            part_weighted += e == 0.0f ? 0.0f : e * y;
+            s[c] = e;
+        }
+        sum += part;
+        weighted += part_weighted;
+    }
+    const float inverse = float(1 / sum);
+#pragma omp simd
+    for (int c = 0; c < n; c++) {
+        mass[c] += s[c] * inverse;
+    }
+    return float(std::log(sum) - weighted / sum);
+}
+
+static void score_stats(const ScoreStatsArgs & a) {
+    const std::ptrdiff_t stride = (a.n_cells + CELL_TILE - 1) / CELL_TILE * CELL_TILE;
+    std::vector<float> keys(size_t(stride) * a.dim, 0.0f), scores(size_t(stride) * ROW_TILE);
+    for (int c = 0; c < a.n_cells; c++) {
+        for (int i = 0; i < a.dim; i++) {
+            keys[i * stride + c] = a.keys[std::ptrdiff_t(c) * a.dim + i];
+        }
+    }
+    for (int h = 0; h < a.n_heads; h++) {
+        for (int r0 = 0; r0 < a.n_rows; r0 += ROW_TILE) {
+            const int rows = std::min(ROW_TILE, a.n_rows - r0);
+            const float * q[ROW_TILE];
+            for (int r = 0; r < ROW_TILE; r++) { // the last tile repeats its last row
+                q[r] = a.q + h * a.head_stride + (r0 + std::min(r, rows - 1)) * a.row_stride;
+            }
+            for (std::ptrdiff_t c = 0; c < stride; c += CELL_TILE) {
+                score_tile<ROW_TILE>(q, keys.data() + c, stride, a.dim, scores.data() + c);
+            }
+            for (int r = 0; r < rows; r++) {
+                const uint16_t * mask = a.mask ? a.mask + (r0 + r) * a.mask_stride : nullptr;
+                const float entropy = finish_row(scores.data() + r * stride, mask, a.n_cells, a.scale, a.cap, a.mass);
+                if (a.entropy) {
+                    const float normalised = entropy * a.inv_log_visible[r0 + r];
+                    a.entropy[h * a.entropy_stride + r0 + r] = normalised < 0 ? 0 : normalised > 1 ? 1 : normalised;
                 }
             }
         }

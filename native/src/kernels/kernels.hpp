@@ -21,6 +21,27 @@ struct AttentionStatsArgs {
     const float * inv_log_visible; // [n_rows]: 1 / ln(cells the row sees), 0 where it sees one
 };
 
+// The same statistics without a matrix of probabilities, from the queries and the cached keys: what flash attention leaves to see.
+// Score of a query and a cell: scale * q.k, or cap * tanh(scale * q.k / cap) where cap is not 0; hidden cells count as absent.
+struct ScoreStatsArgs {
+    const float * q;            // element (head h, row r, dimension i) at h*head_stride + r*row_stride + i
+    std::ptrdiff_t head_stride; // elements
+    std::ptrdiff_t row_stride;  // elements
+    int n_heads;
+    int n_rows;
+    int dim;
+    const float * keys; // [n_cells][dim]
+    int n_cells;
+    const uint16_t * mask;      // half precision, row r at r*mask_stride: minus infinity (0xfc00) hides a cell; null hides none
+    std::ptrdiff_t mask_stride; // elements
+    float scale;
+    float cap;
+    float * mass;                  // as above
+    float * entropy;               // as above
+    std::ptrdiff_t entropy_stride; // elements
+    const float * inv_log_visible; // as above
+};
+
 // First and second moment of the roped queries of one KV head, summed over its query heads and rows.
 struct QueryMomentsArgs {
     const float * q;            // element (head h, row r, dimension i) at h*head_stride + r*row_stride + i
@@ -101,6 +122,7 @@ struct KlRowArgs {
 
 #define KVMERGE_KERNELS(X)                 \
     X(attention_stats, AttentionStatsArgs) \
+    X(score_stats, ScoreStatsArgs)         \
     X(query_moments, QueryMomentsArgs)     \
     X(fold_direction, FoldDirectionArgs)   \
     X(merge_group, MergeGroupArgs)         \

@@ -34,6 +34,44 @@ static void attention_stats(const AttentionStatsArgs & a) {
     }
 }
 
+static void score_stats(const ScoreStatsArgs & a) {
+    std::vector<double> mass(a.n_cells, 0.0);
+    for (int h = 0; h < a.n_heads; h++) {
+        for (int r = 0; r < a.n_rows; r++) {
+            const float * q = a.q + h * a.head_stride + r * a.row_stride;
+            std::vector<double> score(a.n_cells, -std::numeric_limits<double>::infinity());
+            double max = -std::numeric_limits<double>::infinity(), sum = 0, entropy = 0;
+            for (int c = 0; c < a.n_cells; c++) {
+                if (a.mask && a.mask[r * a.mask_stride + c] == 0xfc00) {
+                    continue;
+                }
+                double dot = 0;
+                for (int i = 0; i < a.dim; i++) {
+                    dot += double(q[i]) * a.keys[size_t(c) * a.dim + i];
+                }
+                score[c] = a.cap != 0 ? a.cap * std::tanh(a.scale * dot / a.cap) : a.scale * dot;
+                max = std::isnan(score[c]) || score[c] > max ? score[c] : max;
+            }
+            for (int c = 0; c < a.n_cells; c++) {
+                sum += std::isinf(score[c]) ? 0 : std::exp(score[c] - max);
+            }
+            for (int c = 0; c < a.n_cells; c++) {
+                const double p = std::isinf(score[c]) ? 0 : std::exp(score[c] - max) / sum;
+                mass[c] += p;
+                entropy -= p != 0 ? p * std::log(p) : 0;
+            }
+            if (a.entropy) {
+                const double normalised = entropy * a.inv_log_visible[r];
+                a.entropy[h * a.entropy_stride + r] =
+                    std::isnan(normalised) ? std::numeric_limits<float>::quiet_NaN() : float(std::clamp(normalised, 0.0, 1.0));
+            }
+        }
+    }
+    for (int c = 0; c < a.n_cells; c++) {
+        a.mass[c] = float(a.mass[c] + mass[c]);
+    }
+}
+
 static void query_moments(const QueryMomentsArgs & a) {
     for (int i = 0; i < a.dim; i++) {
         double sum = 0;

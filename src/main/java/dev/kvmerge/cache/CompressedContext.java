@@ -86,11 +86,9 @@ public final class CompressedContext implements AutoCloseable {
             throw new KvmergeException.Usage(
                     planner == null ? "a number of cells needs a strategy" : "a strategy needs a number of cells");
         }
-        boolean attention = observe.mass() || observe.entropy() || observe.bias() != Bias.NONE;
-        if (attention && options.flashAttention() != FlashAttention.OFF) {
+        if (observe.bias() == Bias.EXACT && options.flashAttention() != FlashAttention.OFF) {
             throw new KvmergeException.Usage(
-                    "this strategy reads the attention, which flash attention does not show yet: use -fa off, or a strategy without statistics"
-                            + " (full, streaming-llm)");
+                    "an exact bias is added to the scores, which flash attention does not show: use -fa off, or --bias folded");
         }
         if (model.slidingWindow() > 0) {
             throw new KvmergeException("the model " + model.path()

@@ -109,7 +109,7 @@ final class ExperimentCommand implements Runnable {
         if (block <= 0) {
             throw new KvmergeException.Usage("--block must be positive, not " + block);
         }
-        model.checkCells();
+        model.checkCells(model.flashAttention(FlashAttention.OFF), settings.bias);
         strategies.forEach(
                 name -> Strategies.create(name, settings.settings())); // a wrong name is said before anything is loaded
         compressions.forEach(c -> Experiment.cellsFor(1, c));

@@ -1,6 +1,7 @@
 package dev.kvmerge.cli;
 
 import dev.kvmerge.KvmergeException;
+import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.kernels.Kvmerge;
 import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
@@ -50,7 +51,7 @@ final class ModelOptions {
             names = {"-fa", "--flash-attn"},
             paramLabel = "on|off|auto",
             description =
-                    "flash attention; strategies that read the attention need off (default: off; auto for plain perplexity)")
+                    "flash attention (default: off, which shows the attention for less; auto for plain perplexity)")
     FlashAttention flashAttention;
 
     @Option(
@@ -88,12 +89,20 @@ final class ModelOptions {
     }
 
     /** Refuses cell types and layouts that kvmerge cannot rewrite yet, before anything is loaded. */
-    void checkCells() {
+    void checkCells(FlashAttention chosen, Bias bias) {
         for (CellType type : List.of(keyType, valueType)) {
-            if (type != CellType.F16 && type != CellType.F32) {
-                throw new KvmergeException.Usage(type.name().toLowerCase(java.util.Locale.ROOT)
-                        + " cells cannot be rewritten yet: use -ctk and -ctv with f16 or f32");
+            if (type == CellType.Q4_0) {
+                throw new KvmergeException.Usage(
+                        "q4_0 cells cannot be rewritten yet: use -ctk and -ctv with f16, f32, bf16 or q8_0");
             }
+        }
+        if (valueType == CellType.Q8_0 && chosen == FlashAttention.OFF) {
+            throw new KvmergeException.Usage(
+                    "llama.cpp takes quantised V cells (-ctv q8_0) with flash attention only: add -fa on");
+        }
+        if (bias == Bias.EXACT && chosen != FlashAttention.OFF) {
+            throw new KvmergeException.Usage(
+                    "an exact bias is added to the scores, which flash attention does not show: use -fa off, or --bias folded");
         }
     }
 

@@ -85,7 +85,7 @@ final class PerplexityCommand implements Runnable {
             throw new KvmergeException.Usage("--strategy needs either --cells or --compression");
         }
         if (chosen != null) {
-            model.checkCells();
+            model.checkCells(model.flashAttention(FlashAttention.OFF), settings.bias);
         }
         int budget = cells != null ? cells : compression != null ? Experiment.cellsFor(chunk, compression) : 0;
         ChunkedPerplexity.Options options = new ChunkedPerplexity.Options(

@@ -309,21 +309,101 @@ class CompressedContextTest {
     }
 
     @Test
+    void flashAttentionShowsTheSameStatistics() {
+        int[] tokens = TestModel.book(700, 192);
+        float[][] mass = new float[2][];
+        float[][] entropy = new float[2][];
+        for (FlashAttention flashAttention : new FlashAttention[] {FlashAttention.OFF, FlashAttention.ON}) {
+            CacheOptions options = CacheOptions.unlimited(256, 64)
+                    .withFlashAttention(flashAttention)
+                    .withUbatch(32);
+            try (CompressedContext context =
+                    new CompressedContext(model, null, options, Observer.Options.of(true, true, Bias.FOLDED, 2))) {
+                for (int at = 0; at < tokens.length; at += 64) {
+                    context.decode(Arrays.copyOfRange(tokens, at, at + 64));
+                }
+                int which = flashAttention == FlashAttention.ON ? 1 : 0;
+                mass[which] = context.lastStats().mass();
+                entropy[which] = context.lastStats().entropy();
+            }
+        }
+        double apart = 0;
+        double total = 0;
+        for (int i = 0; i < mass[0].length; i++) {
+            apart += Math.abs(mass[0][i] - mass[1][i]);
+            total += mass[0][i];
+        }
+        assertEquals(64.0 * model.shape().heads() * model.shape().layers(), total, 1);
+        assertTrue(apart / total < 0.03, "share of the attention that differs: " + apart / total);
+        double entropyApart = 0;
+        for (int i = 0; i < entropy[0].length; i++) {
+            entropyApart += Math.abs(entropy[0][i] - entropy[1][i]) / entropy[0].length;
+        }
+        assertTrue(entropyApart < 0.01, "mean difference of entropies: " + entropyApart);
+    }
+
+    /** Keys of the first layer after merging, which depend on the tokens alone, not on how well earlier layers were kept. */
+    private float[] mergedKeys(CellType type) {
+        int[] tokens = TestModel.book(300, 64);
+        CacheOptions options =
+                CacheOptions.of(40, 32).withFlashAttention(FlashAttention.ON).withCellTypes(type, type);
+        try (CompressedContext context =
+                new CompressedContext(model, new Pairs(Bias.NONE, true, true, false), options)) {
+            context.decode(Arrays.copyOf(tokens, 32));
+            context.decode(Arrays.copyOfRange(tokens, 32, 64));
+            assertEquals(
+                    type.name().toLowerCase(java.util.Locale.ROOT),
+                    context.info().keyType());
+            return context.cells(0, 1).keys();
+        }
+    }
+
+    @Test
+    void quantisedCellsMergeToTheSameKeys() {
+        float[] half = mergedKeys(CellType.F16);
+        float[] brain = mergedKeys(CellType.BF16);
+        float[] quantised = mergedKeys(CellType.Q8_0);
+        int dim = half.length / 40;
+        double largest = 0;
+        for (float x : half) {
+            largest = Math.max(largest, Math.abs(x));
+        }
+        for (int cell = 0; cell < 40; cell++) {
+            float[] rotated = hadamard(
+                    Arrays.copyOfRange(half, cell * dim, (cell + 1) * dim)); // as llama.cpp stores quantised keys
+            for (int i = 0; i < dim; i++) {
+                assertEquals(rotated[i], quantised[cell * dim + i], 0.02 * largest, "cell " + cell);
+                assertEquals(half[cell * dim + i], brain[cell * dim + i], 0.02 * largest, "cell " + cell);
+            }
+        }
+    }
+
+    private static float[] hadamard(float[] x) {
+        float[] y = new float[x.length];
+        for (int i = 0; i < x.length; i++) {
+            for (int j = 0; j < x.length; j++) {
+                y[i] += (Integer.bitCount(i & j) % 2 == 0 ? x[j] : -x[j]) / (float) Math.sqrt(x.length);
+            }
+        }
+        return y;
+    }
+
+    @Test
     void refusesWhatItCannotDo() {
         assertThrows(
                 KvmergeException.Usage.class,
                 () -> new CompressedContext(
                         model,
-                        new Pairs(Bias.NONE, true, true, false),
+                        new Pairs(Bias.EXACT, true, true, false),
                         CacheOptions.of(40, 32).withFlashAttention(FlashAttention.ON)));
         assertThrows(KvmergeException.Usage.class, () -> new CompressedContext(model, null, CacheOptions.of(40, 32)));
         assertThrows(KvmergeException.Usage.class, () -> CacheOptions.of(-1, 32));
         assertThrows(KvmergeException.Usage.class, () -> CacheOptions.of(40, 0));
         try (CompressedContext context = new CompressedContext(
-                model, WINDOW, CacheOptions.of(40, 32).withCellTypes(CellType.Q8_0, CellType.F16))) {
+                model, WINDOW, CacheOptions.of(40, 32).withCellTypes(CellType.Q4_0, CellType.F16))) {
             context.decode(new int[] {1, 2, 3});
             KvmergeException e = assertThrows(KvmergeException.class, context::flush);
-            assertTrue(e.getMessage().contains("use f16 or f32"), e.getMessage());
+            assertTrue(e.getMessage().contains("use f16, f32, bf16 or q8_0"), e.getMessage());
         }
         CompressedContext closed = new CompressedContext(model, WINDOW, CacheOptions.of(40, 32));
         closed.close();

@@ -96,7 +96,9 @@ class BadInputTest {
                 "--bias heavy; heavy",
                 "--device tpu; cpu or cuda",
                 "-ngl 5; --device cuda",
-                "-ctk q8_0; cannot be rewritten yet",
+                "-ctk q4_0; cannot be rewritten yet",
+                "-ctv q8_0; add -fa on",
+                "-fa on --bias exact; use -fa off",
                 "--tokens many; many",
                 "--resume --overwrite; exclude each other",
                 "--no-such-option; --no-such-option"
@@ -109,12 +111,6 @@ class BadInputTest {
     @Test
     void cudaWithoutADevice() {
         experiment("--device", "cuda").failed(FAILED, "finds no CUDA device", "--device cpu");
-    }
-
-    @Test
-    void flashAttentionWithAStrategyThatReadsTheAttention() {
-        experiment("-fa", "on", "--tokens", "512", "--block", "32", "--strategies", "h2o", "--compression", "0.5")
-                .failed(USAGE, "-fa off");
     }
 
     @Test
