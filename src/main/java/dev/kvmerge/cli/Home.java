@@ -2,9 +2,7 @@ package dev.kvmerge.cli;
 
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.models.Catalogue;
-import java.io.IOException;
 import java.net.URISyntaxException;
-import java.nio.file.Files;
 import java.nio.file.Path;
 
 /** Where kvmerge's own files are: the checkout that the jar was built in. */
@@ -40,14 +38,5 @@ final class Home {
         return elsewhere == null
                 ? path().resolve("build/native/" + System.mapLibraryName("kvmerge"))
                 : Path.of(elsewhere);
-    }
-
-    /** A folder's name with what the user typed, for messages. */
-    static boolean isEmptyFolder(Path folder) {
-        try (var files = Files.list(folder)) {
-            return files.findAny().isEmpty();
-        } catch (IOException e) {
-            return true;
-        }
     }
 }

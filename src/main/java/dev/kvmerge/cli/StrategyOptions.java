@@ -14,11 +14,12 @@ final class StrategyOptions {
     int sinks;
 
     @Option(
-            names = "--recent",
-            paramLabel = "N",
-            defaultValue = "128",
-            description = "newest positions that entropy-merged leaves alone (default: ${DEFAULT-VALUE})")
-    int recent;
+            names = "--recent-share",
+            paramLabel = "SHARE",
+            defaultValue = "0.25",
+            description =
+                    "share of the budget that entropy-merged leaves to the newest tokens, 0..1 (default: ${DEFAULT-VALUE})")
+    double recentShare;
 
     @Option(
             names = "--signal",
@@ -44,6 +45,6 @@ final class StrategyOptions {
     Bias bias;
 
     Strategies.Settings settings() {
-        return new Strategies.Settings(sinks, recent, signal, threshold, bias);
+        return new Strategies.Settings(sinks, recentShare, signal, threshold, bias);
     }
 }

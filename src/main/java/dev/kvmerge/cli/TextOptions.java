@@ -36,6 +36,13 @@ final class TextOptions {
                     + " from token " + offset + " on: use a longer text, or a smaller --tokens or --offset");
         }
         int[] part = Arrays.copyOfRange(all, offset, offset + n);
+        if (n > model.trainedContext()) {
+            System.err.printf(
+                    java.util.Locale.ROOT,
+                    "kvmerge: %,d tokens go past the %,d positions the model was trained on: perplexity gets worse there by itself%n",
+                    n,
+                    model.trainedContext());
+        }
         if (model.addsBos()) {
             part[0] = model.bos();
         }

@@ -140,11 +140,6 @@ public final class Model implements AutoCloseable {
         return Llama_h.llama_vocab_get_add_bos(vocabulary());
     }
 
-    /** Whether a text ends with the EOS token. */
-    public boolean addsEos() {
-        return Llama_h.llama_vocab_get_add_eos(vocabulary());
-    }
-
     public int bos() {
         return Llama_h.llama_vocab_bos(vocabulary());
     }

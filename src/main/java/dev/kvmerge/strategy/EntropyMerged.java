@@ -21,19 +21,16 @@ import dev.kvmerge.kernels.Bias;
  * principle), and which the native side folds into its key. docs/architecture.md has the derivation.
  *
  * @param sinks first tokens, never merged or dropped
- * @param recent newest positions, neither; fewer when the budget is too small for them
+ * @param recentShare share of the budget that the newest tokens have for themselves, neither merged nor dropped, 0..1
  * @param largestGroup most tokens a merged cell stands for
  * @param decay factor on the attention received at each block, 0..1
  * @param keyCost how much a distance between keys costs
  * @param bias how merged cells keep their mass
  */
-public record EntropyMerged(int sinks, int recent, int largestGroup, double decay, double keyCost, Bias bias)
+public record EntropyMerged(int sinks, double recentShare, int largestGroup, double decay, double keyCost, Bias bias)
         implements Strategy {
     public EntropyMerged {
-        if (sinks < 0 || recent < 1) {
-            throw new KvmergeException.Usage(
-                    "--sinks must not be negative and --recent must be positive: " + sinks + ", " + recent);
-        }
+        Window.check(sinks, recentShare);
         if (largestGroup < 1 || !(decay >= 0 && decay <= 1) || !(keyCost >= 0)) {
             throw new KvmergeException.Usage(
                     "the largest group must be positive, the decay 0..1 and the key cost not negative: " + largestGroup
@@ -43,7 +40,7 @@ public record EntropyMerged(int sinks, int recent, int largestGroup, double deca
 
     /** The values that the measurements in docs/ were made with. */
     public EntropyMerged() {
-        this(4, 128, 8, 0.9, 1.5, Bias.FOLDED);
+        this(4, 0.25, 8, 0.9, 1.5, Bias.FOLDED);
     }
 
     @Override
@@ -69,7 +66,7 @@ public record EntropyMerged(int sinks, int recent, int largestGroup, double deca
     @Override
     public Plan plan(CellStats cells, int budget) {
         int first = Math.min(sinks, budget - 1);
-        int end = Window.end(cells, first, budget, recent);
+        int end = Window.end(cells, first, budget, recentShare);
         return new Merging(cells, first, end).reduceBy(cells.size() - budget);
     }
 

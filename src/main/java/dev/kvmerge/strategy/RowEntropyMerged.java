@@ -18,18 +18,15 @@ import java.util.List;
  *
  * @param threshold entropy above which a token is diffuse, 0..1; 0.3 to 0.7 is useful
  * @param sinks first tokens, never merged or dropped
- * @param recent newest positions, neither; fewer when the budget is too small for them
+ * @param recentShare share of the budget that the newest tokens have for themselves, neither merged nor dropped, 0..1
  * @param bias how merged cells keep their mass
  */
-public record RowEntropyMerged(double threshold, int sinks, int recent, Bias bias) implements Strategy {
+public record RowEntropyMerged(double threshold, int sinks, double recentShare, Bias bias) implements Strategy {
     public RowEntropyMerged {
         if (!(threshold >= 0 && threshold <= 1)) {
             throw new KvmergeException.Usage("--threshold must be 0..1 (0.3 to 0.7 is useful): " + threshold);
         }
-        if (sinks < 0 || recent < 1) {
-            throw new KvmergeException.Usage(
-                    "--sinks must not be negative and --recent must be positive: " + sinks + ", " + recent);
-        }
+        Window.check(sinks, recentShare);
     }
 
     @Override
@@ -56,7 +53,7 @@ public record RowEntropyMerged(double threshold, int sinks, int recent, Bias bia
     public Plan plan(CellStats cells, int budget) {
         int excess = cells.size() - budget;
         int first = Math.min(sinks, budget - 1);
-        int end = Window.end(cells, first, budget, recent);
+        int end = Window.end(cells, first, budget, recentShare);
         Plan.Builder plan = Plan.builder(cells.size());
         boolean[] merged = new boolean[cells.size()];
         for (Span span : spans(cells, first, end)) {

@@ -19,24 +19,24 @@ public final class Strategies {
      * What the command line sets; a strategy takes what it has a use for.
      *
      * @param sinks first tokens that always stay
-     * @param recent newest positions that always stay
+     * @param recentShare share of the budget that entropy-merged leaves to the newest tokens
      * @param signal "column" or "row", of entropy-merged
      * @param threshold of the row signal
      * @param bias how merged cells keep their mass
      */
-    public record Settings(int sinks, int recent, String signal, double threshold, Bias bias) {
-        public static final Settings DEFAULT = new Settings(4, 128, "column", 0.5, Bias.FOLDED);
+    public record Settings(int sinks, double recentShare, String signal, double threshold, Bias bias) {
+        public static final Settings DEFAULT = new Settings(4, 0.25, "column", 0.5, Bias.FOLDED);
     }
 
     private static final Map<String, Function<Settings, Strategy>> BY_NAME = new LinkedHashMap<>();
 
     static {
         BY_NAME.put("entropy-merged", s -> switch (s.signal) {
-            case "column" -> new EntropyMerged(s.sinks, s.recent, 8, 0.9, 1.5, s.bias);
-            case "row" -> new RowEntropyMerged(s.threshold, s.sinks, s.recent, s.bias);
+            case "column" -> new EntropyMerged(s.sinks, s.recentShare, 8, 0.9, 1.5, s.bias);
+            case "row" -> new RowEntropyMerged(s.threshold, s.sinks, s.recentShare, s.bias);
             default -> throw new KvmergeException.Usage("--signal is column or row, not '" + s.signal + "'");
         });
-        BY_NAME.put("entropy-merged-row", s -> new RowEntropyMerged(s.threshold, s.sinks, s.recent, s.bias));
+        BY_NAME.put("entropy-merged-row", s -> new RowEntropyMerged(s.threshold, s.sinks, s.recentShare, s.bias));
         BY_NAME.put("h2o", s -> new H2o(0.5));
         BY_NAME.put("streaming-llm", s -> new StreamingLlm(s.sinks));
     }

@@ -1,21 +1,26 @@
 package dev.kvmerge.strategy;
 
+import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.CellStats;
 
 /** The part of the cells that a strategy may touch: after the sinks, before the newest. */
 final class Window {
     private Window() {}
 
-    /**
-     * End (exclusive) of the cells that may be touched: those before the newest {@code recent} positions. The window of recent tokens
-     * shrinks when the budget does not hold it beside the {@code first} sinks. The newest cell is never among them.
-     */
-    static int end(CellStats cells, int first, int budget, int recent) {
-        int n = cells.size();
-        int end = n - 1;
-        while (end > first && cells.position()[end - 1] > cells.newest() - recent) {
-            end--;
+    /** Refuses parameters that make no window. */
+    static void check(int sinks, double recentShare) {
+        if (sinks < 0 || !(recentShare >= 0 && recentShare <= 1)) {
+            throw new KvmergeException.Usage(
+                    "--sinks must not be negative and --recent-share must be 0..1: " + sinks + ", " + recentShare);
         }
-        return Math.max(end, first + n - budget);
+    }
+
+    /**
+     * End (exclusive) of the cells that may be touched: before the newest ones, which have a share of the budget for
+     * themselves, less where the {@code first} sinks leave it less. The newest cell is never among them.
+     */
+    static int end(CellStats cells, int first, int budget, double recentShare) {
+        int recent = (int) Math.round(recentShare * budget);
+        return cells.size() - Math.clamp(recent, 1, budget - first);
     }
 }

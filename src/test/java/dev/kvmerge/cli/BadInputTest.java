@@ -86,7 +86,7 @@ class BadInputTest {
                 "-t 0; -t must be 1 to 1024",
                 "-ub -1; -ub must be positive",
                 "--sinks -1; --sinks must not be negative",
-                "--recent 0; --recent must be positive",
+                "--recent-share 2; --recent-share must be 0..1",
                 "--signal diagonal; column or row",
                 "--threshold 2 --signal row; --threshold must be 0..1",
                 "--strategies full,streeming-llm; did you mean 'streaming-llm'",

@@ -77,11 +77,11 @@ class StrategyTest {
                 new H2o(0),
                 new H2o(1),
                 new EntropyMerged(),
-                new EntropyMerged(4, 8, 3, 0.9, 1.5, Bias.NONE),
-                new EntropyMerged(0, 1, 1, 1, 0, Bias.EXACT),
-                new RowEntropyMerged(0.5, 4, 8, Bias.FOLDED),
-                new RowEntropyMerged(0, 2, 1, Bias.NONE),
-                new RowEntropyMerged(1, 0, 64, Bias.FOLDED));
+                new EntropyMerged(4, 0.5, 3, 0.9, 1.5, Bias.NONE),
+                new EntropyMerged(0, 0, 1, 1, 0, Bias.EXACT),
+                new RowEntropyMerged(0.5, 4, 0.1, Bias.FOLDED),
+                new RowEntropyMerged(0, 2, 0, Bias.NONE),
+                new RowEntropyMerged(1, 0, 1, Bias.FOLDED));
     }
 
     @Property(tries = 1000)
@@ -105,10 +105,10 @@ class StrategyTest {
     void entropyMergedLeavesSinksAndTheNewestAlone(@ForAll @IntRange(min = 40, max = 200) int n, @ForAll long seed) {
         CellStats cells = random(n, seed);
         for (Strategy strategy : List.of(
-                new EntropyMerged(4, 16, 8, 0.9, 1.5, Bias.FOLDED), new RowEntropyMerged(0.3, 4, 16, Bias.FOLDED))) {
+                new EntropyMerged(4, 0.4, 8, 0.9, 1.5, Bias.FOLDED), new RowEntropyMerged(0.3, 4, 0.4, Bias.FOLDED))) {
             Plan plan = strategy.plan(cells, 30);
             for (int i = 0; i < n; i++) {
-                boolean isProtected = i < 4 || cells.position()[i] > cells.newest() - 16;
+                boolean isProtected = i < 4 || i >= n - 12; // 0.4 of 30
                 if (isProtected) {
                     int at = i;
                     assertEquals(i, plan.target()[i]);
@@ -147,7 +147,7 @@ class StrategyTest {
         }
         System.arraycopy(keys, 2 * DIM, keys, 3 * DIM, DIM);
         System.arraycopy(values, 2 * DIM, values, 3 * DIM, DIM);
-        Plan plan = new EntropyMerged(1, 1, 8, 0.9, 1.5, Bias.FOLDED).plan(cells(mass, new float[8], keys, values), 6);
+        Plan plan = new EntropyMerged(1, 0, 8, 0.9, 1.5, Bias.FOLDED).plan(cells(mass, new float[8], keys, values), 6);
         assertEquals(plan.target()[2], plan.target()[3], "twins merge: it costs nothing");
         assertEquals(1, plan.weight()[2] + plan.weight()[3], 1e-6);
         assertEquals(Plan.EVICTED, plan.target()[5], "what nobody attends to is dropped: it costs nothing either");
@@ -161,7 +161,7 @@ class StrategyTest {
         float[] values = ones(5);
         values[4 * DIM] = -5;
         Plan plan =
-                new EntropyMerged(0, 1, 8, 0.9, 1.5, Bias.FOLDED).plan(cells(mass, new float[5], ones(5), values), 2);
+                new EntropyMerged(0, 0, 8, 0.9, 1.5, Bias.FOLDED).plan(cells(mass, new float[5], ones(5), values), 2);
         // Rates are mass / age: 1/5, 4/4, 2/3, 1/2 over the four that may go.
         double total = 1 / 5.0 + 4 / 4.0 + 2 / 3.0 + 1 / 2.0;
         int pivot = plan.target()[0];
@@ -182,7 +182,7 @@ class StrategyTest {
         float[] entropy = {0, .6f, .6f, .1f, .9f, .9f, .9f, .2f, .9f, .9f};
         float[] mass = {1, 1, 1, 1, 2, 1, 1, 1, 1, 1};
         CellStats cells = cells(mass, entropy, new float[40], new float[40]);
-        RowEntropyMerged strategy = new RowEntropyMerged(0.5, 1, 2, Bias.FOLDED);
+        RowEntropyMerged strategy = new RowEntropyMerged(0.5, 1, 0.25, Bias.FOLDED);
         assertEquals(
                 List.of("4-7", "1-3"),
                 strategy.spans(cells, 1, 8).stream()
@@ -216,13 +216,13 @@ class StrategyTest {
             }
         }
         assertEquals(
-                "{sinks=4, recent=128, largestGroup=8, decay=0.9, keyCost=1.5, bias=folded}",
+                "{sinks=4, recentShare=0.25, largestGroup=8, decay=0.9, keyCost=1.5, bias=folded}",
                 new EntropyMerged().parameters().toString());
         KvmergeException e =
                 assertThrows(KvmergeException.Usage.class, () -> Strategies.create("h20", Strategies.Settings.DEFAULT));
         assertTrue(e.getMessage().contains("did you mean 'h2o'"), e.getMessage());
         assertThrows(KvmergeException.Usage.class, () -> new StreamingLlm(-1));
-        assertThrows(KvmergeException.Usage.class, () -> new RowEntropyMerged(1.5, 4, 1, Bias.NONE));
-        assertThrows(KvmergeException.Usage.class, () -> new EntropyMerged(4, 0, 8, 0.9, 1.5, Bias.NONE));
+        assertThrows(KvmergeException.Usage.class, () -> new RowEntropyMerged(1.5, 4, 0.25, Bias.NONE));
+        assertThrows(KvmergeException.Usage.class, () -> new EntropyMerged(4, 1.5, 8, 0.9, 1.5, Bias.NONE));
     }
 }

@@ -55,7 +55,7 @@ public class PlanBenchmark {
             case "streaming-llm" -> new StreamingLlm(4);
             case "h2o" -> new H2o(0.5);
             case "entropy-merged" -> new EntropyMerged();
-            default -> new RowEntropyMerged(0.5, 4, 128, Bias.FOLDED);
+            default -> new RowEntropyMerged(0.5, 4, 0.25, Bias.FOLDED);
         };
         int n = budget + BLOCK;
         Random random = new Random(1);
