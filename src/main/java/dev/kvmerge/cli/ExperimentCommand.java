@@ -195,6 +195,8 @@ final class ExperimentCommand implements Runnable {
                 report.settings().flashAttention());
         System.out.print(Table.of(results));
         System.out.println();
+        System.out.print(Table.comparisons(results, traces));
+        System.out.println();
         System.out.println("Written to " + out + ": results.json, results.csv, traces/, and plots (*.svg).");
     }
 

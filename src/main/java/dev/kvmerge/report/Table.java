@@ -1,11 +1,13 @@
 package dev.kvmerge.report;
 
 import dev.kvmerge.eval.RunResult;
+import dev.kvmerge.eval.Trace;
 import java.util.ArrayList;
+import java.util.Comparator;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
-import java.util.stream.Collectors;
+import java.util.TreeMap;
 
 /** Results in words and columns, for a terminal. */
 public final class Table {
@@ -25,15 +27,10 @@ public final class Table {
         if (full != null) {
             rows.add(row(full, full));
         }
-        Map<Double, List<RunResult>> parts = runs.stream()
-                .filter(r -> r.compression() > 0)
-                .collect(Collectors.groupingBy(RunResult::compression, java.util.TreeMap::new, Collectors.toList()));
-        parts.forEach((compression, part) -> {
+        byCompression(runs).forEach((compression, part) -> {
             rows.add(new String[] {String.format(Locale.ROOT, "%s %% fewer cells", percent(compression)) + scored(part)
             });
-            part.stream()
-                    .sorted(java.util.Comparator.comparing(r -> r.klMean() == null ? Double.MAX_VALUE : r.klMean()))
-                    .forEach(r -> rows.add(row(r, full)));
+            part.forEach(r -> rows.add(row(r, full)));
         });
         text.append(align(rows));
         text.append('\n');
@@ -74,6 +71,54 @@ public final class Table {
             facts.add(String.format(Locale.ROOT, "%.2f x the speed", run.tokensPerSecond() / full.tokensPerSecond()));
         }
         return run.strategy() + ", " + percent(run.compression()) + " % fewer cells: " + String.join(", ", facts);
+    }
+
+    /**
+     * The run with the least divergence of each compression against each of the others, on the same tokens: a difference of less than
+     * twice its standard error is called a tie.
+     *
+     * @param traces by run id
+     */
+    public static String comparisons(List<RunResult> runs, Map<String, Trace> traces) {
+        StringBuilder text = new StringBuilder();
+        byCompression(runs).forEach((compression, part) -> {
+            RunResult best = part.getFirst();
+            for (RunResult other : part.subList(1, part.size())) {
+                Trace a = traces.get(best.id());
+                Trace b = traces.get(other.id());
+                Trace.Difference d = a == null || b == null ? null : a.minus(b, best.cells() + 1);
+                if (d != null) {
+                    text.append(String.format(
+                            Locale.ROOT,
+                            "%s against %s, %s %% fewer cells: KL %+.4f +/- %.4f%s, perplexity %+.2f %% +/- %.2f%s%n",
+                            best.strategy(),
+                            other.strategy(),
+                            percent(compression),
+                            d.kl(),
+                            d.klError(),
+                            tie(d.kl(), d.klError()),
+                            100 * Math.expm1(d.nll()),
+                            100 * d.nllError(),
+                            tie(d.nll(), d.nllError())));
+                }
+            }
+        });
+        return text.toString();
+    }
+
+    private static String tie(double difference, double error) {
+        return Math.abs(difference) < 2 * error ? " (a tie)" : "";
+    }
+
+    /** The compressed runs by compression, in each the least divergence first. */
+    private static Map<Double, List<RunResult>> byCompression(List<RunResult> runs) {
+        Map<Double, List<RunResult>> parts = new TreeMap<>();
+        runs.stream()
+                .filter(r -> r.compression() > 0)
+                .sorted(Comparator.comparing(r -> r.klMean() == null ? Double.MAX_VALUE : r.klMean()))
+                .forEach(r -> parts.computeIfAbsent(r.compression(), c -> new ArrayList<>())
+                        .add(r));
+        return parts;
     }
 
     private static String percent(double share) {

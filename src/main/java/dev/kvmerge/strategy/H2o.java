@@ -31,13 +31,6 @@ public record H2o(double recentShare) implements Strategy {
     public Plan plan(CellStats cells, int budget) {
         int recent = Math.max(1, (int) Math.round(budget * recentShare));
         int old = cells.size() - recent;
-        boolean[] kept = new boolean[cells.size()];
-        for (int i : Selection.largest(old, budget - recent, i -> cells.mass()[i])) {
-            kept[i] = true;
-        }
-        for (int i = old; i < kept.length; i++) {
-            kept[i] = true;
-        }
-        return Plan.keep(kept);
+        return Selection.keepLargestAndNewest(cells.size(), old, budget, i -> cells.mass()[i]);
     }
 }

@@ -1,5 +1,6 @@
 package dev.kvmerge.strategy;
 
+import dev.kvmerge.cache.Plan;
 import java.util.Arrays;
 import java.util.function.IntToDoubleFunction;
 
@@ -31,5 +32,18 @@ public final class Selection {
         }
         Arrays.sort(chosen);
         return chosen;
+    }
+
+    /**
+     * A plan that keeps, of n cells, those from {@code old} on, and of the ones before as many with the largest scores as the budget
+     * has room for.
+     */
+    public static Plan keepLargestAndNewest(int n, int old, int budget, IntToDoubleFunction score) {
+        boolean[] kept = new boolean[n];
+        Arrays.fill(kept, old, n, true);
+        for (int i : largest(old, budget - (n - old), score)) {
+            kept[i] = true;
+        }
+        return Plan.keep(kept);
     }
 }

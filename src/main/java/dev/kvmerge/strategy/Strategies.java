@@ -39,6 +39,11 @@ public final class Strategies {
         BY_NAME.put("entropy-merged-row", s -> new RowEntropyMerged(s.threshold, s.sinks, s.recentShare, s.bias));
         BY_NAME.put("h2o", s -> new H2o(0.5));
         BY_NAME.put("streaming-llm", s -> new StreamingLlm(s.sinks));
+        BY_NAME.put("snapkv", s -> new SnapKv(32, 7));
+        BY_NAME.put("average-mass", s -> new AverageMass(s.sinks, s.recentShare, 0.9));
+        BY_NAME.put("knorm", s -> new KeyNorm());
+        BY_NAME.put("keydiff", s -> new KeyDiff());
+        BY_NAME.put("random", s -> new RandomEviction(1));
     }
 
     private Strategies() {}

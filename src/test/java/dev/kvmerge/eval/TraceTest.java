@@ -25,4 +25,25 @@ class TraceTest {
         assertEquals(2.0 / 3, d.topAgreement(), 1e-12);
         assertNull(new Trace(new double[2], new double[] {NONE, NONE}, new boolean[2]).divergence(0));
     }
+
+    @Test
+    void differencesArePairedAndTheirErrorsAreOfBlocks() {
+        int n = 1 + 64 * 3 + 5;
+        double[] a = new double[n];
+        double[] b = new double[n];
+        double[] kl = new double[n];
+        for (int i = 1; i < n; i++) {
+            b[i] = Math.sin(i); // what both share does not count
+            a[i] = b[i] + (i - 1) / 64; // the blocks differ by 0, 1 and 2; five tokens are left over
+            kl[i] = 0.5;
+        }
+        a[0] = NONE;
+        boolean[] same = new boolean[n];
+        Trace.Difference d = new Trace(a, kl, same).minus(new Trace(b, new double[n], same), 1);
+        assertEquals(1, d.nll(), 1e-12);
+        assertEquals(Math.sqrt(1.0 / 3), d.nllError(), 1e-12);
+        assertEquals(0.5, d.kl(), 1e-12);
+        assertEquals(0, d.klError(), 1e-12);
+        assertNull(new Trace(a, kl, same).minus(new Trace(b, kl, same), n - 70));
+    }
 }

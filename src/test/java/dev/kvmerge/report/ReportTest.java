@@ -63,6 +63,22 @@ class ReportTest {
     }
 
     @Test
+    void theBestIsComparedWithTheOthersOnTheSameTokens() {
+        RunResult other = run("h2o", 0.7, 20.5, 0.03, 110);
+        double[] zeros = new double[1000];
+        double[] more = new double[1000];
+        java.util.Arrays.fill(more, 0.01);
+        more[200] = 0.02;
+        Trace ours = new Trace(zeros, zeros, new boolean[1000]);
+        Trace theirs = new Trace(zeros, more, new boolean[1000]);
+        String text = Table.comparisons(List.of(FULL, other, OURS), Map.of(OURS.id(), ours, other.id(), theirs));
+        assertTrue(
+                text.startsWith("entropy-merged against h2o, 70 % fewer cells: KL -0.0100 +/- 0.0000, perplexity"),
+                text);
+        assertEquals("", Table.comparisons(List.of(FULL, other, OURS), Map.of()));
+    }
+
+    @Test
     void resultsComeBackAsTheyWere() throws IOException {
         Report report = new Report(
                 new Report.Versions("0.1.0", "0.5.0", "25"),

@@ -81,7 +81,12 @@ class StrategyTest {
                 new EntropyMerged(0, 0, 1, 1, 0, Bias.EXACT),
                 new RowEntropyMerged(0.5, 4, 0.1, Bias.FOLDED),
                 new RowEntropyMerged(0, 2, 0, Bias.NONE),
-                new RowEntropyMerged(1, 0, 1, Bias.FOLDED));
+                new RowEntropyMerged(1, 0, 1, Bias.FOLDED),
+                new SnapKv(3, 5),
+                new AverageMass(4, 0.25, 0.9),
+                new KeyNorm(),
+                new KeyDiff(),
+                new RandomEviction(7));
     }
 
     @Property(tries = 1000)
@@ -125,6 +130,51 @@ class StrategyTest {
     void streamingLlmKeepsSinksAndTheNewest() {
         Plan plan = new StreamingLlm(2).plan(random(10, 1), 5);
         assertArrayEquals(new int[] {0, 1, -1, -1, -1, -1, -1, 7, 8, 9}, plan.target());
+    }
+
+    @Test
+    void snapKvKeepsWhatTheNewestQueriesVoteForWithTheNeighbours() {
+        float[] mass = {0, 9, 0, 0, 0, 0, 0, 4, 4, 4, 0, 0};
+        // Pooled over 3: cell 1 and its neighbours 3 each, cells 6..10 4/3, 8/3, 4, 8/3, 4/3.
+        Plan plan = new SnapKv(2, 3).plan(cells(mass, new float[12], new float[12 * DIM], new float[12 * DIM]), 6);
+        assertArrayEquals(new int[] {0, 1, 2, -1, -1, -1, -1, -1, 8, -1, 10, 11}, plan.target());
+    }
+
+    @Test
+    void averageMassKeepsAttentionPerPosition() {
+        float[] mass = {0, 8, 6, 1, 3, 1};
+        // Rates of cells 1..4: 8/5, 6/4, 1/3, 3/2; the sink stays whatever it gets.
+        Plan plan = new AverageMass(1, 0.25, 0.9).plan(cells(mass, new float[6], new float[24], new float[24]), 4);
+        assertArrayEquals(new int[] {0, 1, 2, -1, -1, 5}, plan.target());
+    }
+
+    @Test
+    void keyNormKeepsTheSmallestKeys() {
+        float[] keys = new float[5 * DIM];
+        double[] size = {3, 1, 2, 5, 9};
+        for (int i = 0; i < 5; i++) {
+            keys[i * DIM + i % DIM] = (float) size[i];
+        }
+        Plan plan = new KeyNorm().plan(cells(new float[5], new float[5], keys, new float[20]), 3);
+        assertArrayEquals(new int[] {-1, 1, 2, -1, 4}, plan.target());
+    }
+
+    @Test
+    void keyDiffKeepsTheKeysThatPointElsewhere() {
+        float[] keys = {1, 0, 0, 0, 2, 0.1f, 0, 0, 0, 3, 0, 0, 5, 0, 0.1f, 0, -1, 0, 0, 0, 1, 0, 0, 0};
+        Plan plan = new KeyDiff().plan(cells(new float[6], new float[6], keys, new float[24]), 3);
+        assertArrayEquals(
+                new int[] {-1, -1, 2, -1, 4, 5}, plan.target()); // the upright one, the opposite one, the newest
+    }
+
+    @Test
+    void randomIsTheSameEveryTimeAndAnotherForEveryHead() {
+        Strategy random = new RandomEviction(1);
+        CellStats a = random(50, 1);
+        assertArrayEquals(random.plan(a, 20).target(), random.plan(a, 20).target());
+        CellStats b = new CellStats(1, 3, a.position(), a.mass(), a.entropy(), a.count(), null);
+        assertTrue(
+                !Arrays.equals(random.plan(a, 20).target(), random.plan(b, 20).target()));
     }
 
     @Test

@@ -1,0 +1,54 @@
+package dev.kvmerge.strategy;
+
+import dev.kvmerge.KvmergeException;
+import dev.kvmerge.attention.CellStats;
+import dev.kvmerge.cache.Plan;
+
+/**
+ * What the newest queries attend to, smoothed over neighbours, and the newest tokens. Li et al. 2024, "SnapKV: LLM Knows What You are
+ * Looking for Before Generation": votes are the attention of an observation window's queries, average-pooled along the cells. Here the
+ * window whose queries vote is the last block.
+ *
+ * @param window newest tokens that always stay; the paper's 32
+ * @param kernel cells that votes are averaged over, odd; the paper's 7
+ */
+public record SnapKv(int window, int kernel) implements Strategy {
+    public SnapKv {
+        if (window < 1 || kernel < 1 || kernel % 2 == 0) {
+            throw new KvmergeException.Usage(
+                    "snapkv needs a positive window and a positive odd kernel: " + window + ", " + kernel);
+        }
+    }
+
+    @Override
+    public String name() {
+        return "snapkv";
+    }
+
+    @Override
+    public boolean needsMass() {
+        return true;
+    }
+
+    @Override
+    public double massDecay() {
+        return 0;
+    }
+
+    @Override
+    public int fewestCells(int block) {
+        return window + 1;
+    }
+
+    @Override
+    public Plan plan(CellStats cells, int budget) {
+        int old = cells.size() - Math.min(window, budget);
+        double[] pooled = new double[old];
+        for (int i = 0; i < old; i++) {
+            for (int j = Math.max(0, i - kernel / 2); j <= Math.min(old - 1, i + kernel / 2); j++) {
+                pooled[i] += cells.mass()[j] / kernel; // cells beyond the ends count as 0, as the paper's pooling pads
+            }
+        }
+        return Selection.keepLargestAndNewest(cells.size(), old, budget, i -> pooled[i]);
+    }
+}
