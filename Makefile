@@ -49,7 +49,7 @@ $(NATIVE): $(NATIVE_SOURCES) | $(HEADERS)
 	@echo "building the native library (ten seconds)"
 	@cmake -S native -B build/native -DKVMERGE_LLAMA_INCLUDE=$(abspath $(DOWNLOADS)/llama.cpp-headers) \
 	    -DKVMERGE_WERROR=$(if $(CI),ON,OFF) > /dev/null
-	@cmake --build build/native --parallel $(JOBS) -- --no-print-directory > build/native/log 2>&1 || { cat build/native/log; exit 1; }
+	@cmake --build build/native --parallel $(JOBS) > build/native/log 2>&1 || { cat build/native/log; exit 1; }
 	@touch $@
 
 ## test: build and run all tests, native (with sanitizers too) and Java
@@ -58,7 +58,7 @@ test: test-native test-java
 test-native: build
 	ctest --test-dir build/native --output-on-failure
 	@cmake -S native -B build/sanitized -DKVMERGE_LLAMA_INCLUDE=$(abspath $(DOWNLOADS)/llama.cpp-headers) -DKVMERGE_SANITIZE=ON > /dev/null
-	@cmake --build build/sanitized --parallel $(JOBS) -- --no-print-directory > build/sanitized/log 2>&1 || { cat build/sanitized/log; exit 1; }
+	@cmake --build build/sanitized --parallel $(JOBS) > build/sanitized/log 2>&1 || { cat build/sanitized/log; exit 1; }
 	ctest --test-dir build/sanitized --output-on-failure
 
 test-java: build setup
@@ -68,7 +68,7 @@ test-java: build setup
 bench: build setup
 	@$(MVN) install -DskipTests
 	@$(MVN) -f benchmarks/pom.xml package
-	$(JDK)/bin/java -jar benchmarks/target/benchmarks.jar $(BENCH)
+	$(JDK)/bin/java --sun-misc-unsafe-memory-access=allow -jar benchmarks/target/benchmarks.jar $(BENCH)
 
 ## bindings: regenerate jextract/generated from the headers (needs jextract on the PATH, or JEXTRACT=path)
 bindings: $(HEADERS)

@@ -45,6 +45,7 @@ public final class Observer implements AutoCloseable {
     private final int block;
     private final boolean entropies;
     private final MemorySegment handle;
+    private final ContextOptions.EvalCallback callback;
     private final Arena arena = Arena.ofShared();
     private final MemorySegment stats = kvmerge_block_stats.allocate(arena);
     private final MemorySegment target;
@@ -95,6 +96,7 @@ public final class Observer implements AutoCloseable {
             Kvmerge.check(Kvmerge_h.kvmerge_observer_create(params, out));
             handle = out.get(ValueLayout.ADDRESS, 0);
         }
+        callback = new ContextOptions.EvalCallback(Kvmerge_h.kvmerge_eval_callback$address(), handle);
         target = arena.allocate(ValueLayout.JAVA_INT, entries);
         weight = arena.allocate(ValueLayout.JAVA_FLOAT, entries);
         position = arena.allocate(ValueLayout.JAVA_INT, entries);
@@ -107,7 +109,8 @@ public final class Observer implements AutoCloseable {
 
     /** What to give to the context. */
     public ContextOptions.EvalCallback callback() {
-        return new ContextOptions.EvalCallback(Kvmerge_h.kvmerge_eval_callback$address(), open());
+        open();
+        return callback;
     }
 
     /** Starts a block: forgets the last one's tokens, mass and entropies, decays the query moments. */
@@ -315,9 +318,17 @@ public final class Observer implements AutoCloseable {
         return handle;
     }
 
+    /**
+     * Frees the observer.
+     *
+     * @throws IllegalStateException if a context that calls it is still open
+     */
     @Override
     public void close() {
         if (!closed) {
+            if (callback.inUse()) {
+                throw new IllegalStateException("the observer's context is still open: close that first");
+            }
             closed = true;
             Kvmerge.check(Kvmerge_h.kvmerge_observer_free(handle));
             arena.close();

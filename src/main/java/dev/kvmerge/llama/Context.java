@@ -24,6 +24,8 @@ public final class Context implements AutoCloseable {
     private final MemorySegment sequencePointers;
     private final MemorySegment outputs;
     private final MemorySegment nativeBatch;
+    private final ContextOptions.EvalCallback callback;
+    private Arena logitsLife; // of the segment that logits() gave out
     private int outputRows;
     private boolean closed;
 
@@ -35,6 +37,7 @@ public final class Context implements AutoCloseable {
      */
     public Context(Model model, ContextOptions options, ContextOptions.EvalCallback callback) {
         this.model = model;
+        this.callback = callback;
         this.batch = options.batch();
         this.sequences = options.sequences();
         this.vocabulary = model.vocabularySize();
@@ -69,6 +72,9 @@ public final class Context implements AutoCloseable {
                     + model.library().takeLog());
         }
         model.contextOpened();
+        if (callback != null) {
+            callback.acquire();
+        }
         cells = Llama_h.llama_n_ctx(handle);
         tokens = arena.allocate(ValueLayout.JAVA_INT, batch);
         positions = arena.allocate(ValueLayout.JAVA_INT, batch);
@@ -151,7 +157,7 @@ public final class Context implements AutoCloseable {
             rows += item.output() ? 1 : 0;
         }
         llama_batch.n_tokens(nativeBatch, n);
-        outputRows = 0;
+        endLogits();
         model.library().takeLog();
         int status = Llama_h.llama_decode(handle, nativeBatch);
         if (status != 0) {
@@ -165,13 +171,27 @@ public final class Context implements AutoCloseable {
         outputRows = rows;
     }
 
-    /** The last batch's logits: F32 [outputs][vocabulary]. llama.cpp's memory, valid until the next decode or close. */
+    /**
+     * The last batch's logits: F32 [outputs][vocabulary], llama.cpp's own memory. The segment ends with the next decode or close: after
+     * that, reading it throws {@link IllegalStateException}.
+     */
     public MemorySegment logits() {
         open();
         if (outputRows == 0) {
             throw new IllegalStateException("no logits: decode a batch with outputs first");
         }
-        return Llama_h.llama_get_logits(handle).reinterpret(4L * outputRows * vocabulary);
+        if (logitsLife == null) {
+            logitsLife = Arena.ofShared();
+        }
+        return Llama_h.llama_get_logits(handle).reinterpret(4L * outputRows * vocabulary, logitsLife, null);
+    }
+
+    private void endLogits() {
+        outputRows = 0;
+        if (logitsLife != null) {
+            logitsLife.close();
+            logitsLife = null;
+        }
     }
 
     /** Rows of {@link #logits()}. */
@@ -197,7 +217,7 @@ public final class Context implements AutoCloseable {
     /** Frees all cells. */
     public void clear() {
         Llama_h.llama_memory_clear(memory(), true);
-        outputRows = 0;
+        endLogits();
     }
 
     private MemorySegment memory() {
@@ -215,9 +235,13 @@ public final class Context implements AutoCloseable {
     public void close() {
         if (!closed) {
             closed = true;
+            endLogits();
             Llama_h.llama_free(handle);
             arena.close();
             model.contextClosed();
+            if (callback != null) {
+                callback.release();
+            }
         }
     }
 }

@@ -2,6 +2,7 @@ package dev.kvmerge.llama;
 
 import dev.kvmerge.KvmergeException;
 import java.lang.foreign.MemorySegment;
+import java.util.concurrent.atomic.AtomicInteger;
 
 /**
  * How to make a llama.cpp context. The names are llama.cpp's options.
@@ -80,6 +81,39 @@ public record ContextOptions(
         Q4_0
     }
 
-    /** A C function that llama.cpp calls for every graph node, and its user data. It must outlive the context. */
-    public record EvalCallback(MemorySegment function, MemorySegment userData) {}
+    /**
+     * A C function that llama.cpp calls for every graph node, and its user data. Its owner must keep both alive while a context uses it:
+     * {@link #inUse} says so.
+     */
+    public static final class EvalCallback {
+        private final MemorySegment function;
+        private final MemorySegment userData;
+        private final AtomicInteger users = new AtomicInteger();
+
+        public EvalCallback(MemorySegment function, MemorySegment userData) {
+            this.function = function;
+            this.userData = userData;
+        }
+
+        /** Whether an open context may still call it. */
+        public boolean inUse() {
+            return users.get() > 0;
+        }
+
+        MemorySegment function() {
+            return function;
+        }
+
+        MemorySegment userData() {
+            return userData;
+        }
+
+        void acquire() {
+            users.incrementAndGet();
+        }
+
+        void release() {
+            users.decrementAndGet();
+        }
+    }
 }

@@ -420,6 +420,22 @@ class CompressedContextTest {
     }
 
     @Test
+    void whatIsFreedIsNeverRead() {
+        CompressedContext context = new CompressedContext(model, WINDOW, CacheOptions.of(40, 32));
+        context.decode(TestModel.book(0, 8));
+        MemorySegment first = context.logits();
+        assertTrue(Float.isFinite(first.get(ValueLayout.JAVA_FLOAT, 0)));
+        context.decode(TestModel.book(8, 8));
+        assertThrows(IllegalStateException.class, () -> first.get(ValueLayout.JAVA_FLOAT, 0));
+        MemorySegment second = context.logits();
+        assertThrows(IllegalStateException.class, () -> context.observer().close(), "its context still calls it");
+        assertThrows(IllegalStateException.class, model::close, "it has an open context");
+        context.close();
+        assertThrows(IllegalStateException.class, () -> second.get(ValueLayout.JAVA_FLOAT, 0));
+        assertThrows(IllegalStateException.class, () -> context.observer().begin());
+    }
+
+    @Test
     void aPlannerThatBreaksTheRulesIsToldSo() {
         try (CompressedContext context =
                 new CompressedContext(model, (cells, budget) -> Plan.keepAll(cells.size()), CacheOptions.of(20, 16))) {
