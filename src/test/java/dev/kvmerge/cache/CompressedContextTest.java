@@ -196,6 +196,7 @@ class CompressedContextTest {
         double folded = divergence(left, afterTwins(Twins.MERGED, Bias.FOLDED));
         double none = divergence(left, afterTwins(Twins.MERGED, Bias.NONE));
         String all = "rounding " + rounding + ", exact " + exact + ", folded " + folded + ", none " + none;
+        System.out.println("KL after merging twin cells: " + all);
         assertTrue(exact < 3 * rounding + 1e-5, all);
         assertTrue(folded < none, all);
         assertTrue(exact < none / 3, all);
