@@ -1,5 +1,6 @@
 package dev.kvmerge.cache;
 
+import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.CellStats;
 import dev.kvmerge.kernels.Observer;
 import dev.kvmerge.llama.Shape;
@@ -107,19 +108,35 @@ final class CellTable {
      * @param plans one a pair
      * @param budget cells that stay
      * @return what the native side has to do
+     * @throws KvmergeException naming the layer and KV head of a plan that breaks the rules; nothing has moved then
      */
     Moves apply(Plan[] plans, int budget) {
+        check(plans, budget); // all of them, before anything moves
         int[] targets = new int[position.length];
         Arrays.fill(targets, NONE);
         float[] weights = new float[position.length];
         int[] destinations = new int[position.length];
         int[] positions = position.clone();
         for (int pair = 0; pair < plans.length; pair++) {
-            plans[pair].check(used, budget);
             applyPair(pair, plans[pair], budget, targets, weights, destinations);
         }
         used = budget;
         return new Moves(targets, weights, positions, destinations);
+    }
+
+    private void check(Plan[] plans, int budget) {
+        for (int pair = 0; pair < plans.length; pair++) {
+            String where =
+                    "the strategy's plan for layer " + pair / shape.kvHeads() + ", KV head " + pair % shape.kvHeads();
+            if (plans[pair] == null) {
+                throw new KvmergeException(where + " is null");
+            }
+            try {
+                plans[pair].check(used, budget);
+            } catch (IllegalStateException e) {
+                throw new KvmergeException(where + ": " + e.getMessage(), e);
+            }
+        }
     }
 
     private void applyPair(int pair, Plan plan, int budget, int[] targets, float[] weights, int[] destinations) {

@@ -441,8 +441,7 @@ class CompressedContextTest {
         try (CompressedContext context =
                 new CompressedContext(model, (cells, budget) -> Plan.keepAll(cells.size()), CacheOptions.of(20, 16))) {
             context.decode(TestModel.book(0, 16));
-            IllegalStateException e =
-                    assertThrows(IllegalStateException.class, () -> context.decode(TestModel.book(16, 16)));
+            KvmergeException e = assertThrows(KvmergeException.class, () -> context.decode(TestModel.book(16, 16)));
             assertTrue(e.getMessage().contains("the budget is 20"), e.getMessage());
         }
     }
