@@ -23,6 +23,12 @@ struct Work {
     throw Error(KVMERGE_E_ARGUMENT, text("layer %d, KV head %d, cell %d: %s", layer, head, cell, what));
 }
 
+void require_cache(const kvmerge_observer & o, int layer) {
+    if (!o.layers[layer].k.tensor || !o.layers[layer].v.tensor) {
+        throw Error(KVMERGE_E_STATE, text("layer %d: no KV cache seen; decode something first", layer));
+    }
+}
+
 // Checks one head of the plan. Throws ARGUMENT.
 void check(const kvmerge_observer & o, const kvmerge_plan & plan, int layer, int head, std::vector<int32_t> & taken) {
     const int n = o.params.n_cells;
@@ -36,6 +42,9 @@ void check(const kvmerge_observer & o, const kvmerge_plan & plan, int layer, int
         const int p = target[c];
         if (p == -1) {
             continue;
+        }
+        if (c >= o.layers[layer].k.n_cells) { // the observer may have been made for more cells than the context has
+            refuse(layer, head, c, "it is outside the cache");
         }
         if (p < 0 || p >= n) {
             refuse(layer, head, c, "its target is outside the cache");
@@ -64,13 +73,24 @@ void check(const kvmerge_observer & o, const kvmerge_plan & plan, int layer, int
     }
 }
 
-Work work_of(const int32_t * target, const float * weight, const int32_t * dest, int n) {
+// Members of each pivot's group, by the pivot's cell.
+std::vector<int32_t> group_sizes(const int32_t * target, int n) {
     std::vector<int32_t> members(n, 0);
     for (int c = 0; c < n; c++) {
         if (target[c] >= 0) {
             members[target[c]]++;
         }
     }
+    return members;
+}
+
+// A weight's share of the entropy of its group's weights, H(w) = sum of -w log w.
+double entropy_term(double w) {
+    return w > 0 ? -w * std::log(w) : 0;
+}
+
+Work work_of(const int32_t * target, const float * weight, const int32_t * dest, int n) {
+    const std::vector<int32_t> members = group_sizes(target, n);
     Work work;
     std::vector<int32_t> next(n, -1); // where a pivot's next member goes
     int32_t total = 0;
@@ -93,8 +113,7 @@ Work work_of(const int32_t * target, const float * weight, const int32_t * dest,
     for (size_t g = 0; g < work.pivot.size(); g++) {
         double h = 0;
         for (int32_t i = work.start[g]; i < work.start[g + 1]; i++) {
-            const double w = weight[work.members[i]];
-            h -= w > 0 ? w * std::log(w) : 0;
+            h += entropy_term(weight[work.members[i]]);
         }
         work.entropy[g] = float(h);
     }
@@ -169,17 +188,12 @@ void move_biases(kvmerge_observer & o, const kvmerge_plan & plan, int layer, int
     const int n = o.params.n_cells;
     const size_t first = o.head_index(layer, head) * n;
     const int32_t * target = plan.target + first;
+    const std::vector<int32_t> members = group_sizes(target, n);
     std::vector<float> next(n, 0.0f);
-    std::vector<int32_t> members(n, 0);
-    for (int c = 0; c < n; c++) {
-        if (target[c] >= 0) {
-            members[target[c]]++;
-        }
-    }
     for (int c = 0; c < n; c++) {
         if (target[c] >= 0) {
             const double w = members[target[c]] == 1 ? 1.0 : plan.weight[first + c];
-            const float b = float(w * o.bias[first + c] - (w > 0 ? w * std::log(w) : 0));
+            const float b = float(w * o.bias[first + c] + entropy_term(w));
             next[plan.dest[first + target[c]]] += b;
         }
     }
@@ -196,9 +210,7 @@ kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmerge_plan * p
         require(plan && plan->target && plan->weight && plan->position && plan->dest, "the plan or one of its arrays is null");
         std::vector<int32_t> taken(o.params.n_cells, 0);
         for (int layer = 0; layer < o.params.n_layer; layer++) {
-            if (!o.layers[layer].k.tensor || !o.layers[layer].v.tensor) {
-                throw Error(KVMERGE_E_STATE, text("layer %d: no KV cache seen; decode something first", layer));
-            }
+            require_cache(o, layer);
             for (int head = 0; head < o.params.n_head_kv; head++) {
                 check(o, *plan, layer, head, taken);
             }
@@ -226,10 +238,8 @@ static kvmerge_observer::Layer & cells_of(kvmerge_observer & o, int32_t layer, i
     require(layer >= 0 && layer < o.params.n_layer, "no such layer");
     require(kv_head >= 0 && kv_head < o.params.n_head_kv, "no such KV head");
     require(n >= 0 && (cells || n == 0), "cells is null");
+    require_cache(o, layer);
     auto & l = o.layers[layer];
-    if (!l.k.tensor || !l.v.tensor) {
-        throw Error(KVMERGE_E_STATE, text("layer %d: no KV cache seen; decode something first", layer));
-    }
     for (int32_t i = 0; i < n; i++) {
         require(cells[i] >= 0 && cells[i] < l.k.n_cells, "no such cell");
     }

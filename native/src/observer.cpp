@@ -98,6 +98,7 @@ void kvmerge_observer::visit(ggml_tensor * node) {
     }
     const int layer = layer_of(node->name, SCORES);
     if (observes(KVMERGE_OBSERVE_QUERIES)) {
+        check_queries(node->src[1], layer);
         add_queries(node->src[1], layer);
     }
     if (params.bias == KVMERGE_BIAS_EXACT && any_bias) {
@@ -144,14 +145,18 @@ void kvmerge_observer::saw_cache_write(ggml_tensor * node, bool is_key, int laye
     }
 }
 
-void kvmerge_observer::add_queries(const ggml_tensor * q, int layer) {
+// Refuses queries that the kernels would read wrongly.
+void kvmerge_observer::check_queries(const ggml_tensor * q, int layer) const {
     require_host(q, params.ggml, layer);
-    Layer & l = layers[layer];
-    const int dim = int(q->ne[0]);
     if (q->type != GGML_TYPE_F32 || q->nb[0] != sizeof(float) || q->ne[2] != params.n_head || q->ne[3] != 1 ||
-        dim != l.k.head_dim) {
+        q->ne[0] != layers[layer].k.head_dim) {
         throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: queries of an unexpected type or shape", layer));
     }
+}
+
+void kvmerge_observer::add_queries(const ggml_tensor * q, int layer) {
+    Layer & l = layers[layer];
+    const int dim = int(q->ne[0]);
     const int group = params.n_head / params.n_head_kv;
     if (l.query_sum.empty()) {
         l.query_sum.assign(size_t(params.n_head_kv) * dim, 0.0f);
@@ -239,6 +244,7 @@ void kvmerge_observer::add_attention(ggml_tensor * p, int layer) {
 void kvmerge_observer::add_flash_attention(ggml_tensor * node, int layer) {
     const ggml_tensor * q = node->src[0];
     const ggml_tensor * mask = node->src[3];
+    check_queries(q, layer);
     if (observes(KVMERGE_OBSERVE_QUERIES)) {
         add_queries(q, layer);
     }
@@ -246,12 +252,9 @@ void kvmerge_observer::add_flash_attention(ggml_tensor * node, int layer) {
     if (!entropies && !observes(KVMERGE_OBSERVE_MASS)) {
         return;
     }
-    require_host(q, params.ggml, layer);
     Layer & l = layers[layer];
     const int n_kv = int(node->src[1]->ne[1]), n_rows = int(q->ne[1]), dim = int(q->ne[0]);
-    if (q->type != GGML_TYPE_F32 || q->nb[0] != sizeof(float) || q->ne[2] != params.n_head || q->ne[3] != 1 ||
-        dim != l.k.head_dim || n_kv > l.k.n_cells ||
-        (mask && (mask->type != GGML_TYPE_F16 || mask->ne[0] != n_kv || mask->ne[1] < n_rows))) {
+    if (n_kv > l.k.n_cells || (mask && (mask->type != GGML_TYPE_F16 || mask->ne[0] != n_kv || mask->ne[1] < n_rows))) {
         throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: flash attention of an unexpected type or shape", layer));
     }
     if (mask) {

@@ -48,6 +48,7 @@ struct kvmerge_observer {
 
   private:
     void saw_cache_write(ggml_tensor * node, bool is_key, int layer);
+    void check_queries(const ggml_tensor * q, int layer) const;
     void add_queries(const ggml_tensor * q, int layer);
     void add_exact_bias(ggml_tensor * kq, int layer);
     void add_attention(ggml_tensor * probabilities, int layer);

@@ -265,6 +265,17 @@ static void test_refusals() {
     refused([](PlanArrays & p) { p.weight[1] = 0.5f; }, "do not sum to 1");
     refused([](PlanArrays & p) { p.dest[1] = 8; }, "destination is outside");
     refused([](PlanArrays & p) { p.dest[1] = 0; }, "taken by another group");
+    auto wide = params_for(KVMERGE_OBSERVE_MASS, KVMERGE_BIAS_NONE); // made for more cells than the context has
+    wide.n_cells = 12;
+    kvmerge_observer * w = make(wide);
+    f.decode(w);
+    PlanArrays beyond;
+    beyond.target.resize(12, -1), beyond.position.resize(12, 0), beyond.dest.resize(12, 0), beyond.weight.resize(12, 1.0f);
+    beyond.target[9] = 9;
+    beyond.dest[9] = 5;
+    CHECK(beyond.apply(w) == KVMERGE_E_ARGUMENT);
+    CHECK(std::strstr(kvmerge_last_error(), "cell 9: it is outside the cache"));
+    CHECK(kvmerge_observer_free(w) == KVMERGE_OK);
     int32_t cell = 8;
     float x[4];
     CHECK(kvmerge_read_cells(o, 0, 0, &cell, 1, x, x, nullptr, nullptr) == KVMERGE_E_ARGUMENT);

@@ -5,7 +5,7 @@ import dev.kvmerge.attention.CellStats;
 import dev.kvmerge.kernels.Observer;
 import dev.kvmerge.llama.Shape;
 import java.util.Arrays;
-import java.util.function.Supplier;
+import java.util.function.Function;
 
 /**
  * What every cell holds, for each layer and KV head: llama.cpp's own record of a cell (one position, the same for all heads) stops
@@ -80,8 +80,8 @@ final class CellTable {
         return Arrays.copyOfRange(order, pair * cells, pair * cells + used);
     }
 
-    /** What a planner sees of one layer and KV head. */
-    CellStats stats(int pair, Supplier<Observer.Vectors> vectors) {
+    /** What a planner sees of one layer and KV head; {@code vectors} reads the keys and values of the cells it is given. */
+    CellStats stats(int pair, Function<int[], Observer.Vectors> vectors) {
         int[] at = order(pair);
         int n = at.length;
         int[] positions = new int[n];
@@ -96,7 +96,13 @@ final class CellTable {
             counts[i] = count[cell];
         }
         return new CellStats(
-                pair / shape.kvHeads(), pair % shape.kvHeads(), positions, masses, entropies, counts, vectors);
+                pair / shape.kvHeads(),
+                pair % shape.kvHeads(),
+                positions,
+                masses,
+                entropies,
+                counts,
+                () -> vectors.apply(at));
     }
 
     /** What to write where, for every layer and KV head, in kvmerge_plan's terms: [pair][cell]. */

@@ -10,6 +10,7 @@ import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.llama.Shape;
 import java.lang.foreign.MemorySegment;
+import java.util.function.Supplier;
 import java.util.stream.IntStream;
 
 /**
@@ -86,10 +87,7 @@ public final class CompressedContext implements AutoCloseable {
             throw new KvmergeException.Usage(
                     planner == null ? "a number of cells needs a strategy" : "a strategy needs a number of cells");
         }
-        if (observe.bias() == Bias.EXACT && options.flashAttention() != FlashAttention.OFF) {
-            throw new KvmergeException.Usage(
-                    "an exact bias is added to the scores, which flash attention does not show: use -fa off, or --bias folded");
-        }
+        checkBias(observe.bias(), options.flashAttention());
         if (model.slidingWindow() > 0) {
             throw new KvmergeException("the model " + model.path()
                     + " has sliding-window layers, whose cells are not llama.cpp's ordinary ones: not handled yet");
@@ -127,6 +125,14 @@ public final class CompressedContext implements AutoCloseable {
             throw e;
         }
         this.context = made;
+    }
+
+    /** Refuses an exact bias where there are no scores to add it to. */
+    public static void checkBias(Bias bias, FlashAttention flashAttention) {
+        if (bias == Bias.EXACT && flashAttention != FlashAttention.OFF) {
+            throw new KvmergeException.Usage(
+                    "an exact bias is added to the scores, which flash attention does not show: use -fa off, or --bias folded");
+        }
     }
 
     /**
@@ -189,12 +195,7 @@ public final class CompressedContext implements AutoCloseable {
         long start = System.nanoTime();
         Plan[] plans = new Plan[shape.pairs()];
         IntStream.range(0, plans.length).parallel().forEach(pair -> {
-            int[] order = table.order(pair);
-            CellStats stats = table.stats(
-                    pair,
-                    () -> observer.readCells(
-                            pair / shape.kvHeads(), pair % shape.kvHeads(), order, info, buffers.get()));
-            plans[pair] = planner.plan(stats, budget);
+            plans[pair] = planner.plan(stats(pair, buffers::get), budget);
         });
         long planned = System.nanoTime();
         timings.plan += planned - start;
@@ -238,9 +239,13 @@ public final class CompressedContext implements AutoCloseable {
     /** What is known of the cells of a layer and KV head, after a {@link #flush}. */
     public CellStats cells(int layer, int kvHead) {
         flush();
-        int pair = layer * shape.kvHeads() + kvHead;
-        int[] order = table.order(pair);
-        return table.stats(pair, () -> observer.readCells(layer, kvHead, order, info, new Observer.Buffer()));
+        return stats(layer * shape.kvHeads() + kvHead, Observer.Buffer::new);
+    }
+
+    private CellStats stats(int pair, Supplier<Observer.Buffer> buffer) {
+        return table.stats(
+                pair,
+                cells -> observer.readCells(pair / shape.kvHeads(), pair % shape.kvHeads(), cells, info, buffer.get()));
     }
 
     Context context() {

@@ -256,7 +256,7 @@ final class ExperimentCommand implements Runnable {
     private static boolean sameParameters(RunResult result, Experiment.Run run) {
         Map<String, Object> parameters =
                 run.strategy() == null ? Map.of() : run.strategy().parameters();
-        return result.parameters().toString().equals(new LinkedHashMap<>(parameters).toString());
+        return result.parameters().toString().equals(parameters.toString());
     }
 
     private Report describe(Model loaded, Text read, int n) {

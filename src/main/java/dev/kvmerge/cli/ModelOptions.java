@@ -1,6 +1,7 @@
 package dev.kvmerge.cli;
 
 import dev.kvmerge.KvmergeException;
+import dev.kvmerge.cache.CompressedContext;
 import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.kernels.Kvmerge;
 import dev.kvmerge.llama.ContextOptions.CellType;
@@ -100,10 +101,7 @@ final class ModelOptions {
             throw new KvmergeException.Usage(
                     "llama.cpp takes quantised V cells (-ctv q8_0) with flash attention only: add -fa on");
         }
-        if (bias == Bias.EXACT && chosen != FlashAttention.OFF) {
-            throw new KvmergeException.Usage(
-                    "an exact bias is added to the scores, which flash attention does not show: use -fa off, or --bias folded");
-        }
+        CompressedContext.checkBias(bias, chosen);
     }
 
     FlashAttention flashAttention(FlashAttention otherwise) {
