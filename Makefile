@@ -19,7 +19,7 @@ NATIVE := build/native/.built
 JAVA_SOURCES := $(shell find src/main jextract/generated -name '*.java') pom.xml
 NATIVE_SOURCES := $(shell find native -type f)
 
-.PHONY: run quickstart test test-native test-java bench build setup bindings format lint clean help
+.PHONY: run quickstart test test-native test-java test-cuda test-rpc bench build setup cuda llama-cuda llama-rpc bindings format clean help
 
 ## run: set everything up, then run the main experiment on the small model and the book (results/)
 run: build setup
@@ -55,7 +55,7 @@ $(NATIVE): $(NATIVE_SOURCES) | $(HEADERS)
 ## test: build and run all tests, native (with sanitizers too) and Java
 test: test-native test-java
 
-test-native: build
+test-native: build $(if $(CI),cuda)
 	ctest --test-dir build/native --output-on-failure
 	@cmake -S native -B build/sanitized -DKVMERGE_LLAMA_INCLUDE=$(abspath $(DOWNLOADS)/llama.cpp-headers) -DKVMERGE_SANITIZE=ON > /dev/null
 	@cmake --build build/sanitized --parallel $(JOBS) > build/sanitized/log 2>&1 || { cat build/sanitized/log; exit 1; }
@@ -63,6 +63,30 @@ test-native: build
 
 test-java: build setup
 	mvn -B -ntp test
+
+## cuda: build the CUDA part (libkvmerge-cuda.so); needs no GPU. CUDA_ARCHS="80 90" narrows it
+CUDA_ARCHS ?= 80 86 89 90 120
+CUDA_SOURCES := $(shell find native/src/cuda native/src/kernels/kernels.hpp native/src/device.hpp -type f)
+cuda: build/native/libkvmerge-cuda.so
+
+build/native/libkvmerge-cuda.so: $(CUDA_SOURCES) | $(NATIVE)
+	@bin/build-cuda library $@ $(CUDA_ARCHS)
+
+## test-cuda: the CUDA kernels and an experiment on the GPU that is here, against the CPU
+test-cuda: cuda setup
+	bin/test-cuda
+
+## llama-cuda: build llama.cpp with its CUDA backend for this machine's GPU, where the npm build does not suit it (long)
+llama-cuda:
+	bin/build-llama cuda
+
+## llama-rpc: build llama.cpp with its RPC backend and server (minutes)
+llama-rpc:
+	bin/build-llama rpc
+
+## test-rpc: an experiment against two RPC servers on this machine, against the same one here
+test-rpc: build setup llama-rpc
+	bin/test-rpc
 
 ## bench: JMH benchmarks of the kernels and the strategies (benchmarks/)
 bench: build setup

@@ -51,6 +51,7 @@ enum kvmerge_status_code {
     KVMERGE_E_STATE = 3,       /* called at the wrong time, as before the first decode */
     KVMERGE_E_MEMORY = 4,
     KVMERGE_E_NUMERIC = 5, /* NaN or infinity where a finite number is needed */
+    KVMERGE_E_DEVICE = 6,  /* a GPU that failed */
 };
 
 /* What an observer looks at. Each costs graph segments, so ask for what the strategy needs. */
@@ -68,6 +69,12 @@ enum kvmerge_bias_mode {
     KVMERGE_BIAS_EXACT = 2,  /* added to the score node `kq-<il>` in the callback: exact, needs flash attention off */
 };
 
+/* Where the kernels run on cells and attention that are in a GPU's memory. */
+enum kvmerge_device {
+    KVMERGE_DEVICE_CPU = 0,  /* on copies in host memory, of any backend */
+    KVMERGE_DEVICE_CUDA = 1, /* where they lie, with libkvmerge-cuda beside this library; other backends' memory as above */
+};
+
 /* The entry points of the ggml that the caller's llama.cpp uses, so that this library links to none. */
 typedef struct kvmerge_ggml {
     void (*tensor_get)(const struct ggml_tensor * tensor, void * data, size_t offset, size_t size);
@@ -83,8 +90,11 @@ typedef struct kvmerge_observer_params {
     int32_t n_tokens;  /* most tokens a block, the width of every per-token array */
     int32_t observe;   /* KVMERGE_OBSERVE_* or-ed together */
     int32_t bias;      /* KVMERGE_BIAS_*; FOLDED implies OBSERVE_QUERIES */
+    float mass_power;  /* 1: the mass of a cell is the attention it received; 1.5, 2: the sum of that power, which favours
+                          cells that someone needed much over cells that everyone needs a little */
     float query_decay; /* factor on the query moments at each begin, 0..1; .7 a block of 128 is good */
     float ridge;       /* lambda of the fold direction, > 0; .05 is good */
+    int32_t device;    /* KVMERGE_DEVICE_* */
     int32_t n_threads; /* most threads that observing flash attention and kvmerge_apply use, 1..1024 */
     kvmerge_ggml ggml;
 } kvmerge_observer_params;
@@ -94,7 +104,7 @@ typedef struct kvmerge_block_stats {
     int32_t n_tokens;           /* tokens decoded in this block */
     int32_t n_layer_seen;       /* layers whose attention was observed in full */
     const int32_t * token_cell; /* [n_tokens]: the cell that each token was written to */
-    const float * mass;         /* [n_layer][n_head_kv][n_cells]: attention received, summed over queries and the
+    const float * mass;         /* [n_layer][n_head_kv][n_cells]: attention to mass_power, summed over queries and the
                                       query heads of the KV head; null when not observed */
     const float * entropy;      /* [n_layer][n_head][params.n_tokens]: H(row) / log(visible cells), 0..1;
                                       null when not observed. A row that sees one cell has entropy 0 */
@@ -110,6 +120,7 @@ typedef struct kvmerge_cache_info {
     int64_t bytes;        /* K and V tensors of all layers */
     char type_k[16];      /* "f16", "f32", ... */
     char type_v[16];
+    char device[16]; /* whose kernels work on them: "CPU" or "CUDA" */
 } kvmerge_cache_info;
 
 /*
@@ -140,6 +151,9 @@ KVMERGE_API const char * kvmerge_last_error(void);
  * languages are tested against. */
 KVMERGE_API const char * kvmerge_abi(void);
 
+/* Whether a KVMERGE_DEVICE_* can be used. Errors: UNSUPPORTED, and the message says what is missing. */
+KVMERGE_API kvmerge_status kvmerge_device_check(int32_t device);
+
 /* ---- observing -------------------------------------------------------------------------------------------------- */
 
 /* Creates an observer. Errors: ARGUMENT, MEMORY. Free it after its llama_context. */
@@ -156,6 +170,11 @@ KVMERGE_API kvmerge_status kvmerge_observer_begin(kvmerge_observer * observer);
 KVMERGE_API kvmerge_status kvmerge_observer_stats(kvmerge_observer * observer, kvmerge_block_stats * out);
 /* Errors: STATE before the first decode. */
 KVMERGE_API kvmerge_status kvmerge_observer_cache_info(kvmerge_observer * observer, kvmerge_cache_info * out);
+
+/* Mean and second moment of the roped queries of a KV head's query heads, decayed by query_decay a block, in the frame of
+ * the cached keys. mean: [head_dim_k], second: [head_dim_k][head_dim_k]. Errors: STATE when no queries were observed. */
+KVMERGE_API kvmerge_status kvmerge_query_moments(kvmerge_observer * observer, int32_t layer, int32_t kv_head, float * mean,
+                                                 float * second);
 
 /* ---- cells ------------------------------------------------------------------------------------------------------ */
 
@@ -190,6 +209,12 @@ KVMERGE_API kvmerge_status kvmerge_kl_divergence(const void * packed, const floa
 /* Entropy of each row of probabilities over its positive entries, divided by the log of their number (0 for one entry).
  * p: [n_rows][n]; entropy: [n_rows]. Errors: ARGUMENT, NUMERIC (a row with NaN). */
 KVMERGE_API kvmerge_status kvmerge_row_entropy(const float * p, int64_t n_rows, int64_t n, float * entropy);
+
+/* Runs of neighbours above a threshold in rows of values, such as token entropies of a (layer, KV head): span[row][i] is the index
+ * of the first of i's span, or -1. Only [first, end) of a row is looked at (after the sinks, before the newest); the rest gets -1.
+ * Spans are cut at `longest` tokens. value, span: [n_rows][n]. Errors: ARGUMENT, NUMERIC (NaN). */
+KVMERGE_API kvmerge_status kvmerge_find_spans(const float * value, int64_t n_rows, int32_t n, int32_t first, int32_t end,
+                                              float threshold, int32_t longest, int32_t * span);
 
 /* ---- llama.cpp's log -------------------------------------------------------------------------------------------- */
 

@@ -1,6 +1,7 @@
-// The K and V cells of one layer, where llama.cpp put them: reading and writing them as single precision.
+// The K and V cells of one layer, where llama.cpp put them.
 #pragma once
 
+#include "device.hpp"
 #include "kvmerge.h"
 
 #include "ggml.h"
@@ -10,21 +11,46 @@
 
 namespace kvmerge {
 
+// The memory of a tensor that is not host memory, copied to the host: the way to any backend.
+std::vector<char> download(const ggml_tensor * tensor, const kvmerge_ggml & ggml);
+bool is_host(const ggml_tensor * tensor, const kvmerge_ggml & ggml);
+
 // One of the two cache tensors of a layer. K is always [n_embd][n_cells] in ggml's order, a row a cell; V is that with flash
 // attention on, and transposed ([n_cells][n_embd]) with it off.
-struct CellTensor {
-    ggml_tensor * tensor = nullptr;
-    bool transposed = false;
-    int n_cells = 0;
-    int head_dim = 0;
+//
+// Three cases. Host memory: everything works in place. Memory that the CUDA part can reach: kernels work in place, and the host reads a
+// mirror. Any other: the mirror is worked on, and uploaded.
+class CellTensor {
+  public:
+    CellTensor() = default;
+    // Throws UNSUPPORTED when the tensor's type or layout is one that the kernels would get wrong. `which` is "K" or "V".
+    CellTensor(ggml_tensor * tensor, bool transposed, int n_head_kv, const Device & preferred, const kvmerge_ggml & ggml,
+               int layer, const char * which);
 
-    void read(int kv_head, const int32_t * cells, int n, float * out) const;       // out: [n][head_dim]
-    void write(int kv_head, const int32_t * cells, int n, const float * in) const; // rounds to the tensor's type
+    ggml_tensor * tensor() const { return tensor_; }
+    const Device & device() const { return *device_; }
+    int n_cells() const { return view_.n_cells; }
+    int dim() const { return view_.dim; }
+    bool transposed() const { return view_.transposed != 0; }
     int64_t bytes() const;
-    const char * type_name() const; // "f16" and so on; null for a type that is not handled
-};
+    const char * type_name() const; // "f16" and so on
 
-// Throws UNSUPPORTED when the tensor's type, layout or place is one that read and write would get wrong.
-void check_supported(const CellTensor & cells, const kvmerge_ggml & ggml, int layer, const char * which);
+    void decoded() { fresh_ = false; } // llama.cpp wrote to it
+    CellView on_device();              // for kernels of device(); brings the mirror up to date where that is what they work on
+    void written();                    // kernels of device() have written
+    CellView on_host();                // for reading on the host; brings the mirror up to date
+    void write(int kv_head, const int32_t * cells, int n, const float * in);
+
+  private:
+    void refresh();
+    ggml_tensor * tensor_ = nullptr;
+    CellView view_ = {}; // of the tensor's own memory
+    const Device * device_ = nullptr;
+    const kvmerge_ggml * ggml_ = nullptr;
+    bool in_place_ = true; // device() can work on the tensor's memory
+    bool host_ = true;
+    std::vector<char> mirror_;
+    bool fresh_ = false;
+};
 
 } // namespace kvmerge

@@ -1,5 +1,5 @@
 // Rewriting cells by a plan.
-#include "kernels/kernels.hpp"
+#include "device.hpp"
 #include "observer.hpp"
 #include "parallel.hpp"
 #include "status.hpp"
@@ -11,12 +11,17 @@ namespace {
 
 using namespace kvmerge;
 
-// The groups of one layer and KV head that have work to do: more than one member, or a new cell.
+// What a plan asks of all heads that one device handles, head after head in flat arrays that go to the device in one piece each.
 struct Work {
-    std::vector<int32_t> pivot;   // [groups]
-    std::vector<int32_t> start;   // [groups + 1] into members
-    std::vector<int32_t> members; // cells, group after group
-    std::vector<float> entropy;   // [groups]: H(w)
+    struct Head {
+        int layer, kv_head;
+        size_t first_group, first_member; // into the arrays; starts are one longer a head
+        int n_groups;
+        bool merges; // has a group of two and more
+    };
+    std::vector<Head> heads;
+    std::vector<int32_t> start, member, delta, dest;
+    std::vector<float> weight, bias;
 };
 
 [[noreturn]] void refuse(int layer, int head, int cell, const char * what) {
@@ -24,7 +29,7 @@ struct Work {
 }
 
 void require_cache(const kvmerge_observer & o, int layer) {
-    if (!o.layers[layer].k.tensor || !o.layers[layer].v.tensor) {
+    if (!o.layers[layer].k.tensor() || !o.layers[layer].v.tensor()) {
         throw Error(KVMERGE_E_STATE, text("layer %d: no KV cache seen; decode something first", layer));
     }
 }
@@ -43,7 +48,7 @@ void check(const kvmerge_observer & o, const kvmerge_plan & plan, int layer, int
         if (p == -1) {
             continue;
         }
-        if (c >= o.layers[layer].k.n_cells) { // the observer may have been made for more cells than the context has
+        if (c >= o.layers[layer].k.n_cells()) { // the observer may have been made for more cells than the context has
             refuse(layer, head, c, "it is outside the cache");
         }
         if (p < 0 || p >= n) {
@@ -57,7 +62,7 @@ void check(const kvmerge_observer & o, const kvmerge_plan & plan, int layer, int
         }
         sum[p] += weight[c];
         if (c == p) {
-            if (dest[c] < 0 || dest[c] >= o.layers[layer].k.n_cells) {
+            if (dest[c] < 0 || dest[c] >= o.layers[layer].k.n_cells()) {
                 refuse(layer, head, c, "its destination is outside the cache");
             }
             if (taken[dest[c]] == stamp) {
@@ -89,98 +94,120 @@ double entropy_term(double w) {
     return w > 0 ? -w * std::log(w) : 0;
 }
 
-Work work_of(const int32_t * target, const float * weight, const int32_t * dest, int n) {
+// Adds a head's groups that have work to do: more than one member, or a new cell.
+void add_head(Work & work, const kvmerge_observer & o, const kvmerge_plan & plan, int layer, int kv_head) {
+    const int n = o.params.n_cells;
+    const size_t first = o.head_index(layer, kv_head) * n;
+    const int32_t *target = plan.target + first, *position = plan.position + first, *dest = plan.dest + first;
+    const float * weight = plan.weight + first;
     const std::vector<int32_t> members = group_sizes(target, n);
-    Work work;
+    Work::Head head = {layer, kv_head, work.dest.size(), work.member.size(), 0, false};
     std::vector<int32_t> next(n, -1); // where a pivot's next member goes
     int32_t total = 0;
     for (int c = 0; c < n; c++) {
         if (target[c] == c && (members[c] > 1 || dest[c] != c)) {
             next[c] = total;
             work.start.push_back(total);
-            work.pivot.push_back(c);
+            work.dest.push_back(dest[c]);
             total += members[c];
+            head.n_groups++;
+            head.merges |= members[c] > 1;
         }
+    }
+    if (head.n_groups == 0) {
+        return;
     }
     work.start.push_back(total);
-    work.members.resize(total);
-    work.entropy.assign(work.pivot.size(), 0.0f);
+    const size_t all = head.first_member + size_t(total);
+    work.member.resize(all);
+    work.delta.resize(all);
+    work.weight.resize(all);
+    std::vector<double> entropy(size_t(n), 0.0); // H(w), at the pivot
     for (int c = 0; c < n; c++) {
-        if (target[c] >= 0 && next[target[c]] >= 0) {
-            work.members[next[target[c]]++] = c;
+        const int p = target[c];
+        if (p < 0 || next[p] < 0) {
+            continue;
+        }
+        const size_t m = head.first_member + size_t(next[p]++);
+        work.member[m] = c;
+        work.weight[m] = members[p] == 1 ? 1.0f : weight[c];
+        work.delta[m] = plan.pivot_frame ? position[p] - position[c] : 0;
+        entropy[p] += entropy_term(work.weight[m]);
+    }
+    const float inverse = o.params.bias == KVMERGE_BIAS_FOLDED ? 1 / o.layers[layer].scale : 0.0f;
+    for (int c = 0; c < n; c++) {
+        if (next[c] >= 0) {
+            work.bias.push_back(float(entropy[c]) * inverse);
         }
     }
-    for (size_t g = 0; g < work.pivot.size(); g++) {
-        double h = 0;
-        for (int32_t i = work.start[g]; i < work.start[g + 1]; i++) {
-            h += entropy_term(weight[work.members[i]]);
-        }
-        work.entropy[g] = float(h);
-    }
-    return work;
+    work.heads.push_back(head);
 }
 
-// K += bias / scale * u for every merged group, so that the average query's logit gains the bias.
-void fold(const kvmerge_observer & o, const kvmerge_observer::Layer & l, int head, const Work & work, std::vector<float> & keys) {
-    const int dim = l.k.head_dim;
-    const float inverse = float(1 / l.query_weight);
-    std::vector<float> mean(dim), second(size_t(dim) * dim), u(dim);
-    for (int i = 0; i < dim; i++) {
-        mean[i] = l.query_sum[size_t(head) * dim + i] * inverse;
+// The directions that a layer's biases are folded along: [n_head_kv][dim], where its cells are handled.
+DeviceArray<float> fold_directions(const kvmerge_observer & o, kvmerge_observer::Layer & l) {
+    const Device &there = *l.stats_device, &here = l.k.device();
+    const void * const near = l.k.tensor()->data;
+    const int dim = l.k.dim();
+    const size_t n = size_t(o.params.n_head_kv) * dim;
+    DeviceArray<float> u(there, n, l.query_sum.data());
+    there.fold_direction(
+        {l.query_sum.data(), l.query_second.data(), o.params.n_head_kv, dim, 1 / l.query_weight, o.params.ridge, u.data()});
+    check(there);
+    if (&there == &here) {
+        return u;
     }
-    for (size_t i = 0; i < second.size(); i++) {
-        second[i] = l.query_second[size_t(head) * dim * dim + i] * inverse;
-    }
-    kernels().fold_direction({mean.data(), second.data(), dim, o.params.ridge, u.data()});
-    for (size_t g = 0; g < work.pivot.size(); g++) {
-        const float amount = work.entropy[g] / l.scale;
-        for (int i = 0; i < dim; i++) {
-            keys[g * dim + i] += amount * u[i];
-        }
-    }
+    std::vector<float> copy(n); // attention and cells in different places: a layer whose cells stay on the host
+    u.download(copy.data(), n);
+    DeviceArray<float> moved(here, n, near);
+    moved.upload(copy.data(), n);
+    return moved;
 }
 
-void apply_head(kvmerge_observer & o, const kvmerge_plan & plan, int layer, int head) {
-    const auto & l = o.layers[layer];
-    const size_t first = o.head_index(layer, head) * o.params.n_cells;
-    const int32_t * position = plan.position + first;
-    const float * weight = plan.weight + first;
-    const int32_t * dest = plan.dest + first;
-    const Work work = work_of(plan.target + first, weight, dest, o.params.n_cells);
-    const int n_groups = int(work.pivot.size()), n_members = int(work.members.size());
-    const int dim_k = l.k.head_dim, dim_v = l.v.head_dim;
+template <class T>
+DeviceArray<T> uploaded(const Device & device, const std::vector<T> & x, const void * near) {
+    DeviceArray<T> array(device, x.size(), near);
+    array.upload(x.data(), x.size());
+    return array;
+}
 
-    // Everything is read before anything is written: a destination may be another group's member.
-    std::vector<float> in_keys(size_t(n_members) * dim_k), in_values(size_t(n_members) * dim_v);
-    std::vector<float> keys(size_t(n_groups) * dim_k), values(size_t(n_groups) * dim_v), w(n_members);
-    std::vector<int32_t> delta(n_members), to(n_groups);
-    l.k.read(head, work.members.data(), n_members, in_keys.data());
-    l.v.read(head, work.members.data(), n_members, in_values.data());
-    const int hadamard = plan.pivot_frame ? l.rope.hadamard : 0; // RoPE does not commute with it; averaging alone does
-    if (hadamard) {
-        hadamard_transform(in_keys.data(), int(in_keys.size()), hadamard);
+void run(kvmerge_observer & o, const Work & work, const Device & device) {
+    if (work.heads.empty()) {
+        return;
     }
-    bool merged = false;
-    for (int g = 0; g < n_groups; g++) {
-        const int32_t begin = work.start[g], n = work.start[g + 1] - begin;
-        for (int32_t i = begin; i < begin + n; i++) {
-            w[i] = n == 1 ? 1.0f : weight[work.members[i]];
-            delta[i] = plan.pivot_frame ? position[work.pivot[g]] - position[work.members[i]] : 0;
+    const void * const near = o.layers[work.heads[0].layer].k.tensor()->data;
+    const auto start = uploaded(device, work.start, near), member = uploaded(device, work.member, near),
+               delta = uploaded(device, work.delta, near), dest = uploaded(device, work.dest, near);
+    const auto weight = uploaded(device, work.weight, near), bias = uploaded(device, work.bias, near);
+    std::vector<DeviceArray<float>> directions(o.layers.size());
+    std::vector<MergeHead> heads;
+    size_t scratch_size = 0;
+    for (const Work::Head & h : work.heads) {
+        auto & l = o.layers[h.layer];
+        const bool folds = h.merges && o.params.bias == KVMERGE_BIAS_FOLDED;
+        if (folds && directions[h.layer].size() == 0) {
+            directions[h.layer] = fold_directions(o, l);
         }
-        to[g] = dest[work.pivot[g]];
-        merged |= n > 1;
-        kernels().merge_group({in_keys.data() + size_t(begin) * dim_k, in_values.data() + size_t(begin) * dim_v, w.data() + begin,
-                               delta.data() + begin, n, dim_k, dim_v, l.rope.n_rot, l.rope.neox, l.rope.freq.data(),
-                               keys.data() + size_t(g) * dim_k, values.data() + size_t(g) * dim_v});
+        const size_t start_of = h.first_group + heads.size(); // a start more for each head before
+        heads.push_back({l.k.on_device(), l.v.on_device(), h.kv_head, h.n_groups, start.data() + start_of,
+                         member.data() + h.first_member, delta.data() + h.first_member, weight.data() + h.first_member,
+                         dest.data() + h.first_group, folds ? bias.data() + h.first_group : nullptr,
+                         folds ? directions[h.layer].data() + size_t(h.kv_head) * l.k.dim() : nullptr, nullptr, l.rope.n_rot,
+                         l.rope.neox, l.rope.freq.data(), l.rope.hadamard});
+        scratch_size += size_t(h.n_groups) * (l.k.dim() + l.v.dim());
     }
-    if (hadamard) {
-        hadamard_transform(keys.data(), int(keys.size()), hadamard);
+    const DeviceArray<float> scratch(device, scratch_size, near);
+    size_t at = 0;
+    for (MergeHead & h : heads) {
+        h.scratch = scratch.data() + at;
+        at += size_t(h.n_groups) * (h.k.dim + h.v.dim);
     }
-    if (merged && o.params.bias == KVMERGE_BIAS_FOLDED) {
-        fold(o, l, head, work, keys);
+    check(device);
+    if (&device == &host_device()) {
+        parallel_for(int64_t(heads.size()), o.params.n_threads, [&](int64_t i) { device.merge_cells({&heads[i], 1}); });
+    } else {
+        device.merge_cells({heads.data(), int(heads.size())});
     }
-    l.k.write(head, to.data(), n_groups, keys.data());
-    l.v.write(head, to.data(), n_groups, values.data());
+    check(device);
 }
 
 // With exact biases, the table follows the cells: b' = sum w_i b_i + H(w).
@@ -222,13 +249,30 @@ kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmerge_plan * p
                 }
             }
         }
-        parallel_for(int64_t(o.params.n_layer) * o.params.n_head_kv, o.params.n_threads, [&](int64_t i) {
-            const int layer = int(i / o.params.n_head_kv), head = int(i % o.params.n_head_kv);
-            apply_head(o, *plan, layer, head);
-            if (o.params.bias == KVMERGE_BIAS_EXACT) {
-                move_biases(o, *plan, layer, head);
+        // Layers that the GPU cannot reach are the host's: two passes at most. A layer's K and V lie together.
+        const Device * const devices[] = {&host_device(), o.device};
+        for (int d = 0; d < (o.device == &host_device() ? 1 : 2); d++) {
+            Work work;
+            for (int layer = 0; layer < o.params.n_layer; layer++) {
+                for (int head = 0; head < o.params.n_head_kv && &o.layers[layer].k.device() == devices[d]; head++) {
+                    add_head(work, o, *plan, layer, head);
+                }
             }
-        });
+            run(o, work, *devices[d]);
+            for (const Work::Head & h : work.heads) {
+                if (&h == work.heads.data() || h.layer != (&h - 1)->layer) {
+                    o.layers[h.layer].k.written();
+                    o.layers[h.layer].v.written();
+                }
+            }
+        }
+        if (o.params.bias == KVMERGE_BIAS_EXACT) {
+            for (int layer = 0; layer < o.params.n_layer; layer++) {
+                for (int head = 0; head < o.params.n_head_kv; head++) {
+                    move_biases(o, *plan, layer, head);
+                }
+            }
+        }
         o.any_bias = std::any_of(o.bias.begin(), o.bias.end(), [](float b) { return b != 0; });
     });
 }
@@ -241,7 +285,7 @@ static kvmerge_observer::Layer & cells_of(kvmerge_observer & o, int32_t layer, i
     require_cache(o, layer);
     auto & l = o.layers[layer];
     for (int32_t i = 0; i < n; i++) {
-        require(cells[i] >= 0 && cells[i] < l.k.n_cells, "no such cell");
+        require(cells[i] >= 0 && cells[i] < l.k.n_cells(), "no such cell");
     }
     return l;
 }
@@ -251,17 +295,23 @@ kvmerge_status kvmerge_read_cells(kvmerge_observer * observer, int32_t layer, in
     return guarded("kvmerge_read_cells", [&] {
         auto & l = cells_of(checked(observer), layer, kv_head, cells, n);
         require((keys || !key_steps) && (values || !value_steps), "steps without their vectors");
+        kvmerge::CellView k = {}, v = {};
+        {
+            const std::lock_guard<std::mutex> lock(checked(observer).mirrors);
+            k = keys ? l.k.on_host() : k;
+            v = values ? l.v.on_host() : v;
+        }
         if (keys) {
-            l.k.read(kv_head, cells, n, keys);
+            kernels().gather_cells({k, kv_head, cells, n, keys});
         }
         if (values) {
-            l.v.read(kv_head, cells, n, values);
+            kernels().gather_cells({v, kv_head, cells, n, values});
         }
         if (key_steps) {
-            kernels().step_distance({keys, n, l.k.head_dim, key_steps});
+            kernels().step_distance({keys, n, l.k.dim(), key_steps});
         }
         if (value_steps) {
-            kernels().step_distance({values, n, l.v.head_dim, value_steps});
+            kernels().step_distance({values, n, l.v.dim(), value_steps});
         }
     });
 }

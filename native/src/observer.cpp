@@ -6,11 +6,11 @@
 
 #include "ggml-backend.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <numeric>
 
 namespace {
 
@@ -41,12 +41,46 @@ int layer_of_flash(const ggml_tensor * node) {
     return keys && keys->view_src ? layer_of(keys->view_src->name, KEY_CACHE) : -1;
 }
 
-void require_host(const ggml_tensor * t, const kvmerge_ggml & ggml, int layer) {
-    const ggml_backend_buffer_t buffer = t->view_src ? t->view_src->buffer : t->buffer;
-    if (!t->data || !buffer || !ggml.buffer_is_host(buffer)) {
-        throw Error(KVMERGE_E_UNSUPPORTED,
-                    text("layer %d: node %s is not in host memory; run on the CPU (-ngl 0, or --device cpu)", layer, t->name));
+// A node's data where a device can read it: in place, or a copy on the host.
+class NodeData {
+  public:
+    NodeData(const ggml_tensor * t, const Device & device, const kvmerge_ggml & ggml) {
+        if (&device == &host_device() && !is_host(t, ggml)) {
+            copy_ = download(t, ggml);
+            data_ = copy_.data();
+        } else {
+            data_ = t->data;
+        }
     }
+    template <class T>
+    T * as(size_t offset = 0) {
+        return reinterpret_cast<T *>(static_cast<char *>(data_) + offset);
+    }
+
+  private:
+    std::vector<char> copy_;
+    void * data_ = nullptr;
+};
+
+std::ptrdiff_t floats(size_t bytes) {
+    return std::ptrdiff_t(bytes / sizeof(float));
+}
+
+// The host runs a slice of KV heads on each thread; a GPU takes all at once.
+void score_stats(const Device & device, const ScoreStatsArgs & all, int n_threads) {
+    if (&device != &host_device()) {
+        device.score_stats(all);
+        return;
+    }
+    parallel_for(all.n_kv_heads, n_threads, [&](int64_t h) {
+        ScoreStatsArgs a = all;
+        a.n_kv_heads = 1;
+        a.first_kv_head = int(h);
+        a.q += h * all.group * all.head_stride;
+        a.mass += h * all.mass_stride;
+        a.entropy = all.entropy ? all.entropy + h * all.group * all.entropy_stride : nullptr;
+        device.score_stats(a);
+    });
 }
 
 } // namespace
@@ -98,8 +132,7 @@ void kvmerge_observer::visit(ggml_tensor * node) {
     }
     const int layer = layer_of(node->name, SCORES);
     if (observes(KVMERGE_OBSERVE_QUERIES)) {
-        check_queries(node->src[1], layer);
-        add_queries(node->src[1], layer);
+        visit_queries(node->src[1], layer);
     }
     if (params.bias == KVMERGE_BIAS_EXACT && any_bias) {
         add_exact_bias(node, layer);
@@ -109,26 +142,23 @@ void kvmerge_observer::visit(ggml_tensor * node) {
 void kvmerge_observer::saw_cache_write(ggml_tensor * node, bool is_key, int layer) {
     require(layer < params.n_layer, "the model has more layers than the observer was made for");
     ggml_tensor * const cache = node->view_src;
-    CellTensor & cells = is_key ? layers[layer].k : layers[layer].v;
-    // With flash attention off V is stored transposed and its rows are written one element at a time.
-    const bool transposed = !is_key && node->ne[0] == 1;
-    if (cells.tensor != cache) {
-        CellTensor found;
-        found.tensor = cache;
-        found.transposed = transposed;
-        found.n_cells = int(cache->ne[1]);
-        found.head_dim = int(cache->ne[0] / params.n_head_kv);
-        if (cache->ne[0] % params.n_head_kv != 0 || found.n_cells > params.n_cells) {
+    Layer & l = layers[layer];
+    CellTensor & cells = is_key ? l.k : l.v;
+    if (cells.tensor() != cache) {
+        if (cache->ne[0] % params.n_head_kv != 0 || cache->ne[1] > params.n_cells) {
             throw Error(KVMERGE_E_UNSUPPORTED,
                         text("layer %d: cache of %lld x %lld does not fit %d KV heads and %d cells", layer,
                              (long long)cache->ne[0], (long long)cache->ne[1], params.n_head_kv, params.n_cells));
         }
-        check_supported(found, params.ggml, layer, is_key ? "K" : "V");
+        // With flash attention off V is stored transposed and its rows are written one element at a time.
+        const bool transposed = !is_key && node->ne[0] == 1;
+        CellTensor found(cache, transposed, params.n_head_kv, *device, params.ggml, layer, is_key ? "K" : "V");
         if (is_key) {
-            layers[layer].rope = rope_of(node->src[0], found.head_dim, layer, params.ggml);
+            l.rope = rope_of(node->src[0], found.dim(), layer, found.device(), params.ggml);
         }
-        cells = found;
+        cells = std::move(found);
     }
+    cells.decoded();
     if (is_key && layer == 0) { // the first layer of a ubatch: which cells its tokens go to
         const ggml_tensor * rows = node->src[1];
         require(rows->type == GGML_TYPE_I64, "cell indices of another type than I64");
@@ -145,98 +175,124 @@ void kvmerge_observer::saw_cache_write(ggml_tensor * node, bool is_key, int laye
     }
 }
 
-// Refuses queries that the kernels would read wrongly.
-void kvmerge_observer::check_queries(const ggml_tensor * q, int layer) const {
-    require_host(q, params.ggml, layer);
-    if (q->type != GGML_TYPE_F32 || q->nb[0] != sizeof(float) || q->ne[2] != params.n_head || q->ne[3] != 1 ||
-        q->ne[0] != layers[layer].k.head_dim) {
-        throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: queries of an unexpected type or shape", layer));
+// Where a layer's statistics are added up: on the GPU where its attention is computed there, else on the host.
+void kvmerge_observer::prepare(Layer & l, const ggml_tensor * node) {
+    const bool here = device->owns(node->data) && (device == &host_device() || !is_host(node, params.ggml));
+    if (l.stats_device) {
+        if (l.stats_device != &host_device() && !here) {
+            throw Error(KVMERGE_E_UNSUPPORTED, text("node %s moved from the GPU to the host", node->name));
+        }
+        return;
     }
+    const Device & d = here ? *device : host_device();
+    l.stats_device = &d;
+    const size_t n_kv = size_t(params.n_head_kv), dim = size_t(l.k.dim());
+    if (observes_attention()) {
+        l.mass = DeviceArray<float>(d, n_kv * params.n_cells, node->data);
+        l.mass.zero();
+    }
+    if (observes(KVMERGE_OBSERVE_ENTROPY)) {
+        l.entropy = DeviceArray<float>(d, size_t(params.n_head) * params.n_tokens, node->data);
+        l.entropy.zero();
+        l.inv_log_visible = DeviceArray<float>(d, size_t(params.n_tokens), node->data);
+    }
+    if (observes(KVMERGE_OBSERVE_QUERIES)) {
+        l.query_sum = DeviceArray<float>(d, n_kv * dim, node->data);
+        l.query_second = DeviceArray<float>(d, n_kv * dim * dim, node->data);
+        l.query_sum.zero();
+        l.query_second.zero();
+    }
+    check(d);
 }
 
-void kvmerge_observer::add_queries(const ggml_tensor * q, int layer) {
+void kvmerge_observer::visit_queries(const ggml_tensor * q, int layer) {
     Layer & l = layers[layer];
-    const int dim = int(q->ne[0]);
-    const int group = params.n_head / params.n_head_kv;
-    if (l.query_sum.empty()) {
-        l.query_sum.assign(size_t(params.n_head_kv) * dim, 0.0f);
-        l.query_second.assign(size_t(params.n_head_kv) * dim * dim, 0.0f);
+    if (q->type != GGML_TYPE_F32 || q->nb[0] != sizeof(float) || q->ne[2] != params.n_head || q->ne[3] != 1 ||
+        q->ne[0] != l.k.dim()) {
+        throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: queries of an unexpected type or shape", layer));
     }
-    for (int h = 0; h < params.n_head_kv; h++) {
-        const char * data = static_cast<const char *>(q->data) + size_t(h) * group * q->nb[2];
-        kernels().query_moments({reinterpret_cast<const float *>(data), std::ptrdiff_t(q->nb[2] / sizeof(float)),
-                                 std::ptrdiff_t(q->nb[1] / sizeof(float)), group, int(q->ne[1]), dim,
-                                 l.query_sum.data() + size_t(h) * dim, l.query_second.data() + size_t(h) * dim * dim});
+    prepare(l, q);
+    if (!observes(KVMERGE_OBSERVE_QUERIES)) {
+        return;
     }
-    l.query_weight += double(q->ne[1]) * group;
+    NodeData data(q, *l.stats_device, params.ggml);
+    l.stats_device->query_moments({data.as<const float>(), floats(q->nb[2]), floats(q->nb[1]), params.n_head_kv, group(),
+                                   int(q->ne[1]), int(q->ne[0]), l.query_keep, l.query_sum.data(), l.query_second.data()});
+    check(*l.stats_device);
+    l.query_weight = l.query_weight * l.query_keep + double(q->ne[1]) * group();
+    l.query_keep = 1;
 }
 
 void kvmerge_observer::add_exact_bias(ggml_tensor * kq, int layer) {
-    require_host(kq, params.ggml, layer);
-    const int group = params.n_head / params.n_head_kv;
+    const bool host = is_host(kq, params.ggml);
+    std::vector<char> copy = host ? std::vector<char>() : download(kq, params.ggml);
+    char * const data = host ? static_cast<char *>(kq->data) : copy.data();
     const float inverse = 1 / layers[layer].scale;
     for (int64_t h = 0; h < kq->ne[2]; h++) {
-        const float * b = bias.data() + head_index(layer, int(h) / group) * params.n_cells;
+        const float * b = bias.data() + head_index(layer, int(h) / group()) * params.n_cells;
         for (int64_t r = 0; r < kq->ne[1]; r++) {
-            float * row = reinterpret_cast<float *>(static_cast<char *>(kq->data) + h * kq->nb[2] + r * kq->nb[1]);
+            float * row = reinterpret_cast<float *>(data + h * kq->nb[2] + r * kq->nb[1]);
             for (int64_t c = 0; c < kq->ne[0]; c++) {
                 row[c] += b[c] * inverse;
             }
         }
     }
+    if (!host) {
+        params.ggml.tensor_set(kq, copy.data(), 0, copy.size());
+    }
 }
 
-void kvmerge_observer::count_visible(const ggml_tensor * mask, int n_kv, int n_rows) {
+// Counts the cells each row sees, once for each mask of a ubatch.
+void kvmerge_observer::look_at_mask(const ggml_tensor * mask, int n_kv, int n_rows) {
+    const void * identity = mask ? mask->data : this;
+    if (visible_of == identity && int(inv_log_visible.size()) == n_rows) {
+        return;
+    }
     inv_log_visible.assign(size_t(n_rows), 0.0f);
-    const auto inverse_log = [](int visible) { return visible > 1 ? float(1 / std::log(double(visible))) : 0.0f; };
+    std::optional<NodeData> data;
+    if (mask) {
+        data.emplace(mask, host_device(), params.ggml);
+    }
     for (int r = 0; r < n_rows; r++) {
         int visible = n_kv;
         if (mask) {
             visible = 0;
-            const char * row = static_cast<const char *>(mask->data) + size_t(r) * mask->nb[1];
+            const char * row = data->as<const char>(size_t(r) * mask->nb[1]);
             for (int c = 0; c < n_kv; c++) {
                 visible += mask->type == GGML_TYPE_F32 ? reinterpret_cast<const float *>(row)[c] > -INFINITY
                                                        : reinterpret_cast<const uint16_t *>(row)[c] != 0xfc00; // half -inf
             }
         }
-        inv_log_visible[r] = inverse_log(visible);
+        inv_log_visible[r] = visible > 1 ? float(1 / std::log(double(visible))) : 0.0f;
     }
+    visible_of = identity;
 }
 
-// Counts the cells each row sees, once for each mask of a ubatch.
-void kvmerge_observer::look_at_mask(const ggml_tensor * mask, int n_kv, int n_rows, int layer) {
-    const void * identity = mask ? mask->data : this;
-    if (visible_of != identity || int(inv_log_visible.size()) != n_rows) {
-        if (mask) {
-            require_host(mask, params.ggml, layer);
-        }
-        count_visible(mask, n_kv, n_rows);
-        visible_of = identity;
+const float * kvmerge_observer::visible_on(Layer & l) {
+    if (!observes(KVMERGE_OBSERVE_ENTROPY)) {
+        return nullptr;
     }
+    l.inv_log_visible.upload(inv_log_visible.data(), inv_log_visible.size());
+    return l.inv_log_visible.data();
 }
 
 void kvmerge_observer::add_attention(ggml_tensor * p, int layer) {
-    require_host(p, params.ggml, layer);
     const int n_kv = int(p->ne[0]), n_rows = int(p->ne[1]);
     if (p->type != GGML_TYPE_F32 || p->nb[0] != sizeof(float) || p->ne[2] != params.n_head || p->ne[3] != 1 ||
-        n_kv > params.n_cells) {
+        n_kv > params.n_cells || n_rows > params.n_tokens) {
         throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: attention of an unexpected type or shape", layer));
     }
+    Layer & l = layers[layer];
+    prepare(l, p);
     const bool entropies = observes(KVMERGE_OBSERVE_ENTROPY);
     if (entropies) {
-        look_at_mask(p->src[1], n_kv, n_rows, layer);
+        look_at_mask(p->src[1], n_kv, n_rows);
     }
-    Layer & l = layers[layer];
-    const int group = params.n_head / params.n_head_kv;
-    for (int h = 0; h < params.n_head_kv; h++) {
-        const char * data = static_cast<const char *>(p->data) + size_t(h) * group * p->nb[2];
-        const size_t first_head = size_t(layer) * params.n_head + size_t(h) * group;
-        kernels().attention_stats({reinterpret_cast<const float *>(data), std::ptrdiff_t(p->nb[2] / sizeof(float)),
-                                   std::ptrdiff_t(p->nb[1] / sizeof(float)), group, n_rows, n_kv,
-                                   mass.data() + head_index(layer, h) * params.n_cells,
-                                   entropies ? entropy.data() + first_head * params.n_tokens + ubatch_start : nullptr,
-                                   params.n_tokens, inv_log_visible.data()});
-    }
+    NodeData data(p, *l.stats_device, params.ggml);
+    l.stats_device->attention_stats({data.as<const float>(), floats(p->nb[2]), floats(p->nb[1]), params.n_head_kv, group(),
+                                     n_rows, n_kv, half_powers(), l.mass.data(), params.n_cells,
+                                     entropies ? l.entropy.data() + ubatch_start : nullptr, params.n_tokens, visible_on(l)});
+    check(*l.stats_device);
     l.tokens_seen += n_rows;
 }
 
@@ -244,44 +300,54 @@ void kvmerge_observer::add_attention(ggml_tensor * p, int layer) {
 void kvmerge_observer::add_flash_attention(ggml_tensor * node, int layer) {
     const ggml_tensor * q = node->src[0];
     const ggml_tensor * mask = node->src[3];
-    check_queries(q, layer);
-    if (observes(KVMERGE_OBSERVE_QUERIES)) {
-        add_queries(q, layer);
-    }
-    const bool entropies = observes(KVMERGE_OBSERVE_ENTROPY);
-    if (!entropies && !observes(KVMERGE_OBSERVE_MASS)) {
+    Layer & l = layers[layer];
+    visit_queries(q, layer);
+    if (!observes_attention()) {
         return;
     }
-    Layer & l = layers[layer];
-    const int n_kv = int(node->src[1]->ne[1]), n_rows = int(q->ne[1]), dim = int(q->ne[0]);
-    if (n_kv > l.k.n_cells || (mask && (mask->type != GGML_TYPE_F16 || mask->ne[0] != n_kv || mask->ne[1] < n_rows))) {
+    const int n_kv = int(node->src[1]->ne[1]), n_rows = int(q->ne[1]);
+    if (n_kv > l.k.n_cells() || n_rows > params.n_tokens ||
+        (mask && (mask->type != GGML_TYPE_F16 || mask->ne[0] != n_kv || mask->ne[1] < n_rows))) {
         throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: flash attention of an unexpected type or shape", layer));
     }
-    if (mask) {
-        require_host(mask, params.ggml, layer);
-    }
+    const bool entropies = observes(KVMERGE_OBSERVE_ENTROPY);
     if (entropies) {
-        look_at_mask(mask, n_kv, n_rows, layer);
+        look_at_mask(mask, n_kv, n_rows);
     }
     float cap;
     std::memcpy(&cap, &node->op_params[2], sizeof cap);
-    const int group = params.n_head / params.n_head_kv;
-    std::vector<int32_t> cells(static_cast<size_t>(n_kv));
-    std::iota(cells.begin(), cells.end(), 0);
-    parallel_for(params.n_head_kv, params.n_threads, [&](int64_t h) {
-        std::vector<float> keys(size_t(n_kv) * dim);
-        l.k.read(int(h), cells.data(), n_kv, keys.data());
-        const char * data = static_cast<const char *>(q->data) + size_t(h) * group * q->nb[2];
-        const size_t first_head = size_t(layer) * params.n_head + size_t(h) * group;
-        kernels().score_stats({reinterpret_cast<const float *>(data), std::ptrdiff_t(q->nb[2] / sizeof(float)),
-                               std::ptrdiff_t(q->nb[1] / sizeof(float)), group, n_rows, dim, keys.data(), n_kv,
-                               mask ? static_cast<const uint16_t *>(mask->data) : nullptr,
-                               mask ? std::ptrdiff_t(mask->nb[1] / sizeof(uint16_t)) : 0, l.scale, cap,
-                               mass.data() + head_index(layer, int(h)) * params.n_cells,
-                               entropies ? entropy.data() + first_head * params.n_tokens + ubatch_start : nullptr,
-                               params.n_tokens, inv_log_visible.data()});
-    });
+    const Device & d = *l.stats_device;
+    if (&d != &l.k.device() && &d != &host_device()) {
+        throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: its queries are on the GPU and its keys are not", layer));
+    }
+    NodeData queries(q, d, params.ggml);
+    std::optional<NodeData> hidden;
+    if (mask) {
+        hidden.emplace(mask, d, params.ggml);
+    }
+    score_stats(d,
+                {queries.as<const float>(), floats(q->nb[2]), floats(q->nb[1]), params.n_head_kv, group(), n_rows,
+                 &d == &host_device() ? l.k.on_host() : l.k.on_device(), 0, n_kv, mask ? hidden->as<const uint16_t>() : nullptr,
+                 mask ? std::ptrdiff_t(mask->nb[1] / sizeof(uint16_t)) : 0, l.scale, cap, half_powers(), l.mass.data(),
+                 params.n_cells, entropies ? l.entropy.data() + ubatch_start : nullptr, params.n_tokens, visible_on(l)},
+                params.n_threads);
+    check(d);
     l.tokens_seen += n_rows;
+}
+
+void kvmerge_observer::collect() {
+    for (size_t i = 0; i < layers.size(); i++) {
+        const Layer & l = layers[i];
+        if (l.mass.size()) {
+            l.mass.download(mass.data() + i * l.mass.size(), l.mass.size());
+        }
+        if (l.entropy.size()) {
+            l.entropy.download(entropy.data() + i * l.entropy.size(), l.entropy.size());
+        }
+        if (l.stats_device) {
+            check(*l.stats_device);
+        }
+    }
 }
 
 namespace kvmerge {
@@ -310,8 +376,10 @@ kvmerge_status kvmerge_observer_create(const kvmerge_observer_params * params, k
         require(p.n_cells > 0 && p.n_tokens > 0, "n_cells and n_tokens must be positive");
         require(p.observe >= 0 && p.observe < 8, "observe must be KVMERGE_OBSERVE_* flags");
         require(p.bias >= KVMERGE_BIAS_NONE && p.bias <= KVMERGE_BIAS_EXACT, "bias must be one of KVMERGE_BIAS_*");
+        require(p.mass_power == 1 || p.mass_power == 1.5f || p.mass_power == 2, "mass_power must be 1, 1.5 or 2");
         require(p.query_decay >= 0 && p.query_decay <= 1, "query_decay must be 0..1");
         require(p.n_threads > 0 && p.n_threads <= 1024, "n_threads must be 1..1024");
+        require(p.device == KVMERGE_DEVICE_CPU || p.device == KVMERGE_DEVICE_CUDA, "device must be one of KVMERGE_DEVICE_*");
         require(p.ggml.tensor_get && p.ggml.tensor_set && p.ggml.buffer_is_host, "ggml entry points are missing");
         if (p.bias == KVMERGE_BIAS_FOLDED) {
             require(p.ridge > 0 && std::isfinite(p.ridge), "ridge must be positive");
@@ -319,6 +387,7 @@ kvmerge_status kvmerge_observer_create(const kvmerge_observer_params * params, k
         }
         auto made = std::make_unique<kvmerge_observer>();
         made->params = p;
+        made->device = p.device == KVMERGE_DEVICE_CUDA ? &cuda_device() : &host_device();
         made->layers.resize(size_t(p.n_layer));
         const size_t cells = size_t(p.n_layer) * p.n_head_kv * p.n_cells;
         if (p.observe & KVMERGE_OBSERVE_MASS || p.observe & KVMERGE_OBSERVE_ENTROPY) {
@@ -368,19 +437,15 @@ bool kvmerge_eval_callback(struct ggml_tensor * tensor, bool ask, void * observe
 kvmerge_status kvmerge_observer_begin(kvmerge_observer * observer) {
     return guarded("kvmerge_observer_begin", [&] {
         kvmerge_observer & o = checked(observer);
-        std::fill(o.mass.begin(), o.mass.end(), 0.0f);
         o.token_cell.clear();
         o.ubatch_start = 0;
         o.nanos = 0;
         o.error.reset();
         for (auto & l : o.layers) {
             l.tokens_seen = 0;
-            l.query_weight *= o.params.query_decay;
-            for (float & x : l.query_sum) {
-                x *= o.params.query_decay;
-            }
-            for (float & x : l.query_second) {
-                x *= o.params.query_decay;
+            l.query_keep *= o.params.query_decay;
+            if (l.mass.size()) {
+                l.mass.zero();
             }
         }
     });
@@ -399,6 +464,7 @@ kvmerge_status kvmerge_observer_stats(kvmerge_observer * observer, kvmerge_block
         for (const auto & l : o.layers) {
             stats.n_layer_seen += stats.n_tokens > 0 && l.tokens_seen == stats.n_tokens;
         }
+        o.collect();
         if (!o.mass.empty()) {
             for (float m : o.mass) {
                 if (!std::isfinite(m)) {
@@ -424,7 +490,7 @@ kvmerge_status kvmerge_observer_cache_info(kvmerge_observer * observer, kvmerge_
         const auto name = [](const CellTensor & t, char(&to)[16]) { std::snprintf(to, sizeof to, "%s", t.type_name()); };
         for (size_t i = 0; i < o.layers.size(); i++) {
             const auto & l = o.layers[i];
-            if (!l.k.tensor || !l.v.tensor) {
+            if (!l.k.tensor() || !l.v.tensor()) {
                 throw Error(KVMERGE_E_STATE,
                             text("layer %zu: no KV cache seen; decode something first, and use a model whose every layer has "
                                  "an ordinary KV cache",
@@ -433,13 +499,34 @@ kvmerge_status kvmerge_observer_cache_info(kvmerge_observer * observer, kvmerge_
             info.bytes += l.k.bytes() + l.v.bytes();
         }
         const auto & l = o.layers[0];
-        info.n_cells = l.k.n_cells;
-        info.head_dim_k = l.k.head_dim;
-        info.head_dim_v = l.v.head_dim;
-        info.v_transposed = l.v.transposed;
+        info.n_cells = l.k.n_cells();
+        info.head_dim_k = l.k.dim();
+        info.head_dim_v = l.v.dim();
+        info.v_transposed = l.v.transposed();
+        std::snprintf(info.device, sizeof info.device, "%s", l.k.device().name);
         name(l.k, info.type_k);
         name(l.v, info.type_v);
         *out = info;
+    });
+}
+
+kvmerge_status kvmerge_query_moments(kvmerge_observer * observer, int32_t layer, int32_t kv_head, float * mean, float * second) {
+    return guarded("kvmerge_query_moments", [&] {
+        kvmerge_observer & o = checked(observer);
+        require(layer >= 0 && layer < o.params.n_layer, "no such layer");
+        require(kv_head >= 0 && kv_head < o.params.n_head_kv, "no such KV head");
+        require(mean && second, "mean or second is null");
+        const auto & l = o.layers[layer];
+        if (!(l.query_weight > 0)) {
+            throw Error(KVMERGE_E_STATE, text("layer %d: no queries observed; observe them and decode something first", layer));
+        }
+        const size_t dim = size_t(l.k.dim());
+        const float inverse = float(1 / l.query_weight);
+        l.query_sum.download(mean, dim, kv_head * dim);
+        l.query_second.download(second, dim * dim, kv_head * dim * dim);
+        check(*l.stats_device);
+        std::for_each(mean, mean + dim, [&](float & x) { x *= inverse; });
+        std::for_each(second, second + dim * dim, [&](float & x) { x *= inverse; });
     });
 }
 

@@ -2,12 +2,14 @@
 #pragma once
 
 #include "cells.hpp"
+#include "device.hpp"
 #include "kvmerge.h"
 #include "rope.hpp"
 #include "status.hpp"
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <vector>
 
@@ -16,19 +18,27 @@ struct kvmerge_observer {
     uint64_t magic = ALIVE;
 
     kvmerge_observer_params params;
+    const kvmerge::Device * device; // the one that params ask for; what it cannot reach, the CPU handles
 
     struct Layer {
         kvmerge::CellTensor k, v;
         kvmerge::Rope rope;
-        float scale = 0;                 // of the scores, from the softmax node
-        int tokens_seen = 0;             // of this block, whose attention was added up
-        double query_weight = 0;         // decayed number of queries in the moments
-        std::vector<float> query_sum;    // [n_head_kv][head_dim]
-        std::vector<float> query_second; // [n_head_kv][head_dim][head_dim]
+        float scale = 0;     // of the scores, from the softmax node
+        int tokens_seen = 0; // of this block, whose attention was added up
+
+        // What kernels add to, on the device that the layer's attention was first seen on.
+        const kvmerge::Device * stats_device = nullptr;
+        kvmerge::DeviceArray<float> mass;            // [n_head_kv][n_cells]
+        kvmerge::DeviceArray<float> entropy;         // [n_head][n_tokens]
+        kvmerge::DeviceArray<float> inv_log_visible; // [n_tokens]
+        kvmerge::DeviceArray<float> query_sum;       // [n_head_kv][head_dim]
+        kvmerge::DeviceArray<float> query_second;    // [n_head_kv][head_dim][head_dim]
+        double query_weight = 0;                     // decayed number of queries in the moments
+        float query_keep = 1;                        // decay that the moments have yet to get
     };
     std::vector<Layer> layers;
 
-    std::vector<float> mass;    // [n_layer][n_head_kv][n_cells]
+    std::vector<float> mass;    // [n_layer][n_head_kv][n_cells]: what stats() brought to the host
     std::vector<float> entropy; // [n_layer][n_head][n_tokens]
     std::vector<float> bias;    // [n_layer][n_head_kv][n_cells], used with KVMERGE_BIAS_EXACT
     bool any_bias = false;
@@ -39,27 +49,32 @@ struct kvmerge_observer {
     std::vector<float> inv_log_visible; // [tokens of the ubatch]
     int64_t nanos = 0;
     std::optional<kvmerge::Error> error; // the first that the callback met in this block
+    std::mutex mirrors;                  // held while cells are brought to the host
 
     bool observes(int flag) const { return (params.observe & flag) != 0; }
+    bool observes_attention() const { return observes(KVMERGE_OBSERVE_MASS) || observes(KVMERGE_OBSERVE_ENTROPY); }
+    int half_powers() const { return int(2 * params.mass_power); }
+    int group() const { return params.n_head / params.n_head_kv; }
     size_t head_index(int layer, int kv_head) const { return size_t(layer) * params.n_head_kv + kv_head; }
 
     bool wants(ggml_tensor * node); // the ask phase: learns where things are, says which nodes to stop at
     void visit(ggml_tensor * node); // a node that was asked for has just run
+    void collect();                 // brings mass and entropy to the host
 
   private:
     void saw_cache_write(ggml_tensor * node, bool is_key, int layer);
-    void check_queries(const ggml_tensor * q, int layer) const;
-    void add_queries(const ggml_tensor * q, int layer);
+    void visit_queries(const ggml_tensor * q, int layer);
     void add_exact_bias(ggml_tensor * kq, int layer);
     void add_attention(ggml_tensor * probabilities, int layer);
     void add_flash_attention(ggml_tensor * node, int layer);
-    void look_at_mask(const ggml_tensor * mask, int n_kv, int n_rows, int layer);
-    void count_visible(const ggml_tensor * mask, int n_kv, int n_rows);
+    void look_at_mask(const ggml_tensor * mask, int n_kv, int n_rows);
+    void prepare(Layer & layer, const ggml_tensor * node);
+    const float * visible_on(Layer & layer);
 };
 
 namespace kvmerge {
 
-// The observer behind a handle. Throws ARGUMENT for null, freed and foreign ones.
+// The observer behind a handle, or an ARGUMENT error for null and for handles that are not ours.
 kvmerge_observer & checked(kvmerge_observer * handle);
 
 } // namespace kvmerge

@@ -28,25 +28,7 @@ float param(const ggml_tensor * t, int i) {
 
 } // namespace
 
-void hadamard_transform(float * x, int n, int size) {
-    const float norm = 1 / std::sqrt(float(size));
-    for (float * run = x; run < x + n; run += size) {
-        for (int half = 1; half < size; half *= 2) {
-            for (int i = 0; i < size; i += 2 * half) {
-                for (int j = i; j < i + half; j++) {
-                    const float a = run[j], b = run[j + half];
-                    run[j] = a + b;
-                    run[j + half] = a - b;
-                }
-            }
-        }
-        for (int i = 0; i < size; i++) {
-            run[i] *= norm;
-        }
-    }
-}
-
-Rope rope_of(const ggml_tensor * key, int head_dim, int layer, const kvmerge_ggml & ggml) {
+Rope rope_of(const ggml_tensor * key, int head_dim, int layer, const Device & device, const kvmerge_ggml & ggml) {
     const ggml_tensor * node = through_views(key);
     Rope rope;
     if (node && node->op == GGML_OP_MUL_MAT && node->src[0] &&
@@ -86,7 +68,7 @@ Rope rope_of(const ggml_tensor * key, int head_dim, int layer, const kvmerge_ggm
     const ggml_tensor * factors = node->src[2];
     rope.n_rot = n_dims;
     rope.neox = (mode & GGML_ROPE_TYPE_NEOX) != 0;
-    rope.freq.resize(n_dims / 2);
+    std::vector<double> freq(size_t(n_dims) / 2);
     // YaRN (Peng et al. 2023): low frequencies are interpolated, high ones are not, a ramp between. Linear in the position.
     const auto corr_dim = [&](float beta) {
         return n_dims * std::log(n_ctx_orig / (beta * 2 * 3.14159265358979323846)) / (2 * std::log(double(base)));
@@ -103,8 +85,11 @@ Rope rope_of(const ggml_tensor * key, int head_dim, int layer, const kvmerge_ggm
         if (ext != 0) {
             mix = ext * (1 - std::clamp((i - low) / std::max(0.001, high - low), 0.0, 1.0));
         }
-        rope.freq[i] = extrapolated * (scale * (1 - mix) + mix);
+        freq[i] = extrapolated * (scale * (1 - mix) + mix);
     }
+    rope.freq = DeviceArray<double>(device, freq.size(), key->view_src ? key->view_src->data : key->data);
+    rope.freq.upload(freq.data(), freq.size());
+    check(device);
     return rope;
 }
 

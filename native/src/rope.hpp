@@ -1,6 +1,7 @@
 // The rotation that llama.cpp gave the keys of a layer, read from the ROPE node of its graph.
 #pragma once
 
+#include "device.hpp"
 #include "kvmerge.h"
 
 #include "ggml.h"
@@ -12,15 +13,12 @@ namespace kvmerge {
 struct Rope {
     int n_rot = 0; // rotated dimensions of a key; 0: the keys carry no rotation
     bool neox = false;
-    std::vector<double> freq; // [n_rot/2]: radians a position
+    DeviceArray<double> freq; // [n_rot/2]: radians a position
     int hadamard = 0;         // llama.cpp stores quantised keys rotated by Hadamard matrices of this size; 0: it did not
 };
 
-// Undoes and redoes that rotation: an orthonormal Walsh-Hadamard transform of each run of `size` elements is its own inverse.
-void hadamard_transform(float * x, int n, int size);
-
 // `key`: the tensor that is written to the cache. Walks back through views to the node that made it.
 // Throws UNSUPPORTED for rotations that depend on more than one position (M-RoPE) or that a merge cannot follow.
-Rope rope_of(const ggml_tensor * key, int head_dim, int layer, const kvmerge_ggml & ggml);
+Rope rope_of(const ggml_tensor * key, int head_dim, int layer, const Device & device, const kvmerge_ggml & ggml);
 
 } // namespace kvmerge

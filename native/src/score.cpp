@@ -121,15 +121,33 @@ kvmerge_status kvmerge_row_entropy(const float * p, int64_t n_rows, int64_t n, f
     return guarded("kvmerge_row_entropy", [&] {
         require_rows(p, n_rows, n, 1);
         require(entropy || n_rows == 0, "entropy is null");
-        std::vector<float> mass(static_cast<size_t>(n));
         for (int64_t i = 0; i < n_rows; i++) {
             const float * row = p + i * n;
             const int64_t visible = std::count_if(row, row + n, [](float x) { return x != 0; });
             const float inverse = visible > 1 ? float(1 / std::log(double(visible))) : 0.0f;
-            kernels().attention_stats({row, n, n, 1, 1, int(n), mass.data(), entropy + i, 1, &inverse});
+            kernels().attention_stats({row, n, n, 1, 1, 1, int(n), 2, nullptr, 0, entropy + i, 1, &inverse});
             if (std::isnan(entropy[i])) {
                 throw Error(KVMERGE_E_NUMERIC, text("row %lld has a NaN", (long long)i));
             }
+        }
+    });
+}
+
+kvmerge_status kvmerge_find_spans(const float * value, int64_t n_rows, int32_t n, int32_t first, int32_t end, float threshold,
+                                  int32_t longest, int32_t * span) {
+    return guarded("kvmerge_find_spans", [&] {
+        require_rows(value, n_rows, n, 1);
+        require(span || n_rows == 0, "span is null");
+        require(first >= 0 && first <= end && end <= n, "first and end must be 0 <= first <= end <= n");
+        require(longest >= 1, "longest must be positive");
+        for (int64_t i = 0; i < n_rows * n; i++) {
+            if (std::isnan(value[i])) {
+                throw Error(KVMERGE_E_NUMERIC, text("row %lld has a NaN", (long long)(i / n)));
+            }
+        }
+        std::fill(span, span + n_rows * n, -1);
+        for (int64_t row = 0; row < n_rows; row++) { // rows may be more than an int counts
+            kernels().find_spans({value + row * n, n, 1, first, end, threshold, longest, span + row * n});
         }
     });
 }

@@ -19,7 +19,24 @@ static double exact_kl(const float * a, const float * b, int n) {
     return kl;
 }
 
+static void test_spans() {
+    const float value[] = {.9f, .9f, .9f, .1f, .8f, .8f, .8f, .8f, .8f, .5f};
+    int32_t span[10];
+    CHECK(kvmerge_find_spans(value, 1, 10, 1, 9, .5f, 3, span) == KVMERGE_OK);
+    const int32_t expected[] = {-1, 1, 1, -1, 4, 4, 4, 7, 7, -1};
+    for (int i = 0; i < 10; i++) {
+        CHECK(span[i] == expected[i]);
+    }
+    CHECK(kvmerge_find_spans(value, 1, 10, 5, 4, .5f, 3, span) == KVMERGE_E_ARGUMENT);
+    CHECK(kvmerge_find_spans(value, 1, 10, 0, 11, .5f, 3, span) == KVMERGE_E_ARGUMENT);
+    CHECK(kvmerge_find_spans(value, 1, 10, 0, 10, .5f, 0, span) == KVMERGE_E_ARGUMENT);
+    CHECK(kvmerge_find_spans(value, 1, 10, 0, 10, .5f, 3, nullptr) == KVMERGE_E_ARGUMENT);
+    const float bad[] = {NAN, 1};
+    CHECK(kvmerge_find_spans(bad, 1, 2, 0, 2, .5f, 3, span) == KVMERGE_E_NUMERIC);
+}
+
 int main() {
+    test_spans();
     Random random(11);
     for (int round = 0; round < 50; round++) {
         const int rows = random.integer(1, 9), vocab = random.integer(2, 4001);

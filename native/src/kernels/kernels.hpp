@@ -1,5 +1,7 @@
-// The list of kernels. Each is one line in KVMERGE_KERNELS and one descriptor struct; the reference, the fast versions, the
-// dispatcher and the tests are all generated from that line, so none can lack one.
+// The list of kernels. Each is one line in KVMERGE_CELL_KERNELS or KVMERGE_LOGIT_KERNELS and one descriptor struct; the reference, the
+// CPU versions, CUDA's (of the first list), the dispatcher and the tests are all generated from that line, so none can lack one.
+//
+// A descriptor holds plain pointers: into host memory for the CPU, into device memory for CUDA. A kernel has finished when it returns.
 #pragma once
 
 #include <cstddef>
@@ -7,18 +9,34 @@
 
 namespace kvmerge {
 
-// Attention received and row entropy of one KV head, from the probabilities of its query heads.
+enum CellType : int32_t { CELL_F32, CELL_F16, CELL_BF16, CELL_Q8_0 };
+
+// Where the cells of one of a layer's cache tensors lie. Row-wise, element i of a cell of head h is the (h * dim + i)th of the cell's row;
+// transposed (never Q8_0), it is at h * dim + i rows of n_cells elements.
+struct CellView {
+    void * data;
+    int32_t type;              // CellType
+    int32_t transposed;        // 0 or 1
+    int32_t dim;               // elements a head
+    int32_t n_cells;           // cells allocated
+    std::ptrdiff_t cell_bytes; // row-wise: from a cell to the next
+};
+
+// Attention received and row entropy, from the probabilities. Query head h belongs to KV head h / group.
 struct AttentionStatsArgs {
     const float * p;            // probabilities: element (head h, row r, cell c) at h*head_stride + r*row_stride + c
     std::ptrdiff_t head_stride; // elements
     std::ptrdiff_t row_stride;  // elements
-    int n_heads;                // query heads that share the KV head
-    int n_rows;                 // queries
+    int n_kv_heads;
+    int group;  // query heads that share a KV head
+    int n_rows; // queries
     int n_cells;
-    float * mass;    // [n_cells], added to: sum of p over heads and rows
-    float * entropy; // null, or element (h, r) at h*entropy_stride + r: H(row) * inv_log_visible[r], clamped to 0..1
+    int half_powers; // 2, 3 or 4: the mass adds up p, p^1.5 or p^2
+    float * mass;    // null, or element (KV head, cell) at kv_head*mass_stride + cell, added to: sum of p^(half_powers/2)
+    std::ptrdiff_t mass_stride; // elements
+    float * entropy; // null, or element (head h, row r) at h*entropy_stride + r: H(row) * inv_log_visible[r], within 0..1
     std::ptrdiff_t entropy_stride; // elements
-    const float * inv_log_visible; // [n_rows]: 1 / ln(cells the row sees), 0 where it sees one
+    const float * inv_log_visible; // [n_rows]: 1 / ln(cells the row sees), 0 where it sees one; null where entropy is
 };
 
 // The same statistics without a matrix of probabilities, from the queries and the cached keys: what flash attention leaves to see.
@@ -27,58 +45,104 @@ struct ScoreStatsArgs {
     const float * q;            // element (head h, row r, dimension i) at h*head_stride + r*row_stride + i
     std::ptrdiff_t head_stride; // elements
     std::ptrdiff_t row_stride;  // elements
-    int n_heads;
+    int n_kv_heads;
+    int group;
     int n_rows;
-    int dim;
-    const float * keys; // [n_cells][dim]
-    int n_cells;
+    CellView keys;
+    int first_kv_head;          // of the keys: whose the first mass is
+    int n_cells;                // cells 0 .. n_cells-1 are looked at
     const uint16_t * mask;      // half precision, row r at r*mask_stride: minus infinity (0xfc00) hides a cell; null hides none
     std::ptrdiff_t mask_stride; // elements
     float scale;
     float cap;
-    float * mass;                  // as above
-    float * entropy;               // as above
-    std::ptrdiff_t entropy_stride; // elements
-    const float * inv_log_visible; // as above
+    int half_powers; // as above, and so on
+    float * mass;
+    std::ptrdiff_t mass_stride;
+    float * entropy;
+    std::ptrdiff_t entropy_stride;
+    const float * inv_log_visible;
 };
 
-// First and second moment of the roped queries of one KV head, summed over its query heads and rows.
+// Runs of neighbours above a threshold, cut at `longest`.
+struct FindSpansArgs {
+    const float * value;   // element (row, i) at row*stride + i
+    std::ptrdiff_t stride; // elements
+    int n_rows;            // (layer, KV head) pairs, say
+    int first;             // [first, end) of a row are looked at: after the sinks, before the newest
+    int end;
+    float threshold;
+    int longest; // >= 1
+    int32_t *
+        span; // as value: the index of the first of i's span, -1 where i is in none; i outside [first, end) is left as it is
+};
+
+// First and second moment of the roped queries of each KV head, summed over its query heads and rows.
 struct QueryMomentsArgs {
     const float * q;            // element (head h, row r, dimension i) at h*head_stride + r*row_stride + i
     std::ptrdiff_t head_stride; // elements
     std::ptrdiff_t row_stride;  // elements
-    int n_heads;
+    int n_kv_heads;
+    int group;
     int n_rows;
     int dim;
-    float * sum;    // [dim], added to
-    float * second; // [dim][dim], added to; both triangles
-};
-
-// Weighted mean of one group's keys and values. Keys are rotated by RoPE to the pivot's position first (delta 0 leaves
-// them). Rotation pairs are (i, i + n_rot/2) for NEOX order and (2i, 2i+1) for normal order. Su et al. 2021.
-struct MergeGroupArgs {
-    const float * keys;    // [n][dim_k]
-    const float * values;  // [n][dim_v]
-    const float * weight;  // [n], sums to 1
-    const int32_t * delta; // [n]: pivot's position - own position
-    int n;
-    int dim_k;
-    int dim_v;
-    int n_rot;           // rotated dimensions of a key, even; 0 for none
-    bool neox;           // order of the rotation pairs
-    const double * freq; // [n_rot/2]: radians a position
-    float * key;         // [dim_k], written
-    float * value;       // [dim_v], written
+    float keep;     // factor on what is there already
+    float * sum;    // [n_kv_heads][dim]
+    float * second; // [n_kv_heads][dim][dim], both triangles
 };
 
 // The direction u along which a bias is folded into a key: u = (C + ridge * tr(C)/d * I)^-1 mean, so that u.q is as near to 1
-// as a ridge regression over the queries makes it. Solved by Cholesky, C a second moment.
+// as a ridge regression over the queries makes it. C is a second moment. mean and C are given as sums, inverse_weight makes them means.
 struct FoldDirectionArgs {
-    const float * mean;   // [dim]
-    const float * second; // [dim][dim], symmetric positive semidefinite
+    const float * sum;    // [n][dim]
+    const float * second; // [n][dim][dim], symmetric positive semidefinite
+    int n;
     int dim;
+    double inverse_weight;
     double ridge; // > 0
-    float * u;    // [dim], written; zeros when C is zero
+    float * u;    // [n][dim], written; zeros where C is zero
+};
+
+// Cells of one head as single precision, and back, rounding to their type.
+struct GatherCellsArgs {
+    CellView view;
+    int head;
+    const int32_t * cells; // [n]
+    int n;
+    float * out; // [n][dim]
+};
+struct ScatterCellsArgs {
+    CellView view;
+    int head;
+    const int32_t * cells; // [n], distinct
+    int n;
+    const float * in; // [n][dim]
+};
+
+// The groups of one KV head that a plan makes into one cell each. All arrays lie where the cells do.
+struct MergeHead {
+    CellView k, v;
+    int head;
+    int n_groups;
+    const int32_t * start;  // [n_groups + 1]: members of group g are start[g] .. start[g+1]-1
+    const int32_t * member; // cells
+    const int32_t * delta;  // of each member: pivot's position - own position
+    const float * weight;   // of each member; a group's sum to 1
+    const int32_t * dest;   // [n_groups]: the cell to write to, distinct
+    const float * bias;     // [n_groups], or null: K' += bias * u
+    const float * u;        // [dim of k], or null where bias is
+    float * scratch;        // [n_groups][dim of k + dim of v]
+    // RoPE (Su et al. 2021): pairs are (i, i + n_rot/2) for NEOX order and (2i, 2i+1) for normal order.
+    int n_rot;           // rotated dimensions of a key, even; 0 for none
+    int neox;            // order of the pairs
+    const double * freq; // [n_rot/2]: radians a position
+    int hadamard;        // size of the Hadamard matrix that keys are stored rotated by; 0 for none
+};
+
+// Every group becomes K' = sum w R(delta) K + bias u, V' = sum w V, in its destination. A destination may be another group's member:
+// all groups are read before any is written.
+struct MergeCellsArgs {
+    const MergeHead * heads; // [n_heads], in host memory
+    int n_heads;             // layers x KV heads, in one go
 };
 
 // Squared distance of each row from the next: what merging neighbours would cost.
@@ -120,17 +184,28 @@ struct KlRowArgs {
     double * kl;
 };
 
-#define KVMERGE_KERNELS(X)                 \
+// Kernels on what the model's backend holds: attention, queries, cells.
+#define KVMERGE_CELL_KERNELS(X)            \
     X(attention_stats, AttentionStatsArgs) \
     X(score_stats, ScoreStatsArgs)         \
+    X(find_spans, FindSpansArgs)           \
     X(query_moments, QueryMomentsArgs)     \
     X(fold_direction, FoldDirectionArgs)   \
-    X(merge_group, MergeGroupArgs)         \
-    X(step_distance, StepDistanceArgs)     \
-    X(half_to_float, HalfToFloatArgs)      \
-    X(float_to_half, FloatToHalfArgs)      \
-    X(log_sum_exp, LogSumExpArgs)          \
+    X(gather_cells, GatherCellsArgs)       \
+    X(scatter_cells, ScatterCellsArgs)     \
+    X(merge_cells, MergeCellsArgs)         \
+    X(step_distance, StepDistanceArgs)
+
+// Kernels on what llama.cpp brings to the host: logits.
+#define KVMERGE_LOGIT_KERNELS(X)      \
+    X(half_to_float, HalfToFloatArgs) \
+    X(float_to_half, FloatToHalfArgs) \
+    X(log_sum_exp, LogSumExpArgs)     \
     X(kl_row, KlRowArgs)
+
+#define KVMERGE_KERNELS(X)  \
+    KVMERGE_CELL_KERNELS(X) \
+    KVMERGE_LOGIT_KERNELS(X)
 
 struct KernelTable {
     const char * isa;
@@ -141,7 +216,7 @@ struct KernelTable {
 
 // Plain loops in double precision: what the others are tested against.
 const KernelTable & reference_kernels();
-// Every fast table that this machine can run, best first; ends with a null pointer. Never empty.
+// Every fast table that this machine's CPU can run, best first; ends with a null pointer. Never empty.
 const KernelTable * const * runnable_kernels();
 // The best of them.
 const KernelTable & kernels();

@@ -10,162 +10,6 @@
 namespace kvmerge {
 namespace reference {
 
-static void attention_stats(const AttentionStatsArgs & a) {
-    std::vector<double> mass(a.n_cells, 0.0);
-    for (int h = 0; h < a.n_heads; h++) {
-        for (int r = 0; r < a.n_rows; r++) {
-            const float * p = a.p + h * a.head_stride + r * a.row_stride;
-            double entropy = 0;
-            for (int c = 0; c < a.n_cells; c++) {
-                mass[c] += p[c];
-                if (p[c] != 0) {
-                    entropy -= double(p[c]) * std::log(double(p[c]));
-                }
-            }
-            if (a.entropy) {
-                const double normalised = entropy * a.inv_log_visible[r];
-                a.entropy[h * a.entropy_stride + r] =
-                    std::isnan(normalised) ? std::numeric_limits<float>::quiet_NaN() : float(std::clamp(normalised, 0.0, 1.0));
-            }
-        }
-    }
-    for (int c = 0; c < a.n_cells; c++) {
-        a.mass[c] = float(a.mass[c] + mass[c]);
-    }
-}
-
-static void score_stats(const ScoreStatsArgs & a) {
-    std::vector<double> mass(a.n_cells, 0.0);
-    for (int h = 0; h < a.n_heads; h++) {
-        for (int r = 0; r < a.n_rows; r++) {
-            const float * q = a.q + h * a.head_stride + r * a.row_stride;
-            std::vector<double> score(a.n_cells, -std::numeric_limits<double>::infinity());
-            double max = -std::numeric_limits<double>::infinity(), sum = 0, entropy = 0;
-            for (int c = 0; c < a.n_cells; c++) {
-                if (a.mask && a.mask[r * a.mask_stride + c] == 0xfc00) {
-                    continue;
-                }
-                double dot = 0;
-                for (int i = 0; i < a.dim; i++) {
-                    dot += double(q[i]) * a.keys[size_t(c) * a.dim + i];
-                }
-                score[c] = a.cap != 0 ? a.cap * std::tanh(a.scale * dot / a.cap) : a.scale * dot;
-                max = std::isnan(score[c]) || score[c] > max ? score[c] : max;
-            }
-            for (int c = 0; c < a.n_cells; c++) {
-                sum += std::isinf(score[c]) ? 0 : std::exp(score[c] - max);
-            }
-            for (int c = 0; c < a.n_cells; c++) {
-                const double p = std::isinf(score[c]) ? 0 : std::exp(score[c] - max) / sum;
-                mass[c] += p;
-                entropy -= p != 0 ? p * std::log(p) : 0;
-            }
-            if (a.entropy) {
-                const double normalised = entropy * a.inv_log_visible[r];
-                a.entropy[h * a.entropy_stride + r] =
-                    std::isnan(normalised) ? std::numeric_limits<float>::quiet_NaN() : float(std::clamp(normalised, 0.0, 1.0));
-            }
-        }
-    }
-    for (int c = 0; c < a.n_cells; c++) {
-        a.mass[c] = float(a.mass[c] + mass[c]);
-    }
-}
-
-static void query_moments(const QueryMomentsArgs & a) {
-    for (int i = 0; i < a.dim; i++) {
-        double sum = 0;
-        std::vector<double> second(a.dim, 0.0);
-        for (int h = 0; h < a.n_heads; h++) {
-            for (int r = 0; r < a.n_rows; r++) {
-                const float * q = a.q + h * a.head_stride + r * a.row_stride;
-                sum += q[i];
-                for (int j = 0; j < a.dim; j++) {
-                    second[j] += double(q[i]) * q[j];
-                }
-            }
-        }
-        a.sum[i] = float(a.sum[i] + sum);
-        for (int j = 0; j < a.dim; j++) {
-            a.second[i * a.dim + j] = float(a.second[i * a.dim + j] + second[j]);
-        }
-    }
-}
-
-static void fold_direction(const FoldDirectionArgs & a) {
-    // Gauss-Jordan with pivoting: another method than the fast one's.
-    const int d = a.dim;
-    double trace = 0;
-    for (int i = 0; i < d; i++) {
-        trace += a.second[size_t(i) * d + i];
-    }
-    std::fill(a.u, a.u + d, 0.0f);
-    if (!(trace > 0)) {
-        return;
-    }
-    std::vector<std::vector<double>> m(d, std::vector<double>(d + 1));
-    for (int i = 0; i < d; i++) {
-        for (int j = 0; j < d; j++) {
-            m[i][j] = a.second[size_t(i) * d + j] + (i == j ? a.ridge * trace / d : 0.0);
-        }
-        m[i][d] = a.mean[i];
-    }
-    for (int i = 0; i < d; i++) {
-        int best = i;
-        for (int r = i; r < d; r++) {
-            best = std::fabs(m[r][i]) > std::fabs(m[best][i]) ? r : best;
-        }
-        std::swap(m[i], m[best]);
-        for (int r = 0; r < d; r++) {
-            const double f = r == i ? 0 : m[r][i] / m[i][i];
-            for (int j = i; j <= d; j++) {
-                m[r][j] -= f * m[i][j];
-            }
-        }
-    }
-    for (int i = 0; i < d; i++) {
-        a.u[i] = float(m[i][d] / m[i][i]);
-    }
-}
-
-static void merge_group(const MergeGroupArgs & a) {
-    std::vector<double> key(a.dim_k, 0.0), value(a.dim_v, 0.0);
-    for (int m = 0; m < a.n; m++) {
-        const float * k = a.keys + size_t(m) * a.dim_k;
-        const double w = a.weight[m];
-        for (int i = a.n_rot; i < a.dim_k; i++) {
-            key[i] += w * k[i];
-        }
-        for (int i = 0; i < a.n_rot / 2; i++) {
-            const double angle = a.delta[m] * a.freq[i];
-            const int x = a.neox ? i : 2 * i;
-            const int y = a.neox ? i + a.n_rot / 2 : 2 * i + 1;
-            key[x] += w * (k[x] * std::cos(angle) - k[y] * std::sin(angle));
-            key[y] += w * (k[x] * std::sin(angle) + k[y] * std::cos(angle));
-        }
-        for (int i = 0; i < a.dim_v; i++) {
-            value[i] += w * a.values[size_t(m) * a.dim_v + i];
-        }
-    }
-    for (int i = 0; i < a.dim_k; i++) {
-        a.key[i] = float(key[i]);
-    }
-    for (int i = 0; i < a.dim_v; i++) {
-        a.value[i] = float(value[i]);
-    }
-}
-
-static void step_distance(const StepDistanceArgs & a) {
-    for (int i = 0; i + 1 < a.n; i++) {
-        double sum = 0;
-        for (int j = 0; j < a.dim; j++) {
-            const double d = double(a.rows[size_t(i) * a.dim + j]) - a.rows[size_t(i + 1) * a.dim + j];
-            sum += d * d;
-        }
-        a.out[i] = float(sum);
-    }
-}
-
 static void half_to_float(const HalfToFloatArgs & a) {
     for (std::ptrdiff_t i = 0; i < a.n; i++) {
         const int sign = a.in[i] >> 15, exponent = (a.in[i] >> 10) & 31, mantissa = a.in[i] & 1023;
@@ -196,6 +40,313 @@ static void float_to_half(const FloatToHalfArgs & a) {
             bits = uint16_t((e + 15) * 1024 + int(std::nearbyint(std::ldexp(x, 10 - e))) - 1024);
         }
         a.out[i] = uint16_t(bits | (std::signbit(a.in[i]) ? 0x8000 : 0));
+    }
+}
+
+// Where element j of a cell of a head lies: its index among the elements of its row or, transposed, of the tensor.
+static char * address(const CellView & v, int head, int32_t cell, int j) {
+    const std::ptrdiff_t size = v.type == CELL_F32 ? 4 : 2;
+    char * const data = static_cast<char *>(v.data);
+    return v.transposed ? data + ((std::ptrdiff_t(head) * v.dim + j) * v.n_cells + cell) * size
+                        : data + cell * v.cell_bytes + (std::ptrdiff_t(head) * v.dim + j) * size;
+}
+
+// A block of Q8_0 is a scale in half precision and 32 signed bytes.
+static char * block(const CellView & v, int head, int32_t cell, int j) {
+    return static_cast<char *>(v.data) + cell * v.cell_bytes + (std::ptrdiff_t(head) * v.dim + j) / 32 * 34;
+}
+
+static double element(const CellView & v, int head, int32_t cell, int j) {
+    uint16_t half;
+    float x;
+    switch (v.type) {
+    case CELL_F32:
+        std::memcpy(&x, address(v, head, cell, j), 4);
+        return x;
+    case CELL_F16:
+        std::memcpy(&half, address(v, head, cell, j), 2);
+        half_to_float({&half, &x, 1});
+        return x;
+    case CELL_BF16: {
+        std::memcpy(&half, address(v, head, cell, j), 2);
+        const uint32_t bits = uint32_t(half) << 16;
+        std::memcpy(&x, &bits, 4);
+        return x;
+    }
+    default:
+        std::memcpy(&half, block(v, head, cell, j), 2);
+        half_to_float({&half, &x, 1});
+        return x * double(reinterpret_cast<const int8_t *>(block(v, head, cell, j))[2 + j % 32]);
+    }
+}
+
+static void store(const CellView & v, int head, int32_t cell, const float * in) {
+    for (int j = 0; j < v.dim; j++) {
+        uint16_t half;
+        switch (v.type) {
+        case CELL_F32:
+            std::memcpy(address(v, head, cell, j), in + j, 4);
+            break;
+        case CELL_F16:
+            float_to_half({in + j, &half, 1});
+            std::memcpy(address(v, head, cell, j), &half, 2);
+            break;
+        case CELL_BF16: {
+            uint32_t bits; // nearest, ties to even: what is dropped is 16 bits
+            std::memcpy(&bits, in + j, 4);
+            const uint32_t dropped = bits & 0xffff;
+            half = uint16_t(bits >> 16);
+            half =
+                std::isnan(in[j]) ? uint16_t(half | 64) : uint16_t(half + (dropped > 0x8000 || (dropped == 0x8000 && half % 2)));
+            std::memcpy(address(v, head, cell, j), &half, 2);
+            break;
+        }
+        default: { // in single precision, as ggml's quantize_row_q8_0_ref: its rounding is part of the format
+            float largest = 0;
+            for (int i = j / 32 * 32; i < j / 32 * 32 + 32; i++) {
+                largest = std::max(largest, std::fabs(in[i]));
+            }
+            const float scale = largest / 127;
+            float_to_half({&scale, &half, 1});
+            std::memcpy(block(v, head, cell, j), &half, 2);
+            reinterpret_cast<int8_t *>(block(v, head, cell, j))[2 + j % 32] =
+                int8_t(scale != 0 ? std::round(in[j] * (1 / scale)) : 0);
+        }
+        }
+    }
+}
+
+static void add_to(float * mass, std::ptrdiff_t stride, const std::vector<std::vector<double>> & sums) {
+    for (size_t h = 0; h < sums.size(); h++) {
+        for (size_t c = 0; c < sums[h].size(); c++) {
+            float & m = mass[std::ptrdiff_t(h) * stride + std::ptrdiff_t(c)];
+            m = float(m + sums[h][c]);
+        }
+    }
+}
+
+static void attention_stats(const AttentionStatsArgs & a) {
+    std::vector<std::vector<double>> mass(a.n_kv_heads, std::vector<double>(a.n_cells, 0.0));
+    for (int h = 0; h < a.n_kv_heads * a.group; h++) {
+        for (int r = 0; r < a.n_rows; r++) {
+            const float * p = a.p + h * a.head_stride + r * a.row_stride;
+            double entropy = 0;
+            for (int c = 0; c < a.n_cells; c++) {
+                mass[h / a.group][c] += std::pow(double(p[c]), a.half_powers / 2.0);
+                if (p[c] != 0) {
+                    entropy -= double(p[c]) * std::log(double(p[c]));
+                }
+            }
+            if (a.entropy) {
+                const double normalised = entropy * a.inv_log_visible[r];
+                a.entropy[h * a.entropy_stride + r] =
+                    std::isnan(normalised) ? std::numeric_limits<float>::quiet_NaN() : float(std::clamp(normalised, 0.0, 1.0));
+            }
+        }
+    }
+    if (a.mass) {
+        add_to(a.mass, a.mass_stride, mass);
+    }
+}
+
+static void score_stats(const ScoreStatsArgs & a) {
+    const int dim = a.keys.dim;
+    std::vector<std::vector<double>> mass(a.n_kv_heads, std::vector<double>(a.n_cells, 0.0));
+    for (int h = 0; h < a.n_kv_heads * a.group; h++) {
+        for (int r = 0; r < a.n_rows; r++) {
+            const float * q = a.q + h * a.head_stride + r * a.row_stride;
+            std::vector<double> score(a.n_cells, -std::numeric_limits<double>::infinity());
+            double max = -std::numeric_limits<double>::infinity(), sum = 0, entropy = 0;
+            for (int c = 0; c < a.n_cells; c++) {
+                if (a.mask && a.mask[r * a.mask_stride + c] == 0xfc00) {
+                    continue;
+                }
+                double dot = 0;
+                for (int i = 0; i < dim; i++) {
+                    dot += double(q[i]) * element(a.keys, a.first_kv_head + h / a.group, c, i);
+                }
+                score[c] = a.cap != 0 ? a.cap * std::tanh(a.scale * dot / a.cap) : a.scale * dot;
+                max = std::isnan(score[c]) || score[c] > max ? score[c] : max;
+            }
+            for (int c = 0; c < a.n_cells; c++) {
+                sum += std::isinf(score[c]) ? 0 : std::exp(score[c] - max);
+            }
+            for (int c = 0; c < a.n_cells; c++) {
+                const double p = std::isinf(score[c]) ? 0 : std::exp(score[c] - max) / sum;
+                mass[h / a.group][c] += std::pow(p, a.half_powers / 2.0);
+                entropy -= p != 0 ? p * std::log(p) : 0;
+            }
+            if (a.entropy) {
+                const double normalised = entropy * a.inv_log_visible[r];
+                a.entropy[h * a.entropy_stride + r] =
+                    std::isnan(normalised) ? std::numeric_limits<float>::quiet_NaN() : float(std::clamp(normalised, 0.0, 1.0));
+            }
+        }
+    }
+    add_to(a.mass, a.mass_stride, mass);
+}
+
+static void find_spans(const FindSpansArgs & a) {
+    for (int row = 0; row < a.n_rows; row++) {
+        const float * value = a.value + row * a.stride;
+        for (int i = a.first; i < a.end; i++) {
+            int run = i; // where i's run of neighbours above starts
+            while (run > a.first && value[run - 1] > a.threshold) {
+                run--;
+            }
+            a.span[row * a.stride + i] = value[i] > a.threshold ? run + (i - run) / a.longest * a.longest : -1;
+        }
+    }
+}
+
+static void query_moments(const QueryMomentsArgs & a) {
+    for (int k = 0; k < a.n_kv_heads; k++) {
+        for (int i = 0; i < a.dim; i++) {
+            double sum = 0;
+            std::vector<double> second(a.dim, 0.0);
+            for (int h = k * a.group; h < (k + 1) * a.group; h++) {
+                for (int r = 0; r < a.n_rows; r++) {
+                    const float * q = a.q + h * a.head_stride + r * a.row_stride;
+                    sum += q[i];
+                    for (int j = 0; j < a.dim; j++) {
+                        second[j] += double(q[i]) * q[j];
+                    }
+                }
+            }
+            float & total = a.sum[k * a.dim + i];
+            total = float(double(a.keep) * total + sum);
+            for (int j = 0; j < a.dim; j++) {
+                float & product = a.second[(size_t(k) * a.dim + i) * a.dim + j];
+                product = float(double(a.keep) * product + second[j]);
+            }
+        }
+    }
+}
+
+static void fold_one(const FoldDirectionArgs & a, const float * sum_of, const float * second, float * u) {
+    // Gauss-Jordan with pivoting: another method than the fast one's.
+    const int d = a.dim;
+    double trace = 0;
+    for (int i = 0; i < d; i++) {
+        trace += second[size_t(i) * d + i] * a.inverse_weight;
+    }
+    std::fill(u, u + d, 0.0f);
+    if (!(trace > 0)) {
+        return;
+    }
+    std::vector<std::vector<double>> m(d, std::vector<double>(d + 1));
+    for (int i = 0; i < d; i++) {
+        for (int j = 0; j < d; j++) {
+            m[i][j] = second[size_t(i) * d + j] * a.inverse_weight + (i == j ? a.ridge * trace / d : 0.0);
+        }
+        m[i][d] = sum_of[i] * a.inverse_weight;
+    }
+    for (int i = 0; i < d; i++) {
+        int best = i;
+        for (int r = i; r < d; r++) {
+            best = std::fabs(m[r][i]) > std::fabs(m[best][i]) ? r : best;
+        }
+        std::swap(m[i], m[best]);
+        for (int r = 0; r < d; r++) {
+            const double f = r == i ? 0 : m[r][i] / m[i][i];
+            for (int j = i; j <= d; j++) {
+                m[r][j] -= f * m[i][j];
+            }
+        }
+    }
+    for (int i = 0; i < d; i++) {
+        u[i] = float(m[i][d] / m[i][i]);
+    }
+}
+
+static void fold_direction(const FoldDirectionArgs & a) {
+    for (size_t i = 0; i < size_t(a.n); i++) {
+        fold_one(a, a.sum + i * a.dim, a.second + i * a.dim * a.dim, a.u + i * a.dim);
+    }
+}
+
+static void gather_cells(const GatherCellsArgs & a) {
+    for (int i = 0; i < a.n; i++) {
+        for (int j = 0; j < a.view.dim; j++) {
+            a.out[size_t(i) * a.view.dim + j] = float(element(a.view, a.head, a.cells[i], j));
+        }
+    }
+}
+
+static void scatter_cells(const ScatterCellsArgs & a) {
+    for (int i = 0; i < a.n; i++) {
+        store(a.view, a.head, a.cells[i], a.in + size_t(i) * a.view.dim);
+    }
+}
+
+// Multiplies each run of `size` by the Hadamard matrix, whose element (i, j) is (-1)^(bits that i and j share), over sqrt(size).
+static std::vector<double> hadamard(const std::vector<double> & x, int size) {
+    std::vector<double> y(x.size(), 0.0);
+    for (size_t i = 0; i < x.size(); i++) {
+        for (int j = 0; j < size; j++) {
+            int shared = 0;
+            for (int bits = int(i % size_t(size)) & j; bits; bits &= bits - 1) {
+                shared++;
+            }
+            y[i] += (shared % 2 ? -1 : 1) * x[i / size_t(size) * size_t(size) + size_t(j)] / std::sqrt(double(size));
+        }
+    }
+    return y;
+}
+
+static void merge_head(const MergeHead & h) {
+    const int dim_k = h.k.dim, dim_v = h.v.dim;
+    for (int g = 0; g < h.n_groups; g++) {
+        std::vector<double> key(dim_k, 0.0), value(dim_v, 0.0);
+        for (int32_t m = h.start[g]; m < h.start[g + 1]; m++) {
+            std::vector<double> k(dim_k);
+            for (int i = 0; i < dim_k; i++) {
+                k[i] = element(h.k, h.head, h.member[m], i);
+            }
+            k = h.hadamard ? hadamard(k, h.hadamard) : k;
+            const double w = h.weight[m];
+            for (int i = h.n_rot; i < dim_k; i++) {
+                key[i] += w * k[i];
+            }
+            for (int i = 0; i < h.n_rot / 2; i++) {
+                const double angle = h.delta[m] * h.freq[i];
+                const int x = h.neox ? i : 2 * i;
+                const int y = h.neox ? i + h.n_rot / 2 : 2 * i + 1;
+                key[x] += w * (k[x] * std::cos(angle) - k[y] * std::sin(angle));
+                key[y] += w * (k[x] * std::sin(angle) + k[y] * std::cos(angle));
+            }
+            for (int i = 0; i < dim_v; i++) {
+                value[i] += w * element(h.v, h.head, h.member[m], i);
+            }
+        }
+        key = h.hadamard ? hadamard(key, h.hadamard) : key;
+        float * out = h.scratch + size_t(g) * (dim_k + dim_v);
+        for (int i = 0; i < dim_k; i++) {
+            out[i] = float(key[i] + (h.bias ? double(h.bias[g]) * h.u[i] : 0.0));
+        }
+        std::copy(value.begin(), value.end(), out + dim_k);
+    }
+    for (int g = 0; g < h.n_groups; g++) {
+        const float * out = h.scratch + size_t(g) * (dim_k + dim_v);
+        store(h.k, h.head, h.dest[g], out);
+        store(h.v, h.head, h.dest[g], out + dim_k);
+    }
+}
+
+static void merge_cells(const MergeCellsArgs & a) {
+    for (int i = 0; i < a.n_heads; i++) {
+        merge_head(a.heads[i]);
+    }
+}
+
+static void step_distance(const StepDistanceArgs & a) {
+    for (int i = 0; i + 1 < a.n; i++) {
+        double sum = 0;
+        for (int j = 0; j < a.dim; j++) {
+            const double d = double(a.rows[size_t(i) * a.dim + j]) - a.rows[size_t(i + 1) * a.dim + j];
+            sum += d * d;
+        }
+        a.out[i] = float(sum);
     }
 }
 

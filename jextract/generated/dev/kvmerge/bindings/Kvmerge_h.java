@@ -77,6 +77,15 @@ public class Kvmerge_h extends Kvmerge_h$shared {
     public static int KVMERGE_E_NUMERIC() {
         return KVMERGE_E_NUMERIC;
     }
+    private static final int KVMERGE_E_DEVICE = (int)6L;
+    /**
+     * {@snippet lang=c :
+     * enum kvmerge_status_code.KVMERGE_E_DEVICE = 6
+     * }
+     */
+    public static int KVMERGE_E_DEVICE() {
+        return KVMERGE_E_DEVICE;
+    }
     private static final int KVMERGE_OBSERVE_CELLS = (int)0L;
     /**
      * {@snippet lang=c :
@@ -139,6 +148,24 @@ public class Kvmerge_h extends Kvmerge_h$shared {
      */
     public static int KVMERGE_BIAS_EXACT() {
         return KVMERGE_BIAS_EXACT;
+    }
+    private static final int KVMERGE_DEVICE_CPU = (int)0L;
+    /**
+     * {@snippet lang=c :
+     * enum kvmerge_device.KVMERGE_DEVICE_CPU = 0
+     * }
+     */
+    public static int KVMERGE_DEVICE_CPU() {
+        return KVMERGE_DEVICE_CPU;
+    }
+    private static final int KVMERGE_DEVICE_CUDA = (int)1L;
+    /**
+     * {@snippet lang=c :
+     * enum kvmerge_device.KVMERGE_DEVICE_CUDA = 1
+     * }
+     */
+    public static int KVMERGE_DEVICE_CUDA() {
+        return KVMERGE_DEVICE_CUDA;
     }
 
     private static class kvmerge_version {
@@ -366,6 +393,66 @@ public class Kvmerge_h extends Kvmerge_h$shared {
                 traceDowncall("kvmerge_abi");
             }
             return (MemorySegment)mh$.invokeExact();
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvmerge_device_check {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_INT
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_device_check");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_device_check(int32_t device)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_device_check$descriptor() {
+        return kvmerge_device_check.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_device_check(int32_t device)
+     * }
+     */
+    public static MethodHandle kvmerge_device_check$handle() {
+        return kvmerge_device_check.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_device_check(int32_t device)
+     * }
+     */
+    public static MemorySegment kvmerge_device_check$address() {
+        return kvmerge_device_check.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_device_check(int32_t device)
+     * }
+     */
+    public static int kvmerge_device_check(int device) {
+        var mh$ = kvmerge_device_check.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_device_check", device);
+            }
+            return (int)mh$.invokeExact(device);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {
@@ -731,6 +818,70 @@ public class Kvmerge_h extends Kvmerge_h$shared {
                 traceDowncall("kvmerge_observer_cache_info", observer, out);
             }
             return (int)mh$.invokeExact(observer, out);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvmerge_query_moments {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_query_moments");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_query_moments(kvmerge_observer *observer, int32_t layer, int32_t kv_head, float *mean, float *second)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_query_moments$descriptor() {
+        return kvmerge_query_moments.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_query_moments(kvmerge_observer *observer, int32_t layer, int32_t kv_head, float *mean, float *second)
+     * }
+     */
+    public static MethodHandle kvmerge_query_moments$handle() {
+        return kvmerge_query_moments.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_query_moments(kvmerge_observer *observer, int32_t layer, int32_t kv_head, float *mean, float *second)
+     * }
+     */
+    public static MemorySegment kvmerge_query_moments$address() {
+        return kvmerge_query_moments.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_query_moments(kvmerge_observer *observer, int32_t layer, int32_t kv_head, float *mean, float *second)
+     * }
+     */
+    public static int kvmerge_query_moments(MemorySegment observer, int layer, int kv_head, MemorySegment mean, MemorySegment second) {
+        var mh$ = kvmerge_query_moments.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_query_moments", observer, layer, kv_head, mean, second);
+            }
+            return (int)mh$.invokeExact(observer, layer, kv_head, mean, second);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {
@@ -1244,6 +1395,73 @@ public class Kvmerge_h extends Kvmerge_h$shared {
                 traceDowncall("kvmerge_row_entropy", p, n_rows, n, entropy);
             }
             return (int)mh$.invokeExact(p, n_rows, n, entropy);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvmerge_find_spans {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_LONG,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_FLOAT,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_find_spans");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_find_spans(const float *value, int64_t n_rows, int32_t n, int32_t first, int32_t end, float threshold, int32_t longest, int32_t *span)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_find_spans$descriptor() {
+        return kvmerge_find_spans.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_find_spans(const float *value, int64_t n_rows, int32_t n, int32_t first, int32_t end, float threshold, int32_t longest, int32_t *span)
+     * }
+     */
+    public static MethodHandle kvmerge_find_spans$handle() {
+        return kvmerge_find_spans.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_find_spans(const float *value, int64_t n_rows, int32_t n, int32_t first, int32_t end, float threshold, int32_t longest, int32_t *span)
+     * }
+     */
+    public static MemorySegment kvmerge_find_spans$address() {
+        return kvmerge_find_spans.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_find_spans(const float *value, int64_t n_rows, int32_t n, int32_t first, int32_t end, float threshold, int32_t longest, int32_t *span)
+     * }
+     */
+    public static int kvmerge_find_spans(MemorySegment value, long n_rows, int n, int first, int end, float threshold, int longest, MemorySegment span) {
+        var mh$ = kvmerge_find_spans.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_find_spans", value, n_rows, n, first, end, threshold, longest, span);
+            }
+            return (int)mh$.invokeExact(value, n_rows, n, first, end, threshold, longest, span);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {

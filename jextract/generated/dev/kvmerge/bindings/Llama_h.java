@@ -276,6 +276,186 @@ public class Llama_h extends Llama_h$shared {
         }
     }
 
+    private static class ggml_backend_reg_get_proc_address {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Llama_h.C_POINTER,
+            Llama_h.C_POINTER,
+            Llama_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("ggml_backend_reg_get_proc_address");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * extern void *ggml_backend_reg_get_proc_address(ggml_backend_reg_t reg, const char *name)
+     * }
+     */
+    public static FunctionDescriptor ggml_backend_reg_get_proc_address$descriptor() {
+        return ggml_backend_reg_get_proc_address.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * extern void *ggml_backend_reg_get_proc_address(ggml_backend_reg_t reg, const char *name)
+     * }
+     */
+    public static MethodHandle ggml_backend_reg_get_proc_address$handle() {
+        return ggml_backend_reg_get_proc_address.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * extern void *ggml_backend_reg_get_proc_address(ggml_backend_reg_t reg, const char *name)
+     * }
+     */
+    public static MemorySegment ggml_backend_reg_get_proc_address$address() {
+        return ggml_backend_reg_get_proc_address.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * extern void *ggml_backend_reg_get_proc_address(ggml_backend_reg_t reg, const char *name)
+     * }
+     */
+    public static MemorySegment ggml_backend_reg_get_proc_address(MemorySegment reg, MemorySegment name) {
+        var mh$ = ggml_backend_reg_get_proc_address.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("ggml_backend_reg_get_proc_address", reg, name);
+            }
+            return (MemorySegment)mh$.invokeExact(reg, name);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class ggml_backend_register {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.ofVoid(
+            Llama_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("ggml_backend_register");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * extern void ggml_backend_register(ggml_backend_reg_t reg)
+     * }
+     */
+    public static FunctionDescriptor ggml_backend_register$descriptor() {
+        return ggml_backend_register.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * extern void ggml_backend_register(ggml_backend_reg_t reg)
+     * }
+     */
+    public static MethodHandle ggml_backend_register$handle() {
+        return ggml_backend_register.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * extern void ggml_backend_register(ggml_backend_reg_t reg)
+     * }
+     */
+    public static MemorySegment ggml_backend_register$address() {
+        return ggml_backend_register.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * extern void ggml_backend_register(ggml_backend_reg_t reg)
+     * }
+     */
+    public static void ggml_backend_register(MemorySegment reg) {
+        var mh$ = ggml_backend_register.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("ggml_backend_register", reg);
+            }
+            mh$.invokeExact(reg);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class ggml_backend_reg_by_name {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Llama_h.C_POINTER,
+            Llama_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("ggml_backend_reg_by_name");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * extern ggml_backend_reg_t ggml_backend_reg_by_name(const char *name)
+     * }
+     */
+    public static FunctionDescriptor ggml_backend_reg_by_name$descriptor() {
+        return ggml_backend_reg_by_name.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * extern ggml_backend_reg_t ggml_backend_reg_by_name(const char *name)
+     * }
+     */
+    public static MethodHandle ggml_backend_reg_by_name$handle() {
+        return ggml_backend_reg_by_name.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * extern ggml_backend_reg_t ggml_backend_reg_by_name(const char *name)
+     * }
+     */
+    public static MemorySegment ggml_backend_reg_by_name$address() {
+        return ggml_backend_reg_by_name.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * extern ggml_backend_reg_t ggml_backend_reg_by_name(const char *name)
+     * }
+     */
+    public static MemorySegment ggml_backend_reg_by_name(MemorySegment name) {
+        var mh$ = ggml_backend_reg_by_name.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("ggml_backend_reg_by_name", name);
+            }
+            return (MemorySegment)mh$.invokeExact(name);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
     private static class ggml_backend_dev_count {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
             Llama_h.C_LONG    );
@@ -1609,6 +1789,126 @@ public class Llama_h extends Llama_h$shared {
                 traceDowncall("llama_model_desc", model, buf, buf_size);
             }
             return (int)mh$.invokeExact(model, buf, buf_size);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class llama_model_size {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Llama_h.C_LONG,
+            Llama_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_model_size");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * uint64_t llama_model_size(const struct llama_model *model)
+     * }
+     */
+    public static FunctionDescriptor llama_model_size$descriptor() {
+        return llama_model_size.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * uint64_t llama_model_size(const struct llama_model *model)
+     * }
+     */
+    public static MethodHandle llama_model_size$handle() {
+        return llama_model_size.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * uint64_t llama_model_size(const struct llama_model *model)
+     * }
+     */
+    public static MemorySegment llama_model_size$address() {
+        return llama_model_size.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * uint64_t llama_model_size(const struct llama_model *model)
+     * }
+     */
+    public static long llama_model_size(MemorySegment model) {
+        var mh$ = llama_model_size.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_model_size", model);
+            }
+            return (long)mh$.invokeExact(model);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class llama_model_n_params {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Llama_h.C_LONG,
+            Llama_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_model_n_params");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * uint64_t llama_model_n_params(const struct llama_model *model)
+     * }
+     */
+    public static FunctionDescriptor llama_model_n_params$descriptor() {
+        return llama_model_n_params.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * uint64_t llama_model_n_params(const struct llama_model *model)
+     * }
+     */
+    public static MethodHandle llama_model_n_params$handle() {
+        return llama_model_n_params.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * uint64_t llama_model_n_params(const struct llama_model *model)
+     * }
+     */
+    public static MemorySegment llama_model_n_params$address() {
+        return llama_model_n_params.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * uint64_t llama_model_n_params(const struct llama_model *model)
+     * }
+     */
+    public static long llama_model_n_params(MemorySegment model) {
+        var mh$ = llama_model_n_params.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_model_n_params", model);
+            }
+            return (long)mh$.invokeExact(model);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {

@@ -22,6 +22,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     int64_t bytes;
  *     char type_k[16];
  *     char type_v[16];
+ *     char device[16];
  * }
  * }
  */
@@ -38,7 +39,8 @@ public class kvmerge_cache_info {
         Kvmerge_h.C_INT.withName("v_transposed"),
         Kvmerge_h.C_LONG.withName("bytes"),
         MemoryLayout.sequenceLayout(16, Kvmerge_h.C_CHAR).withName("type_k"),
-        MemoryLayout.sequenceLayout(16, Kvmerge_h.C_CHAR).withName("type_v")
+        MemoryLayout.sequenceLayout(16, Kvmerge_h.C_CHAR).withName("type_v"),
+        MemoryLayout.sequenceLayout(16, Kvmerge_h.C_CHAR).withName("device")
     ).withName("kvmerge_cache_info");
 
     /**
@@ -420,6 +422,83 @@ public class kvmerge_cache_info {
      */
     public static void type_v(MemorySegment struct, long index0, byte fieldValue) {
         type_v$ELEM_HANDLE.set(struct, type_v$OFFSET, index0, fieldValue);
+    }
+
+    private static final SequenceLayout device$LAYOUT = (SequenceLayout)$LAYOUT.select(groupElement("device"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * char device[16]
+     * }
+     */
+    public static final SequenceLayout device$layout() {
+        return device$LAYOUT;
+    }
+
+    private static final long device$OFFSET = $LAYOUT.byteOffset(groupElement("device"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * char device[16]
+     * }
+     */
+    public static final long device$offset() {
+        return device$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * char device[16]
+     * }
+     */
+    public static MemorySegment device(MemorySegment struct) {
+        return struct.asSlice(device$OFFSET, device$LAYOUT.byteSize());
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * char device[16]
+     * }
+     */
+    public static void device(MemorySegment struct, MemorySegment fieldValue) {
+        MemorySegment.copy(fieldValue, 0L, struct, device$OFFSET, device$LAYOUT.byteSize());
+    }
+
+    private static long[] device$DIMS = { 16 };
+
+    /**
+     * Dimensions for array field:
+     * {@snippet lang=c :
+     * char device[16]
+     * }
+     */
+    public static long[] device$dimensions() {
+        return device$DIMS;
+    }
+    private static final VarHandle device$ELEM_HANDLE = device$LAYOUT.varHandle(sequenceElement());
+
+    /**
+     * Indexed getter for field:
+     * {@snippet lang=c :
+     * char device[16]
+     * }
+     */
+    public static byte device(MemorySegment struct, long index0) {
+        return (byte)device$ELEM_HANDLE.get(struct, device$OFFSET, index0);
+    }
+
+    /**
+     * Indexed setter for field:
+     * {@snippet lang=c :
+     * char device[16]
+     * }
+     */
+    public static void device(MemorySegment struct, long index0, byte fieldValue) {
+        device$ELEM_HANDLE.set(struct, device$OFFSET, index0, fieldValue);
     }
 
     /**

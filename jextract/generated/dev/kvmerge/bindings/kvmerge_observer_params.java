@@ -22,8 +22,10 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     int32_t n_tokens;
  *     int32_t observe;
  *     int32_t bias;
+ *     float mass_power;
  *     float query_decay;
  *     float ridge;
+ *     int32_t device;
  *     int32_t n_threads;
  *     kvmerge_ggml ggml;
  * }
@@ -43,8 +45,10 @@ public class kvmerge_observer_params {
         Kvmerge_h.C_INT.withName("n_tokens"),
         Kvmerge_h.C_INT.withName("observe"),
         Kvmerge_h.C_INT.withName("bias"),
+        Kvmerge_h.C_FLOAT.withName("mass_power"),
         Kvmerge_h.C_FLOAT.withName("query_decay"),
         Kvmerge_h.C_FLOAT.withName("ridge"),
+        Kvmerge_h.C_INT.withName("device"),
         Kvmerge_h.C_INT.withName("n_threads"),
         kvmerge_ggml.layout().withName("ggml")
     ).withName("kvmerge_observer_params");
@@ -364,6 +368,50 @@ public class kvmerge_observer_params {
         struct.set(bias$LAYOUT, bias$OFFSET, fieldValue);
     }
 
+    private static final OfFloat mass_power$LAYOUT = (OfFloat)$LAYOUT.select(groupElement("mass_power"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * float mass_power
+     * }
+     */
+    public static final OfFloat mass_power$layout() {
+        return mass_power$LAYOUT;
+    }
+
+    private static final long mass_power$OFFSET = $LAYOUT.byteOffset(groupElement("mass_power"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * float mass_power
+     * }
+     */
+    public static final long mass_power$offset() {
+        return mass_power$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * float mass_power
+     * }
+     */
+    public static float mass_power(MemorySegment struct) {
+        return struct.get(mass_power$LAYOUT, mass_power$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * float mass_power
+     * }
+     */
+    public static void mass_power(MemorySegment struct, float fieldValue) {
+        struct.set(mass_power$LAYOUT, mass_power$OFFSET, fieldValue);
+    }
+
     private static final OfFloat query_decay$LAYOUT = (OfFloat)$LAYOUT.select(groupElement("query_decay"));
 
     /**
@@ -450,6 +498,50 @@ public class kvmerge_observer_params {
      */
     public static void ridge(MemorySegment struct, float fieldValue) {
         struct.set(ridge$LAYOUT, ridge$OFFSET, fieldValue);
+    }
+
+    private static final OfInt device$LAYOUT = (OfInt)$LAYOUT.select(groupElement("device"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * int32_t device
+     * }
+     */
+    public static final OfInt device$layout() {
+        return device$LAYOUT;
+    }
+
+    private static final long device$OFFSET = $LAYOUT.byteOffset(groupElement("device"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * int32_t device
+     * }
+     */
+    public static final long device$offset() {
+        return device$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * int32_t device
+     * }
+     */
+    public static int device(MemorySegment struct) {
+        return struct.get(device$LAYOUT, device$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * int32_t device
+     * }
+     */
+    public static void device(MemorySegment struct, int fieldValue) {
+        struct.set(device$LAYOUT, device$OFFSET, fieldValue);
     }
 
     private static final OfInt n_threads$LAYOUT = (OfInt)$LAYOUT.select(groupElement("n_threads"));

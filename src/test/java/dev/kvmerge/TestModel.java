@@ -2,6 +2,7 @@ package dev.kvmerge;
 
 import dev.kvmerge.eval.Text;
 import dev.kvmerge.kernels.Kvmerge;
+import dev.kvmerge.llama.Backend;
 import dev.kvmerge.llama.LlamaLibrary;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.models.Catalogue;
@@ -32,7 +33,7 @@ public final class TestModel {
 
     public static synchronized Model model() {
         if (model == null) {
-            model = Model.load(library(), path("smollm2-135m"), 0);
+            model = Model.load(library(), path("smollm2-135m"), Backend.CPU, 0);
         }
         return model;
     }

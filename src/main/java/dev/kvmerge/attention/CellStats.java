@@ -15,7 +15,9 @@ public final class CellStats {
     private final float[] entropy;
     private final int[] count;
     private final Supplier<Observer.Vectors> vectorSource;
+    private final Supplier<Observer.QueryMoments> querySource;
     private Observer.Vectors vectors;
+    private Observer.QueryMoments queries;
 
     /**
      * Cells made by hand or read from a cache.
@@ -25,6 +27,7 @@ public final class CellStats {
      * @param entropy [n], of the token's own attention row, 0..1; all 0 when not observed
      * @param count [n], tokens merged into the cell, 1 for a plain one
      * @param vectors reads keys and values when they are first asked for
+     * @param queries reads the query moments when they are first asked for
      */
     public CellStats(
             int layer,
@@ -33,7 +36,8 @@ public final class CellStats {
             float[] mass,
             float[] entropy,
             int[] count,
-            Supplier<Observer.Vectors> vectors) {
+            Supplier<Observer.Vectors> vectors,
+            Supplier<Observer.QueryMoments> queries) {
         int n = position.length;
         if (n == 0 || mass.length != n || entropy.length != n || count.length != n) {
             throw new IllegalArgumentException("cells of different numbers: " + n + ", " + mass.length + ", "
@@ -46,6 +50,7 @@ public final class CellStats {
         this.entropy = entropy;
         this.count = count;
         this.vectorSource = vectors;
+        this.querySource = queries;
     }
 
     public int layer() {
@@ -109,6 +114,14 @@ public final class CellStats {
     /** |V_i - V_{i+1}|^2 for each cell but the last. */
     public float[] valueSteps() {
         return vectors().valueSteps();
+    }
+
+    /** Mean and second moment of the queries that the head has seen of late, in the frame of the cached keys. */
+    public Observer.QueryMoments queries() {
+        if (queries == null) {
+            queries = querySource.get();
+        }
+        return queries;
     }
 
     private Observer.Vectors vectors() {

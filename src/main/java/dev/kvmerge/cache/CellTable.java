@@ -6,6 +6,7 @@ import dev.kvmerge.kernels.Observer;
 import dev.kvmerge.llama.Shape;
 import java.util.Arrays;
 import java.util.function.Function;
+import java.util.function.Supplier;
 
 /**
  * What every cell holds, for each layer and KV head: llama.cpp's own record of a cell (one position, the same for all heads) stops
@@ -81,7 +82,7 @@ final class CellTable {
     }
 
     /** What a planner sees of one layer and KV head; {@code vectors} reads the keys and values of the cells it is given. */
-    CellStats stats(int pair, Function<int[], Observer.Vectors> vectors) {
+    CellStats stats(int pair, Function<int[], Observer.Vectors> vectors, Supplier<Observer.QueryMoments> queries) {
         int[] at = order(pair);
         int n = at.length;
         int[] positions = new int[n];
@@ -102,7 +103,8 @@ final class CellTable {
                 masses,
                 entropies,
                 counts,
-                () -> vectors.apply(at));
+                () -> vectors.apply(at),
+                queries);
     }
 
     /** What to write where, for every layer and KV head, in kvmerge_plan's terms: [pair][cell]. */

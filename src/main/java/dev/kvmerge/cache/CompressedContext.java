@@ -75,10 +75,13 @@ public final class CompressedContext implements AutoCloseable {
                 planner,
                 options,
                 Observer.Options.of(
-                        planner != null && planner.needsMass(),
-                        planner != null && planner.needsEntropy(),
-                        planner == null ? Bias.NONE : planner.bias(),
-                        options.threads()));
+                                planner != null && planner.needsMass(),
+                                planner != null && planner.needsEntropy(),
+                                planner == null ? Bias.NONE : planner.bias(),
+                                options.threads())
+                        .withMassPower(planner == null ? 1 : planner.massPower())
+                        .withQueries(planner != null && planner.needsQueries())
+                        .withBackend(model.backend()));
     }
 
     /** As above, and observes what is asked for beyond the planner's needs. */
@@ -142,6 +145,11 @@ public final class CompressedContext implements AutoCloseable {
      * @param tokens 1 to {@code options.block()} tokens
      */
     public void decode(int[] tokens) {
+        decode(tokens, true);
+    }
+
+    /** As above, with logits for each token or, which costs less, for the last one alone. */
+    public void decode(int[] tokens, boolean allLogits) {
         if (tokens.length == 0 || tokens.length > options.block()) {
             throw new IllegalArgumentException(
                     "a block of " + tokens.length + " tokens; it takes 1 to " + options.block());
@@ -153,7 +161,7 @@ public final class CompressedContext implements AutoCloseable {
             observer.begin();
         }
         long start = System.nanoTime();
-        context.decode(tokens, position);
+        context.decode(tokens, position, allLogits);
         decodedNanos += System.nanoTime() - start;
         pending += tokens.length;
         position += tokens.length;
@@ -245,7 +253,8 @@ public final class CompressedContext implements AutoCloseable {
     private CellStats stats(int pair, Supplier<Observer.Buffer> buffer) {
         return table.stats(
                 pair,
-                cells -> observer.readCells(pair / shape.kvHeads(), pair % shape.kvHeads(), cells, info, buffer.get()));
+                cells -> observer.readCells(pair / shape.kvHeads(), pair % shape.kvHeads(), cells, info, buffer.get()),
+                () -> observer.queryMoments(pair / shape.kvHeads(), pair % shape.kvHeads(), info));
     }
 
     Context context() {

@@ -21,6 +21,16 @@ public interface Planner {
         return false;
     }
 
+    /** The power of attention that {@link CellStats#mass()} sums up: 1, 1.5 or 2. */
+    default double massPower() {
+        return 1;
+    }
+
+    /** Whether it reads {@link CellStats#queries()}. */
+    default boolean needsQueries() {
+        return false;
+    }
+
     /** Whether it reads {@link CellStats#entropy()}. */
     default boolean needsEntropy() {
         return false;

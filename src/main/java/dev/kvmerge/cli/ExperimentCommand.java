@@ -7,6 +7,7 @@ import dev.kvmerge.eval.RunResult;
 import dev.kvmerge.eval.Text;
 import dev.kvmerge.eval.Trace;
 import dev.kvmerge.kernels.Kvmerge;
+import dev.kvmerge.llama.Backend;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.LlamaLibrary;
 import dev.kvmerge.llama.Model;
@@ -290,8 +291,8 @@ final class ExperimentCommand implements Runnable {
                         cpu(),
                         Runtime.getRuntime().availableProcessors(),
                         Kvmerge.instructionSet(),
-                        model.device,
-                        model.device.equals("cpu") ? null : gpu),
+                        loaded.backend().name().toLowerCase(Locale.ROOT),
+                        loaded.backend() == Backend.CPU ? null : gpu),
                 new Report.ModelInfo(
                         loaded.path().getFileName().toString(),
                         sha256,

@@ -16,6 +16,7 @@ import picocli.CommandLine.ScopeType;
         description = "Keeps a llama.cpp context within a fixed number of KV cells, and measures what that costs.",
         subcommands = {
             QuickstartCommand.class,
+            BenchCommand.class,
             ExperimentCommand.class,
             PerplexityCommand.class,
             AnalyzeCommand.class,

@@ -4,6 +4,7 @@ import dev.kvmerge.KvmergeException;
 import dev.kvmerge.cache.CompressedContext;
 import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.kernels.Kvmerge;
+import dev.kvmerge.llama.Backend;
 import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.LlamaLibrary;
@@ -38,15 +39,22 @@ final class ModelOptions {
     @Option(
             names = {"-ngl", "--gpu-layers"},
             paramLabel = "N",
-            description = "layers on the GPU (default: none on cpu, all on cuda)")
+            description = "layers on the device (default: all)")
     Integer gpuLayers;
 
     @Option(
             names = "--device",
-            paramLabel = "cpu|cuda",
-            defaultValue = "cpu",
-            description = "where layers and cells live (default: ${DEFAULT-VALUE})")
+            paramLabel = "cpu|cuda|any",
+            description = "where layers and cells live: cuda works on them there, any is whatever else llama.cpp finds"
+                    + " (Vulkan, Metal, RPC), by way of copies (default: cpu; any with --rpc)")
     String device;
+
+    @Option(
+            names = "--rpc",
+            paramLabel = "HOST:PORT",
+            split = ",",
+            description = "llama.cpp RPC servers to spread the layers over; needs a build with RPC ('make llama-rpc')")
+    List<String> rpc;
 
     @Option(
             names = {"-fa", "--flash-attn"},
@@ -126,36 +134,52 @@ final class ModelOptions {
         int n = threads();
         Path path = catalogue.resolve(model, Catalogue.Kind.MODEL);
         LlamaLibrary library = library(catalogue);
-        int layers = gpuLayers(library);
+        Backend backend = backend(library);
         try (Progress progress = new Progress("loading " + path.getFileName() + " on " + n + " threads")) {
             progress.update(-1, "");
-            return Model.load(library, path, layers);
+            return Model.load(library, path, backend, gpuLayers == null ? -1 : gpuLayers);
         }
     }
 
-    private int gpuLayers(LlamaLibrary library) {
-        switch (device) {
+    private Backend backend(LlamaLibrary library) {
+        if (rpc != null) {
+            if (device != null && !device.equals("any")) {
+                throw new KvmergeException.Usage("--rpc goes with --device any, not " + device);
+            }
+            library.addRpcServers(rpc);
+            return Backend.ANY;
+        }
+        switch (device == null ? "cpu" : device) {
             case "cpu" -> {
                 if (gpuLayers != null && gpuLayers != 0) {
                     throw new KvmergeException.Usage(
-                            "-ngl " + gpuLayers + " puts layers on a GPU, and --device is cpu: add --device cuda");
+                            "-ngl " + gpuLayers + " puts layers on a device, and --device is cpu: add --device cuda");
                 }
-                return 0;
+                return Backend.CPU;
             }
             case "cuda" -> {
                 if (library.gpu("CUDA").isEmpty()) {
                     throw new KvmergeException(
-                            "--device cuda: the llama.cpp at " + library.folder() + " finds no CUDA device (it has "
-                                    + String.join(
-                                            ", ",
-                                            library.devices().stream()
-                                                    .map(LlamaLibrary.Device::name)
-                                                    .toList())
+                            "--device cuda: the llama.cpp at " + library.folder()
+                                    + " finds no CUDA device (it has " + names(library)
                                     + "): use --device cpu, or a CUDA build with --llama-lib ('kvmerge models fetch llama.cpp-linux-x64-cuda' brings one)");
                 }
-                return gpuLayers == null ? -1 : gpuLayers;
+                Kvmerge.requireCuda();
+                return Backend.CUDA;
             }
-            default -> throw new KvmergeException.Usage("--device is cpu or cuda, not '" + device + "'");
+            case "any" -> {
+                if (library.gpu("").isEmpty()) {
+                    throw new KvmergeException("--device any: the llama.cpp at " + library.folder()
+                            + " finds nothing but the CPU (" + names(library) + "): use --device cpu, or --rpc");
+                }
+                return Backend.ANY;
+            }
+            default -> throw new KvmergeException.Usage("--device is cpu, cuda or any, not '" + device + "'");
         }
+    }
+
+    private static String names(LlamaLibrary library) {
+        return String.join(
+                ", ", library.devices().stream().map(LlamaLibrary.Device::name).toList());
     }
 }

@@ -51,4 +51,13 @@ public final class Kvmerge {
             throw new KvmergeException(Kvmerge_h.kvmerge_last_error().getString(0));
         }
     }
+
+    /**
+     * Makes sure that the CUDA part can be used.
+     *
+     * @throws KvmergeException if it is not built, or there is no GPU; the message says what to do
+     */
+    public static void requireCuda() {
+        check(Kvmerge_h.kvmerge_device_check(Kvmerge_h.KVMERGE_DEVICE_CUDA()));
+    }
 }

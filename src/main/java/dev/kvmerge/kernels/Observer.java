@@ -7,6 +7,7 @@ import dev.kvmerge.bindings.kvmerge_cache_info;
 import dev.kvmerge.bindings.kvmerge_ggml;
 import dev.kvmerge.bindings.kvmerge_observer_params;
 import dev.kvmerge.bindings.kvmerge_plan;
+import dev.kvmerge.llama.Backend;
 import dev.kvmerge.llama.ContextOptions;
 import dev.kvmerge.llama.Shape;
 import java.lang.foreign.Arena;
@@ -25,18 +26,42 @@ public final class Observer implements AutoCloseable {
      *
      * @param mass attention received by each cell
      * @param entropy normalised entropy of each attention row
+     * @param massPower 1 for attention received; 1.5 or 2 for the sum of that power of it
+     * @param queries mean and second moment of the queries; a folded bias needs them and gets them
      * @param bias how merged cells keep their members' mass
      * @param queryDecay factor on the query moments at each block, 0..1
      * @param ridge regularisation of the fold direction, positive
+     * @param backend where the model's layers live
      * @param threads most threads that rewriting cells uses
      */
-    public record Options(boolean mass, boolean entropy, Bias bias, double queryDecay, double ridge, int threads) {
+    public record Options(
+            boolean mass,
+            boolean entropy,
+            double massPower,
+            boolean queries,
+            Bias bias,
+            double queryDecay,
+            double ridge,
+            Backend backend,
+            int threads) {
         private static final double QUERY_DECAY = 0.7;
         private static final double RIDGE = 0.05;
 
         /** The decay and ridge that were measured best. */
         public static Options of(boolean mass, boolean entropy, Bias bias, int threads) {
-            return new Options(mass, entropy, bias, QUERY_DECAY, RIDGE, threads);
+            return new Options(mass, entropy, 1, false, bias, QUERY_DECAY, RIDGE, Backend.CPU, threads);
+        }
+
+        public Options withMassPower(double power) {
+            return new Options(mass, entropy, power, queries, bias, queryDecay, ridge, backend, threads);
+        }
+
+        public Options withBackend(Backend where) {
+            return new Options(mass, entropy, massPower, queries, bias, queryDecay, ridge, where, threads);
+        }
+
+        public Options withQueries(boolean observed) {
+            return new Options(mass, entropy, massPower, observed, bias, queryDecay, ridge, backend, threads);
         }
     }
 
@@ -76,7 +101,9 @@ public final class Observer implements AutoCloseable {
             kvmerge_observer_params.observe(
                     params,
                     (options.mass() ? Kvmerge_h.KVMERGE_OBSERVE_MASS() : 0)
-                            | (options.entropy() ? Kvmerge_h.KVMERGE_OBSERVE_ENTROPY() : 0));
+                            | (options.entropy() ? Kvmerge_h.KVMERGE_OBSERVE_ENTROPY() : 0)
+                            | (options.queries() ? Kvmerge_h.KVMERGE_OBSERVE_QUERIES() : 0));
+            kvmerge_observer_params.mass_power(params, (float) options.massPower());
             kvmerge_observer_params.bias(
                     params,
                     switch (options.bias()) {
@@ -86,6 +113,11 @@ public final class Observer implements AutoCloseable {
                     });
             kvmerge_observer_params.query_decay(params, (float) options.queryDecay());
             kvmerge_observer_params.ridge(params, (float) options.ridge());
+            kvmerge_observer_params.device(
+                    params,
+                    options.backend() == Backend.CUDA
+                            ? Kvmerge_h.KVMERGE_DEVICE_CUDA()
+                            : Kvmerge_h.KVMERGE_DEVICE_CPU());
             kvmerge_observer_params.n_threads(params, options.threads());
             SymbolLookup ggml = SymbolLookup.loaderLookup();
             MemorySegment entries3 = kvmerge_observer_params.ggml(params);
@@ -172,6 +204,7 @@ public final class Observer implements AutoCloseable {
      * @param bytes K and V tensors of all layers
      * @param keyType as "f16"
      * @param valueType as "f16"
+     * @param device whose kernels work on them: "CPU" or "CUDA"
      */
     public record CacheInfo(
             int cells,
@@ -180,7 +213,8 @@ public final class Observer implements AutoCloseable {
             boolean valuesTransposed,
             long bytes,
             String keyType,
-            String valueType) {}
+            String valueType,
+            String device) {}
 
     /**
      * Where the cells lie, as read from the graph.
@@ -198,7 +232,8 @@ public final class Observer implements AutoCloseable {
                     kvmerge_cache_info.v_transposed(info) != 0,
                     kvmerge_cache_info.bytes(info),
                     kvmerge_cache_info.type_k(info).getString(0),
-                    kvmerge_cache_info.type_v(info).getString(0));
+                    kvmerge_cache_info.type_v(info).getString(0),
+                    kvmerge_cache_info.device(info).getString(0));
         }
     }
 
@@ -211,6 +246,29 @@ public final class Observer implements AutoCloseable {
      * @param valueSteps [n - 1], squared distance of each value from the next
      */
     public record Vectors(float[] keys, float[] values, float[] keySteps, float[] valueSteps) {}
+
+    /**
+     * What the queries of a KV head's query heads look like, decayed block by block, in the frame of the cached keys.
+     *
+     * @param mean [keyDimension]
+     * @param second [keyDimension][keyDimension], E[q q'] in one array
+     */
+    public record QueryMoments(float[] mean, float[] second) {}
+
+    /**
+     * Reads the query moments of a layer and KV head.
+     *
+     * @throws KvmergeException if queries are not observed
+     */
+    public QueryMoments queryMoments(int layer, int kvHead, CacheInfo info) {
+        int d = info.keyDimension();
+        try (Arena local = Arena.ofConfined()) {
+            MemorySegment mean = local.allocate(ValueLayout.JAVA_FLOAT, d);
+            MemorySegment second = local.allocate(ValueLayout.JAVA_FLOAT, (long) d * d);
+            Kvmerge.check(Kvmerge_h.kvmerge_query_moments(open(), layer, kvHead, mean, second));
+            return new QueryMoments(mean.toArray(ValueLayout.JAVA_FLOAT), second.toArray(ValueLayout.JAVA_FLOAT));
+        }
+    }
 
     /** Memory to read cells into: the vectors of a read are overwritten by the next into the same memory. One thread's. */
     public static final class Buffer {

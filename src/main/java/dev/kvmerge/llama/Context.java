@@ -130,7 +130,13 @@ public final class Context implements AutoCloseable {
 
     /** Decodes tokens at consecutive positions of sequence 0, with logits for each. */
     public void decode(int[] block, int firstPosition) {
-        decode(block.length, i -> new Item(block[i], firstPosition + i, 0, true));
+        decode(block, firstPosition, true);
+    }
+
+    /** As above, with logits for each token or for the last one alone. */
+    public void decode(int[] block, int firstPosition, boolean allLogits) {
+        int last = block.length - 1;
+        decode(block.length, i -> new Item(block[i], firstPosition + i, 0, allLogits || i == last));
     }
 
     /**

@@ -4,7 +4,13 @@ import dev.kvmerge.KvmergeException;
 import dev.kvmerge.bindings.Llama_h;
 import java.io.IOException;
 import java.lang.foreign.Arena;
+import java.lang.foreign.FunctionDescriptor;
+import java.lang.foreign.Linker;
 import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.lang.invoke.MethodHandle;
+import java.net.InetSocketAddress;
+import java.net.Socket;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -128,6 +134,62 @@ public final class LlamaLibrary {
         return devices().stream()
                 .filter(d -> d.gpu() && d.name().startsWith(prefix))
                 .findFirst();
+    }
+
+    /**
+     * Makes the devices of llama.cpp RPC servers available, before a model is loaded on them ({@link Backend#ANY}).
+     *
+     * @param servers as "host:port"
+     * @throws KvmergeException if the library has no RPC backend or a server does not answer
+     */
+    public void addRpcServers(List<String> servers) {
+        try (Arena arena = Arena.ofConfined()) {
+            MemorySegment registry = Llama_h.ggml_backend_reg_by_name(arena.allocateFrom("RPC"));
+            MemorySegment add = registry.equals(MemorySegment.NULL)
+                    ? MemorySegment.NULL
+                    : Llama_h.ggml_backend_reg_get_proc_address(
+                            registry, arena.allocateFrom("ggml_backend_rpc_add_server"));
+            if (add.equals(MemorySegment.NULL)) {
+                throw new KvmergeException("--rpc: the llama.cpp at " + folder
+                        + " has no RPC backend: build one with 'make llama-rpc' and give it with --llama-lib");
+            }
+            MethodHandle call = Linker.nativeLinker()
+                    .downcallHandle(add, FunctionDescriptor.of(ValueLayout.ADDRESS, ValueLayout.ADDRESS));
+            for (String server : servers) {
+                checkReachable(server);
+                MemorySegment added = (MemorySegment) call.invokeExact(arena.allocateFrom(server));
+                if (added.equals(MemorySegment.NULL)) {
+                    throw new KvmergeException("no RPC server of llama.cpp at " + server + ": " + takeLog());
+                }
+                Llama_h.ggml_backend_register(added);
+            }
+        } catch (RuntimeException | Error e) {
+            throw e;
+        } catch (Throwable e) {
+            throw new KvmergeException("cannot add the RPC servers: " + e.getMessage(), e);
+        }
+    }
+
+    /** llama.cpp ends the process when a server does not answer: find out before. */
+    private static void checkReachable(String server) {
+        int colon = server.lastIndexOf(':');
+        int port;
+        try {
+            port = Integer.parseInt(server.substring(colon + 1));
+        } catch (NumberFormatException e) {
+            port = -1;
+        }
+        if (colon <= 0 || port <= 0 || port > 65535) {
+            throw new KvmergeException.Usage("--rpc takes host:port, separated by commas, not '" + server + "'");
+        }
+        try (Socket socket = new Socket()) {
+            socket.connect(new InetSocketAddress(server.substring(0, colon), port), 5000);
+        } catch (IOException e) {
+            throw new KvmergeException(
+                    "no RPC server answers at " + server + " (" + e.getMessage()
+                            + "): start llama.cpp's ggml-rpc-server there",
+                    e);
+        }
     }
 
     public Path folder() {

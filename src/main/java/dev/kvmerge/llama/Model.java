@@ -22,10 +22,12 @@ public final class Model implements AutoCloseable {
     private final MemorySegment handle;
     private final MemorySegment vocabulary;
     private final Shape shape;
+    private final Backend backend;
     private int openContexts;
     private boolean closed;
 
-    private Model(LlamaLibrary library, Path path, MemorySegment handle) {
+    private Model(LlamaLibrary library, Path path, Backend backend, MemorySegment handle) {
+        this.backend = backend;
         this.library = library;
         this.path = path;
         this.handle = handle;
@@ -39,17 +41,18 @@ public final class Model implements AutoCloseable {
     /**
      * Loads a GGUF file.
      *
-     * @param gpuLayers layers to keep on the GPU, as llama.cpp's -ngl; 0 uses no GPU at all
+     * @param backend where its layers live
+     * @param gpuLayers layers to keep on the devices, as llama.cpp's -ngl: -1 for all; of no meaning on the CPU
      * @throws KvmergeException if it is missing, empty, not GGUF, truncated, or a model without an ordinary KV cache
      */
-    public static Model load(LlamaLibrary library, Path path, int gpuLayers) {
+    public static Model load(LlamaLibrary library, Path path, Backend backend, int gpuLayers) {
         checkFile(path);
         library.takeLog();
         MemorySegment handle;
         try (Arena arena = Arena.ofConfined()) {
             MemorySegment params = Llama_h.llama_model_default_params(arena);
-            llama_model_params.n_gpu_layers(params, gpuLayers);
-            if (gpuLayers == 0) {
+            llama_model_params.n_gpu_layers(params, backend == Backend.CPU ? 0 : gpuLayers);
+            if (backend == Backend.CPU) {
                 llama_model_params.devices(params, arena.allocate(ValueLayout.ADDRESS)); // an empty list: the CPU alone
             }
             handle = Llama_h.llama_model_load_from_file(arena.allocateFrom(path.toString()), params);
@@ -65,7 +68,7 @@ public final class Model implements AutoCloseable {
                 throw new KvmergeException("the model " + path
                         + " is recurrent or has an encoder: it has no ordinary KV cache to compress");
             }
-            return new Model(library, path, handle);
+            return new Model(library, path, backend, handle);
         } catch (RuntimeException e) {
             Llama_h.llama_model_free(handle);
             throw e;
@@ -103,6 +106,11 @@ public final class Model implements AutoCloseable {
         return shape;
     }
 
+    /** Where its layers live. */
+    public Backend backend() {
+        return backend;
+    }
+
     /** What llama.cpp calls it, as "llama 256M Q4_1". */
     public String description() {
         try (Arena arena = Arena.ofConfined()) {
@@ -110,6 +118,16 @@ public final class Model implements AutoCloseable {
             Llama_h.llama_model_desc(open(), text, text.byteSize());
             return text.getString(0);
         }
+    }
+
+    /** Bytes of its weights. */
+    public long bytes() {
+        return Llama_h.llama_model_size(open());
+    }
+
+    /** Number of its weights. */
+    public long parameters() {
+        return Llama_h.llama_model_n_params(open());
     }
 
     /** A metadata value as text, or null. */

@@ -31,7 +31,8 @@ class StrategyTest {
         int n = mass.length;
         int[] count = new int[n];
         Arrays.fill(count, 1);
-        return new CellStats(0, 0, IntStream.range(0, n).toArray(), mass, entropy, count, () -> vectors(keys, values));
+        return new CellStats(
+                0, 0, IntStream.range(0, n).toArray(), mass, entropy, count, () -> vectors(keys, values), null);
     }
 
     private static Observer.Vectors vectors(float[] keys, float[] values) {
@@ -65,7 +66,7 @@ class StrategyTest {
             keys[i] = (float) random.nextGaussian();
             values[i] = (float) random.nextGaussian();
         }
-        return new CellStats(1, 2, position, mass, entropy, count, () -> vectors(keys, values));
+        return new CellStats(1, 2, position, mass, entropy, count, () -> vectors(keys, values), null);
     }
 
     @Provide
@@ -172,7 +173,7 @@ class StrategyTest {
         Strategy random = new RandomEviction(1);
         CellStats a = random(50, 1);
         assertArrayEquals(random.plan(a, 20).target(), random.plan(a, 20).target());
-        CellStats b = new CellStats(1, 3, a.position(), a.mass(), a.entropy(), a.count(), null);
+        CellStats b = new CellStats(1, 3, a.position(), a.mass(), a.entropy(), a.count(), null, null);
         assertTrue(
                 !Arrays.equals(random.plan(a, 20).target(), random.plan(b, 20).target()));
     }

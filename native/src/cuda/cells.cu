@@ -1,0 +1,212 @@
+// Cells on the GPU: reading, writing and merging them where they lie.
+#include "common.cuh"
+
+#include <algorithm>
+#include <vector>
+
+namespace kvmerge {
+namespace cuda {
+
+constexpr int WARPS = 4; // a block
+
+__global__ void gather(GatherCellsArgs a) {
+    for (int i = threadIdx.x; i < a.view.dim; i += blockDim.x) {
+        a.out[std::ptrdiff_t(blockIdx.x) * a.view.dim + i] = load_cell(a.view, a.head, a.cells[blockIdx.x], i);
+    }
+}
+
+void gather_cells(const GatherCellsArgs & a) {
+    const Launch launch(a.view.data);
+    if (launch.fine()) {
+        KVMERGE_LAUNCH(gather, a.n, 64, 0, launch.stream(), a);
+    }
+}
+
+__global__ void scatter(ScatterCellsArgs a) {
+    const int i = blockIdx.y * WARP + threadIdx.x;
+    const bool inside = i < a.view.dim;
+    const float x = inside ? a.in[std::ptrdiff_t(blockIdx.x) * a.view.dim + i] : 0.0f;
+    store_cells(a.view, a.head, a.cells[blockIdx.x], i, x, inside);
+}
+
+void scatter_cells(const ScatterCellsArgs & a) {
+    const Launch launch(a.view.data);
+    if (launch.fine()) {
+        KVMERGE_LAUNCH(scatter, dim3(a.n, ceil_div(a.view.dim, WARP)), WARP, 0, launch.stream(), a);
+    }
+}
+
+__global__ void steps(StepDistanceArgs a) {
+    const int r = blockIdx.x;
+    float sum = 0;
+    for (int i = threadIdx.x; i < a.dim; i += WARP) {
+        const float d = a.rows[std::ptrdiff_t(r) * a.dim + i] - a.rows[std::ptrdiff_t(r + 1) * a.dim + i];
+        sum += d * d;
+    }
+    sum = warp_sum(sum);
+    if (threadIdx.x == 0) {
+        a.out[r] = sum;
+    }
+}
+
+void step_distance(const StepDistanceArgs & a) {
+    const Launch launch(a.rows);
+    if (launch.fine() && a.n > 1) {
+        KVMERGE_LAUNCH(steps, a.n - 1, WARP, 0, launch.stream(), a);
+    }
+}
+
+// ---- merging: all groups of all heads in one launch, then all are written in a second --------------------------------------
+
+// first_group: [n_heads + 1], groups of the heads before. The head of a group, by bisection.
+__device__ inline int head_of(const int * first_group, int n_heads, int group) {
+    int low = 0, high = n_heads - 1;
+    while (low < high) {
+        const int middle = (low + high + 1) / 2;
+        if (first_group[middle] <= group) {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    return low;
+}
+
+// x: a key in shared memory, by one warp.
+__device__ inline void hadamard(float * x, int dim, int size) {
+    const float norm = 1 / sqrtf(float(size));
+    for (int half = 1; half < size; half *= 2) {
+        for (int pair = threadIdx.x % WARP; pair < dim / 2; pair += WARP) {
+            const int at = pair / half * 2 * half + pair % half;
+            const float a = x[at], b = x[at + half];
+            x[at] = a + b;
+            x[at + half] = a - b;
+        }
+        __syncwarp();
+    }
+    for (int i = threadIdx.x % WARP; i < dim; i += WARP) {
+        x[i] *= norm;
+    }
+    __syncwarp();
+}
+
+// A warp takes a group. Shared memory: two keys a warp.
+__global__ void __launch_bounds__(WARPS * WARP)
+    merge_groups(const MergeHead * heads, const int * first_group, int n_heads, int n_groups, int largest_dim) {
+    KVMERGE_DYNAMIC_SHARED(float, shared);
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, group = blockIdx.x * WARPS + warp;
+    if (group >= n_groups) {
+        return; // a whole warp
+    }
+    const int index = head_of(first_group, n_heads, group);
+    const MergeHead & h = heads[index];
+    const int g = group - first_group[index], begin = h.start[g], end = h.start[g + 1], dim_k = h.k.dim, dim_v = h.v.dim;
+    float * const key = shared + warp * 2 * largest_dim; // a member's
+    float * const mean = key + largest_dim;
+    for (int i = lane; i < dim_k; i += WARP) {
+        mean[i] = 0;
+    }
+    for (int m = begin; m < end; m++) {
+        const float w = h.weight[m];
+        for (int i = lane; i < dim_k; i += WARP) {
+            key[i] = load_cell(h.k, h.head, h.member[m], i);
+        }
+        __syncwarp();
+        if (h.hadamard) {
+            hadamard(key, dim_k, h.hadamard);
+        }
+        const int plain = h.delta[m] == 0 ? 0 : h.n_rot;
+        for (int i = plain + lane; i < dim_k; i += WARP) {
+            mean[i] += w * key[i];
+        }
+        for (int i = lane; i < plain / 2; i += WARP) {
+            // In turns, reduced in double: thousands of radians have no good digits left in single.
+            const double turns = h.delta[m] * h.freq[i] * 0.159154943091895336;
+            float sine, cosine;
+            sincospif(float(2 * (turns - rint(turns))), &sine, &cosine);
+            const int x = h.neox ? i : 2 * i, y = h.neox ? i + plain / 2 : 2 * i + 1;
+            mean[x] += w * (key[x] * cosine - key[y] * sine);
+            mean[y] += w * (key[x] * sine + key[y] * cosine);
+        }
+        __syncwarp();
+    }
+    if (h.hadamard) {
+        hadamard(mean, dim_k, h.hadamard);
+    }
+    float * const out = h.scratch + std::ptrdiff_t(g) * (dim_k + dim_v);
+    for (int i = lane; i < dim_k; i += WARP) {
+        out[i] = mean[i] + (h.bias ? h.bias[g] * h.u[i] : 0.0f);
+    }
+    for (int i = lane; i < dim_v; i += WARP) {
+        float sum = 0;
+        for (int m = begin; m < end; m++) {
+            sum += h.weight[m] * load_cell(h.v, h.head, h.member[m], i);
+        }
+        out[dim_k + i] = sum;
+    }
+}
+
+__global__ void __launch_bounds__(WARPS * WARP)
+    write_groups(const MergeHead * heads, const int * first_group, int n_heads, int n_groups) {
+    const int lane = threadIdx.x % WARP, group = blockIdx.x * WARPS + threadIdx.x / WARP;
+    if (group >= n_groups) {
+        return;
+    }
+    const int index = head_of(first_group, n_heads, group);
+    const MergeHead & h = heads[index];
+    const int g = group - first_group[index], dim_k = h.k.dim, dim_v = h.v.dim;
+    const float * const in = h.scratch + std::ptrdiff_t(g) * (dim_k + dim_v);
+    for (int i0 = 0; i0 < dim_k; i0 += WARP) {
+        const int i = i0 + lane;
+        store_cells(h.k, h.head, h.dest[g], i, i < dim_k ? in[i] : 0.0f, i < dim_k);
+    }
+    for (int i0 = 0; i0 < dim_v; i0 += WARP) {
+        const int i = i0 + lane;
+        store_cells(h.v, h.head, h.dest[g], i, i < dim_v ? in[dim_k + i] : 0.0f, i < dim_v);
+    }
+}
+
+// Heads of one GPU: in one piece.
+static void merge_on_one(const MergeHead * heads, int n_heads, const Launch & launch) {
+    std::vector<int> first_group(1, 0);
+    int largest_dim = 1;
+    for (int i = 0; i < n_heads; i++) {
+        first_group.push_back(first_group.back() + heads[i].n_groups);
+        largest_dim = std::max(largest_dim, heads[i].k.dim);
+    }
+    const int n_groups = first_group.back();
+    if (n_groups == 0) {
+        return;
+    }
+    const Scratch<MergeHead> on_gpu(launch, size_t(n_heads));
+    const Scratch<int> first_on_gpu(launch, first_group.size());
+    note(cudaMemcpyAsync(on_gpu.data(), heads, size_t(n_heads) * sizeof(MergeHead), cudaMemcpyHostToDevice, launch.stream()));
+    note(cudaMemcpyAsync(first_on_gpu.data(), first_group.data(), first_group.size() * sizeof(int), cudaMemcpyHostToDevice,
+                         launch.stream()));
+    const int blocks = ceil_div(n_groups, WARPS);
+    KVMERGE_LAUNCH(merge_groups, blocks, WARPS * WARP, WARPS * 2 * size_t(largest_dim) * sizeof(float), launch.stream(),
+                   on_gpu.data(), first_on_gpu.data(), n_heads, n_groups, largest_dim);
+    KVMERGE_LAUNCH(write_groups, blocks, WARPS * WARP, 0, launch.stream(), on_gpu.data(), first_on_gpu.data(), n_heads, n_groups);
+    note(cudaStreamSynchronize(launch.stream())); // first_group is ours
+}
+
+void merge_cells(const MergeCellsArgs & a) {
+    for (int i = 0; i < a.n_heads;) {
+        const Launch launch(a.heads[i].k.data);
+        if (!launch.fine()) {
+            return;
+        }
+        int end = i + 1; // layers of one GPU follow each other
+        for (cudaPointerAttributes where; end < a.n_heads; end++) {
+            if (a.heads[end].k.data != a.heads[end - 1].k.data &&
+                (cudaPointerGetAttributes(&where, a.heads[end].k.data) != cudaSuccess || where.device != launch.gpu())) {
+                break;
+            }
+        }
+        merge_on_one(a.heads + i, end - i, launch);
+        i = end;
+    }
+}
+
+} // namespace cuda
+} // namespace kvmerge

@@ -1,0 +1,156 @@
+// What the CUDA kernels share. The same sources compile as plain C++ against native/tests/cuda_shim, which runs them on fibers.
+#pragma once
+
+#include "kernels/kernels.hpp"
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#ifndef KVMERGE_CUDA_SHIM
+#    define KVMERGE_LAUNCH(kernel, grid, block, shared, stream, ...) kernel<<<grid, block, shared, stream>>>(__VA_ARGS__)
+#    define KVMERGE_DYNAMIC_SHARED(type, name) extern __shared__ type name[]
+#endif
+
+namespace kvmerge {
+namespace cuda {
+
+constexpr int WARP = 32;
+constexpr unsigned ALL_LANES = 0xffffffffu;
+constexpr uint16_t HIDDEN = 0xfc00; // minus infinity in half precision, what llama.cpp's mask hides a cell with
+
+__device__ inline float warp_sum(float x) {
+    for (int o = WARP / 2; o > 0; o /= 2) {
+        x += __shfl_xor_sync(ALL_LANES, x, o);
+    }
+    return x;
+}
+
+__device__ inline float warp_max(float x) {
+    for (int o = WARP / 2; o > 0; o /= 2) {
+        x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, o));
+    }
+    return x;
+}
+
+__device__ inline float sharpened(float p, int half_powers) {
+    return half_powers == 2 ? p : half_powers == 3 ? p * sqrtf(p) : p * p;
+}
+
+__device__ inline float clamped_entropy(float h, float inverse) {
+    const float normalised = h * inverse;
+    return normalised < 0 ? 0 : normalised > 1 ? 1 : normalised; // lets NaN through
+}
+
+// Where element i of a cell of a head lies; of Q8_0, its block.
+__device__ inline char * address_of(const CellView & v, int head, int cell, int i) {
+    char * const data = static_cast<char *>(v.data);
+    const std::ptrdiff_t element = std::ptrdiff_t(head) * v.dim + i;
+    if (v.type == CELL_Q8_0) {
+        return data + cell * v.cell_bytes + element / 32 * 34;
+    }
+    const int size = v.type == CELL_F32 ? 4 : 2;
+    return v.transposed ? data + (element * v.n_cells + cell) * size : data + cell * v.cell_bytes + element * size;
+}
+
+__device__ inline float load_cell(const CellView & v, int head, int cell, int i) {
+    const char * const at = address_of(v, head, cell, i);
+    switch (v.type) {
+    case CELL_F32:
+        return *reinterpret_cast<const float *>(at);
+    case CELL_F16:
+        return __half2float(__ushort_as_half(*reinterpret_cast<const uint16_t *>(at)));
+    case CELL_BF16:
+        return __uint_as_float(uint32_t(*reinterpret_cast<const uint16_t *>(at)) << 16);
+    default:
+        return __half2float(__ushort_as_half(*reinterpret_cast<const uint16_t *>(at))) *
+               float(reinterpret_cast<const int8_t *>(at)[2 + (head * v.dim + i) % 32]);
+    }
+}
+
+// Writes 32 elements of a cell, one a lane; all lanes of the warp call it. `inside` tells which lanes have one.
+__device__ inline void store_cells(const CellView & v, int head, int cell, int i, float x, bool inside) {
+    if (v.type == CELL_Q8_0) { // as ggml's quantize_row_q8_0_ref; the head size is a multiple of 32, so all lanes are inside
+        const float scale = warp_max(fabsf(x)) / 127;
+        const float inverse = scale != 0 ? 1 / scale : 0;
+        char * const at = address_of(v, head, cell, i);
+        if (i % 32 == 0) {
+            *reinterpret_cast<uint16_t *>(at) = __half_as_ushort(__float2half_rn(scale));
+        }
+        reinterpret_cast<int8_t *>(at)[2 + i % 32] = int8_t(roundf(x * inverse));
+        return;
+    }
+    if (!inside) {
+        return;
+    }
+    char * const at = address_of(v, head, cell, i);
+    if (v.type == CELL_F32) {
+        *reinterpret_cast<float *>(at) = x;
+    } else if (v.type == CELL_F16) {
+        *reinterpret_cast<uint16_t *>(at) = __half_as_ushort(__float2half_rn(x));
+    } else {
+        const uint32_t bits = __float_as_uint(x);
+        const bool nan = (bits & 0x7fffffff) > 0x7f800000;
+        *reinterpret_cast<uint16_t *>(at) =
+            uint16_t(nan ? (bits >> 16) | 64 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16); // nearest, ties to even
+    }
+}
+
+// ---- the host's side ------------------------------------------------------------------------------------------------------
+
+void note(cudaError_t status); // remembers the first failure, for Device::error
+
+// A launch's place: makes the GPU that `memory` is on current, gives its stream; at its end the stream has finished.
+class Launch {
+  public:
+    explicit Launch(const void * memory);
+    ~Launch();
+    Launch(const Launch &) = delete;
+    Launch & operator=(const Launch &) = delete;
+    cudaStream_t stream() const { return stream_; }
+    int gpu() const { return gpu_; }
+    bool fine() const { return stream_ != nullptr; }
+
+  private:
+    int before_ = 0;
+    int gpu_ = 0;
+    cudaStream_t stream_ = nullptr;
+};
+
+// Memory for the time of a launch.
+template <class T>
+class Scratch {
+  public:
+    Scratch(const Launch & launch, size_t n) : stream_(launch.stream()) {
+        void * memory = nullptr;
+        note(cudaMallocAsync(&memory, (n ? n : 1) * sizeof(T), stream_));
+        data_ = static_cast<T *>(memory);
+    }
+    ~Scratch() {
+        if (data_) {
+            note(cudaFreeAsync(data_, stream_));
+        }
+    }
+    Scratch(const Scratch &) = delete;
+    Scratch & operator=(const Scratch &) = delete;
+    T * data() const { return data_; }
+
+  private:
+    cudaStream_t stream_;
+    T * data_ = nullptr;
+};
+
+// cuBLAS, opened when it is first needed; without it the hand-written product does. scores[b][row][cell] = queries . keys, for `batches` KV
+// heads: keys are half precision, element (b, cell, i) at b*dim + cell*key_stride + i; queries [batches][rows][dim]. False: not here.
+bool cublas_scores(const Launch & launch, const void * keys, std::ptrdiff_t key_stride, const void * queries, int batches,
+                   int rows, int cells, int dim, float * scores);
+
+#define KVMERGE_DECLARE(name, Args) void name(const Args &);
+KVMERGE_CELL_KERNELS(KVMERGE_DECLARE)
+#undef KVMERGE_DECLARE
+
+inline int ceil_div(std::ptrdiff_t a, std::ptrdiff_t b) {
+    return int((a + b - 1) / b);
+}
+
+} // namespace cuda
+} // namespace kvmerge

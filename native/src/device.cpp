@@ -1,0 +1,86 @@
+#include "device.hpp"
+
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#if !defined(_WIN32)
+#    include <dlfcn.h>
+#endif
+
+namespace kvmerge {
+
+const Device & host_device() {
+    static const Device device = {"CPU",
+#define KVMERGE_ENTRY(name, Args) kernels().name,
+                                  KVMERGE_CELL_KERNELS(KVMERGE_ENTRY)
+#undef KVMERGE_ENTRY
+                                      [](size_t bytes, const void *){return std::malloc(bytes ? bytes : 1);
+}
+, [](void * memory) { std::free(memory); }, [](void * memory, size_t bytes) { std::memset(memory, 0, bytes); },
+    [](void * to, const void * from, size_t bytes) { std::memcpy(to, from, bytes); },
+    [](void * to, const void * from, size_t bytes) { std::memcpy(to, from, bytes); }, [](const void *) { return true; },
+    []() -> const char * { return nullptr; },
+}; // namespace kvmerge
+return device;
+}
+
+namespace {
+
+#if defined(_WIN32)
+const Device * load(std::string & why_not) {
+    why_not = "the CUDA part is not built for Windows";
+    return nullptr;
+}
+#else
+// libkvmerge-cuda lies beside this library.
+std::string path_beside() {
+    Dl_info here;
+    if (!dladdr(reinterpret_cast<const void *>(&kvmerge_version), &here) || !here.dli_fname) {
+        return "libkvmerge-cuda.so";
+    }
+    const std::string path = here.dli_fname;
+    const size_t slash = path.rfind('/');
+    return (slash == std::string::npos ? "" : path.substr(0, slash + 1)) + "libkvmerge-cuda.so";
+}
+
+const Device * load(std::string & why_not) {
+    const std::string path = path_beside();
+    void * const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (!library) {
+        why_not = std::string(dlerror()) + ": build it with 'make cuda'";
+        return nullptr;
+    }
+    const auto entry = reinterpret_cast<DeviceEntry>(dlsym(library, "kvmerge_cuda_device"));
+    const char * reason = "not a CUDA part of kvmerge";
+    const Device * device = entry ? entry(DEVICE_VERSION, &reason) : nullptr;
+    why_not = device ? "" : path + ": " + reason;
+    return device;
+}
+#endif
+
+} // namespace
+
+const Device & cuda_device() {
+    static std::mutex mutex;
+    static const Device * device = nullptr;
+    static std::string why_not;
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (!device) {
+        device = load(why_not);
+    }
+    if (!device) {
+        throw Error(KVMERGE_E_UNSUPPORTED, "no CUDA device: " + why_not);
+    }
+    return *device;
+}
+
+} // namespace kvmerge
+
+extern "C" kvmerge_status kvmerge_device_check(int32_t device) {
+    return kvmerge::guarded("kvmerge_device_check", [&] {
+        kvmerge::require(device == KVMERGE_DEVICE_CPU || device == KVMERGE_DEVICE_CUDA, "device must be one of KVMERGE_DEVICE_*");
+        if (device == KVMERGE_DEVICE_CUDA) {
+            kvmerge::cuda_device();
+        }
+    });
+}

@@ -1,0 +1,289 @@
+// Cells: reading, writing and merging them.
+#include "fast.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+namespace kvmerge {
+namespace KVMERGE_ISA {
+
+// ggml's block_q8_0: 32 signed bytes and their scale in half precision.
+constexpr int Q8_0_BLOCK = 32;
+struct BlockQ8_0 {
+    uint16_t scale;
+    int8_t x[Q8_0_BLOCK];
+};
+static_assert(sizeof(BlockQ8_0) == 34, "as ggml lays it out");
+
+static float one_to_float(uint16_t half) {
+    float x;
+    half_to_float({&half, &x, 1});
+    return x;
+}
+
+static uint16_t one_to_half(float x) {
+    uint16_t half;
+    float_to_half({&x, &half, 1});
+    return half;
+}
+
+static void q8_0_to_float(const BlockQ8_0 * in, int n, float * out) {
+    for (int b = 0; b < n / Q8_0_BLOCK; b++) {
+        const float scale = one_to_float(in[b].scale);
+        for (int i = 0; i < Q8_0_BLOCK; i++) {
+            out[b * Q8_0_BLOCK + i] = scale * in[b].x[i];
+        }
+    }
+}
+
+// As ggml's quantize_row_q8_0_ref.
+static void float_to_q8_0(const float * in, int n, BlockQ8_0 * out) {
+    for (int b = 0; b < n / Q8_0_BLOCK; b++) {
+        const float * x = in + b * Q8_0_BLOCK;
+        float largest = 0;
+        for (int i = 0; i < Q8_0_BLOCK; i++) {
+            largest = std::max(largest, std::fabs(x[i]));
+        }
+        const float scale = largest / 127;
+        const float inverse = scale != 0 ? 1 / scale : 0;
+        out[b].scale = one_to_half(scale);
+        for (int i = 0; i < Q8_0_BLOCK; i++) {
+            out[b].x[i] = int8_t(std::round(x[i] * inverse));
+        }
+    }
+}
+
+static void bf16_to_float(const uint16_t * in, std::ptrdiff_t n, float * out) {
+    for (std::ptrdiff_t i = 0; i < n; i++) {
+        const uint32_t bits = uint32_t(in[i]) << 16;
+        std::memcpy(out + i, &bits, sizeof bits);
+    }
+}
+
+// Round to nearest even; NaN stays NaN.
+static void float_to_bf16(const float * in, std::ptrdiff_t n, uint16_t * out) {
+    for (std::ptrdiff_t i = 0; i < n; i++) {
+        uint32_t bits;
+        std::memcpy(&bits, in + i, sizeof bits);
+        const bool nan = (bits & 0x7fffffff) > 0x7f800000;
+        out[i] = uint16_t(nan ? (bits >> 16) | 64 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+    }
+}
+
+static void to_float(int32_t type, const void * in, std::ptrdiff_t n, float * out) {
+    if (n == 0) {
+        return; // an empty vector's memory may be null
+    }
+    switch (type) {
+    case CELL_F32:
+        std::memcpy(out, in, size_t(n) * sizeof(float));
+        return;
+    case CELL_F16:
+        half_to_float({static_cast<const uint16_t *>(in), out, n});
+        return;
+    case CELL_BF16:
+        bf16_to_float(static_cast<const uint16_t *>(in), n, out);
+        return;
+    default:
+        q8_0_to_float(static_cast<const BlockQ8_0 *>(in), int(n), out);
+    }
+}
+
+static void from_float(int32_t type, const float * in, std::ptrdiff_t n, void * out) {
+    if (n == 0) {
+        return;
+    }
+    switch (type) {
+    case CELL_F32:
+        std::memcpy(out, in, size_t(n) * sizeof(float));
+        return;
+    case CELL_F16:
+        float_to_half({in, static_cast<uint16_t *>(out), n});
+        return;
+    case CELL_BF16:
+        float_to_bf16(in, n, static_cast<uint16_t *>(out));
+        return;
+    default:
+        float_to_q8_0(in, int(n), static_cast<BlockQ8_0 *>(out));
+    }
+}
+
+// Bytes of n elements: of Q8_0, n is a multiple of its block.
+static size_t bytes_of(int32_t type, size_t n) {
+    return type == CELL_F32 ? 4 * n : type == CELL_Q8_0 ? n / Q8_0_BLOCK * sizeof(BlockQ8_0) : 2 * n;
+}
+
+static char * row_of(const CellView & v, int head, int32_t cell) {
+    return static_cast<char *>(v.data) + std::ptrdiff_t(cell) * v.cell_bytes + bytes_of(v.type, size_t(head) * v.dim);
+}
+
+// Transposed, the cells of a head lie side by side along a dimension: walk them that way, so that loads share cache lines, a few cells at
+// a time, so that stores do too. T is an element's bits.
+constexpr int TILE = 64;
+
+template <class T>
+static void read_transposed(const GatherCellsArgs & a) {
+    const int dim = a.view.dim;
+    const T * const head = static_cast<const T *>(a.view.data) + std::ptrdiff_t(a.head) * dim * a.view.n_cells;
+    std::vector<T> tile(size_t(TILE) * dim);
+    for (int i0 = 0; i0 < a.n; i0 += TILE) {
+        const int count = std::min(TILE, a.n - i0);
+        for (int j = 0; j < dim; j++) {
+            const T * row = head + std::ptrdiff_t(j) * a.view.n_cells;
+            T * to = tile.data() + j;
+            for (int i = 0; i < count; i++) {
+                to[std::ptrdiff_t(i) * dim] = row[a.cells[i0 + i]];
+            }
+        }
+        to_float(a.view.type, tile.data(), std::ptrdiff_t(count) * dim, a.out + size_t(i0) * dim);
+    }
+}
+
+template <class T>
+static void write_transposed(const ScatterCellsArgs & a) {
+    const int dim = a.view.dim;
+    T * const head = static_cast<T *>(a.view.data) + std::ptrdiff_t(a.head) * dim * a.view.n_cells;
+    std::vector<T> values(size_t(a.n) * dim);
+    from_float(a.view.type, a.in, std::ptrdiff_t(a.n) * dim, values.data());
+    for (int j = 0; j < dim; j++) {
+        T * row = head + std::ptrdiff_t(j) * a.view.n_cells;
+        for (int i = 0; i < a.n; i++) {
+            row[a.cells[i]] = values[size_t(i) * dim + j];
+        }
+    }
+}
+
+void gather_cells(const GatherCellsArgs & a) {
+    if (a.view.transposed) {
+        a.view.type == CELL_F32 ? read_transposed<uint32_t>(a) : read_transposed<uint16_t>(a);
+        return;
+    }
+    for (int i = 0; i < a.n; i++) {
+        to_float(a.view.type, row_of(a.view, a.head, a.cells[i]), a.view.dim, a.out + size_t(i) * a.view.dim);
+    }
+}
+
+void scatter_cells(const ScatterCellsArgs & a) {
+    if (a.view.transposed) {
+        a.view.type == CELL_F32 ? write_transposed<uint32_t>(a) : write_transposed<uint16_t>(a);
+        return;
+    }
+    for (int i = 0; i < a.n; i++) {
+        from_float(a.view.type, a.in + size_t(i) * a.view.dim, a.view.dim, row_of(a.view, a.head, a.cells[i]));
+    }
+}
+
+// An orthonormal Walsh-Hadamard transform of each run of `size` elements: its own inverse.
+static void hadamard_transform(float * x, int n, int size) {
+    const float norm = 1 / std::sqrt(float(size));
+    for (float * run = x; run < x + n; run += size) {
+        for (int half = 1; half < size; half *= 2) {
+            for (int i = 0; i < size; i += 2 * half) {
+                for (int j = i; j < i + half; j++) {
+                    const float a = run[j], b = run[j + half];
+                    run[j] = a + b;
+                    run[j + half] = a - b;
+                }
+            }
+        }
+        for (int i = 0; i < size; i++) {
+            run[i] *= norm;
+        }
+    }
+}
+
+// Cosine and sine of an angle given in turns, error about 1e-7. The angle is reduced in double: thousands of radians have no
+// good digits left in single.
+static inline void cos_sin_turns(double turns, float & c, float & s) {
+    const double magic = 6755399441055744.0; // adding it rounds to an integer
+    const double quarter = (turns * 4.0 + magic) - magic;
+    const float x = float((turns * 4.0 - quarter) * 1.57079632679489662);
+    const double whole = (quarter * 0.25 + magic) - magic;
+    const int q = int(quarter - whole * 4.0) & 3;
+    const float z = x * x;
+    const float sine = x + x * z * (-1.6666654611e-1f + z * (8.3321608736e-3f - z * 1.9515295891e-4f));
+    const float cosine =
+        1.0f - 0.5f * z + z * z * (4.166664568298827e-2f + z * (-1.388731625493765e-3f + z * 2.443315711809948e-5f));
+    const float a = (q & 1) ? sine : cosine;
+    const float b = (q & 1) ? cosine : sine;
+    c = (q == 1 || q == 2) ? -a : a;
+    s = (q >= 2) ? -b : b;
+}
+
+// Adds w times a key, rotated by RoPE over delta positions.
+static void add_key(const MergeHead & h, const float * k, float w, int32_t delta, float * key) {
+    const int half = h.n_rot / 2;
+    const int plain = delta == 0 ? 0 : h.n_rot;
+#pragma omp simd
+    for (int i = plain; i < h.k.dim; i++) {
+        key[i] += w * k[i];
+    }
+    for (int i = 0; i < (plain ? half : 0); i++) {
+        float c, s;
+        cos_sin_turns(delta * h.freq[i] * 0.159154943091895336, c, s);
+        const int x = h.neox ? i : 2 * i;
+        const int y = h.neox ? i + half : 2 * i + 1;
+        key[x] += w * (k[x] * c - k[y] * s);
+        key[y] += w * (k[x] * s + k[y] * c);
+    }
+}
+
+static void merge_head(const MergeHead & h) {
+    const int n_members = h.n_groups ? h.start[h.n_groups] : 0, dim_k = h.k.dim, dim_v = h.v.dim;
+    std::vector<float> keys(size_t(n_members) * dim_k), values(size_t(n_members) * dim_v);
+    gather_cells({h.k, h.head, h.member, n_members, keys.data()});
+    gather_cells({h.v, h.head, h.member, n_members, values.data()});
+    if (h.hadamard) {
+        hadamard_transform(keys.data(), int(keys.size()), h.hadamard);
+    }
+    float * const out_keys = h.scratch;
+    float * const out_values = h.scratch + size_t(h.n_groups) * dim_k;
+    std::fill(out_keys, out_values + size_t(h.n_groups) * dim_v, 0.0f);
+    for (int g = 0; g < h.n_groups; g++) {
+        float * const value = out_values + size_t(g) * dim_v;
+        for (int32_t m = h.start[g]; m < h.start[g + 1]; m++) {
+            add_key(h, keys.data() + size_t(m) * dim_k, h.weight[m], h.delta[m], out_keys + size_t(g) * dim_k);
+            const float w = h.weight[m];
+            const float * const v = values.data() + size_t(m) * dim_v;
+#pragma omp simd
+            for (int i = 0; i < dim_v; i++) {
+                value[i] += w * v[i];
+            }
+        }
+    }
+    if (h.hadamard) {
+        hadamard_transform(out_keys, h.n_groups * dim_k, h.hadamard);
+    }
+    for (int g = 0; h.bias && g < h.n_groups; g++) {
+        for (int i = 0; i < dim_k; i++) {
+            out_keys[size_t(g) * dim_k + i] += h.bias[g] * h.u[i];
+        }
+    }
+    scatter_cells({h.k, h.head, h.dest, h.n_groups, out_keys});
+    scatter_cells({h.v, h.head, h.dest, h.n_groups, out_values});
+}
+
+void merge_cells(const MergeCellsArgs & a) {
+    for (int i = 0; i < a.n_heads; i++) {
+        merge_head(a.heads[i]);
+    }
+}
+
+void step_distance(const StepDistanceArgs & a) {
+    for (int i = 0; i + 1 < a.n; i++) {
+        const float * const x = a.rows + std::ptrdiff_t(i) * a.dim;
+        const float * const y = x + a.dim;
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int j = 0; j < a.dim; j++) {
+            const float d = x[j] - y[j];
+            sum += d * d;
+        }
+        a.out[i] = sum;
+    }
+}
+
+} // namespace KVMERGE_ISA
+} // namespace kvmerge

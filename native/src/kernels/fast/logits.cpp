@@ -1,0 +1,120 @@
+// Half precision, and rows of logits.
+#include "fast.hpp"
+
+#include <algorithm>
+#include <cmath>
+#if defined(__F16C__)
+#    include <immintrin.h>
+#elif defined(__ARM_NEON)
+#    include <arm_neon.h>
+#endif
+
+namespace kvmerge {
+namespace KVMERGE_ISA {
+
+static inline float half_to_float_one(uint16_t h) {
+    const uint32_t sign = uint32_t(h & 0x8000) << 16;
+    const uint32_t rest = h & 0x7fff;
+    if (rest >= 0x7c00) {
+        return from_bits(int32_t(sign | 0x7f800000 | ((rest & 0x3ff) << 13)));
+    }
+    // 2^112 shifts the exponent bias, subnormals included.
+    const float x = from_bits(int32_t(rest << 13)) * from_bits(int32_t((127 + 112) << 23));
+    return from_bits(int32_t(sign | uint32_t(to_bits(x))));
+}
+
+static inline uint16_t float_to_half_one(float x) {
+    const uint32_t bits = uint32_t(to_bits(x));
+    const uint32_t sign = (bits >> 16) & 0x8000;
+    const uint32_t rest = bits & 0x7fffffff;
+    if (rest > 0x7f800000) {
+        return uint16_t(sign | 0x7e00);
+    }
+    if (rest >= 0x477ff000) { // 65520
+        return uint16_t(sign | 0x7c00);
+    }
+    if (rest < 0x38800000) { // below 2^-14: adding .5 leaves the rounded subnormal in the low mantissa bits
+        return uint16_t(sign | uint32_t(to_bits(from_bits(int32_t(rest)) + 0.5f) - 0x3f000000));
+    }
+    const uint32_t odd = (rest >> 13) & 1;
+    return uint16_t(sign | ((rest + 0xfff + odd - (uint32_t(112) << 23)) >> 13));
+}
+
+void half_to_float(const HalfToFloatArgs & a) {
+    std::ptrdiff_t i = 0;
+#if defined(__F16C__)
+    for (; i + 8 <= a.n; i += 8) {
+        _mm256_storeu_ps(a.out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(a.in + i))));
+    }
+#elif defined(__ARM_NEON)
+    for (; i + 4 <= a.n; i += 4) {
+        vst1q_f32(a.out + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(a.in + i))));
+    }
+#endif
+    for (; i < a.n; i++) {
+        a.out[i] = half_to_float_one(a.in[i]);
+    }
+}
+
+void float_to_half(const FloatToHalfArgs & a) {
+    std::ptrdiff_t i = 0;
+#if defined(__F16C__)
+    for (; i + 8 <= a.n; i += 8) {
+        _mm_storeu_si128((__m128i *)(a.out + i), _mm256_cvtps_ph(_mm256_loadu_ps(a.in + i), _MM_FROUND_TO_NEAREST_INT));
+    }
+#elif defined(__ARM_NEON)
+    for (; i + 4 <= a.n; i += 4) {
+        vst1_u16(a.out + i, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(a.in + i))));
+    }
+#endif
+    for (; i < a.n; i++) {
+        a.out[i] = float_to_half_one(a.in[i]);
+    }
+}
+
+void log_sum_exp(const LogSumExpArgs & a) {
+    float max = a.x[0];
+#pragma omp simd reduction(max : max)
+    for (std::ptrdiff_t i = 0; i < a.n; i++) {
+        max = a.x[i] > max ? a.x[i] : max;
+    }
+    double sum = 0;
+    for (std::ptrdiff_t i0 = 0; i0 < a.n; i0 += BLOCK) {
+        const std::ptrdiff_t i1 = std::min(a.n, i0 + BLOCK);
+        float part = 0;
+#pragma omp simd reduction(+ : part)
+        for (std::ptrdiff_t i = i0; i < i1; i++) {
+            part += exp_bounded(a.x[i] - max);
+        }
+        sum += part;
+    }
+    *a.lse = max + std::log(sum);
+    std::ptrdiff_t i = 0;
+    while (i < a.n - 1 && a.x[i] != max) {
+        i++;
+    }
+    *a.argmax = i;
+}
+
+void kl_row(const KlRowArgs & a) {
+    // KL(P||Q) = sum e^b (b - x) / S - log S + lse, with b the stored log probability and S = sum e^b.
+    double total = 0, cross = 0;
+    const float lse = float(a.lse);
+    for (std::ptrdiff_t i0 = 0; i0 < a.n; i0 += BLOCK) {
+        const std::ptrdiff_t i1 = std::min(a.n, i0 + BLOCK);
+        float part_total = 0, part_cross = 0;
+#pragma omp simd reduction(+ : part_total, part_cross)
+        for (std::ptrdiff_t i = i0; i < i1; i++) {
+            const float log_p = a.base_min + a.base_scale * float(a.base[i]);
+            const float p = exp_bounded(log_p);
+            part_total += p;
+            part_cross += p * (log_p - (a.x[i] - lse));
+        }
+        total += part_total;
+        cross += part_cross;
+    }
+    *a.kl = cross / total - std::log(total) + (a.lse - double(lse));
+}
+
+} // namespace KVMERGE_ISA
+} // namespace kvmerge

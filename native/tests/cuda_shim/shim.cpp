@@ -1,0 +1,207 @@
+// The fibers behind cuda_runtime.h, and a cuBLAS that multiplies by its definition.
+#include "cuda_runtime.h"
+
+#include <cstdio>
+#include <memory>
+#include <ucontext.h>
+#include <vector>
+#if defined(__SANITIZE_ADDRESS__)
+#    include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace shim {
+
+dim3 thread_index, block_index, block_size, grid_size;
+void * dynamic_shared;
+
+namespace {
+
+constexpr size_t STACK = 64 << 10;
+enum class State { READY, AT_WARP, AT_BLOCK, DONE };
+
+struct Fiber {
+    ucontext_t context;
+    std::unique_ptr<char[]> stack{new char[STACK]};
+    State state = State::READY;
+    void * fake_stack = nullptr;
+};
+
+struct Warp {
+    uint64_t slots[2][32] = {}; // two sets, taken in turns: a lane may write the next before another has read the last
+    int turn[32] = {};
+};
+
+std::vector<std::unique_ptr<Fiber>> fibers; // kept for the next launch
+std::vector<Warp> warps;
+ucontext_t scheduler;
+const void * scheduler_stack;
+size_t scheduler_size;
+void * scheduler_fake;
+size_t current;
+const std::function<void()> * body;
+
+[[noreturn]] void stop(const char * what) {
+    std::printf("cuda shim: block (%u, %u, %u): %s\n", block_index.x, block_index.y, block_index.z, what);
+    std::exit(1);
+}
+
+void to_scheduler(State state) {
+    Fiber & f = *fibers[current];
+    f.state = state;
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(state == State::DONE ? nullptr : &f.fake_stack, scheduler_stack, scheduler_size);
+#endif
+    swapcontext(&f.context, &scheduler);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(f.fake_stack, &scheduler_stack, &scheduler_size);
+#endif
+}
+
+void entry() {
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_size);
+#endif
+    (*body)();
+    to_scheduler(State::DONE);
+}
+
+void resume(size_t i) {
+    current = i;
+    thread_index = dim3(std::ptrdiff_t(i));
+    fibers[i]->state = State::READY;
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(&scheduler_fake, fibers[i]->stack.get(), STACK);
+#endif
+    swapcontext(&scheduler, &fibers[i]->context);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(scheduler_fake, nullptr, nullptr);
+#endif
+}
+
+// Runs the lanes of a warp until all of them wait for the block or are done.
+void run_warp(size_t first, size_t last) {
+    for (;;) {
+        size_t at_warp = 0, done = 0;
+        for (size_t i = first; i < last; i++) {
+            if (fibers[i]->state == State::READY) {
+                resume(i);
+            }
+            at_warp += fibers[i]->state == State::AT_WARP;
+            done += fibers[i]->state == State::DONE;
+        }
+        if (at_warp == 0) {
+            return;
+        }
+        if (at_warp != last - first) {
+            stop("lanes of a warp parted at a shuffle");
+        }
+        for (size_t i = first; i < last; i++) {
+            fibers[i]->state = State::READY;
+        }
+    }
+}
+
+void run_block(size_t threads) {
+    for (size_t i = 0; i < threads; i++) {
+        if (i >= fibers.size()) {
+            fibers.push_back(std::make_unique<Fiber>());
+        }
+        Fiber & f = *fibers[i];
+        f.state = State::READY;
+        getcontext(&f.context);
+        f.context.uc_stack.ss_sp = f.stack.get();
+        f.context.uc_stack.ss_size = STACK;
+        f.context.uc_link = nullptr;
+        makecontext(&f.context, entry, 0);
+    }
+    for (size_t done = 0; done < threads;) {
+        done = 0;
+        for (size_t w = 0; w < threads; w += 32) {
+            run_warp(w, std::min(threads, w + 32));
+        }
+        for (size_t i = 0; i < threads; i++) {
+            done += fibers[i]->state == State::DONE;
+        }
+        if (done != 0 && done != threads) {
+            stop("some threads left while others wait at __syncthreads");
+        }
+        for (size_t i = 0; i < threads && done == 0; i++) {
+            fibers[i]->state = State::READY;
+        }
+    }
+}
+
+} // namespace
+
+void block_barrier() {
+    to_scheduler(State::AT_BLOCK);
+    thread_index = dim3(std::ptrdiff_t(current));
+}
+
+void warp_barrier() {
+    to_scheduler(State::AT_WARP);
+    thread_index = dim3(std::ptrdiff_t(current));
+}
+
+uint64_t * exchange(uint64_t value) {
+    Warp & w = warps[current / 32];
+    const size_t lane = current % 32;
+    const int turn = w.turn[lane];
+    w.turn[lane] = 1 - turn;
+    w.slots[turn][lane] = value;
+    warp_barrier();
+    return w.slots[turn];
+}
+
+void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()> & kernel) {
+    if (block.x == 0 || block.x > 1024 || block.y != 1 || block.z != 1 || grid.x == 0 || grid.y == 0 || grid.z == 0 ||
+        grid.y > 65535 || grid.z > 65535 || shared > (48 << 10)) {
+        stop("a grid, block or shared memory that CUDA refuses");
+    }
+    body = &kernel;
+    block_size = block;
+    grid_size = grid;
+    for (unsigned z = 0; z < grid.z; z++) {
+        for (unsigned y = 0; y < grid.y; y++) {
+            for (unsigned x = 0; x < grid.x; x++) {
+                block_index = dim3(x, y, z);
+                const std::unique_ptr<char[]> memory(new char[shared + 1]); // exact, so that the sanitizer sees its end
+                dynamic_shared = memory.get();
+                warps.assign((block.x + 31) / 32, Warp());
+                run_block(block.x);
+            }
+        }
+    }
+}
+
+} // namespace shim
+
+#include "cuda/common.cuh"
+
+bool shim_has_cublas = true;
+
+namespace kvmerge {
+namespace cuda {
+
+bool cublas_scores(const Launch &, const void * keys, std::ptrdiff_t key_stride, const void * queries, int batches, int rows,
+                   int cells, int dim, float * scores) {
+    const auto half = [](const void * p, std::ptrdiff_t i) {
+        return double(__half2float(__ushort_as_half(static_cast<const uint16_t *>(p)[i])));
+    };
+    for (int b = 0; shim_has_cublas && b < batches; b++) {
+        for (int r = 0; r < rows; r++) {
+            for (int c = 0; c < cells; c++) {
+                double sum = 0;
+                for (int i = 0; i < dim; i++) {
+                    sum += half(keys, std::ptrdiff_t(b) * dim + c * key_stride + i) *
+                           half(queries, (std::ptrdiff_t(b) * rows + r) * dim + i);
+                }
+                scores[(std::ptrdiff_t(b) * rows + r) * cells + c] = float(sum);
+            }
+        }
+    }
+    return shim_has_cublas;
+}
+
+} // namespace cuda
+} // namespace kvmerge

@@ -1,0 +1,558 @@
+// The kernels of the list against the double-precision reference: the same tests for every implementation, of the CPU or of CUDA.
+#pragma once
+
+#include "check.hpp"
+#include "kernels/kernels.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <memory>
+
+using namespace kvmerge;
+
+static const float INF = std::numeric_limits<float>::infinity();
+static const float NOT_A_NUMBER = std::numeric_limits<float>::quiet_NaN();
+static const KernelTable & reference = reference_kernels();
+
+// Memory that both the reference and the kernels under test can read: the CPU's, or CUDA's managed memory.
+static void * (*test_allocate)(size_t) = std::malloc;
+static void (*test_release)(void *) = std::free;
+
+template <class T>
+struct TestAllocator {
+    using value_type = T;
+    TestAllocator() = default;
+    template <class U>
+    TestAllocator(const TestAllocator<U> &) {}
+    T * allocate(size_t n) { return static_cast<T *>(test_allocate(n * sizeof(T))); }
+    void deallocate(T * p, size_t) { test_release(p); }
+    template <class U>
+    bool operator==(const TestAllocator<U> &) const {
+        return true;
+    }
+    template <class U>
+    bool operator!=(const TestAllocator<U> &) const {
+        return false;
+    }
+};
+
+template <class T>
+using Vec = std::vector<T, TestAllocator<T>>;
+
+static Vec<float> normals(Random & random, size_t n) {
+    const std::vector<float> x = random.normals(n);
+    return Vec<float>(x.begin(), x.end());
+}
+
+// A buffer with guard values on both sides; the destructor checks that nobody wrote there.
+template <class T>
+struct Guarded {
+    static constexpr int MARGIN = 16;
+    Vec<T> data;
+    size_t n;
+    T guard;
+    Guarded(size_t n, T fill = T(0), T guard = T(123)) : data(n + 2 * MARGIN, fill), n(n), guard(guard) {
+        for (int i = 0; i < MARGIN; i++) {
+            data[i] = data[n + MARGIN + i] = guard;
+        }
+    }
+    ~Guarded() {
+        for (int i = 0; i < MARGIN; i++) {
+            CHECK(data[i] == guard && data[n + MARGIN + i] == guard);
+        }
+    }
+    operator T *() { return data.data() + MARGIN; }
+};
+
+static void softmax_row(Random & random, int visible, float sharpness, float * p) {
+    double sum = 0;
+    for (int i = 0; i < visible; i++) {
+        sum += p[i] = std::exp(sharpness * random.normal());
+    }
+    for (int i = 0; i < visible; i++) {
+        p[i] = float(p[i] / sum);
+    }
+}
+
+template <class Table>
+static void test_attention_stats(const Table & fast, Random & random) {
+    const int kv_heads = random.integer(1, 3), group = random.integer(1, 4), heads = kv_heads * group,
+              rows = random.integer(1, 20);
+    const int cells = random.integer(0, 9) == 0 ? 1 : random.integer(1, 700);
+    const int row_stride = cells + random.integer(0, 9), head_stride = rows * row_stride + random.integer(0, 5);
+    const int mass_stride = cells + random.integer(0, 3);
+    const bool entropies = random.integer(0, 3) > 0;
+    const int half_powers = random.integer(2, 4);
+    Vec<float> p(size_t(heads) * head_stride, 0.0f), inverse(rows);
+    for (int r = 0; r < rows; r++) {
+        const int visible = random.integer(1, cells);
+        inverse[r] = visible > 1 ? float(1 / std::log(double(visible))) : 0.0f;
+        for (int h = 0; h < heads; h++) { // sharpness 0: all tie
+            softmax_row(random, visible, 0.1f * float(random.integer(0, 80)), p.data() + h * head_stride + r * row_stride);
+        }
+    }
+    const int case_of = random.integer(0, 9);
+    if (case_of == 0) { // all masked
+        std::fill(p.begin(), p.end(), 0.0f);
+    } else if (case_of == 1) {
+        p[random.integer(0, cells - 1)] = NOT_A_NUMBER;
+    } else if (case_of == 2) {
+        p[random.integer(0, cells - 1)] = INF;
+    }
+    Guarded<float> mass(size_t(kv_heads) * mass_stride, 0.25f), expected_mass(size_t(kv_heads) * mass_stride, 0.25f),
+        entropy(size_t(heads) * rows), expected_entropy(size_t(heads) * rows);
+    const bool masses = random.integer(0, 9) > 0;
+    AttentionStatsArgs args = {p.data(),
+                               head_stride,
+                               row_stride,
+                               kv_heads,
+                               group,
+                               rows,
+                               cells,
+                               half_powers,
+                               masses ? (float *)mass : nullptr,
+                               mass_stride,
+                               entropies ? (float *)entropy : nullptr,
+                               rows,
+                               inverse.data()};
+    fast.attention_stats(args);
+    args.mass = masses ? (float *)expected_mass : nullptr;
+    args.entropy = entropies ? (float *)expected_entropy : nullptr;
+    reference.attention_stats(args);
+    for (int c = 0; c < kv_heads * mass_stride; c++) {
+        CHECK_NEAR(mass[c], expected_mass[c], 1e-5, 1e-5);
+    }
+    for (int i = 0; i < heads * rows; i++) {
+        if (std::isfinite(expected_entropy[i]) || case_of != 2) { // with an infinity in it, a row has no entropy to agree on
+            CHECK_NEAR(entropy[i], expected_entropy[i], 1e-5, 0);
+        }
+    }
+}
+
+// Cells of random type and layout, with guards around their memory.
+struct TestCells {
+    int heads, dim, n_cells;
+    CellView view = {};
+    std::unique_ptr<Guarded<uint8_t>> memory;
+    TestCells(Random & random, int heads, int dim_wanted, int n_cells, bool may_transpose, int type = -1)
+        : heads(heads), n_cells(n_cells) {
+        type = type >= 0 ? type : random.integer(CELL_F32, CELL_Q8_0);
+        dim = type == CELL_Q8_0 ? (dim_wanted + 31) / 32 * 32 : dim_wanted;
+        const bool transposed = may_transpose && type != CELL_Q8_0 && random.integer(0, 1);
+        const int size = type == CELL_F32 ? 4 : 2;
+        const int row = type == CELL_Q8_0 ? heads * dim / 32 * 34 : heads * dim * size;
+        memory = std::make_unique<Guarded<uint8_t>>(size_t(row) * n_cells);
+        view = {(uint8_t *)*memory, type, transposed, dim, n_cells, row};
+        Vec<int32_t> all(n_cells);
+        for (int i = 0; i < n_cells; i++) {
+            all[i] = i;
+        }
+        for (int h = 0; h < heads; h++) {
+            const auto x = normals(random, size_t(n_cells) * dim);
+            reference.scatter_cells({view, h, all.data(), n_cells, x.data()});
+        }
+    }
+    TestCells(const TestCells & other) : heads(other.heads), dim(other.dim), n_cells(other.n_cells), view(other.view) {
+        memory = std::make_unique<Guarded<uint8_t>>(other.memory->n);
+        std::memcpy((uint8_t *)*memory, (uint8_t *)*other.memory, memory->n);
+        view.data = (uint8_t *)*memory;
+    }
+    Vec<float> all(int head) const {
+        Vec<int32_t> index(n_cells);
+        for (int i = 0; i < n_cells; i++) {
+            index[i] = i;
+        }
+        Vec<float> out(size_t(n_cells) * dim);
+        reference.gather_cells({view, head, index.data(), n_cells, out.data()});
+        return out;
+    }
+    // What rounding to the type may cost of a number of this size: the last place, or a step of the block's scale.
+    double tolerance(double block_max) const {
+        return view.type == CELL_F32    ? 4e-6
+               : view.type == CELL_F16  ? 1e-3 * block_max + 1e-6
+               : view.type == CELL_BF16 ? 8e-3 * block_max
+                                        : block_max / 100;
+    }
+    void check_near(const TestCells & expected) const {
+        for (int h = 0; h < heads; h++) {
+            const auto a = all(h), b = expected.all(h);
+            double largest = 0;
+            for (float x : b) {
+                largest = std::max(largest, std::fabs(double(x)));
+            }
+            for (size_t i = 0; i < a.size(); i++) {
+                const double scale = view.type == CELL_Q8_0 ? largest : std::fabs(double(b[i])) + 1e-3;
+                CHECK_NEAR(a[i], b[i], tolerance(scale), 0);
+            }
+        }
+    }
+};
+
+static Vec<int32_t> some_cells(Random & random, int n_cells, int n) { // distinct, in any order
+    Vec<int32_t> cells(n_cells);
+    for (int i = 0; i < n_cells; i++) {
+        cells[i] = i;
+    }
+    std::shuffle(cells.begin(), cells.end(), random.engine);
+    cells.resize(n);
+    return cells;
+}
+
+template <class Table>
+static void test_gather_cells(const Table & fast, Random & random) {
+    const int n_cells = random.integer(1, 150), n = random.integer(1, n_cells);
+    const TestCells cells(random, random.integer(1, 3), random.integer(1, 140), n_cells, true);
+    const auto which = some_cells(random, n_cells, n);
+    const int head = random.integer(0, cells.heads - 1);
+    Guarded<float> out(size_t(n) * cells.dim), expected(size_t(n) * cells.dim);
+    fast.gather_cells({cells.view, head, which.data(), n, out});
+    reference.gather_cells({cells.view, head, which.data(), n, expected});
+    for (int i = 0; i < n * cells.dim; i++) {
+        CHECK_NEAR(out[i], expected[i], 0, 0);
+    }
+}
+
+template <class Table>
+static void test_scatter_cells(const Table & fast, Random & random) {
+    const int n_cells = random.integer(1, 150), n = random.integer(1, n_cells);
+    const TestCells cells(random, random.integer(1, 3), random.integer(1, 140), n_cells, true);
+    const TestCells expected(cells);
+    const auto which = some_cells(random, n_cells, n);
+    const int head = random.integer(0, cells.heads - 1);
+    auto in = normals(random, size_t(n) * cells.dim);
+    for (float & x : in) {
+        const float special[] = {0.0f, -0.0f, 65504.0f, -65520.0f, 5.9604645e-8f, 6.097555e-5f, 1e-30f};
+        x = cells.view.type != CELL_Q8_0 && random.integer(0, 9) == 0 ? special[random.integer(0, 6)] : x;
+    }
+    if (cells.view.type == CELL_Q8_0 && random.integer(0, 3) == 0) {
+        std::fill(in.begin(), in.begin() + 32, 0.0f);
+    }
+    fast.scatter_cells({cells.view, head, which.data(), n, in.data()});
+    reference.scatter_cells({expected.view, head, which.data(), n, in.data()});
+    CHECK(std::memcmp(cells.view.data, expected.view.data, cells.memory->n) == 0); // the very same bits, and nothing else touched
+}
+
+template <class Table>
+static void test_score_stats(const Table & fast, Random & random) {
+    const int kv_heads = random.integer(1, 3), group = random.integer(1, 3), heads = kv_heads * group,
+              rows = random.integer(1, 20), cells = random.integer(0, 9) == 0 ? 1 : random.integer(1, 300),
+              half_powers = random.integer(2, 4);
+    TestCells keys(random, kv_heads + random.integer(0, 1), random.integer(1, 70), cells + random.integer(0, 4), false);
+    const int dim = keys.dim, first = keys.heads - kv_heads;
+    const int row_stride = heads * dim, head_stride = dim, mask_stride = cells + random.integer(0, 5);
+    auto q = normals(random, size_t(rows) * row_stride);
+    Vec<uint16_t> mask(size_t(rows) * mask_stride, 0);
+    Vec<float> inverse(rows, 0.0f);
+    for (int r = 0; r < rows; r++) {
+        int visible = 0;
+        for (int c = 0; c < cells; c++) {
+            const bool hidden = random.integer(0, 3) == 0 || (r == 0 && rows > 3); // the first row of some sees nothing
+            mask[r * mask_stride + c] = hidden ? 0xfc00 : 0;
+            visible += !hidden;
+        }
+        inverse[r] = visible > 1 ? float(1 / std::log(double(visible))) : 0.0f;
+    }
+    const bool masked = random.integer(0, 4) > 0;
+    const float scale = 1 / std::sqrt(float(dim)), cap = random.integer(0, 3) == 0 ? 5.0f : 0.0f;
+    const int case_of = random.integer(0, 9);
+    if (case_of <= 1) { // one cell takes all, or all tie
+        for (float & x : q) {
+            x *= case_of == 0 ? 60 : 0;
+        }
+    }
+    Guarded<float> mass(size_t(kv_heads) * cells, 0.5f), expected_mass(size_t(kv_heads) * cells, 0.5f),
+        entropy(size_t(heads) * rows), expected_entropy(size_t(heads) * rows);
+    const auto run = [&](const auto & table, float * m, float * e) {
+        table.score_stats({q.data(), head_stride, row_stride, kv_heads, group, rows, keys.view, first, cells,
+                           masked ? mask.data() : nullptr, mask_stride, scale, cap, half_powers, m, cells, e, rows,
+                           inverse.data()});
+    };
+    run(fast, mass, entropy);
+    run(reference, expected_mass, expected_entropy);
+    for (int c = 0; c < kv_heads * cells; c++) {
+        CHECK_NEAR(mass[c], expected_mass[c], 3e-4, 3e-4);
+    }
+    for (int i = 0; i < heads * rows; i++) {
+        CHECK_NEAR(entropy[i], expected_entropy[i], 2e-4, 0);
+    }
+    Vec<float> spoilt(dim, 0.5f);
+    spoilt[0] = NOT_A_NUMBER;
+    const Vec<int32_t> any(1, random.integer(0, cells - 1));
+    if (!masked && keys.view.type != CELL_Q8_0) {
+        reference.scatter_cells({keys.view, first, any.data(), 1, spoilt.data()});
+        run(fast, mass, entropy);
+        double sum = 0;
+        for (int c = 0; c < cells; c++) {
+            sum += mass[c];
+        }
+        CHECK(std::isnan(sum)); // a NaN is seen in the mass, which is where the observer looks
+    }
+}
+
+template <class Table>
+static void test_find_spans(const Table & fast, Random & random) {
+    const int rows = random.integer(1, 5), n = random.integer(1, 300), stride = n + random.integer(0, 7);
+    const int first = random.integer(0, n), end = random.integer(first, n), longest = random.integer(1, 40);
+    const float threshold = random.normal();
+    Vec<float> value = normals(random, size_t(rows) * stride);
+    for (int i = 1; i < rows * stride; i++) { // runs, and values that are the threshold
+        value[i] = random.integer(0, 3)         ? value[i - 1]
+                   : random.integer(0, 9) == 0  ? threshold
+                   : random.integer(0, 30) == 0 ? NOT_A_NUMBER
+                                                : value[i];
+    }
+    Guarded<int32_t> span(size_t(rows) * stride, -7), expected(size_t(rows) * stride, -7);
+    fast.find_spans({value.data(), stride, rows, first, end, threshold, longest, span});
+    reference.find_spans({value.data(), stride, rows, first, end, threshold, longest, expected});
+    for (int i = 0; i < rows * stride; i++) {
+        CHECK(span[i] == expected[i]);
+    }
+}
+
+template <class Table>
+static void test_query_moments(const Table & fast, Random & random) {
+    const int kv_heads = random.integer(1, 3), group = random.integer(1, 4), rows = random.integer(1, 20),
+              dim = random.integer(1, 130);
+    const int row_stride = dim * kv_heads * group, head_stride = dim; // as llama.cpp lays queries out: [token][head][dim]
+    const auto q = normals(random, size_t(rows) * row_stride);
+    const size_t n = size_t(kv_heads) * dim;
+    Guarded<float> sum(n, 1), second(n * dim, 2), expected_sum(n, 1), expected_second(n * dim, 2);
+    QueryMomentsArgs args = {q.data(), head_stride, row_stride, kv_heads, group, rows, dim, random.integer(0, 1) ? 1.0f : 0.7f,
+                             sum,      second};
+    fast.query_moments(args);
+    args.sum = expected_sum;
+    args.second = expected_second;
+    reference.query_moments(args);
+    for (size_t i = 0; i < n; i++) {
+        CHECK_NEAR(sum[i], expected_sum[i], 2e-5, 1e-5);
+    }
+    for (size_t i = 0; i < n * dim; i++) {
+        CHECK_NEAR(second[i], expected_second[i], 2e-5, 1e-5);
+    }
+}
+
+template <class Table>
+static void test_fold_direction(const Table & fast, Random & random) {
+    const int n = random.integer(1, 3), dim = random.integer(1, 80), samples = random.integer(1, 100);
+    Vec<float> sum(size_t(n) * dim, 0.0f), second(size_t(n) * dim * dim, 0.0f);
+    const auto center = normals(random, dim);
+    for (int k = 0; k < n * samples; k++) {
+        const int head = k / samples;
+        auto q = normals(random, dim);
+        for (int i = 0; i < dim; i++) {
+            q[i] += center[i];
+        }
+        for (int i = 0; i < dim; i++) {
+            sum[head * dim + i] += q[i];
+            for (int j = 0; j < dim; j++) {
+                second[(head * dim + i) * dim + j] += q[i] * q[j];
+            }
+        }
+    }
+    if (random.integer(0, 9) == 0) {
+        std::fill(second.begin(), second.begin() + dim * dim, 0.0f);
+    }
+    Guarded<float> u(size_t(n) * dim), expected(size_t(n) * dim);
+    fast.fold_direction({sum.data(), second.data(), n, dim, 1.0 / samples, 0.05, u});
+    reference.fold_direction({sum.data(), second.data(), n, dim, 1.0 / samples, 0.05, expected});
+    for (int i = 0; i < n * dim; i++) {
+        CHECK_NEAR(u[i], expected[i], 1e-5, 1e-4);
+    }
+}
+
+// What a plan makes of some heads: random groups, destinations that are other groups' members.
+template <class Table>
+static void test_merge_cells(const Table & fast, Random & random) {
+    const int n_cells = random.integer(1, 90), n_heads = random.integer(1, 3);
+    const bool rotated = random.integer(0, 3) == 0; // stored rotated by a Hadamard matrix
+    const TestCells keys(random, n_heads, rotated ? 64 : 2 * random.integer(1, 70), n_cells, false);
+    const TestCells values(random, n_heads, random.integer(1, 130), n_cells, true);
+    const TestCells expected_keys(keys), expected_values(values);
+    const int n_rot = 2 * random.integer(0, keys.dim / 2);
+    Vec<double> freq(n_rot / 2 + 1);
+    for (int i = 0; i < n_rot / 2; i++) {
+        freq[i] = std::pow(10000.0, -2.0 * i / n_rot);
+    }
+    const auto u = normals(random, keys.dim);
+    struct Arrays {
+        Vec<int32_t> start{0}, member, delta, dest;
+        Vec<float> weight, bias;
+        std::unique_ptr<Guarded<float>> scratch;
+    };
+    std::vector<Arrays> arrays(n_heads);
+    std::vector<MergeHead> heads, expected;
+    for (int h = 0; h < n_heads; h++) {
+        Arrays & a = arrays[h];
+        const auto order = some_cells(random, n_cells, n_cells);
+        for (int at = 0; at < n_cells;) {
+            const int n = std::min(n_cells - at, random.integer(1, 9));
+            float total = 0;
+            for (int i = 0; i < n; i++) {
+                a.member.push_back(order[at + i]);
+                a.delta.push_back(i == 0 ? 0 : random.integer(-100000, 100000));
+                a.weight.push_back(std::fabs(random.normal()) + 0.01f);
+                total += a.weight.back();
+            }
+            for (int i = 0; i < n; i++) {
+                a.weight[at + i] /= total;
+            }
+            at += n;
+            a.start.push_back(at);
+        }
+        const int groups = int(a.start.size()) - 1;
+        a.dest = some_cells(random, n_cells, groups);
+        a.bias = normals(random, groups);
+        a.scratch = std::make_unique<Guarded<float>>(size_t(groups) * (keys.dim + values.dim));
+        const bool folds = random.integer(0, 1);
+        heads.push_back({keys.view, values.view, h, groups, a.start.data(), a.member.data(), a.delta.data(), a.weight.data(),
+                         a.dest.data(), folds ? a.bias.data() : nullptr, folds ? u.data() : nullptr, *a.scratch, n_rot,
+                         random.integer(0, 1), freq.data(), rotated ? random.integer(0, 1) ? 64 : 32 : 0});
+        expected.push_back(heads.back());
+        expected.back().k = expected_keys.view;
+        expected.back().v = expected_values.view;
+    }
+    fast.merge_cells({heads.data(), n_heads});
+    reference.merge_cells({expected.data(), n_heads});
+    keys.check_near(expected_keys);
+    values.check_near(expected_values);
+}
+
+template <class Table>
+static void test_step_distance(const Table & fast, Random & random) {
+    const int n = random.integer(1, 50), dim = random.integer(1, 130);
+    const auto rows = normals(random, size_t(n) * dim);
+    Guarded<float> out(n - 1), expected(n - 1);
+    fast.step_distance({rows.data(), n, dim, out});
+    reference.step_distance({rows.data(), n, dim, expected});
+    for (int i = 0; i + 1 < n; i++) {
+        CHECK_NEAR(out[i], expected[i], 0, 1e-5);
+    }
+}
+
+// A rotation to another position and back, and equality with rotating from scratch: the law that the merge rests on.
+template <class Table>
+static void test_rotation_composes(const Table & fast) {
+    const int dim = 64;
+    Random random(7);
+    const TestCells key(random, 1, dim, 1, false, CELL_F32), value(random, 1, 1, 1, false, CELL_F32);
+    Vec<double> freq(dim / 2);
+    for (int i = 0; i < dim / 2; i++) {
+        freq[i] = std::pow(100000.0, -2.0 * i / dim);
+    }
+    const auto rotate = [&](const TestCells & k, int32_t by) {
+        const TestCells out(k);
+        const Vec<int32_t> start = {0, 1}, zero = {0}, delta = {by};
+        const Vec<float> one = {1.0f};
+        Vec<float> scratch(dim + 1);
+        const MergeHead head = {out.view,     value.view, 0,           1,       start.data(), zero.data(),
+                                delta.data(), one.data(), zero.data(), nullptr, nullptr,      scratch.data(),
+                                dim,          1,          freq.data(), 0};
+        fast.merge_cells({&head, 1});
+        return out;
+    };
+    const auto there = rotate(rotate(key, 4000), 37).all(0), direct = rotate(key, 4037).all(0),
+               back = rotate(rotate(key, 4037), -4037).all(0), before = key.all(0);
+    for (int i = 0; i < dim; i++) {
+        CHECK_NEAR(there[i], direct[i], 3e-6, 0);
+        CHECK_NEAR(back[i], before[i], 3e-6, 0);
+    }
+}
+
+template <class Table>
+static void test_entropy_of_known_rows(const Table & fast) {
+    const int n = 1000;
+    Vec<float> uniform(n, 1.0f / n), one_hot(n, 0.0f), mass(n, 0.0f), entropy(1, -1.0f);
+    one_hot[17] = 1;
+    const Vec<float> inverse(1, float(1 / std::log(double(n))));
+    fast.attention_stats({uniform.data(), n, n, 1, 1, 1, n, 2, mass.data(), n, entropy.data(), 1, inverse.data()});
+    CHECK_NEAR(entropy[0], 1, 1e-5, 0);
+    fast.attention_stats({one_hot.data(), n, n, 1, 1, 1, n, 2, mass.data(), n, entropy.data(), 1, inverse.data()});
+    CHECK_NEAR(entropy[0], 0, 1e-6, 0);
+}
+
+template <class Table>
+static void test_half_to_float(const Table & fast, Random & random) {
+    const int offset = random.integer(0, 40000), n = random.integer(1, 25000); // from any start, all remainders of the vector
+    std::vector<uint16_t> in(n);
+    for (int i = 0; i < n; i++) {
+        in[i] = uint16_t(offset + i);
+    }
+    Guarded<float> out(n), expected(n);
+    fast.half_to_float({in.data(), out, n});
+    reference.half_to_float({in.data(), expected, n});
+    for (int i = 0; i < n; i++) {
+        CHECK_NEAR(out[i], expected[i], 0, 0);
+        CHECK(std::isnan(out[i]) || std::signbit(out[i]) == std::signbit(expected[i]));
+    }
+}
+
+template <class Table>
+static void test_float_to_half(const Table & fast, Random & random) {
+    const int n = random.integer(1, 300);
+    std::vector<float> in(n);
+    for (float & x : in) {
+        const float special[] = {0.0f,     -0.0f,         INF,           -INF,         65504.0f, 65519.99f,
+                                 65520.0f, 5.9604645e-8f, 2.9802322e-8f, 6.097555e-5f, 2049.0f,  2051.0f};
+        x = random.integer(0, 3) == 0 ? special[random.integer(0, 11)] : std::ldexp(random.normal(), random.integer(-30, 18));
+    }
+    Guarded<uint16_t> out(n), expected(n);
+    fast.float_to_half({in.data(), out, n});
+    reference.float_to_half({in.data(), expected, n});
+    for (int i = 0; i < n; i++) {
+        CHECK(out[i] == expected[i]);
+    }
+}
+
+template <class Table>
+static void test_log_sum_exp(const Table & fast, Random & random) {
+    const int n = random.integer(1, 5000);
+    auto x = random.normals(n);
+    for (float & v : x) {
+        v = random.integer(0, 20) == 0 ? -INF : 12 * v;
+    }
+    x[random.integer(0, n - 1)] = 30;
+    x[random.integer(0, n - 1)] = 30; // a tie
+    double lse, expected_lse;
+    std::ptrdiff_t top, expected_top;
+    fast.log_sum_exp({x.data(), n, &lse, &top});
+    reference.log_sum_exp({x.data(), n, &expected_lse, &expected_top});
+    CHECK_NEAR(lse, expected_lse, 2e-6, 1e-7);
+    CHECK(top == expected_top);
+}
+
+template <class Table>
+static void test_kl_row(const Table & fast, Random & random) {
+    const int n = random.integer(1, 5000);
+    auto x = random.normals(n);
+    std::vector<uint16_t> base(n);
+    const float low = -20, scale = 18.0f / 65535;
+    for (int i = 0; i < n; i++) {
+        base[i] = uint16_t(random.integer(0, 65535));
+        x[i] = low + scale * base[i] + (random.integer(0, 1) ? 0.1f * x[i] : x[i]);
+    }
+    double lse, kl, expected;
+    std::ptrdiff_t top;
+    reference.log_sum_exp({x.data(), n, &lse, &top});
+    fast.kl_row({base.data(), scale, low, x.data(), lse, n, &kl});
+    reference.kl_row({base.data(), scale, low, x.data(), lse, n, &expected});
+    CHECK_NEAR(kl, expected, 1e-5, 1e-5);
+    CHECK(expected >= -1e-12);
+}
+
+// Runs the tests of a list on a table: KVMERGE_KERNELS(KVMERGE_TEST) inside a function with `table`, `isa`, `seed` and `times`.
+#define KVMERGE_TEST(name, Args)                 \
+    {                                            \
+        std::printf("  %-16s %s\n", #name, isa); \
+        std::fflush(stdout);                     \
+        for (unsigned i = 0; i < times; i++) {   \
+            Random random(seed + i);             \
+            test_##name(table, random);          \
+        }                                        \
+    }
+
+static unsigned seed_of(int argc, char ** argv) {
+    const unsigned seed = argc > 1 ? unsigned(std::atoi(argv[1])) : std::random_device{}();
+    std::printf("seed %u (pass it to repeat)\n", seed);
+    return seed;
+}
