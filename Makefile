@@ -19,7 +19,7 @@ NATIVE := build/native/.built
 JAVA_SOURCES := $(shell find src/main jextract/generated -name '*.java') pom.xml
 NATIVE_SOURCES := $(shell find native -type f)
 
-.PHONY: run quickstart test test-native test-java test-cuda test-rpc bench build setup cuda llama-cuda llama-rpc bindings format clean help
+.PHONY: run quickstart test test-native test-java test-cuda test-rpc bench bench-table jmh benchmarks build setup cuda llama-cuda llama-rpc bindings format clean help
 
 ## run: set everything up, then run the main experiment on the small model and the book (results/)
 run: build setup
@@ -88,11 +88,23 @@ llama-rpc:
 test-rpc: build setup llama-rpc
 	bin/test-rpc
 
-## bench: JMH benchmarks of the kernels and the strategies (benchmarks/)
-bench: build setup
+## bench: every kernel beside copying and Java, as a table; BENCH=--quick for a look in two minutes
+BENCH_JAVA := $(JDK)/bin/java --sun-misc-unsafe-memory-access=allow --add-modules jdk.incubator.vector --enable-native-access=ALL-UNNAMED \
+    -Xmx6g -Dkvmerge.home=$(CURDIR) -cp benchmarks/target/benchmarks.jar
+bench: benchmarks
+	$(BENCH_JAVA) dev.kvmerge.benchmarks.Table $(BENCH)
+
+## bench-table: the same, written into docs/performance.md
+bench-table: benchmarks
+	$(BENCH_JAVA) dev.kvmerge.benchmarks.Table --write docs/performance.md
+
+## jmh: any JMH benchmark of benchmarks/, as in make jmh JMH='PlanBenchmark -f 1'
+jmh: benchmarks
+	$(BENCH_JAVA) org.openjdk.jmh.Main $(JMH)
+
+benchmarks: build setup
 	@$(MVN) install -DskipTests
 	@$(MVN) -f benchmarks/pom.xml package
-	$(JDK)/bin/java --sun-misc-unsafe-memory-access=allow -jar benchmarks/target/benchmarks.jar $(BENCH)
 
 ## bindings: regenerate jextract/generated from the headers (needs jextract on the PATH, or JEXTRACT=path)
 bindings: $(HEADERS)

@@ -261,6 +261,9 @@ static void test_score_stats(const Table & fast, Random & random) {
             x *= case_of == 0 ? 60 : 0;
         }
     }
+    Vec<uint16_t> half(q.size()); // what the tensor cores take: queries that half precision holds exactly
+    reference.float_to_half({q.data(), half.data(), std::ptrdiff_t(q.size())});
+    reference.half_to_float({half.data(), q.data(), std::ptrdiff_t(q.size())});
     Guarded<float> mass(size_t(kv_heads) * cells, 0.5f), expected_mass(size_t(kv_heads) * cells, 0.5f),
         entropy(size_t(heads) * rows), expected_entropy(size_t(heads) * rows);
     const auto run = [&](const auto & table, float * m, float * e) {

@@ -34,9 +34,11 @@ struct Warp {
 std::vector<std::unique_ptr<Fiber>> fibers; // kept for the next launch
 std::vector<Warp> warps;
 ucontext_t scheduler;
+#if defined(__SANITIZE_ADDRESS__)
 const void * scheduler_stack;
 size_t scheduler_size;
 void * scheduler_fake;
+#endif
 size_t current;
 const std::function<void()> * body;
 

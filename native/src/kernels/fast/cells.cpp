@@ -212,27 +212,45 @@ static inline void cos_sin_turns(double turns, float & c, float & s) {
     s = (q >= 2) ? -b : b;
 }
 
-// Adds w times a key, rotated by RoPE over delta positions.
-static void add_key(const MergeHead & h, const float * k, float w, int32_t delta, float * key) {
+// Cosines and sines of a rotation over delta positions, [n_rot/2] each.
+static void rotation(const double * freq, int half, int32_t delta, float * cosine, float * sine) {
+    const double turns = delta * 0.159154943091895336;
+#pragma omp simd
+    for (int i = 0; i < half; i++) {
+        cos_sin_turns(turns * freq[i], cosine[i], sine[i]);
+    }
+}
+
+// Adds w times a key, rotated by RoPE over delta positions. turn: room for 2 * n_rot/2 floats.
+static void add_key(const MergeHead & h, const float * k, float w, int32_t delta, float * key, float * turn) {
     const int half = h.n_rot / 2;
     const int plain = delta == 0 ? 0 : h.n_rot;
 #pragma omp simd
     for (int i = plain; i < h.k.dim; i++) {
         key[i] += w * k[i];
     }
-    for (int i = 0; i < (plain ? half : 0); i++) {
-        float c, s;
-        cos_sin_turns(delta * h.freq[i] * 0.159154943091895336, c, s);
-        const int x = h.neox ? i : 2 * i;
-        const int y = h.neox ? i + half : 2 * i + 1;
-        key[x] += w * (k[x] * c - k[y] * s);
-        key[y] += w * (k[x] * s + k[y] * c);
+    if (plain == 0) {
+        return;
+    }
+    float *const c = turn, *const s = turn + half;
+    rotation(h.freq, half, delta, c, s);
+    if (h.neox) {
+#pragma omp simd
+        for (int i = 0; i < half; i++) {
+            key[i] += w * (k[i] * c[i] - k[i + half] * s[i]);
+            key[i + half] += w * (k[i] * s[i] + k[i + half] * c[i]);
+        }
+    } else {
+        for (int i = 0; i < half; i++) {
+            key[2 * i] += w * (k[2 * i] * c[i] - k[2 * i + 1] * s[i]);
+            key[2 * i + 1] += w * (k[2 * i] * s[i] + k[2 * i + 1] * c[i]);
+        }
     }
 }
 
 static void merge_head(const MergeHead & h) {
     const int n_members = h.n_groups ? h.start[h.n_groups] : 0, dim_k = h.k.dim, dim_v = h.v.dim;
-    std::vector<float> keys(size_t(n_members) * dim_k), values(size_t(n_members) * dim_v);
+    std::vector<float> keys(size_t(n_members) * dim_k), values(size_t(n_members) * dim_v), turn(size_t(h.n_rot) + 1);
     gather_cells({h.k, h.head, h.member, n_members, keys.data()});
     gather_cells({h.v, h.head, h.member, n_members, values.data()});
     if (h.hadamard) {
@@ -244,7 +262,7 @@ static void merge_head(const MergeHead & h) {
     for (int g = 0; g < h.n_groups; g++) {
         float * const value = out_values + size_t(g) * dim_v;
         for (int32_t m = h.start[g]; m < h.start[g + 1]; m++) {
-            add_key(h, keys.data() + size_t(m) * dim_k, h.weight[m], h.delta[m], out_keys + size_t(g) * dim_k);
+            add_key(h, keys.data() + size_t(m) * dim_k, h.weight[m], h.delta[m], out_keys + size_t(g) * dim_k, turn.data());
             const float w = h.weight[m];
             const float * const v = values.data() + size_t(m) * dim_v;
 #pragma omp simd

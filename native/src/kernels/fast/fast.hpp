@@ -32,26 +32,6 @@ static inline int32_t to_bits(float x) {
     return bits;
 }
 
-// ln(x) for normal x > 0, error about 2 ulp; finite for 0, so that 0 * log(0) is 0. Cephes logf polynomial.
-static inline float log_positive(float x) {
-    const int32_t bits = to_bits(x);
-    const int32_t shifted = bits - 0x3f3504f3; // sqrt(1/2): mantissa in [sqrt(1/2), sqrt(2))
-    const float e = float(shifted >> 23);
-    const float m = from_bits(bits - (shifted & int32_t(0xff800000))) - 1.0f;
-    float y = 7.0376836292e-2f;
-    y = y * m - 1.1514610310e-1f;
-    y = y * m + 1.1676998740e-1f;
-    y = y * m - 1.2420140846e-1f;
-    y = y * m + 1.4249322787e-1f;
-    y = y * m - 1.6668057665e-1f;
-    y = y * m + 2.0000714765e-1f;
-    y = y * m - 2.4999993993e-1f;
-    y = y * m + 3.3333331174e-1f;
-    const float z = m * m;
-    y = y * m * z - 0.5f * z;
-    return m + y + e * 0.693147180560f;
-}
-
 // exp(x) for x <= 88, error about 2 ulp; flushes to 0 below -87; NaN stays. Cephes expf polynomial.
 static inline float exp_bounded(float x) {
     const float c = x >= -87.0f ? x : -87.0f;

@@ -99,16 +99,18 @@ void log_sum_exp(const LogSumExpArgs & a) {
 void kl_row(const KlRowArgs & a) {
     // KL(P||Q) = sum e^b (b - x) / S - log S + lse, with b the stored log probability and S = sum e^b.
     double total = 0, cross = 0;
-    const float lse = float(a.lse);
+    const float lse = float(a.lse), low = a.base_min, scale = a.base_scale; // locals, or the loop is not made a vector one
+    const uint16_t * const base = a.base;
+    const float * const x = a.x;
     for (std::ptrdiff_t i0 = 0; i0 < a.n; i0 += BLOCK) {
         const std::ptrdiff_t i1 = std::min(a.n, i0 + BLOCK);
         float part_total = 0, part_cross = 0;
 #pragma omp simd reduction(+ : part_total, part_cross)
         for (std::ptrdiff_t i = i0; i < i1; i++) {
-            const float log_p = a.base_min + a.base_scale * float(a.base[i]);
+            const float log_p = low + scale * float(base[i]);
             const float p = exp_bounded(log_p);
             part_total += p;
-            part_cross += p * (log_p - (a.x[i] - lse));
+            part_cross += p * (log_p - (x[i] - lse));
         }
         total += part_total;
         cross += part_cross;

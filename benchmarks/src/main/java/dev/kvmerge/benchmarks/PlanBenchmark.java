@@ -82,7 +82,7 @@ public class PlanBenchmark {
                 mass,
                 entropy,
                 count,
-                () -> new Observer.Vectors(keysCopy, valuesCopy, steps(keys), steps(values)));
+                () -> new Observer.Vectors(keysCopy, valuesCopy, steps(keys), steps(values)), null);
     }
 
     private static float[] steps(float[] rows) {
