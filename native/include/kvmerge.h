@@ -83,19 +83,20 @@ typedef struct kvmerge_ggml {
 } kvmerge_ggml;
 
 typedef struct kvmerge_observer_params {
-    int32_t n_layer;   /* of the model; every layer must have a KV cache */
-    int32_t n_head;    /* query heads a layer */
-    int32_t n_head_kv; /* KV heads a layer; divides n_head */
-    int32_t n_cells;   /* cells of the context (llama_n_ctx), the width of every per-cell array */
-    int32_t n_tokens;  /* most tokens a block, the width of every per-token array */
-    int32_t observe;   /* KVMERGE_OBSERVE_* or-ed together */
-    int32_t bias;      /* KVMERGE_BIAS_*; FOLDED implies OBSERVE_QUERIES */
-    float mass_power;  /* 1: the mass of a cell is the attention it received; 1.5, 2: the sum of that power, which favours
+    int32_t n_layer;     /* of the model; every layer must have a KV cache */
+    int32_t n_head;      /* query heads a layer */
+    int32_t n_head_kv;   /* KV heads a layer; divides n_head */
+    int32_t n_cells;     /* cells of the context (llama_n_ctx), the width of every per-cell array */
+    int32_t n_tokens;    /* most tokens a block, the width of every per-token array */
+    int32_t observe;     /* KVMERGE_OBSERVE_* or-ed together */
+    int32_t bias;        /* KVMERGE_BIAS_*; FOLDED implies OBSERVE_QUERIES */
+    float mass_power;    /* 1: the mass of a cell is the attention it received; 1.5, 2: the sum of that power, which favours
                           cells that someone needed much over cells that everyone needs a little */
-    float query_decay; /* factor on the query moments at each begin, 0..1; .7 a block of 128 is good */
-    float ridge;       /* lambda of the fold direction, > 0; .05 is good */
-    int32_t device;    /* KVMERGE_DEVICE_* */
-    int32_t n_threads; /* most threads that observing flash attention and kvmerge_apply use, 1..1024 */
+    int32_t mass_window; /* 0: the mass is over all queries; w: over the last w, an observation window */
+    float query_decay;   /* factor on the query moments at each begin, 0..1; .7 a block of 128 is good */
+    float ridge;         /* lambda of the fold direction, > 0; .05 is good */
+    int32_t device;      /* KVMERGE_DEVICE_* */
+    int32_t n_threads;   /* most threads that observing flash attention and kvmerge_apply use, 1..1024 */
     kvmerge_ggml ggml;
 } kvmerge_observer_params;
 
@@ -124,16 +125,18 @@ typedef struct kvmerge_cache_info {
 } kvmerge_cache_info;
 
 /*
- * A plan for every layer and KV head at once. All four arrays are [n_layer][n_head_kv][n_cells], indexed by cell:
+ * A plan for every layer and KV head at once. All arrays are [n_layer][n_head_kv][n_cells], indexed by cell:
  *   target[c]    -1: the cell is evicted, or was not in use; p: its content goes into the group of cell p, its pivot.
  *                A pivot has target[p] == p. A kept cell is a group of one.
  *   weight[c]    share in its group's weighted mean, >= 0, the shares of a group sum to 1 (within 1e-3)
+ *   value_weight[c]  the same for the value, where it is another than the key's; any finite number, and no sum is asked for
  *   position[c]  the position whose RoPE rotation the cached key carries
  *   dest[c]      for a pivot: the cell to write the group to; distinct within the head
  */
 typedef struct kvmerge_plan {
     const int32_t * target;
     const float * weight;
+    const float * value_weight; /* null: as weight */
     const int32_t * position;
     const int32_t * dest;
     int32_t pivot_frame; /* 1: rotate each key to the pivot's position before averaging; 0: average as cached */

@@ -21,7 +21,7 @@ struct Work {
     };
     std::vector<Head> heads;
     std::vector<int32_t> start, member, delta, dest;
-    std::vector<float> weight, bias;
+    std::vector<float> weight, value_weight, bias;
 };
 
 [[noreturn]] void refuse(int layer, int head, int cell, const char * what) {
@@ -59,6 +59,9 @@ void check(const kvmerge_observer & o, const kvmerge_plan & plan, int layer, int
         }
         if (!(weight[c] >= 0) || !std::isfinite(weight[c])) {
             refuse(layer, head, c, "its weight is negative or not finite");
+        }
+        if (plan.value_weight && !std::isfinite(plan.value_weight[first + size_t(c)])) {
+            refuse(layer, head, c, "its value's weight is not finite");
         }
         sum[p] += weight[c];
         if (c == p) {
@@ -122,6 +125,7 @@ void add_head(Work & work, const kvmerge_observer & o, const kvmerge_plan & plan
     work.member.resize(all);
     work.delta.resize(all);
     work.weight.resize(all);
+    work.value_weight.resize(all);
     std::vector<double> entropy(size_t(n), 0.0); // H(w), at the pivot
     for (int c = 0; c < n; c++) {
         const int p = target[c];
@@ -131,6 +135,7 @@ void add_head(Work & work, const kvmerge_observer & o, const kvmerge_plan & plan
         const size_t m = head.first_member + size_t(next[p]++);
         work.member[m] = c;
         work.weight[m] = members[p] == 1 ? 1.0f : weight[c];
+        work.value_weight[m] = plan.value_weight && members[p] > 1 ? plan.value_weight[first + size_t(c)] : work.weight[m];
         work.delta[m] = plan.pivot_frame ? position[p] - position[c] : 0;
         entropy[p] += entropy_term(work.weight[m]);
     }
@@ -177,7 +182,8 @@ void run(kvmerge_observer & o, const Work & work, const Device & device) {
     const void * const near = o.layers[work.heads[0].layer].k.tensor()->data;
     const auto start = uploaded(device, work.start, near), member = uploaded(device, work.member, near),
                delta = uploaded(device, work.delta, near), dest = uploaded(device, work.dest, near);
-    const auto weight = uploaded(device, work.weight, near), bias = uploaded(device, work.bias, near);
+    const auto weight = uploaded(device, work.weight, near), value_weight = uploaded(device, work.value_weight, near),
+               bias = uploaded(device, work.bias, near);
     std::vector<DeviceArray<float>> directions(o.layers.size());
     std::vector<MergeHead> heads;
     size_t scratch_size = 0;
@@ -190,7 +196,8 @@ void run(kvmerge_observer & o, const Work & work, const Device & device) {
         const size_t start_of = h.first_group + heads.size(); // a start more for each head before
         heads.push_back({l.k.on_device(), l.v.on_device(), h.kv_head, h.n_groups, start.data() + start_of,
                          member.data() + h.first_member, delta.data() + h.first_member, weight.data() + h.first_member,
-                         dest.data() + h.first_group, folds ? bias.data() + h.first_group : nullptr,
+                         value_weight.data() + h.first_member, dest.data() + h.first_group,
+                         folds ? bias.data() + h.first_group : nullptr,
                          folds ? directions[h.layer].data() + size_t(h.kv_head) * l.k.dim() : nullptr, nullptr, l.rope.n_rot,
                          l.rope.neox, l.rope.freq.data(), l.rope.hadamard});
         scratch_size += size_t(h.n_groups) * (l.k.dim() + l.v.dim());

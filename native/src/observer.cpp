@@ -66,6 +66,15 @@ std::ptrdiff_t floats(size_t bytes) {
     return std::ptrdiff_t(bytes / sizeof(float));
 }
 
+void skip_rows(AttentionStatsArgs & a, int rows) {
+    a.p += rows * a.row_stride;
+}
+
+void skip_rows(ScoreStatsArgs & a, int rows) {
+    a.q += rows * a.row_stride;
+    a.mask = a.mask ? a.mask + rows * a.mask_stride : nullptr;
+}
+
 // The host runs a slice of KV heads on each thread; a GPU takes all at once.
 void score_stats(const Device & device, const ScoreStatsArgs & all, int n_threads) {
     if (&device != &host_device()) {
@@ -77,7 +86,7 @@ void score_stats(const Device & device, const ScoreStatsArgs & all, int n_thread
         a.n_kv_heads = 1;
         a.first_kv_head = int(h);
         a.q += h * all.group * all.head_stride;
-        a.mass += h * all.mass_stride;
+        a.mass = all.mass ? all.mass + h * all.mass_stride : nullptr;
         a.entropy = all.entropy ? all.entropy + h * all.group * all.entropy_stride : nullptr;
         device.score_stats(a);
     });
@@ -164,6 +173,11 @@ void kvmerge_observer::saw_cache_write(ggml_tensor * node, bool is_key, int laye
         require(rows->type == GGML_TYPE_I64, "cell indices of another type than I64");
         ubatch_start = int(token_cell.size());
         const int64_t n = rows->ne[0];
+        for (Layer & seen : layers) { // an observation window is over the newest queries alone
+            if (params.mass_window > 0 && n >= params.mass_window && seen.mass.size()) {
+                seen.mass.zero();
+            }
+        }
         require(ubatch_start + n <= params.n_tokens, "more tokens in a block than the observer was made for");
         std::vector<int64_t> index(static_cast<size_t>(n));
         params.ggml.tensor_get(rows, index.data(), 0, index.size() * sizeof(int64_t));
@@ -276,6 +290,26 @@ const float * kvmerge_observer::visible_on(Layer & l) {
     return l.inv_log_visible.data();
 }
 
+// Calls a kernel for the rows whose attention counts: all, or the last few for the mass, and then all for the entropies.
+template <class Args, class Kernel>
+void kvmerge_observer::in_window(const Args & args, bool entropies, Kernel && kernel) const {
+    const int skipped = params.mass_window > 0 ? args.n_rows - std::min(args.n_rows, params.mass_window) : 0;
+    if (skipped == 0) {
+        kernel(args);
+        return;
+    }
+    if (entropies) {
+        Args all = args;
+        all.mass = nullptr;
+        kernel(all);
+    }
+    Args last = args;
+    last.n_rows -= skipped;
+    skip_rows(last, skipped);
+    last.entropy = nullptr;
+    kernel(last);
+}
+
 void kvmerge_observer::add_attention(ggml_tensor * p, int layer) {
     const int n_kv = int(p->ne[0]), n_rows = int(p->ne[1]);
     if (p->type != GGML_TYPE_F32 || p->nb[0] != sizeof(float) || p->ne[2] != params.n_head || p->ne[3] != 1 ||
@@ -289,9 +323,20 @@ void kvmerge_observer::add_attention(ggml_tensor * p, int layer) {
         look_at_mask(p->src[1], n_kv, n_rows);
     }
     NodeData data(p, *l.stats_device, params.ggml);
-    l.stats_device->attention_stats({data.as<const float>(), floats(p->nb[2]), floats(p->nb[1]), params.n_head_kv, group(),
-                                     n_rows, n_kv, half_powers(), l.mass.data(), params.n_cells,
-                                     entropies ? l.entropy.data() + ubatch_start : nullptr, params.n_tokens, visible_on(l)});
+    AttentionStatsArgs args = {data.as<const float>(),
+                               floats(p->nb[2]),
+                               floats(p->nb[1]),
+                               params.n_head_kv,
+                               group(),
+                               n_rows,
+                               n_kv,
+                               half_powers(),
+                               l.mass.data(),
+                               params.n_cells,
+                               entropies ? l.entropy.data() + ubatch_start : nullptr,
+                               params.n_tokens,
+                               visible_on(l)};
+    in_window(args, entropies, [&](const AttentionStatsArgs & a) { l.stats_device->attention_stats(a); });
     check(*l.stats_device);
     l.tokens_seen += n_rows;
 }
@@ -325,12 +370,26 @@ void kvmerge_observer::add_flash_attention(ggml_tensor * node, int layer) {
     if (mask) {
         hidden.emplace(mask, d, params.ggml);
     }
-    score_stats(d,
-                {queries.as<const float>(), floats(q->nb[2]), floats(q->nb[1]), params.n_head_kv, group(), n_rows,
-                 &d == &host_device() ? l.k.on_host() : l.k.on_device(), 0, n_kv, mask ? hidden->as<const uint16_t>() : nullptr,
-                 mask ? std::ptrdiff_t(mask->nb[1] / sizeof(uint16_t)) : 0, l.scale, cap, half_powers(), l.mass.data(),
-                 params.n_cells, entropies ? l.entropy.data() + ubatch_start : nullptr, params.n_tokens, visible_on(l)},
-                params.n_threads);
+    ScoreStatsArgs args = {queries.as<const float>(),
+                           floats(q->nb[2]),
+                           floats(q->nb[1]),
+                           params.n_head_kv,
+                           group(),
+                           n_rows,
+                           &d == &host_device() ? l.k.on_host() : l.k.on_device(),
+                           0,
+                           n_kv,
+                           mask ? hidden->as<const uint16_t>() : nullptr,
+                           mask ? std::ptrdiff_t(mask->nb[1] / sizeof(uint16_t)) : 0,
+                           l.scale,
+                           cap,
+                           half_powers(),
+                           l.mass.data(),
+                           params.n_cells,
+                           entropies ? l.entropy.data() + ubatch_start : nullptr,
+                           params.n_tokens,
+                           visible_on(l)};
+    in_window(args, entropies, [&](const ScoreStatsArgs & a) { score_stats(d, a, params.n_threads); });
     check(d);
     l.tokens_seen += n_rows;
 }
@@ -377,6 +436,7 @@ kvmerge_status kvmerge_observer_create(const kvmerge_observer_params * params, k
         require(p.observe >= 0 && p.observe < 8, "observe must be KVMERGE_OBSERVE_* flags");
         require(p.bias >= KVMERGE_BIAS_NONE && p.bias <= KVMERGE_BIAS_EXACT, "bias must be one of KVMERGE_BIAS_*");
         require(p.mass_power == 1 || p.mass_power == 1.5f || p.mass_power == 2, "mass_power must be 1, 1.5 or 2");
+        require(p.mass_window >= 0, "mass_window must not be negative");
         require(p.query_decay >= 0 && p.query_decay <= 1, "query_decay must be 0..1");
         require(p.n_threads > 0 && p.n_threads <= 1024, "n_threads must be 1..1024");
         require(p.device == KVMERGE_DEVICE_CPU || p.device == KVMERGE_DEVICE_CUDA, "device must be one of KVMERGE_DEVICE_*");

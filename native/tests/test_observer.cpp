@@ -110,19 +110,13 @@ struct Fixture {
 };
 
 static kvmerge_observer_params params_for(int observe, int bias) {
-    return {1,
-            Fixture::HEADS,
-            1,
-            Fixture::CELLS,
-            16,
-            observe,
-            bias,
-            1,
-            0.7f,
-            0.05f,
-            KVMERGE_DEVICE_CPU,
-            2,
-            {tensor_get, tensor_set, buffer_is_host}};
+    return {1,     Fixture::HEADS,
+            1,     Fixture::CELLS,
+            16,    observe,
+            bias,  1,
+            0,     0.7f,
+            0.05f, KVMERGE_DEVICE_CPU,
+            2,     {tensor_get, tensor_set, buffer_is_host}};
 }
 
 static kvmerge_observer * make(const kvmerge_observer_params & params) {
@@ -142,7 +136,7 @@ struct PlanArrays {
         }
     }
     kvmerge_status apply(kvmerge_observer * o) {
-        const kvmerge_plan plan = {target.data(), weight.data(), position.data(), dest.data(), 1};
+        const kvmerge_plan plan = {target.data(), weight.data(), nullptr, position.data(), dest.data(), 1};
         return kvmerge_apply(o, &plan);
     }
 };
@@ -166,9 +160,9 @@ static void test_statistics() {
         CHECK_NEAR(s.mass[c], c < 3 ? expected[c] : 0, 1e-6, 0);
     }
     for (int h = 0; h < Fixture::HEADS; h++) {
-        CHECK_NEAR(s.entropy[h * 16 + 0], 0, 1e-6, 0); // sees one cell
-        CHECK_NEAR(s.entropy[h * 16 + 1], 1, 1e-6, 0); // uniform over what it sees
-        CHECK_NEAR(s.entropy[h * 16 + 2], 1, 1e-6, 0);
+        CHECK_NEAR(s.entropy[h * 16 + 0], 0, 5e-6, 0); // sees one cell
+        CHECK_NEAR(s.entropy[h * 16 + 1], 1, 5e-6, 0); // uniform over what it sees
+        CHECK_NEAR(s.entropy[h * 16 + 2], 1, 5e-6, 0);
     }
     kvmerge_cache_info info;
     CHECK(kvmerge_observer_cache_info(o, &info) == KVMERGE_OK);
@@ -415,6 +409,48 @@ static void test_flash_attention() {
     CHECK(kvmerge_observer_free(matrix) == KVMERGE_OK);
 }
 
+// An observation window: the mass is of the newest queries, whatever ubatch they came in.
+static void test_window() {
+    Fixture f;
+    auto params = params_for(KVMERGE_OBSERVE_MASS, KVMERGE_BIAS_NONE);
+    params.mass_window = 1;
+    kvmerge_observer * o = make(params);
+    f.decode(o);
+    f.decode(o);
+    kvmerge_block_stats s;
+    CHECK(kvmerge_observer_stats(o, &s) == KVMERGE_OK);
+    for (int c = 0; c < 3; c++) {
+        CHECK_NEAR(s.mass[c], Fixture::HEADS / 3.0, 1e-6, 0); // the last token's row, once
+    }
+    CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+    params.mass_window = -1;
+    CHECK(kvmerge_observer_create(&params, &o) == KVMERGE_E_ARGUMENT);
+    params.mass_window = 0;
+    params.mass_power = 1.2f;
+    CHECK(kvmerge_observer_create(&params, &o) == KVMERGE_E_ARGUMENT);
+}
+
+// Values weighted otherwise than keys: cell 0 takes cell 1's value on top of its own, and keeps its key.
+static void test_value_weights() {
+    Fixture f(false);
+    kvmerge_observer * o = make(params_for(0, KVMERGE_BIAS_NONE));
+    f.decode(o);
+    PlanArrays a;
+    std::vector<float> value_weight(Fixture::CELLS, 1.0f);
+    a.target[1] = 0;
+    a.weight[0] = 1, a.weight[1] = 0;
+    const kvmerge_plan plan = {a.target.data(), a.weight.data(), value_weight.data(), a.position.data(), a.dest.data(), 0};
+    const auto k = f.k, v = f.v;
+    CHECK(kvmerge_apply(o, &plan) == KVMERGE_OK);
+    for (int i = 0; i < Fixture::DIM; i++) {
+        CHECK_NEAR(f.k[i], k[i], 1e-6, 0);
+        CHECK_NEAR(f.v[i], v[i] + v[Fixture::DIM + i], 1e-6, 0);
+    }
+    value_weight[0] = NAN;
+    CHECK(kvmerge_apply(o, &plan) == KVMERGE_E_ARGUMENT);
+    CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+}
+
 int main() {
     for (const bool host : {true, false}) {
         on_host = host;
@@ -424,6 +460,8 @@ int main() {
         test_merge_and_move();
         test_folded_bias();
         test_exact_bias();
+        test_window();
+        test_value_weights();
     }
     on_host = true;
     test_refusals();

@@ -73,9 +73,9 @@ int main() {
     const float rows[] = {0.25f, 0.25f, 0.25f, 0.25f, 0, 1, 0, 0, 0.5f, 0.5f, 0, 0};
     float entropy[3];
     CHECK(kvmerge_row_entropy(rows, 3, 4, entropy) == KVMERGE_OK);
-    CHECK_NEAR(entropy[0], 1, 1e-6, 0);
-    CHECK_NEAR(entropy[1], 0, 1e-6, 0);
-    CHECK_NEAR(entropy[2], 1, 1e-6, 0);
+    CHECK_NEAR(entropy[0], 1, 5e-6, 0);
+    CHECK_NEAR(entropy[1], 0, 5e-6, 0);
+    CHECK_NEAR(entropy[2], 1, 5e-6, 0);
 
     // Refusals say what, and write nothing.
     const float x[2] = {0, 1};

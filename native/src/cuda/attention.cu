@@ -296,8 +296,10 @@ void score_stats(const ScoreStatsArgs & a) {
         const Softmax softmax = {lse.data(), a.mask, a.mask_stride, a.scale, a.cap};
         KVMERGE_LAUNCH(rows_of_scores, dim3(rows, n), ROW_THREADS, 0, launch.stream(), s, softmax, h0, lse.data(),
                        a.inv_log_visible, a.entropy, a.entropy_stride);
-        launch_tiles(launch, is_aligned(scores.data(), s.head_stride, s.row_stride), s, softmax, n, a.half_powers,
-                     a.mass + h0 * a.mass_stride, a.mass_stride, nullptr);
+        if (a.mass) {
+            launch_tiles(launch, is_aligned(scores.data(), s.head_stride, s.row_stride), s, softmax, n, a.half_powers,
+                         a.mass + h0 * a.mass_stride, a.mass_stride, nullptr);
+        }
     }
 }
 

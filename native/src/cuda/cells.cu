@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(WARPS * WARP)
     for (int i = lane; i < dim_v; i += WARP) {
         float sum = 0;
         for (int m = begin; m < end; m++) {
-            sum += h.weight[m] * load_cell(h.v, h.head, h.member[m], i);
+            sum += h.value_weight[m] * load_cell(h.v, h.head, h.member[m], i);
         }
         out[dim_k + i] = sum;
     }

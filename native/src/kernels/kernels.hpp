@@ -55,7 +55,7 @@ struct ScoreStatsArgs {
     std::ptrdiff_t mask_stride; // elements
     float scale;
     float cap;
-    int half_powers; // as above, and so on
+    int half_powers; // as above, and so on: mass or entropy may be null
     float * mass;
     std::ptrdiff_t mass_stride;
     float * entropy;
@@ -123,14 +123,15 @@ struct MergeHead {
     CellView k, v;
     int head;
     int n_groups;
-    const int32_t * start;  // [n_groups + 1]: members of group g are start[g] .. start[g+1]-1
-    const int32_t * member; // cells
-    const int32_t * delta;  // of each member: pivot's position - own position
-    const float * weight;   // of each member; a group's sum to 1
-    const int32_t * dest;   // [n_groups]: the cell to write to, distinct
-    const float * bias;     // [n_groups], or null: K' += bias * u
-    const float * u;        // [dim of k], or null where bias is
-    float * scratch;        // [n_groups][dim of k + dim of v]
+    const int32_t * start;      // [n_groups + 1]: members of group g are start[g] .. start[g+1]-1
+    const int32_t * member;     // cells
+    const int32_t * delta;      // of each member: pivot's position - own position
+    const float * weight;       // of each member's key; a group's sum to 1
+    const float * value_weight; // of each member's value
+    const int32_t * dest;       // [n_groups]: the cell to write to, distinct
+    const float * bias;         // [n_groups], or null: K' += bias * u
+    const float * u;            // [dim of k], or null where bias is
+    float * scratch;            // [n_groups][dim of k + dim of v]
     // RoPE (Su et al. 2021): pairs are (i, i + n_rot/2) for NEOX order and (2i, 2i+1) for normal order.
     int n_rot;           // rotated dimensions of a key, even; 0 for none
     int neox;            // order of the pairs
@@ -138,7 +139,7 @@ struct MergeHead {
     int hadamard;        // size of the Hadamard matrix that keys are stored rotated by; 0 for none
 };
 
-// Every group becomes K' = sum w R(delta) K + bias u, V' = sum w V, in its destination. A destination may be another group's member:
+// Every group becomes K' = sum w R(delta) K + bias u, V' = sum v V, in its destination. A destination may be another group's member:
 // all groups are read before any is written.
 struct MergeCellsArgs {
     const MergeHead * heads; // [n_heads], in host memory

@@ -183,7 +183,9 @@ static void score_stats(const ScoreStatsArgs & a) {
             }
         }
     }
-    add_to(a.mass, a.mass_stride, mass);
+    if (a.mass) {
+        add_to(a.mass, a.mass_stride, mass);
+    }
 }
 
 static void find_spans(const FindSpansArgs & a) {
@@ -316,7 +318,7 @@ static void merge_head(const MergeHead & h) {
                 key[y] += w * (k[x] * std::sin(angle) + k[y] * std::cos(angle));
             }
             for (int i = 0; i < dim_v; i++) {
-                value[i] += w * element(h.v, h.head, h.member[m], i);
+                value[i] += double(h.value_weight[m]) * element(h.v, h.head, h.member[m], i);
             }
         }
         key = h.hadamard ? hadamard(key, h.hadamard) : key;

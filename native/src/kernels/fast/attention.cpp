@@ -244,12 +244,13 @@ template <int HALF_POWERS>
 static void score_stats_of(const ScoreStatsArgs & a) {
     const std::ptrdiff_t stride = (a.n_cells + CELL_TILE - 1) / CELL_TILE * CELL_TILE;
     const int dim = a.keys.dim;
+    std::vector<float> unused(a.mass ? 0 : size_t(a.n_cells));
     std::vector<float> keys(size_t(stride) * dim, 0.0f), scores(size_t(stride) * ROW_TILE);
     for (int h = 0; h < a.n_kv_heads * a.group; h++) {
         if (h % a.group == 0) {
             transpose_keys(a.keys, a.first_kv_head + h / a.group, a.n_cells, stride, keys.data());
         }
-        float * const mass = a.mass + h / a.group * a.mass_stride;
+        float * const mass = a.mass ? a.mass + h / a.group * a.mass_stride : unused.data();
         for (int r0 = 0; r0 < a.n_rows; r0 += ROW_TILE) {
             const int rows = std::min(ROW_TILE, a.n_rows - r0);
             const float * q[ROW_TILE];

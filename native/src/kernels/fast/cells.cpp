@@ -263,7 +263,7 @@ static void merge_head(const MergeHead & h) {
         float * const value = out_values + size_t(g) * dim_v;
         for (int32_t m = h.start[g]; m < h.start[g + 1]; m++) {
             add_key(h, keys.data() + size_t(m) * dim_k, h.weight[m], h.delta[m], out_keys + size_t(g) * dim_k, turn.data());
-            const float w = h.weight[m];
+            const float w = h.value_weight[m];
             const float * const v = values.data() + size_t(m) * dim_v;
 #pragma omp simd
             for (int i = 0; i < dim_v; i++) {

@@ -23,6 +23,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     int32_t observe;
  *     int32_t bias;
  *     float mass_power;
+ *     int32_t mass_window;
  *     float query_decay;
  *     float ridge;
  *     int32_t device;
@@ -46,10 +47,12 @@ public class kvmerge_observer_params {
         Kvmerge_h.C_INT.withName("observe"),
         Kvmerge_h.C_INT.withName("bias"),
         Kvmerge_h.C_FLOAT.withName("mass_power"),
+        Kvmerge_h.C_INT.withName("mass_window"),
         Kvmerge_h.C_FLOAT.withName("query_decay"),
         Kvmerge_h.C_FLOAT.withName("ridge"),
         Kvmerge_h.C_INT.withName("device"),
         Kvmerge_h.C_INT.withName("n_threads"),
+        MemoryLayout.paddingLayout(4),
         kvmerge_ggml.layout().withName("ggml")
     ).withName("kvmerge_observer_params");
 
@@ -410,6 +413,50 @@ public class kvmerge_observer_params {
      */
     public static void mass_power(MemorySegment struct, float fieldValue) {
         struct.set(mass_power$LAYOUT, mass_power$OFFSET, fieldValue);
+    }
+
+    private static final OfInt mass_window$LAYOUT = (OfInt)$LAYOUT.select(groupElement("mass_window"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * int32_t mass_window
+     * }
+     */
+    public static final OfInt mass_window$layout() {
+        return mass_window$LAYOUT;
+    }
+
+    private static final long mass_window$OFFSET = $LAYOUT.byteOffset(groupElement("mass_window"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * int32_t mass_window
+     * }
+     */
+    public static final long mass_window$offset() {
+        return mass_window$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * int32_t mass_window
+     * }
+     */
+    public static int mass_window(MemorySegment struct) {
+        return struct.get(mass_window$LAYOUT, mass_window$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * int32_t mass_window
+     * }
+     */
+    public static void mass_window(MemorySegment struct, int fieldValue) {
+        struct.set(mass_window$LAYOUT, mass_window$OFFSET, fieldValue);
     }
 
     private static final OfFloat query_decay$LAYOUT = (OfFloat)$LAYOUT.select(groupElement("query_decay"));

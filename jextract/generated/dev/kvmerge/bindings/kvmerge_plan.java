@@ -17,6 +17,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  * struct kvmerge_plan {
  *     const int32_t *target;
  *     const float *weight;
+ *     const float *value_weight;
  *     const int32_t *position;
  *     const int32_t *dest;
  *     int32_t pivot_frame;
@@ -32,6 +33,7 @@ public class kvmerge_plan {
     private static final GroupLayout $LAYOUT = MemoryLayout.structLayout(
         Kvmerge_h.C_POINTER.withName("target"),
         Kvmerge_h.C_POINTER.withName("weight"),
+        Kvmerge_h.C_POINTER.withName("value_weight"),
         Kvmerge_h.C_POINTER.withName("position"),
         Kvmerge_h.C_POINTER.withName("dest"),
         Kvmerge_h.C_INT.withName("pivot_frame"),
@@ -131,6 +133,50 @@ public class kvmerge_plan {
      */
     public static void weight(MemorySegment struct, MemorySegment fieldValue) {
         struct.set(weight$LAYOUT, weight$OFFSET, fieldValue);
+    }
+
+    private static final AddressLayout value_weight$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("value_weight"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * const float *value_weight
+     * }
+     */
+    public static final AddressLayout value_weight$layout() {
+        return value_weight$LAYOUT;
+    }
+
+    private static final long value_weight$OFFSET = $LAYOUT.byteOffset(groupElement("value_weight"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * const float *value_weight
+     * }
+     */
+    public static final long value_weight$offset() {
+        return value_weight$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * const float *value_weight
+     * }
+     */
+    public static MemorySegment value_weight(MemorySegment struct) {
+        return struct.get(value_weight$LAYOUT, value_weight$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * const float *value_weight
+     * }
+     */
+    public static void value_weight(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(value_weight$LAYOUT, value_weight$OFFSET, fieldValue);
     }
 
     private static final AddressLayout position$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("position"));

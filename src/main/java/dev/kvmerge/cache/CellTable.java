@@ -81,20 +81,29 @@ final class CellTable {
         return Arrays.copyOfRange(order, pair * cells, pair * cells + used);
     }
 
-    /** What a planner sees of one layer and KV head; {@code vectors} reads the keys and values of the cells it is given. */
-    CellStats stats(int pair, Function<int[], Observer.Vectors> vectors, Supplier<Observer.QueryMoments> queries) {
+    /**
+     * What a planner sees of one layer and KV head; {@code consensus} is by position or null, {@code vectors} reads the keys and values
+     * of the cells it is given.
+     */
+    CellStats stats(
+            int pair,
+            float[] consensus,
+            Function<int[], Observer.Vectors> vectors,
+            Supplier<Observer.QueryMoments> queries) {
         int[] at = order(pair);
         int n = at.length;
         int[] positions = new int[n];
         float[] masses = new float[n];
         float[] entropies = new float[n];
         int[] counts = new int[n];
+        float[] agreed = new float[n];
         for (int i = 0; i < n; i++) {
             int cell = pair * cells + at[i];
             positions[i] = position[cell];
             masses[i] = mass[cell];
             entropies[i] = entropy[cell];
             counts[i] = count[cell];
+            agreed[i] = consensus == null ? 0 : consensus[position[cell]];
         }
         return new CellStats(
                 pair / shape.kvHeads(),
@@ -103,12 +112,42 @@ final class CellTable {
                 masses,
                 entropies,
                 counts,
+                agreed,
                 () -> vectors.apply(at),
                 queries);
     }
 
+    /**
+     * How important the token at each position is to all layers and KV heads together: the mean of its shares of their attention, 0 for a
+     * head that does not hold it any more. A merged cell counts for its pivot's position. [newest position + 1]
+     */
+    float[] consensus() {
+        int newest = 0;
+        for (int i = 0; i < used; i++) {
+            newest = Math.max(newest, position[order[i]]);
+        }
+        double[] sum = new double[newest + 1];
+        for (int pair = 0; pair < shape.pairs(); pair++) {
+            int base = pair * cells;
+            double total = 0;
+            for (int i = 0; i < used; i++) {
+                total += mass[base + order[base + i]];
+            }
+            double inverse = total > 0 ? 1 / (total * shape.pairs()) : 0;
+            for (int i = 0; i < used; i++) {
+                int cell = base + order[base + i];
+                sum[position[cell]] += mass[cell] * inverse;
+            }
+        }
+        float[] consensus = new float[newest + 1];
+        for (int p = 0; p <= newest; p++) {
+            consensus[p] = (float) sum[p];
+        }
+        return consensus;
+    }
+
     /** What to write where, for every layer and KV head, in kvmerge_plan's terms: [pair][cell]. */
-    record Moves(int[] targets, float[] weights, int[] positions, int[] destinations) {}
+    record Moves(int[] targets, float[] weights, float[] valueWeights, int[] positions, int[] destinations) {}
 
     /**
      * Takes the plans of all pairs and moves the table to what the cells will be.
@@ -123,13 +162,19 @@ final class CellTable {
         int[] targets = new int[position.length];
         Arrays.fill(targets, NONE);
         float[] weights = new float[position.length];
+        float[] valueWeights = null;
+        for (Plan plan : plans) {
+            if (plan.valueWeight() != null && valueWeights == null) {
+                valueWeights = new float[position.length];
+            }
+        }
         int[] destinations = new int[position.length];
         int[] positions = position.clone();
         for (int pair = 0; pair < plans.length; pair++) {
-            applyPair(pair, plans[pair], budget, targets, weights, destinations);
+            applyPair(pair, plans[pair], budget, targets, weights, valueWeights, destinations);
         }
         used = budget;
-        return new Moves(targets, weights, positions, destinations);
+        return new Moves(targets, weights, valueWeights, positions, destinations);
     }
 
     private void check(Plan[] plans, int budget) {
@@ -147,7 +192,8 @@ final class CellTable {
         }
     }
 
-    private void applyPair(int pair, Plan plan, int budget, int[] targets, float[] weights, int[] destinations) {
+    private void applyPair(
+            int pair, Plan plan, int budget, int[] targets, float[] weights, float[] valueWeights, int[] destinations) {
         int base = pair * cells;
         int[] at = order(pair);
         int newest = at[used - 1];
@@ -191,6 +237,9 @@ final class CellTable {
             int cell = base + at[i];
             targets[cell] = at[p];
             weights[cell] = plan.weight()[i];
+            if (valueWeights != null) {
+                valueWeights[cell] = (plan.valueWeight() == null ? plan.weight() : plan.valueWeight())[i];
+            }
             int g = groupOf[p];
             nextMass[g] += mass[cell];
             nextEntropy[g] += plan.weight()[i] * entropy[cell];

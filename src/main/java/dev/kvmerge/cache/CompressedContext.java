@@ -80,6 +80,7 @@ public final class CompressedContext implements AutoCloseable {
                                 planner == null ? Bias.NONE : planner.bias(),
                                 options.threads())
                         .withMassPower(planner == null ? 1 : planner.massPower())
+                        .withMassWindow(planner == null ? 0 : planner.massWindow())
                         .withQueries(planner != null && planner.needsQueries())
                         .withBackend(model.backend()));
     }
@@ -202,13 +203,20 @@ public final class CompressedContext implements AutoCloseable {
         int budget = options.cells();
         long start = System.nanoTime();
         Plan[] plans = new Plan[shape.pairs()];
+        float[] consensus = planner.needsConsensus() ? table.consensus() : null;
         IntStream.range(0, plans.length).parallel().forEach(pair -> {
-            plans[pair] = planner.plan(stats(pair, buffers::get), budget);
+            plans[pair] = planner.plan(stats(pair, consensus, buffers::get), budget);
         });
         long planned = System.nanoTime();
         timings.plan += planned - start;
         CellTable.Moves moves = table.apply(plans, budget);
-        observer.apply(moves.targets(), moves.weights(), moves.positions(), moves.destinations(), planner.pivotFrame());
+        observer.apply(
+                moves.targets(),
+                moves.weights(),
+                moves.valueWeights(),
+                moves.positions(),
+                moves.destinations(),
+                planner.pivotFrame());
         // llama.cpp's record: cells 0 .. budget-2 keep the positions they first had, which are those numbers, and the
         // newest stays.
         context.removePositions(budget - 1, position - 1);
@@ -247,12 +255,13 @@ public final class CompressedContext implements AutoCloseable {
     /** What is known of the cells of a layer and KV head, after a {@link #flush}. */
     public CellStats cells(int layer, int kvHead) {
         flush();
-        return stats(layer * shape.kvHeads() + kvHead, Observer.Buffer::new);
+        return stats(layer * shape.kvHeads() + kvHead, null, Observer.Buffer::new);
     }
 
-    private CellStats stats(int pair, Supplier<Observer.Buffer> buffer) {
+    private CellStats stats(int pair, float[] consensus, Supplier<Observer.Buffer> buffer) {
         return table.stats(
                 pair,
+                consensus,
                 cells -> observer.readCells(pair / shape.kvHeads(), pair % shape.kvHeads(), cells, info, buffer.get()),
                 () -> observer.queryMoments(pair / shape.kvHeads(), pair % shape.kvHeads(), info));
     }

@@ -9,8 +9,15 @@ import java.util.Arrays;
  *     #EVICTED}: it is dropped
  * @param weight weight[i] is the cell's share in its group's weighted mean; the shares of a group sum to 1. Of a cell that stays
  *     alone, 1
+ * @param valueWeight the same for the cells' values, where a method weights those otherwise than keys; any finite numbers, and no sum is
+ *     asked for. Null: as {@code weight}
  */
-public record Plan(int[] target, float[] weight) {
+public record Plan(int[] target, float[] weight, float[] valueWeight) {
+    /** A plan that weights values as it weights keys. */
+    public Plan(int[] target, float[] weight) {
+        this(target, weight, null);
+    }
+
     /** The target of a dropped cell. */
     public static final int EVICTED = -1;
 
@@ -53,8 +60,15 @@ public record Plan(int[] target, float[] weight) {
         if (target.length != cells || weight.length != cells) {
             throw new IllegalStateException("a plan for " + target.length + " cells where there are " + cells);
         }
+        if (valueWeight != null && valueWeight.length != cells) {
+            throw new IllegalStateException(
+                    "value weights for " + valueWeight.length + " cells where there are " + cells);
+        }
         double[] sum = new double[cells];
         for (int i = 0; i < cells; i++) {
+            if (valueWeight != null && !Float.isFinite(valueWeight[i])) {
+                throw new IllegalStateException("the value of cell " + i + " has weight " + valueWeight[i]);
+            }
             int p = target[i];
             if (p == EVICTED) {
                 continue;

@@ -26,6 +26,16 @@ public interface Planner {
         return 1;
     }
 
+    /** How many of a block's newest queries the mass is over, an observation window; 0 for all. */
+    default int massWindow() {
+        return 0;
+    }
+
+    /** Whether it reads {@link CellStats#consensus()}. */
+    default boolean needsConsensus() {
+        return false;
+    }
+
     /** Whether it reads {@link CellStats#queries()}. */
     default boolean needsQueries() {
         return false;

@@ -139,7 +139,12 @@ final class ExperimentCommand implements Runnable {
                 model.keyType,
                 model.valueType,
                 folder.path());
-        Experiment experiment = new Experiment(loaded, setup, strategies, compressions, settings.settings());
+        try (Experiment experiment = new Experiment(loaded, setup, strategies, compressions, settings.settings())) {
+            run(loaded, read, folder, part, experiment);
+        }
+    }
+
+    private void run(Model loaded, Text read, ResultsFolder folder, int[] part, Experiment experiment) {
         Report report = describe(loaded, read, part.length);
         Map<String, Experiment.Outcome> done = resume ? finished(folder, report, experiment) : new LinkedHashMap<>();
         Interrupt.listen(

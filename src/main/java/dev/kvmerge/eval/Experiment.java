@@ -7,6 +7,7 @@ import dev.kvmerge.kernels.Scorer;
 import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
+import dev.kvmerge.strategy.Oracle;
 import dev.kvmerge.strategy.Strategies;
 import dev.kvmerge.strategy.Strategy;
 import java.io.IOException;
@@ -24,7 +25,7 @@ import java.util.function.BooleanSupplier;
  * The main experiment: one text, streamed once through each cache, block by block; every token is predicted from the logits before it,
  * and every prediction is compared with the full cache's. The full run comes first and leaves its predictions in the work folder.
  */
-public final class Experiment {
+public final class Experiment implements AutoCloseable {
     /**
      * What all runs share.
      *
@@ -82,6 +83,7 @@ public final class Experiment {
     private final Setup setup;
     private final List<Run> runs;
     private final Scorer scorer;
+    private AttentionRecord attention; // for the oracle, once it is asked for
     private final int firstCompared; // the first token past the smallest budget
 
     /**
@@ -107,7 +109,7 @@ public final class Experiment {
                     continue;
                 }
                 checkBudget(strategy, cells, setup.block(), n);
-                runs.add(new Run(strategy.name(), strategy, compression, cells));
+                runs.add(new Run(name, strategy, compression, cells));
                 smallest = Math.min(smallest, cells);
             }
         }
@@ -172,13 +174,14 @@ public final class Experiment {
      */
     public Outcome make(Run run, Outcome full, Listener listener, BooleanSupplier cancelled) {
         boolean isFull = run.strategy() == null;
+        Strategy strategy = run.strategy() instanceof Oracle ? seeing(listener, cancelled) : run.strategy();
         Path file = setup.workFolder().resolve(LOGITS);
         Path part = setup.workFolder().resolve(LOGITS + ".part");
         PeakMemory.reset();
         long start = System.nanoTime();
         Trace trace = Trace.empty(setup.tokens().length);
         RunResult result;
-        try (CompressedContext context = new CompressedContext(model, run.strategy(), options(run));
+        try (CompressedContext context = new CompressedContext(model, strategy, options(run));
                 PackedLogits predictions = isFull
                         ? PackedLogits.create(part, scorer, firstCompared)
                         : PackedLogits.read(file, scorer, firstCompared)) {
@@ -193,6 +196,28 @@ public final class Experiment {
             }
         }
         return new Outcome(result, trace);
+    }
+
+    /** The oracle, with the attention of a full run that is recorded the first time. */
+    private Oracle seeing(Listener listener, BooleanSupplier cancelled) {
+        if (attention == null) {
+            attention = new AttentionRecord(
+                    model,
+                    setup.tokens(),
+                    options(runs.getFirst()),
+                    setup.workFolder().resolve("full-attention.bin"),
+                    listener,
+                    cancelled);
+        }
+        return new Oracle(attention);
+    }
+
+    @Override
+    public void close() {
+        if (attention != null) {
+            attention.close();
+            attention = null;
+        }
     }
 
     private CacheOptions options(Run run) {

@@ -63,6 +63,6 @@ public record RunResult(
                 .toPlainString();
         return strategy.equals(dev.kvmerge.strategy.Strategies.FULL)
                 ? strategy
-                : strategy + "-" + percent.replace('.', '_');
+                : strategy.replaceAll("[^A-Za-z0-9.-]+", "-") + "-" + percent.replace('.', '_');
     }
 }

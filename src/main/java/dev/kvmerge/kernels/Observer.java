@@ -27,6 +27,7 @@ public final class Observer implements AutoCloseable {
      * @param mass attention received by each cell
      * @param entropy normalised entropy of each attention row
      * @param massPower 1 for attention received; 1.5 or 2 for the sum of that power of it
+     * @param massWindow the mass is over so many of the newest queries; 0 for all
      * @param queries mean and second moment of the queries; a folded bias needs them and gets them
      * @param bias how merged cells keep their members' mass
      * @param queryDecay factor on the query moments at each block, 0..1
@@ -38,6 +39,7 @@ public final class Observer implements AutoCloseable {
             boolean mass,
             boolean entropy,
             double massPower,
+            int massWindow,
             boolean queries,
             Bias bias,
             double queryDecay,
@@ -49,19 +51,24 @@ public final class Observer implements AutoCloseable {
 
         /** The decay and ridge that were measured best. */
         public static Options of(boolean mass, boolean entropy, Bias bias, int threads) {
-            return new Options(mass, entropy, 1, false, bias, QUERY_DECAY, RIDGE, Backend.CPU, threads);
+            return new Options(mass, entropy, 1, 0, false, bias, QUERY_DECAY, RIDGE, Backend.CPU, threads);
         }
 
         public Options withMassPower(double power) {
-            return new Options(mass, entropy, power, queries, bias, queryDecay, ridge, backend, threads);
+            return new Options(mass, entropy, power, massWindow, queries, bias, queryDecay, ridge, backend, threads);
         }
 
         public Options withBackend(Backend where) {
-            return new Options(mass, entropy, massPower, queries, bias, queryDecay, ridge, where, threads);
+            return new Options(mass, entropy, massPower, massWindow, queries, bias, queryDecay, ridge, where, threads);
+        }
+
+        public Options withMassWindow(int window) {
+            return new Options(mass, entropy, massPower, window, queries, bias, queryDecay, ridge, backend, threads);
         }
 
         public Options withQueries(boolean observed) {
-            return new Options(mass, entropy, massPower, observed, bias, queryDecay, ridge, backend, threads);
+            return new Options(
+                    mass, entropy, massPower, massWindow, observed, bias, queryDecay, ridge, backend, threads);
         }
     }
 
@@ -104,6 +111,7 @@ public final class Observer implements AutoCloseable {
                             | (options.entropy() ? Kvmerge_h.KVMERGE_OBSERVE_ENTROPY() : 0)
                             | (options.queries() ? Kvmerge_h.KVMERGE_OBSERVE_QUERIES() : 0));
             kvmerge_observer_params.mass_power(params, (float) options.massPower());
+            kvmerge_observer_params.mass_window(params, options.massWindow());
             kvmerge_observer_params.bias(
                     params,
                     switch (options.bias()) {
@@ -339,15 +347,22 @@ public final class Observer implements AutoCloseable {
     }
 
     /**
-     * Rewrites the cells. All arrays are [layer * kvHeads + kvHead][cell]; their meaning is kvmerge_plan's in kvmerge.h.
+     * Rewrites the cells. valueWeights may be null: as weights. All arrays are [layer * kvHeads + kvHead][cell]; their meaning is kvmerge_plan's in kvmerge.h.
      *
      * @throws KvmergeException if the plan contradicts itself; nothing is written then
      */
-    public void apply(int[] targets, float[] weights, int[] positions, int[] destinations, boolean pivotFrame) {
+    public void apply(
+            int[] targets,
+            float[] weights,
+            float[] valueWeights,
+            int[] positions,
+            int[] destinations,
+            boolean pivotFrame) {
         copy(targets, target);
         copy(positions, position);
         copy(destinations, destination);
-        if (weights.length != (int) (weight.byteSize() / 4)) {
+        if (weights.length != (int) (weight.byteSize() / 4)
+                || (valueWeights != null && valueWeights.length != weights.length)) {
             throw new IllegalArgumentException("weights of another shape than the cache");
         }
         MemorySegment.copy(weights, 0, weight, ValueLayout.JAVA_FLOAT, 0, weights.length);
@@ -355,6 +370,11 @@ public final class Observer implements AutoCloseable {
             MemorySegment plan = kvmerge_plan.allocate(local);
             kvmerge_plan.target(plan, target);
             kvmerge_plan.weight(plan, weight);
+            kvmerge_plan.value_weight(
+                    plan,
+                    valueWeights == null
+                            ? MemorySegment.NULL
+                            : local.allocateFrom(ValueLayout.JAVA_FLOAT, valueWeights));
             kvmerge_plan.position(plan, position);
             kvmerge_plan.dest(plan, destination);
             kvmerge_plan.pivot_frame(plan, pivotFrame ? 1 : 0);

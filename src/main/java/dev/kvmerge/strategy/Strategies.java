@@ -32,17 +32,25 @@ public final class Strategies {
 
     static {
         BY_NAME.put("entropy-merged", s -> switch (s.signal) {
-            case "column" -> new EntropyMerged(s.sinks, s.recentShare, 8, 0.9, 1.5, s.bias);
+            case "column" -> new EntropyMerged(s.sinks, s.recentShare, 8, 0.9, 1.5, 1.5, 0.3, s.bias);
             case "row" -> new RowEntropyMerged(s.threshold, s.sinks, s.recentShare, s.bias);
             default -> throw new KvmergeException.Usage("--signal is column or row, not '" + s.signal + "'");
         });
         BY_NAME.put("entropy-merged-row", s -> new RowEntropyMerged(s.threshold, s.sinks, s.recentShare, s.bias));
         BY_NAME.put("h2o", s -> new H2o(0.5));
+        BY_NAME.put("tova", s -> new Tova());
         BY_NAME.put("streaming-llm", s -> new StreamingLlm(s.sinks));
         BY_NAME.put("snapkv", s -> new SnapKv(32, 7));
         BY_NAME.put("average-mass", s -> new AverageMass(s.sinks, s.recentShare, 0.9));
         BY_NAME.put("knorm", s -> new KeyNorm());
         BY_NAME.put("keydiff", s -> new KeyDiff());
+        BY_NAME.put("expected-attention", s -> new ExpectedAttention(s.sinks, 0.02));
+        BY_NAME.put("d2o", s -> new D2o(0.5));
+        BY_NAME.put("weighted-kv", s -> new WeightedKv(s.sinks, s.recentShare));
+        BY_NAME.put("keepkv", s -> new KeepKv(0.5, 0.8));
+        BY_NAME.put("zsmerge", s -> new ZsMerge(0.4, 0.2));
+        BY_NAME.put("kvmerger", s -> new KvMerger(s.sinks, s.recentShare));
+        BY_NAME.put(Oracle.NAME, s -> new Oracle(null));
         BY_NAME.put("random", s -> new RandomEviction(1));
     }
 
@@ -57,13 +65,23 @@ public final class Strategies {
 
     /**
      * Makes a strategy; null for "full". A name with a dot or a capital is a class of the user's own, with a constructor without arguments.
+     * Parameters of a strategy that is a record may follow: "h2o:recent-share=0.3", "entropy-merged:decay=0.95:bias=none".
      *
      * @throws KvmergeException.Usage if there is none of that name, suggesting the nearest, or a setting is out of range
      */
-    public static Strategy create(String name, Settings settings) {
-        if (name.equals(FULL)) {
+    public static Strategy create(String spec, Settings settings) {
+        int colon = spec.indexOf(':');
+        String name = colon < 0 ? spec : spec.substring(0, colon);
+        if (spec.equals(FULL)) {
             return null;
         }
+        Strategy plain = named(name, settings);
+        return colon < 0
+                ? plain
+                : Parameters.set(plain, spec.substring(colon + 1).split(":"));
+    }
+
+    private static Strategy named(String name, Settings settings) {
         if (name.contains(".") || (!name.isEmpty() && Character.isUpperCase(name.charAt(0)))) {
             return ofClass(name);
         }

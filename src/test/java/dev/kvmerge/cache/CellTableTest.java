@@ -54,7 +54,7 @@ class CellTableTest {
             if (table.used() > budget) {
                 Plan[] plans = new Plan[SHAPE.pairs()];
                 for (int pair = 0; pair < plans.length; pair++) {
-                    plans[pair] = randomPlan(table.stats(pair, null, null), budget, random);
+                    plans[pair] = randomPlan(table.stats(pair, null, null, null), budget, random);
                 }
                 int used = table.used();
                 CellTable.Moves moves = table.apply(plans, budget);
@@ -127,7 +127,7 @@ class CellTableTest {
             CellTable table, List<List<List<Integer>>> contents, TreeSet<Integer> free, int position) {
         for (int pair = 0; pair < SHAPE.pairs(); pair++) {
             int[] order = table.order(pair);
-            CellStats stats = table.stats(pair, null, null);
+            CellStats stats = table.stats(pair, null, null, null);
             assertEquals(order.length, Arrays.stream(order).distinct().count());
             assertEquals(position - 1, stats.newest());
             assertEquals(

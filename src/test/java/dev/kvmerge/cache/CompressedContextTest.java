@@ -117,7 +117,7 @@ class CompressedContextTest {
         Plan[] plans = new Plan[model.shape().pairs()];
         Arrays.fill(plans, plan);
         CellTable.Moves moves = context.table().apply(plans, budget);
-        context.observer().apply(moves.targets(), moves.weights(), moves.positions(), moves.destinations(), true);
+        context.observer().apply(moves.targets(), moves.weights(), null, moves.positions(), moves.destinations(), true);
     }
 
     /** What is done to two cells that hold the same. */
@@ -164,7 +164,7 @@ class CompressedContextTest {
                     weights[at + twin + 1] = 0.5f;
                 }
             }
-            context.observer().apply(targets, weights, positions, destinations, true);
+            context.observer().apply(targets, weights, null, positions, destinations, true);
             if (what == Twins.MERGED) {
                 context.context().removePositions(twin + 1, twin + 2);
             }

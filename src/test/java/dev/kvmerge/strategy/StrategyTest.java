@@ -32,7 +32,15 @@ class StrategyTest {
         int[] count = new int[n];
         Arrays.fill(count, 1);
         return new CellStats(
-                0, 0, IntStream.range(0, n).toArray(), mass, entropy, count, () -> vectors(keys, values), null);
+                0,
+                0,
+                IntStream.range(0, n).toArray(),
+                mass,
+                entropy,
+                count,
+                new float[n],
+                () -> vectors(keys, values),
+                null);
     }
 
     private static Observer.Vectors vectors(float[] keys, float[] values) {
@@ -66,7 +74,26 @@ class StrategyTest {
             keys[i] = (float) random.nextGaussian();
             values[i] = (float) random.nextGaussian();
         }
-        return new CellStats(1, 2, position, mass, entropy, count, () -> vectors(keys, values), null);
+        float[] consensus = new float[n];
+        float[] mean = new float[DIM];
+        float[] second = new float[DIM * DIM];
+        for (int i = 0; i < n; i++) {
+            consensus[i] = random.nextFloat() / n;
+        }
+        for (int i = 0; i < DIM; i++) {
+            mean[i] = (float) random.nextGaussian() / 2;
+            second[i * DIM + i] = 1 + mean[i] * mean[i];
+        }
+        return new CellStats(
+                1,
+                2,
+                position,
+                mass,
+                entropy,
+                count,
+                consensus,
+                () -> vectors(keys, values),
+                () -> new Observer.QueryMoments(mean, second));
     }
 
     @Provide
@@ -78,8 +105,8 @@ class StrategyTest {
                 new H2o(0),
                 new H2o(1),
                 new EntropyMerged(),
-                new EntropyMerged(4, 0.5, 3, 0.9, 1.5, Bias.NONE),
-                new EntropyMerged(0, 0, 1, 1, 0, Bias.EXACT),
+                new EntropyMerged(4, 0.5, 3, 0.9, 1.5, 1, 0, Bias.NONE),
+                new EntropyMerged(0, 0, 1, 1, 0, 2, 1, Bias.EXACT),
                 new RowEntropyMerged(0.5, 4, 0.1, Bias.FOLDED),
                 new RowEntropyMerged(0, 2, 0, Bias.NONE),
                 new RowEntropyMerged(1, 0, 1, Bias.FOLDED),
@@ -87,6 +114,18 @@ class StrategyTest {
                 new AverageMass(4, 0.25, 0.9),
                 new KeyNorm(),
                 new KeyDiff(),
+                new Tova(),
+                new D2o(0.5),
+                new WeightedKv(4, 0.25),
+                new WeightedKv(0, 0),
+                new KeepKv(0.5, 0.2),
+                new KeepKv(0, -1),
+                new ZsMerge(0.4, 0.3),
+                new ZsMerge(0, 1),
+                new KvMerger(2, 0.3),
+                new KvMerger(0, 0),
+                new ExpectedAttention(2, 0.02),
+                new Oracle((layer, head, position, after) -> Math.floorMod(position * 7919, 101)),
                 new RandomEviction(7));
     }
 
@@ -111,7 +150,8 @@ class StrategyTest {
     void entropyMergedLeavesSinksAndTheNewestAlone(@ForAll @IntRange(min = 40, max = 200) int n, @ForAll long seed) {
         CellStats cells = random(n, seed);
         for (Strategy strategy : List.of(
-                new EntropyMerged(4, 0.4, 8, 0.9, 1.5, Bias.FOLDED), new RowEntropyMerged(0.3, 4, 0.4, Bias.FOLDED))) {
+                new EntropyMerged(4, 0.4, 8, 0.9, 1.5, 1, 0, Bias.FOLDED),
+                new RowEntropyMerged(0.3, 4, 0.4, Bias.FOLDED))) {
             Plan plan = strategy.plan(cells, 30);
             for (int i = 0; i < n; i++) {
                 boolean isProtected = i < 4 || i >= n - 12; // 0.4 of 30
@@ -173,7 +213,7 @@ class StrategyTest {
         Strategy random = new RandomEviction(1);
         CellStats a = random(50, 1);
         assertArrayEquals(random.plan(a, 20).target(), random.plan(a, 20).target());
-        CellStats b = new CellStats(1, 3, a.position(), a.mass(), a.entropy(), a.count(), null, null);
+        CellStats b = new CellStats(1, 3, a.position(), a.mass(), a.entropy(), a.count(), a.consensus(), null, null);
         assertTrue(
                 !Arrays.equals(random.plan(a, 20).target(), random.plan(b, 20).target()));
     }
@@ -198,7 +238,8 @@ class StrategyTest {
         }
         System.arraycopy(keys, 2 * DIM, keys, 3 * DIM, DIM);
         System.arraycopy(values, 2 * DIM, values, 3 * DIM, DIM);
-        Plan plan = new EntropyMerged(1, 0, 8, 0.9, 1.5, Bias.FOLDED).plan(cells(mass, new float[8], keys, values), 6);
+        Plan plan = new EntropyMerged(1, 0, 8, 0.9, 1.5, 1, 0, Bias.FOLDED)
+                .plan(cells(mass, new float[8], keys, values), 6);
         assertEquals(plan.target()[2], plan.target()[3], "twins merge: it costs nothing");
         assertEquals(1, plan.weight()[2] + plan.weight()[3], 1e-6);
         assertEquals(Plan.EVICTED, plan.target()[5], "what nobody attends to is dropped: it costs nothing either");
@@ -211,8 +252,8 @@ class StrategyTest {
         float[] mass = {1, 4, 2, 1, 1};
         float[] values = ones(5);
         values[4 * DIM] = -5;
-        Plan plan =
-                new EntropyMerged(0, 0, 8, 0.9, 1.5, Bias.FOLDED).plan(cells(mass, new float[5], ones(5), values), 2);
+        Plan plan = new EntropyMerged(0, 0, 8, 0.9, 1.5, 1, 0, Bias.FOLDED)
+                .plan(cells(mass, new float[5], ones(5), values), 2);
         // Rates are mass / age: 1/5, 4/4, 2/3, 1/2 over the four that may go.
         double total = 1 / 5.0 + 4 / 4.0 + 2 / 3.0 + 1 / 2.0;
         int pivot = plan.target()[0];
@@ -249,6 +290,136 @@ class StrategyTest {
     }
 
     @Test
+    void tovaKeepsWhatTheNewestTokenAttendsTo() {
+        Tova tova = new Tova();
+        assertEquals(1, tova.massWindow(), "one query");
+        assertEquals(0, tova.massDecay(), "of this block");
+        Plan plan =
+                tova.plan(cells(new float[] {.1f, .5f, .2f, .3f, 0}, new float[5], new float[20], new float[20]), 3);
+        assertArrayEquals(new int[] {-1, 1, -1, 3, 4}, plan.target());
+    }
+
+    @Test
+    void expectedAttentionIsTheMeanOfExpUnderAGaussian() {
+        // One dimension of the queries varies: mean 1, variance 2. E[exp(q k / 2)] = exp(k / 2 + 2 k^2 / 8), d = 4.
+        float[] keys = new float[4 * DIM];
+        double[] k = {-2, 0, 1, 2};
+        for (int i = 0; i < 4; i++) {
+            keys[i * DIM] = (float) k[i];
+        }
+        float[] mean = {1, 0, 0, 0};
+        float[] second = new float[16];
+        second[0] = 3;
+        double[] p = ExpectedAttention.probabilities(keys, new Observer.QueryMoments(mean, second), 4);
+        double sum = Arrays.stream(k).map(x -> Math.exp(x / 2 + x * x / 4)).sum();
+        for (int i = 0; i < 4; i++) {
+            assertEquals(Math.exp(k[i] / 2 + k[i] * k[i] / 4) / sum, p[i], 1e-9);
+        }
+    }
+
+    @Test
+    void d2oMergesTheEvictedIntoTheNearestKeyByExpOfTheSimilarity() {
+        // Cells 1 and 2 are evicted; 1 points as 0 does, 2 across all: its similarity is below the mean.
+        float[] keys = {1, 0, 0, 0, 2, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1};
+        float[] mass = {9, 1, 1, 8, 7};
+        Plan plan = new D2o(0.2).plan(cells(mass, new float[5], keys, ones(5)), 3);
+        assertArrayEquals(new int[] {0, 0, -1, 3, 4}, plan.target());
+        assertEquals(0.5, plan.weight()[0], 1e-6, "exp(1) each: the keys point the same way");
+    }
+
+    @Test
+    void weightedKvLeavesKeysAndAveragesValuesByAverageAttention() {
+        float[] mass = {9, 1, 6, 8, 7};
+        Plan plan = new WeightedKv(1, 0.25).plan(cells(mass, new float[5], ones(5), ones(5)), 4);
+        assertArrayEquals(new int[] {0, 2, 2, 3, 4}, plan.target());
+        assertArrayEquals(new float[] {1, 0, 1, 1, 1}, plan.weight(), "keys");
+        double rate1 = 1 / 4.0;
+        double rate2 = 6 / 3.0;
+        assertEquals(rate1 / (rate1 + rate2), plan.valueWeight()[1], 1e-6);
+        assertEquals(rate2 / (rate1 + rate2), plan.valueWeight()[2], 1e-6);
+    }
+
+    @Test
+    void keepKvMergesLikeKeysByVotesTimesAttentionAndDropsTheRest() {
+        float[] keys = {1, 0, 0, 0, 1, .1f, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1};
+        float[] mass = {10, 4, 1, 8, 7};
+        Plan plan = new KeepKv(0.2, 0.8).plan(cells(mass, new float[5], keys, ones(5)), 3);
+        assertArrayEquals(new int[] {0, 0, -1, 3, 4}, plan.target());
+        assertEquals(10 / 5.0 / (10 / 5.0 + 4 / 4.0), plan.weight()[0], 1e-6);
+        assertEquals(Bias.FOLDED, new KeepKv(0.2, 0.8).bias());
+    }
+
+    @Test
+    void zsMergeAveragesEverythingElseIntoResidualsByCount() {
+        float[] mass = {9, 1, 2, 3, 8, 7};
+        Plan plan = new ZsMerge(0.25, 0.25).plan(cells(mass, new float[6], ones(6), ones(6)), 4);
+        // Kept: 0, 3, 4 and the newest; 3 is the least attended of them, so the residual, and takes in 1 and 2.
+        assertArrayEquals(new int[] {0, 3, 3, 3, 4, 5}, plan.target());
+        assertEquals(1 / 3.0, plan.weight()[1], 1e-6, "the entropy of equal weights is the log of the count");
+    }
+
+    @Test
+    void kvMergerJoinsTheNeighboursThatAreMostAlike() {
+        float[] keys = {1, 0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1};
+        float[] mass = {1, 1, 5, 1, 1};
+        Plan plan = new KvMerger(0, 0.2).plan(cells(mass, new float[5], keys, ones(5)), 4);
+        assertArrayEquals(new int[] {0, 2, 2, 3, 4}, plan.target());
+        double far = Math.exp(-0.5); // at the mean distance, since there is but one
+        assertEquals(far / (1 + far), plan.weight()[1], 1e-6);
+    }
+
+    @Test
+    void theOracleKeepsWhatTheFutureAttendsTo() {
+        double[] future = {1, 0, 5, 3, 0};
+        Oracle oracle = new Oracle((layer, head, position, after) -> after == 4 ? future[position] : Double.NaN);
+        Plan plan = oracle.plan(cells(new float[] {9, 9, 0, 0, 0}, new float[5], ones(5), ones(5)), 3);
+        assertArrayEquals(new int[] {-1, -1, 2, 3, 4}, plan.target());
+        assertThrows(IllegalStateException.class, () -> new Oracle(null)
+                .plan(cells(new float[5], new float[5], ones(5), ones(5)), 3));
+    }
+
+    @Test
+    void consensusSavesWhatAllHeadsNeed() {
+        float[] mass = {1, 1, 1, 1, 1};
+        float[] values = new float[5 * DIM];
+        for (int i = 0; i < values.length; i++) {
+            values[i] = i % 3 - i / DIM;
+        }
+        float[] consensus = {.05f, .8f, .05f, .05f, .05f};
+        CellStats cells = new CellStats(
+                0,
+                0,
+                new int[] {0, 1, 2, 3, 4},
+                mass,
+                new float[5],
+                new int[] {1, 1, 1, 1, 1},
+                consensus,
+                () -> vectors(values, values),
+                null);
+        Plan plan = new EntropyMerged(0, 0, 1, 0.9, 1.5, 1.5, 1, Bias.NONE).plan(cells, 2);
+        assertArrayEquals(new int[] {-1, 1, -1, -1, 4}, plan.target());
+    }
+
+    @Test
+    void parametersAreSetByName() {
+        assertEquals(new H2o(0.3), Strategies.create("h2o:recent-share=0.3", Strategies.Settings.DEFAULT));
+        EntropyMerged changed = (EntropyMerged)
+                Strategies.create("entropy-merged:bias=none:largestGroup=2:decay=1", Strategies.Settings.DEFAULT);
+        assertEquals(Bias.NONE, changed.bias());
+        assertEquals(2, changed.largestGroup());
+        assertEquals(1, changed.decay());
+        for (String wrong : List.of(
+                "h2o:recent-share=x",
+                "h2o:sinks=4",
+                "h2o:recent-share",
+                "h2o:recent-share=7",
+                "entropy-merged:bias=some")) {
+            assertThrows(
+                    KvmergeException.Usage.class, () -> Strategies.create(wrong, Strategies.Settings.DEFAULT), wrong);
+        }
+    }
+
+    @Test
     void selectionTakesTheLargestAndTheFirstOfEquals() {
         double[] score = {1, 3, -2, 3, 0, 3};
         assertArrayEquals(new int[] {1, 3}, Selection.largest(6, 2, i -> score[i]));
@@ -267,13 +438,13 @@ class StrategyTest {
             }
         }
         assertEquals(
-                "{sinks=4, recentShare=0.25, largestGroup=8, decay=0.9, keyCost=1.5, bias=folded}",
+                "{sinks=4, recentShare=0.25, largestGroup=8, decay=0.9, keyCost=1.5, massPower=1.5, consensus=0.3, bias=folded}",
                 new EntropyMerged().parameters().toString());
         KvmergeException e =
                 assertThrows(KvmergeException.Usage.class, () -> Strategies.create("h20", Strategies.Settings.DEFAULT));
         assertTrue(e.getMessage().contains("did you mean 'h2o'"), e.getMessage());
         assertThrows(KvmergeException.Usage.class, () -> new StreamingLlm(-1));
         assertThrows(KvmergeException.Usage.class, () -> new RowEntropyMerged(1.5, 4, 0.25, Bias.NONE));
-        assertThrows(KvmergeException.Usage.class, () -> new EntropyMerged(4, 1.5, 8, 0.9, 1.5, Bias.NONE));
+        assertThrows(KvmergeException.Usage.class, () -> new EntropyMerged(4, 1.5, 8, 0.9, 1.5, 1, 0, Bias.NONE));
     }
 }

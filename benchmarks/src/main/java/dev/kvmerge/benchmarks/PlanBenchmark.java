@@ -82,7 +82,9 @@ public class PlanBenchmark {
                 mass,
                 entropy,
                 count,
-                () -> new Observer.Vectors(keysCopy, valuesCopy, steps(keys), steps(values)), null);
+                new float[n],
+                () -> new Observer.Vectors(keysCopy, valuesCopy, steps(keys), steps(values)),
+                null);
     }
 
     private static float[] steps(float[] rows) {

@@ -272,6 +272,7 @@ final class Problem {
                     .pointer(members)
                     .pointer(deltas)
                     .pointer(weights)
+                    .pointer(weights)
                     .pointer(destinations)
                     .pointer(bias)
                     .pointer(direction)

@@ -67,11 +67,12 @@ public final class Table {
         Map<Case, Map<String, Double>> nanos = new LinkedHashMap<>();
         for (Case c : cases) {
             for (String version : List.of("kernel", "copy", "scalar", "vector")) {
-                boolean there = switch (version) {
-                    case "scalar" -> WITH_JAVA.contains(c.kernel);
-                    case "vector" -> WITH_VECTOR.contains(c.kernel);
-                    default -> true;
-                };
+                boolean there =
+                        switch (version) {
+                            case "scalar" -> WITH_JAVA.contains(c.kernel);
+                            case "vector" -> WITH_VECTOR.contains(c.kernel);
+                            default -> true;
+                        };
                 if (there) {
                     nanos.computeIfAbsent(c, k -> new LinkedHashMap<>()).put(version, time(c, version, quick));
                 }
@@ -172,7 +173,8 @@ public final class Table {
         int begin = text.indexOf(BEGIN);
         int end = text.indexOf(END);
         if (begin < 0 || end < begin) {
-            throw new IOException(file + " has no place for the table: it goes between '" + BEGIN + "' and '" + END + "'");
+            throw new IOException(
+                    file + " has no place for the table: it goes between '" + BEGIN + "' and '" + END + "'");
         }
         Path part = file.resolveSibling(file.getFileName() + ".part");
         Files.writeString(part, text.substring(0, begin) + BEGIN + "\n" + table + text.substring(end));

@@ -1,0 +1,141 @@
+package dev.kvmerge.eval;
+
+import dev.kvmerge.KvmergeException;
+import dev.kvmerge.cache.CacheOptions;
+import dev.kvmerge.cache.CompressedContext;
+import dev.kvmerge.kernels.Bias;
+import dev.kvmerge.kernels.Observer;
+import dev.kvmerge.llama.Model;
+import dev.kvmerge.llama.Shape;
+import dev.kvmerge.strategy.Oracle;
+import java.io.IOException;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.nio.channels.FileChannel;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
+import java.util.Arrays;
+import java.util.function.BooleanSupplier;
+
+/**
+ * What every token of a text will be attended to by the blocks to come, in a mapped file: of block b, [layer * kvHeads + kvHead][position up to
+ * its end], the sum over all later blocks.
+ */
+final class AttentionRecord implements Oracle.Future, AutoCloseable {
+    private final Shape shape;
+    private final int block;
+    private final int tokens;
+    private final Path file;
+    private final Arena arena = Arena.ofShared();
+    private final MemorySegment future;
+
+    /**
+     * Makes the record by a run through the full cache.
+     *
+     * @throws Experiment.Cancelled if asked to stop
+     */
+    AttentionRecord(
+            Model model,
+            int[] text,
+            CacheOptions options,
+            Path file,
+            Experiment.Listener listener,
+            BooleanSupplier cancelled) {
+        this.shape = model.shape();
+        this.block = options.block();
+        this.tokens = text.length;
+        this.file = file;
+        try (FileChannel channel = FileChannel.open(
+                file,
+                StandardOpenOption.CREATE,
+                StandardOpenOption.TRUNCATE_EXISTING,
+                StandardOpenOption.READ,
+                StandardOpenOption.WRITE)) {
+            future = channel.map(FileChannel.MapMode.READ_WRITE, 0, offset(blocks()), arena);
+            observe(model, text, options, listener, cancelled);
+            sumFromTheEnd();
+        } catch (IOException e) {
+            close();
+            throw new KvmergeException("cannot write " + file + ": " + e.getMessage(), e);
+        } catch (RuntimeException | Error e) {
+            close();
+            throw e;
+        }
+    }
+
+    private int blocks() {
+        return Math.ceilDiv(tokens, block);
+    }
+
+    private int end(int b) {
+        return Math.min(tokens, (b + 1) * block);
+    }
+
+    /** Bytes of the blocks before b. */
+    private long offset(int b) {
+        long positions = 0;
+        for (int i = 0; i < b; i++) {
+            positions += end(i);
+        }
+        return 4 * positions * shape.pairs();
+    }
+
+    private void observe(
+            Model model, int[] text, CacheOptions options, Experiment.Listener listener, BooleanSupplier cancelled) {
+        Observer.Options observe =
+                Observer.Options.of(true, false, Bias.NONE, options.threads()).withBackend(model.backend());
+        long start = System.nanoTime();
+        try (CompressedContext context = new CompressedContext(model, null, options, observe)) {
+            long at = 0;
+            for (int b = 0; b < blocks(); b++) {
+                if (cancelled.getAsBoolean()) {
+                    throw new Experiment.Cancelled();
+                }
+                context.decode(Arrays.copyOfRange(text, b * block, end(b)), false);
+                context.flush();
+                // A full cache fills its cells in order: a cell's number is its token's position.
+                float[] mass = context.lastStats().mass();
+                int cells = mass.length / shape.pairs();
+                for (int pair = 0; pair < shape.pairs(); pair++) {
+                    MemorySegment.copy(mass, pair * cells, future, ValueLayout.JAVA_FLOAT, at, end(b));
+                    at += 4L * end(b);
+                }
+                listener.block(end(b), Double.NaN, end(b) / ((System.nanoTime() - start) / 1e9));
+            }
+        }
+    }
+
+    /** From the mass of each block to that of all blocks after it. */
+    private void sumFromTheEnd() {
+        float[][] later = new float[shape.pairs()][tokens];
+        for (int b = blocks() - 1; b >= 0; b--) {
+            long at = offset(b);
+            for (int pair = 0; pair < shape.pairs(); pair++) {
+                for (int p = 0; p < end(b); p++, at += 4) {
+                    float own = future.get(ValueLayout.JAVA_FLOAT_UNALIGNED, at);
+                    future.set(ValueLayout.JAVA_FLOAT_UNALIGNED, at, later[pair][p]);
+                    later[pair][p] += own;
+                }
+            }
+        }
+    }
+
+    @Override
+    public double mass(int layer, int kvHead, int position, int after) {
+        int b = after / block;
+        long pair = (long) layer * shape.kvHeads() + kvHead;
+        return future.get(ValueLayout.JAVA_FLOAT_UNALIGNED, offset(b) + 4 * (pair * end(b) + position));
+    }
+
+    @Override
+    public void close() {
+        arena.close();
+        try {
+            Files.deleteIfExists(file);
+        } catch (IOException e) {
+            throw new KvmergeException("cannot delete " + file + ": " + e.getMessage(), e);
+        }
+    }
+}

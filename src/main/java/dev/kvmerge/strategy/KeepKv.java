@@ -1,0 +1,53 @@
+package dev.kvmerge.strategy;
+
+import dev.kvmerge.KvmergeException;
+import dev.kvmerge.attention.CellStats;
+import dev.kvmerge.cache.Plan;
+import dev.kvmerge.kernels.Bias;
+
+/**
+ * Heavy hitters, into which the evicted with like keys merge so that the output at the queries seen does not change. Tian et al. 2025,
+ * "KeepKV: Eliminating Output Perturbation in KV Cache Compression for Efficient LLMs Inference": weights are votes times attention, and
+ * the merged cell votes for all its members. The votes' logarithm is what {@link Bias#FOLDED} adds here.
+ *
+ * @param recentShare share of the budget that goes to the newest tokens
+ * @param threshold cosine similarity of keys above which an evicted cell merges, -1..1
+ */
+public record KeepKv(double recentShare, double threshold) implements Strategy {
+    public KeepKv {
+        if (!(recentShare >= 0 && recentShare <= 1) || !(threshold >= -1 && threshold <= 1)) {
+            throw new KvmergeException.Usage(
+                    "the recent share must be 0..1 and the threshold -1..1: " + recentShare + ", " + threshold);
+        }
+    }
+
+    @Override
+    public String name() {
+        return "keepkv";
+    }
+
+    @Override
+    public boolean needsMass() {
+        return true;
+    }
+
+    @Override
+    public Bias bias() {
+        return Bias.FOLDED;
+    }
+
+    @Override
+    public Plan plan(CellStats cells, int budget) {
+        int n = cells.size();
+        Absorption absorption = new Absorption(Absorption.heavyHitters(cells, budget, recentShare));
+        Absorption.Nearest nearest = absorption.nearest(cells, 0, n - 1);
+        double[] weight = new double[n];
+        for (int i = 0; i < n; i++) {
+            weight[i] = cells.rate(i); // of a merged cell, all its members': its votes are in it
+            if (nearest.cell()[i] >= 0 && nearest.similarity()[i] > threshold) {
+                absorption.absorb(i, nearest.cell()[i]);
+            }
+        }
+        return absorption.plan(weight);
+    }
+}

@@ -1,0 +1,100 @@
+package dev.kvmerge.strategy;
+
+import dev.kvmerge.KvmergeException;
+import java.lang.reflect.InvocationTargetException;
+import java.lang.reflect.RecordComponent;
+import java.util.Arrays;
+import java.util.Locale;
+
+/** Parameters of strategies by name: a record's components, "recent-share" for recentShare. */
+final class Parameters {
+    private Parameters() {}
+
+    /**
+     * A copy of a strategy with some parameters set.
+     *
+     * @param settings as "recent-share=0.3"
+     * @throws KvmergeException.Usage if it is not a record, has no such parameter, or refuses the value
+     */
+    static Strategy set(Strategy strategy, String[] settings) {
+        if (!strategy.getClass().isRecord()) {
+            throw new KvmergeException.Usage(
+                    "the strategy " + strategy.name() + " takes no parameters: it is not a record");
+        }
+        RecordComponent[] components = strategy.getClass().getRecordComponents();
+        Object[] values = new Object[components.length];
+        Class<?>[] types = new Class<?>[components.length];
+        try {
+            for (int i = 0; i < components.length; i++) {
+                components[i].getAccessor().setAccessible(true);
+                values[i] = components[i].getAccessor().invoke(strategy);
+                types[i] = components[i].getType();
+            }
+            for (String setting : settings) {
+                int equals = setting.indexOf('=');
+                int which = equals < 0 ? -1 : find(components, setting.substring(0, equals));
+                if (which < 0) {
+                    throw new KvmergeException.Usage(
+                            "the strategy " + strategy.name() + " has no parameter '" + setting + "': it takes "
+                                    + String.join(
+                                            ", ",
+                                            Arrays.stream(components)
+                                                    .map(c -> kebab(c.getName()) + "=")
+                                                    .toList()));
+                }
+                values[which] = parse(setting.substring(equals + 1), types[which], setting);
+            }
+            var constructor = strategy.getClass().getDeclaredConstructor(types);
+            constructor.setAccessible(true);
+            return (Strategy) constructor.newInstance(values);
+        } catch (InvocationTargetException e) {
+            if (e.getCause() instanceof RuntimeException refused) {
+                throw refused;
+            }
+            throw new IllegalStateException("cannot make " + strategy.name(), e);
+        } catch (ReflectiveOperationException e) {
+            throw new IllegalStateException("cannot make " + strategy.name(), e);
+        }
+    }
+
+    private static int find(RecordComponent[] components, String name) {
+        for (int i = 0; i < components.length; i++) {
+            if (kebab(components[i].getName()).equals(name)
+                    || components[i].getName().equals(name)) {
+                return i;
+            }
+        }
+        return -1;
+    }
+
+    private static String kebab(String camel) {
+        return camel.replaceAll("([A-Z])", "-$1").toLowerCase(Locale.ROOT);
+    }
+
+    @SuppressWarnings({"unchecked", "rawtypes"})
+    private static Object parse(String text, Class<?> type, String setting) {
+        try {
+            if (type == int.class) {
+                return Integer.valueOf(text);
+            }
+            if (type == long.class) {
+                return Long.valueOf(text);
+            }
+            if (type == double.class) {
+                return Double.valueOf(text);
+            }
+            if (type == boolean.class && (text.equals("true") || text.equals("false"))) {
+                return Boolean.valueOf(text);
+            }
+            if (type.isEnum()) {
+                return Enum.valueOf((Class<Enum>) type, text.toUpperCase(Locale.ROOT));
+            }
+            if (type == String.class) {
+                return text;
+            }
+        } catch (IllegalArgumentException e) {
+            // said below
+        }
+        throw new KvmergeException.Usage("'" + setting + "' is not a value of type " + type.getSimpleName());
+    }
+}

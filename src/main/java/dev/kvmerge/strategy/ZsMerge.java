@@ -1,0 +1,73 @@
+package dev.kvmerge.strategy;
+
+import dev.kvmerge.KvmergeException;
+import dev.kvmerge.attention.CellStats;
+import dev.kvmerge.cache.Plan;
+import dev.kvmerge.kernels.Bias;
+
+/**
+ * The newest tokens, the most attended ones, and residual cells into which everything else is averaged by count, with the logarithm of the
+ * count as their bias. After Liu et al. 2025, "ZSMerge: Zero-Shot KV Cache Compression for Memory-Efficient Long-Context LLMs"; an evicted
+ * cell goes to the residual with the nearest key.
+ *
+ * @param recentShare share of the budget that goes to the newest tokens
+ * @param residualShare share of the budget that are residual cells
+ */
+public record ZsMerge(double recentShare, double residualShare) implements Strategy {
+    public ZsMerge {
+        if (!(recentShare >= 0 && residualShare >= 0 && recentShare + residualShare <= 1)) {
+            throw new KvmergeException.Usage(
+                    "the shares must not be negative, nor more than 1 together: " + recentShare + ", " + residualShare);
+        }
+    }
+
+    @Override
+    public String name() {
+        return "zsmerge";
+    }
+
+    @Override
+    public boolean needsMass() {
+        return true;
+    }
+
+    @Override
+    public Bias bias() {
+        return Bias.FOLDED;
+    }
+
+    @Override
+    public Plan plan(CellStats cells, int budget) {
+        int n = cells.size();
+        boolean[] kept = Absorption.heavyHitters(cells, budget, recentShare);
+        Absorption absorption = new Absorption(kept);
+        int old = n - Math.max(1, (int) Math.round(budget * recentShare));
+        // Of the kept ones before the newest, the least attended are the residuals.
+        int residuals = (int) Math.round(budget * residualShare);
+        boolean[] residual = new boolean[n];
+        int[] chosen = Selection.largest(
+                old,
+                Math.min(residuals, budget - (n - old)),
+                i -> kept[i] ? -cells.mass()[i] : Double.NEGATIVE_INFINITY);
+        for (int i : chosen) {
+            residual[i] = kept[i];
+        }
+        Absorption.Nearest nearest = new Absorption(residualAnd(kept, residual)).nearest(cells, 0, old);
+        double[] weight = new double[n];
+        for (int i = 0; i < n; i++) {
+            weight[i] = cells.count()[i];
+            if (!kept[i] && nearest.cell()[i] >= 0) {
+                absorption.absorb(i, nearest.cell()[i]);
+            }
+        }
+        return absorption.plan(weight);
+    }
+
+    private static boolean[] residualAnd(boolean[] kept, boolean[] residual) {
+        boolean[] both = new boolean[kept.length];
+        for (int i = 0; i < kept.length; i++) {
+            both[i] = kept[i] && residual[i];
+        }
+        return both;
+    }
+}
