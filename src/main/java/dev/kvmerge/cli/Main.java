@@ -17,6 +17,9 @@ import picocli.CommandLine.ScopeType;
         subcommands = {
             QuickstartCommand.class,
             BenchCommand.class,
+            NeedleCommand.class,
+            AblateCommand.class,
+            ReportCommand.class,
             ExperimentCommand.class,
             PerplexityCommand.class,
             AnalyzeCommand.class,
@@ -33,7 +36,7 @@ import picocli.CommandLine.ScopeType;
 public final class Main {
     private static final int FAILED = 1;
     private static final int USAGE = 2;
-    private static final int INTERRUPTED = 130;
+    static final int INTERRUPTED = 130;
 
     @Option(names = "--stacktrace", scope = ScopeType.INHERIT, description = "on failure, print where it came from")
     private boolean stacktrace;

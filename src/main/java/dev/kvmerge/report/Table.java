@@ -151,7 +151,7 @@ public final class Table {
         return x == null ? "-" : String.format(Locale.ROOT, format, x);
     }
 
-    private static String align(List<String[]> rows) {
+    static String align(List<String[]> rows) {
         int[] width = new int[rows.getFirst().length];
         for (String[] row : rows) {
             for (int i = 0; row.length > 1 && i < row.length; i++) {

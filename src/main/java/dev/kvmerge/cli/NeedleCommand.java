@@ -1,0 +1,169 @@
+package dev.kvmerge.cli;
+
+import dev.kvmerge.KvmergeException;
+import dev.kvmerge.cache.CacheOptions;
+import dev.kvmerge.eval.Experiment;
+import dev.kvmerge.eval.Retrieval;
+import dev.kvmerge.eval.Text;
+import dev.kvmerge.llama.ContextOptions.FlashAttention;
+import dev.kvmerge.llama.Model;
+import dev.kvmerge.models.Catalogue;
+import dev.kvmerge.report.ResultsFolder;
+import dev.kvmerge.report.RetrievalTable;
+import dev.kvmerge.strategy.Strategies;
+import dev.kvmerge.strategy.Strategy;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Locale;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Option;
+
+/** Finding one fact in a long text. */
+@Command(
+        name = "needle",
+        aliases = "passkey",
+        mixinStandardHelpOptions = true,
+        description = {
+            "Hides a number in a long text, compresses, and then asks for it: what share of the numbers is found, by depth.",
+            "The question is not known when the cache is compressed. The text is a book, or with --junk that of llama.cpp's passkey example."
+        },
+        footer = {
+            "",
+            "Examples:",
+            "  kvmerge needle --tokens 2048 --compression 0.7",
+            "  kvmerge needle --junk --trials 5 --strategies full,entropy-merged,h2o,snapkv"
+        })
+final class NeedleCommand implements Runnable {
+    @Mixin
+    private ModelOptions model;
+
+    @Mixin
+    private TextOptions text;
+
+    @Mixin
+    private StrategyOptions settings;
+
+    @Option(names = "--junk", description = "llama.cpp's passkey text: the same five sentences, again and again")
+    private boolean junk;
+
+    @Option(
+            names = "--strategies",
+            split = ",",
+            paramLabel = "NAME",
+            defaultValue = "full,entropy-merged,h2o,snapkv,streaming-llm",
+            description = "what to ask; full always is (default: ${DEFAULT-VALUE})")
+    private List<String> strategies;
+
+    @Option(
+            names = "--compression",
+            split = ",",
+            paramLabel = "SHARE",
+            defaultValue = "0.7",
+            description = "shares of the cells to save (default: ${DEFAULT-VALUE})")
+    private List<Double> compressions;
+
+    @Option(
+            names = "--tokens",
+            paramLabel = "N",
+            defaultValue = "1024",
+            description = "length of the text (default: ${DEFAULT-VALUE})")
+    private int tokens;
+
+    @Option(
+            names = "--depths",
+            split = ",",
+            paramLabel = "SHARE",
+            defaultValue = "0,0.25,0.5,0.75,1",
+            description = "where the number lies (default: ${DEFAULT-VALUE})")
+    private double[] depths;
+
+    @Option(
+            names = "--trials",
+            paramLabel = "N",
+            defaultValue = "3",
+            description = "numbers a depth (default: ${DEFAULT-VALUE})")
+    private int trials;
+
+    @Option(
+            names = "--seed",
+            paramLabel = "N",
+            defaultValue = "1",
+            description = "of the numbers (default: ${DEFAULT-VALUE})")
+    private long seed;
+
+    @Option(
+            names = "--block",
+            paramLabel = "N",
+            defaultValue = "128",
+            description = "tokens between two compressions (default: ${DEFAULT-VALUE})")
+    private int block;
+
+    @Option(
+            names = "--out",
+            paramLabel = "DIR",
+            defaultValue = "results/needle",
+            description = "where the table goes (default: ${DEFAULT-VALUE})")
+    private Path out;
+
+    @Override
+    public void run() {
+        if (tokens < 64 || trials < 1 || block < 32 || Arrays.stream(depths).anyMatch(d -> !(d >= 0 && d <= 1))) {
+            throw new KvmergeException.Usage(
+                    "--tokens must be 64 and more, --trials positive, --block 32 and more and --depths 0..1");
+        }
+        FlashAttention flashAttention = model.flashAttention(FlashAttention.OFF);
+        model.checkCells(flashAttention, settings.bias);
+        List<Retrieval.Cache> caches = caches();
+        Catalogue catalogue = Home.catalogue();
+        Retrieval.Puzzle puzzle =
+                junk ? Retrieval.Puzzle.passkey() : Retrieval.Puzzle.needle(book(text.read(catalogue)));
+        Interrupt.listen("kvmerge: stopping after the question in work; no table was written");
+        try (ResultsFolder folder = ResultsFolder.open(out);
+                Model loaded = model.load(catalogue)) {
+            CacheOptions options = new CacheOptions(
+                    0, block, tokens, model.threads(), model.ubatch, flashAttention, model.keyType, model.valueType);
+            Retrieval retrieval =
+                    new Retrieval(loaded, puzzle, new Retrieval.Setup(tokens, depths, trials, seed, block, options));
+            List<Retrieval.Row> rows = new ArrayList<>();
+            for (Retrieval.Cache cache : caches) {
+                String title = cache.name()
+                        + (cache.strategy() == null ? "" : " " + Math.round(100 * cache.compression()) + " %");
+                try (Progress progress = new Progress(title)) {
+                    rows.add(retrieval.ask(cache, what -> progress.update(-1, what), Interrupt::requested));
+                }
+            }
+            folder.write("needle.csv", RetrievalTable.csv(rows, depths));
+            System.out.printf(
+                    Locale.ROOT,
+                    "%n%s, a number hidden in %,d tokens of %s, %d trials a depth%n%n",
+                    loaded.description(),
+                    tokens,
+                    junk ? "junk" : text.file,
+                    trials);
+            System.out.print(RetrievalTable.of(rows, depths));
+            System.out.println("\nThe table is in " + out.resolve("needle.csv") + ".");
+        }
+    }
+
+    private List<Retrieval.Cache> caches() {
+        List<Retrieval.Cache> caches = new ArrayList<>(List.of(new Retrieval.Cache(Strategies.FULL, null, 0)));
+        for (double compression : compressions) {
+            int cells = Experiment.cellsFor(tokens, compression);
+            for (String name : strategies) {
+                Strategy strategy = Strategies.create(name, settings.settings());
+                if (strategy != null) {
+                    Experiment.checkBudget(strategy, cells, block, tokens);
+                    caches.add(new Retrieval.Cache(name, strategy, compression));
+                }
+            }
+        }
+        return caches;
+    }
+
+    private static String book(Text text) {
+        return " " + text.content().replaceAll("\\s+", " ").strip();
+    }
+}

@@ -1,0 +1,69 @@
+package dev.kvmerge.cli;
+
+import dev.kvmerge.KvmergeException;
+import dev.kvmerge.report.HtmlReport;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.stream.Stream;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Option;
+import picocli.CommandLine.Parameters;
+
+/** One page of all results. */
+@Command(
+        name = "report",
+        mixinStandardHelpOptions = true,
+        description =
+                "Writes one self-contained HTML page, and the same tables as Markdown, from the experiments in a folder and below it.",
+        footer = {"", "Example:", "  kvmerge report results"})
+final class ReportCommand implements Runnable {
+    @Parameters(
+            arity = "0..1",
+            paramLabel = "DIR",
+            defaultValue = "results",
+            description = "a folder of results (default: ${DEFAULT-VALUE})")
+    private Path folder;
+
+    @Option(names = "--out", paramLabel = "FILE", description = "the page (default: report.html in the folder)")
+    private Path out;
+
+    @Override
+    public void run() {
+        List<Path> experiments;
+        try (Stream<Path> files = Files.walk(folder)) {
+            experiments = files.filter(f -> f.getFileName().toString().equals("results.json"))
+                    .map(Path::getParent)
+                    .sorted()
+                    .toList();
+        } catch (IOException e) {
+            throw new KvmergeException("cannot read the folder " + folder + ": " + e.getMessage(), e);
+        }
+        if (experiments.isEmpty()) {
+            throw new KvmergeException("no results.json in " + folder + " or below: run 'kvmerge experiment' first");
+        }
+        HtmlReport page = HtmlReport.of(folder, experiments);
+        Path html = out == null ? folder.resolve("report.html") : out;
+        Path markdown = html.resolveSibling(html.getFileName().toString().replaceFirst("\\.html?$", "") + ".md");
+        write(html, page.html());
+        write(markdown, page.markdown());
+        page.problems().forEach(p -> System.err.println("kvmerge: " + p));
+        System.out.println("Wrote " + html + " and " + markdown + ": " + experiments.size() + " experiments"
+                + (page.problems().isEmpty() ? "" : ", " + page.problems().size() + " with something missing") + ".");
+    }
+
+    private static void write(Path file, String content) {
+        Path part = file.resolveSibling(file.getFileName() + ".part");
+        try {
+            Files.writeString(part, content);
+            Files.move(
+                    part,
+                    file,
+                    java.nio.file.StandardCopyOption.REPLACE_EXISTING,
+                    java.nio.file.StandardCopyOption.ATOMIC_MOVE);
+        } catch (IOException e) {
+            throw new KvmergeException("cannot write " + file + ": " + e.getMessage(), e);
+        }
+    }
+}
