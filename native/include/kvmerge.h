@@ -131,6 +131,7 @@ typedef struct kvmerge_cache_info {
  *   weight[c]    share in its group's weighted mean, >= 0, the shares of a group sum to 1 (within 1e-3)
  *   value_weight[c]  the same for the value, where it is another than the key's; any finite number, and no sum is asked for
  *   position[c]  the position whose RoPE rotation the cached key carries
+ *   new_position[c]  for a pivot: the position that its group's key is to carry the rotation of
  *   dest[c]      for a pivot: the cell to write the group to; distinct within the head
  */
 typedef struct kvmerge_plan {
@@ -139,7 +140,8 @@ typedef struct kvmerge_plan {
     const float * value_weight; /* null: as weight */
     const int32_t * position;
     const int32_t * dest;
-    int32_t pivot_frame; /* 1: rotate each key to the pivot's position before averaging; 0: average as cached */
+    const int32_t * new_position; /* null: pivots keep their positions */
+    int32_t pivot_frame;          /* 1: rotate each key to the pivot's position before averaging; 0: average as cached */
 } kvmerge_plan;
 
 /* ---- the library ------------------------------------------------------------------------------------------------ */

@@ -105,6 +105,7 @@ std::string describe() {
     FIELD(kvmerge_plan, value_weight)
     FIELD(kvmerge_plan, position)
     FIELD(kvmerge_plan, dest)
+    FIELD(kvmerge_plan, new_position)
     FIELD(kvmerge_plan, pivot_frame)
     CONSTANT(KVMERGE_OK)
     CONSTANT(KVMERGE_E_ARGUMENT)

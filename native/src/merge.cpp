@@ -105,10 +105,12 @@ void add_head(Work & work, const kvmerge_observer & o, const kvmerge_plan & plan
     const float * weight = plan.weight + first;
     const std::vector<int32_t> members = group_sizes(target, n);
     Work::Head head = {layer, kv_head, work.dest.size(), work.member.size(), 0, false};
+    // How far a pivot's group moves to other positions.
+    const auto shift = [&](int p) { return plan.new_position ? plan.new_position[first + size_t(p)] - position[p] : 0; };
     std::vector<int32_t> next(n, -1); // where a pivot's next member goes
     int32_t total = 0;
     for (int c = 0; c < n; c++) {
-        if (target[c] == c && (members[c] > 1 || dest[c] != c)) {
+        if (target[c] == c && (members[c] > 1 || dest[c] != c || shift(c) != 0)) {
             next[c] = total;
             work.start.push_back(total);
             work.dest.push_back(dest[c]);
@@ -136,7 +138,7 @@ void add_head(Work & work, const kvmerge_observer & o, const kvmerge_plan & plan
         work.member[m] = c;
         work.weight[m] = members[p] == 1 ? 1.0f : weight[c];
         work.value_weight[m] = plan.value_weight && members[p] > 1 ? plan.value_weight[first + size_t(c)] : work.weight[m];
-        work.delta[m] = plan.pivot_frame ? position[p] - position[c] : 0;
+        work.delta[m] = (plan.pivot_frame ? position[p] - position[c] : 0) + shift(p);
         entropy[p] += entropy_term(work.weight[m]);
     }
     const float inverse = o.params.bias == KVMERGE_BIAS_FOLDED ? 1 / o.layers[layer].scale : 0.0f;

@@ -136,7 +136,7 @@ struct PlanArrays {
         }
     }
     kvmerge_status apply(kvmerge_observer * o) {
-        const kvmerge_plan plan = {target.data(), weight.data(), nullptr, position.data(), dest.data(), 1};
+        const kvmerge_plan plan = {target.data(), weight.data(), nullptr, position.data(), dest.data(), nullptr, 1};
         return kvmerge_apply(o, &plan);
     }
 };
@@ -439,7 +439,8 @@ static void test_value_weights() {
     std::vector<float> value_weight(Fixture::CELLS, 1.0f);
     a.target[1] = 0;
     a.weight[0] = 1, a.weight[1] = 0;
-    const kvmerge_plan plan = {a.target.data(), a.weight.data(), value_weight.data(), a.position.data(), a.dest.data(), 0};
+    const kvmerge_plan plan = {
+        a.target.data(), a.weight.data(), value_weight.data(), a.position.data(), a.dest.data(), nullptr, 0};
     const auto k = f.k, v = f.v;
     CHECK(kvmerge_apply(o, &plan) == KVMERGE_OK);
     for (int i = 0; i < Fixture::DIM; i++) {

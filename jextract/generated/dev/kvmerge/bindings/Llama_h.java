@@ -2219,6 +2219,69 @@ public class Llama_h extends Llama_h$shared {
         }
     }
 
+    private static class llama_memory_seq_add {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.ofVoid(
+            Llama_h.C_POINTER,
+            Llama_h.C_INT,
+            Llama_h.C_INT,
+            Llama_h.C_INT,
+            Llama_h.C_INT
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_memory_seq_add");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * void llama_memory_seq_add(llama_memory_t mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos delta)
+     * }
+     */
+    public static FunctionDescriptor llama_memory_seq_add$descriptor() {
+        return llama_memory_seq_add.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * void llama_memory_seq_add(llama_memory_t mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos delta)
+     * }
+     */
+    public static MethodHandle llama_memory_seq_add$handle() {
+        return llama_memory_seq_add.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * void llama_memory_seq_add(llama_memory_t mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos delta)
+     * }
+     */
+    public static MemorySegment llama_memory_seq_add$address() {
+        return llama_memory_seq_add.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * void llama_memory_seq_add(llama_memory_t mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos delta)
+     * }
+     */
+    public static void llama_memory_seq_add(MemorySegment mem, int seq_id, int p0, int p1, int delta) {
+        var mh$ = llama_memory_seq_add.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_memory_seq_add", mem, seq_id, p0, p1, delta);
+            }
+            mh$.invokeExact(mem, seq_id, p0, p1, delta);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
     private static class llama_memory_seq_pos_max {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
             Llama_h.C_INT,
@@ -2273,6 +2336,66 @@ public class Llama_h extends Llama_h$shared {
                 traceDowncall("llama_memory_seq_pos_max", mem, seq_id);
             }
             return (int)mh$.invokeExact(mem, seq_id);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class llama_memory_can_shift {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Llama_h.C_BOOL,
+            Llama_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_memory_can_shift");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * bool llama_memory_can_shift(llama_memory_t mem)
+     * }
+     */
+    public static FunctionDescriptor llama_memory_can_shift$descriptor() {
+        return llama_memory_can_shift.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * bool llama_memory_can_shift(llama_memory_t mem)
+     * }
+     */
+    public static MethodHandle llama_memory_can_shift$handle() {
+        return llama_memory_can_shift.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * bool llama_memory_can_shift(llama_memory_t mem)
+     * }
+     */
+    public static MemorySegment llama_memory_can_shift$address() {
+        return llama_memory_can_shift.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * bool llama_memory_can_shift(llama_memory_t mem)
+     * }
+     */
+    public static boolean llama_memory_can_shift(MemorySegment mem) {
+        var mh$ = llama_memory_can_shift.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_memory_can_shift", mem);
+            }
+            return (boolean)mh$.invokeExact(mem);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {

@@ -20,6 +20,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     const float *value_weight;
  *     const int32_t *position;
  *     const int32_t *dest;
+ *     const int32_t *new_position;
  *     int32_t pivot_frame;
  * }
  * }
@@ -36,6 +37,7 @@ public class kvmerge_plan {
         Kvmerge_h.C_POINTER.withName("value_weight"),
         Kvmerge_h.C_POINTER.withName("position"),
         Kvmerge_h.C_POINTER.withName("dest"),
+        Kvmerge_h.C_POINTER.withName("new_position"),
         Kvmerge_h.C_INT.withName("pivot_frame"),
         MemoryLayout.paddingLayout(4)
     ).withName("kvmerge_plan");
@@ -265,6 +267,50 @@ public class kvmerge_plan {
      */
     public static void dest(MemorySegment struct, MemorySegment fieldValue) {
         struct.set(dest$LAYOUT, dest$OFFSET, fieldValue);
+    }
+
+    private static final AddressLayout new_position$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("new_position"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * const int32_t *new_position
+     * }
+     */
+    public static final AddressLayout new_position$layout() {
+        return new_position$LAYOUT;
+    }
+
+    private static final long new_position$OFFSET = $LAYOUT.byteOffset(groupElement("new_position"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * const int32_t *new_position
+     * }
+     */
+    public static final long new_position$offset() {
+        return new_position$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * const int32_t *new_position
+     * }
+     */
+    public static MemorySegment new_position(MemorySegment struct) {
+        return struct.get(new_position$LAYOUT, new_position$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * const int32_t *new_position
+     * }
+     */
+    public static void new_position(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(new_position$LAYOUT, new_position$OFFSET, fieldValue);
     }
 
     private static final OfInt pivot_frame$LAYOUT = (OfInt)$LAYOUT.select(groupElement("pivot_frame"));

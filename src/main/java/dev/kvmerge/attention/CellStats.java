@@ -14,7 +14,6 @@ public final class CellStats {
     private final float[] mass;
     private final float[] entropy;
     private final int[] count;
-    private final float[] consensus;
     private final Supplier<Observer.Vectors> vectorSource;
     private final Supplier<Observer.QueryMoments> querySource;
     private Observer.Vectors vectors;
@@ -27,7 +26,6 @@ public final class CellStats {
      * @param mass [n], attention received, decayed as the planner asks; all 0 when not observed
      * @param entropy [n], of the token's own attention row, 0..1; all 0 when not observed
      * @param count [n], tokens merged into the cell, 1 for a plain one
-     * @param consensus [n], the token's mean share of all heads' attention; all 0 when not asked for
      * @param vectors reads keys and values when they are first asked for
      * @param queries reads the query moments when they are first asked for
      */
@@ -38,13 +36,12 @@ public final class CellStats {
             float[] mass,
             float[] entropy,
             int[] count,
-            float[] consensus,
             Supplier<Observer.Vectors> vectors,
             Supplier<Observer.QueryMoments> queries) {
         int n = position.length;
-        if (n == 0 || mass.length != n || entropy.length != n || count.length != n || consensus.length != n) {
+        if (n == 0 || mass.length != n || entropy.length != n || count.length != n) {
             throw new IllegalArgumentException("cells of different numbers: " + n + ", " + mass.length + ", "
-                    + entropy.length + ", " + count.length + ", " + consensus.length);
+                    + entropy.length + ", " + count.length);
         }
         this.layer = layer;
         this.kvHead = kvHead;
@@ -52,7 +49,6 @@ public final class CellStats {
         this.mass = mass;
         this.entropy = entropy;
         this.count = count;
-        this.consensus = consensus;
         this.vectorSource = vectors;
         this.querySource = queries;
     }
@@ -98,14 +94,6 @@ public final class CellStats {
     /** Tokens merged into each cell. */
     public int[] count() {
         return count;
-    }
-
-    /**
-     * How important the cells' tokens are to all layers and KV heads together: the mean of their shares of the heads' attention, 0 from a
-     * head that holds the token no more.
-     */
-    public float[] consensus() {
-        return consensus;
     }
 
     /** Keys as cached, [size][dimension] in one array; a fresh copy at the first call. */

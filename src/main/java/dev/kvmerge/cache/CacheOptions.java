@@ -12,6 +12,8 @@ import dev.kvmerge.llama.ContextOptions.FlashAttention;
  * @param capacity cells to allocate when there is no limit; ignored otherwise, where it is cells + block
  * @param threads CPU threads
  * @param ubatch most tokens computed at once
+ * @param endless keeps positions inside the cells: after each compression the cells are numbered 0, 1, 2, ... anew and their keys rotated to
+ *     match (Xiao et al. 2024), so that a text may be longer than the positions that the model was trained on
  */
 public record CacheOptions(
         int cells,
@@ -21,7 +23,8 @@ public record CacheOptions(
         int ubatch,
         FlashAttention flashAttention,
         CellType keyType,
-        CellType valueType) {
+        CellType valueType,
+        boolean endless) {
     public CacheOptions {
         if (block <= 0) {
             throw new KvmergeException.Usage("the block (--block) must be positive, not " + block);
@@ -42,28 +45,48 @@ public record CacheOptions(
                 Math.min(512, block),
                 FlashAttention.OFF,
                 CellType.F16,
-                CellType.F16);
+                CellType.F16,
+                false);
     }
 
     /** No limit: cells for the whole text. */
     public static CacheOptions unlimited(int capacity, int block) {
         CacheOptions o = of(capacity, block);
-        return new CacheOptions(0, block, capacity, o.threads, o.ubatch, o.flashAttention, o.keyType, o.valueType);
+        return new CacheOptions(
+                0, block, capacity, o.threads, o.ubatch, o.flashAttention, o.keyType, o.valueType, false);
+    }
+
+    /** As it is for the other uses, without renumbering. */
+    public CacheOptions(
+            int cells,
+            int block,
+            int capacity,
+            int threads,
+            int ubatch,
+            FlashAttention flashAttention,
+            CellType keyType,
+            CellType valueType) {
+        this(cells, block, capacity, threads, ubatch, flashAttention, keyType, valueType, false);
+    }
+
+    public CacheOptions withEndless(boolean renumbered) {
+        return new CacheOptions(
+                cells, block, capacity, threads, ubatch, flashAttention, keyType, valueType, renumbered);
     }
 
     public CacheOptions withThreads(int n) {
-        return new CacheOptions(cells, block, capacity, n, ubatch, flashAttention, keyType, valueType);
+        return new CacheOptions(cells, block, capacity, n, ubatch, flashAttention, keyType, valueType, endless);
     }
 
     public CacheOptions withUbatch(int n) {
-        return new CacheOptions(cells, block, capacity, threads, n, flashAttention, keyType, valueType);
+        return new CacheOptions(cells, block, capacity, threads, n, flashAttention, keyType, valueType, endless);
     }
 
     public CacheOptions withFlashAttention(FlashAttention f) {
-        return new CacheOptions(cells, block, capacity, threads, ubatch, f, keyType, valueType);
+        return new CacheOptions(cells, block, capacity, threads, ubatch, f, keyType, valueType, endless);
     }
 
     public CacheOptions withCellTypes(CellType k, CellType v) {
-        return new CacheOptions(cells, block, capacity, threads, ubatch, flashAttention, k, v);
+        return new CacheOptions(cells, block, capacity, threads, ubatch, flashAttention, k, v, endless);
     }
 }

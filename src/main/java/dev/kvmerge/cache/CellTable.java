@@ -21,7 +21,8 @@ final class CellTable {
 
     private final Shape shape;
     private final int cells;
-    private final int[] position; // [pair][cell]
+    private final int[] position; // [pair][cell], in the text
+    private final int[] frame; // the position whose rotation the key carries: another only in an endless context
     private final float[] mass;
     private final float[] entropy;
     private final int[] count;
@@ -33,6 +34,7 @@ final class CellTable {
         this.cells = cells;
         int n = Math.multiplyExact(shape.pairs(), cells);
         position = new int[n];
+        frame = new int[n];
         mass = new float[n];
         entropy = new float[n];
         count = new int[n];
@@ -43,14 +45,19 @@ final class CellTable {
         return used;
     }
 
-    /** A block was decoded: its tokens took these cells, at consecutive positions from the first. */
-    void add(int[] tokenCell, int firstPosition, Observer.Stats stats, double massDecay) {
+    /**
+     * A block was decoded: its tokens took these cells, at consecutive positions from the first.
+     *
+     * @param firstFrame the position that llama.cpp was told of the first
+     */
+    void add(int[] tokenCell, int firstPosition, int firstFrame, Observer.Stats stats, double massDecay) {
         int tokens = tokenCell.length;
         for (int pair = 0; pair < shape.pairs(); pair++) {
             int base = pair * cells;
             for (int t = 0; t < tokens; t++) {
                 int cell = base + tokenCell[t];
                 position[cell] = firstPosition + t;
+                frame[cell] = firstFrame + t;
                 count[cell] = 1;
                 mass[cell] = 0;
                 entropy[cell] = stats.entropy() == null ? 0 : tokenEntropy(stats.entropy(), pair, t, tokens);
@@ -82,28 +89,22 @@ final class CellTable {
     }
 
     /**
-     * What a planner sees of one layer and KV head; {@code consensus} is by position or null, {@code vectors} reads the keys and values
+     * What a planner sees of one layer and KV head; {@code vectors} reads the keys and values
      * of the cells it is given.
      */
-    CellStats stats(
-            int pair,
-            float[] consensus,
-            Function<int[], Observer.Vectors> vectors,
-            Supplier<Observer.QueryMoments> queries) {
+    CellStats stats(int pair, Function<int[], Observer.Vectors> vectors, Supplier<Observer.QueryMoments> queries) {
         int[] at = order(pair);
         int n = at.length;
         int[] positions = new int[n];
         float[] masses = new float[n];
         float[] entropies = new float[n];
         int[] counts = new int[n];
-        float[] agreed = new float[n];
         for (int i = 0; i < n; i++) {
             int cell = pair * cells + at[i];
             positions[i] = position[cell];
             masses[i] = mass[cell];
             entropies[i] = entropy[cell];
             counts[i] = count[cell];
-            agreed[i] = consensus == null ? 0 : consensus[position[cell]];
         }
         return new CellStats(
                 pair / shape.kvHeads(),
@@ -112,52 +113,29 @@ final class CellTable {
                 masses,
                 entropies,
                 counts,
-                agreed,
                 () -> vectors.apply(at),
                 queries);
     }
 
-    /**
-     * How important the token at each position is to all layers and KV heads together: the mean of its shares of their attention, 0 for a
-     * head that does not hold it any more. A merged cell counts for its pivot's position. [newest position + 1]
-     */
-    float[] consensus() {
-        int newest = 0;
-        for (int i = 0; i < used; i++) {
-            newest = Math.max(newest, position[order[i]]);
-        }
-        double[] sum = new double[newest + 1];
-        for (int pair = 0; pair < shape.pairs(); pair++) {
-            int base = pair * cells;
-            double total = 0;
-            for (int i = 0; i < used; i++) {
-                total += mass[base + order[base + i]];
-            }
-            double inverse = total > 0 ? 1 / (total * shape.pairs()) : 0;
-            for (int i = 0; i < used; i++) {
-                int cell = base + order[base + i];
-                sum[position[cell]] += mass[cell] * inverse;
-            }
-        }
-        float[] consensus = new float[newest + 1];
-        for (int p = 0; p <= newest; p++) {
-            consensus[p] = (float) sum[p];
-        }
-        return consensus;
-    }
-
     /** What to write where, for every layer and KV head, in kvmerge_plan's terms: [pair][cell]. */
-    record Moves(int[] targets, float[] weights, float[] valueWeights, int[] positions, int[] destinations) {}
+    record Moves(
+            int[] targets,
+            float[] weights,
+            float[] valueWeights,
+            int[] positions,
+            int[] destinations,
+            int[] newPositions) {}
 
     /**
      * Takes the plans of all pairs and moves the table to what the cells will be.
      *
      * @param plans one a pair
      * @param budget cells that stay
+     * @param renumber gives the cells the positions 0, 1, 2, ... in their order, but for the newest cell, which llama.cpp rotates itself
      * @return what the native side has to do
      * @throws KvmergeException naming the layer and KV head of a plan that breaks the rules; nothing has moved then
      */
-    Moves apply(Plan[] plans, int budget) {
+    Moves apply(Plan[] plans, int budget, boolean renumber) {
         check(plans, budget); // all of them, before anything moves
         int[] targets = new int[position.length];
         Arrays.fill(targets, NONE);
@@ -169,12 +147,13 @@ final class CellTable {
             }
         }
         int[] destinations = new int[position.length];
-        int[] positions = position.clone();
+        int[] positions = frame.clone();
+        int[] newPositions = renumber ? frame.clone() : null;
         for (int pair = 0; pair < plans.length; pair++) {
-            applyPair(pair, plans[pair], budget, targets, weights, valueWeights, destinations);
+            applyPair(pair, plans[pair], budget, targets, weights, valueWeights, destinations, newPositions);
         }
         used = budget;
-        return new Moves(targets, weights, valueWeights, positions, destinations);
+        return new Moves(targets, weights, valueWeights, positions, destinations, newPositions);
     }
 
     private void check(Plan[] plans, int budget) {
@@ -193,7 +172,14 @@ final class CellTable {
     }
 
     private void applyPair(
-            int pair, Plan plan, int budget, int[] targets, float[] weights, float[] valueWeights, int[] destinations) {
+            int pair,
+            Plan plan,
+            int budget,
+            int[] targets,
+            float[] weights,
+            float[] valueWeights,
+            int[] destinations,
+            int[] newPositions) {
         int base = pair * cells;
         int[] at = order(pair);
         int newest = at[used - 1];
@@ -206,6 +192,7 @@ final class CellTable {
         }
         int free = 0;
         int[] nextPosition = new int[budget];
+        int[] nextFrame = new int[budget];
         float[] nextMass = new float[budget];
         float[] nextEntropy = new float[budget];
         int[] nextCount = new int[budget];
@@ -227,6 +214,10 @@ final class CellTable {
             destinations[base + at[i]] = cell;
             nextCell[group] = cell;
             nextPosition[group] = position[base + at[i]];
+            nextFrame[group] = newPositions == null ? frame[base + at[i]] : group;
+            if (newPositions != null && at[i] != newest) {
+                newPositions[base + at[i]] = group;
+            }
             groupOf[i] = group++;
         }
         for (int i = 0; i < used; i++) {
@@ -249,6 +240,7 @@ final class CellTable {
         for (int g = 0; g < budget; g++) {
             int cell = base + nextCell[g];
             position[cell] = nextPosition[g];
+            frame[cell] = nextFrame[g];
             mass[cell] = nextMass[g];
             entropy[cell] = nextEntropy[g];
             count[cell] = nextCount[g];

@@ -31,7 +31,8 @@ public final class CompressedContext implements AutoCloseable {
     private final ThreadLocal<Observer.Buffer> buffers = ThreadLocal.withInitial(Observer.Buffer::new);
     private Observer.CacheInfo info;
     private Observer.Stats lastStats;
-    private int position; // of the next token
+    private int decoded; // tokens so far
+    private int position; // of the next token, as llama.cpp knows it: the same but in an endless context
     private int pending; // tokens decoded that the table does not have yet
     private long decodedNanos; // of those
 
@@ -166,6 +167,7 @@ public final class CompressedContext implements AutoCloseable {
         decodedNanos += System.nanoTime() - start;
         pending += tokens.length;
         position += tokens.length;
+        decoded += tokens.length;
         if (pending == options.block()) {
             flush();
         }
@@ -176,6 +178,13 @@ public final class CompressedContext implements AutoCloseable {
         if (pending == 0) {
             return;
         }
+        take();
+        if (planner != null && table.used() > options.cells()) {
+            compress();
+        }
+    }
+
+    private void take() {
         Observer.Stats stats = observer.stats();
         timings.observe += stats.nanos();
         timings.decode += decodedNanos - stats.nanos();
@@ -192,10 +201,19 @@ public final class CompressedContext implements AutoCloseable {
             info = observer.cacheInfo();
         }
         lastStats = stats;
-        table.add(stats.tokenCell(), position - pending, stats, planner == null ? 1 : planner.massDecay());
+        table.add(
+                stats.tokenCell(),
+                decoded - pending,
+                position - pending,
+                stats,
+                planner == null ? 1 : planner.massDecay());
         pending = 0;
-        if (planner != null && table.used() > options.cells()) {
-            compress();
+    }
+
+    /** Takes account of what was decoded since the last compression, without compressing: when nothing more is to come. */
+    public void account() {
+        if (pending > 0) {
+            take();
         }
     }
 
@@ -203,23 +221,28 @@ public final class CompressedContext implements AutoCloseable {
         int budget = options.cells();
         long start = System.nanoTime();
         Plan[] plans = new Plan[shape.pairs()];
-        float[] consensus = planner.needsConsensus() ? table.consensus() : null;
         IntStream.range(0, plans.length).parallel().forEach(pair -> {
-            plans[pair] = planner.plan(stats(pair, consensus, buffers::get), budget);
+            plans[pair] = planner.plan(stats(pair, buffers::get), budget);
         });
         long planned = System.nanoTime();
         timings.plan += planned - start;
-        CellTable.Moves moves = table.apply(plans, budget);
+        CellTable.Moves moves = table.apply(plans, budget, options.endless());
         observer.apply(
                 moves.targets(),
                 moves.weights(),
                 moves.valueWeights(),
                 moves.positions(),
                 moves.destinations(),
+                moves.newPositions(),
                 planner.pivotFrame());
         // llama.cpp's record: cells 0 .. budget-2 keep the positions they first had, which are those numbers, and the
         // newest stays.
         context.removePositions(budget - 1, position - 1);
+        if (options.endless()) {
+            // Cells 0 .. budget-2 carry those positions now; the newest follows them, and the text after it.
+            context.shiftPositions(position - 1, position, budget - position);
+            position = budget;
+        }
         timings.apply += System.nanoTime() - planned;
     }
 
@@ -228,9 +251,9 @@ public final class CompressedContext implements AutoCloseable {
         return context.logits();
     }
 
-    /** The position that the next token gets: tokens decoded so far. */
+    /** Tokens decoded so far. */
     public int position() {
-        return position;
+        return decoded;
     }
 
     /** Cells in use. */
@@ -255,13 +278,12 @@ public final class CompressedContext implements AutoCloseable {
     /** What is known of the cells of a layer and KV head, after a {@link #flush}. */
     public CellStats cells(int layer, int kvHead) {
         flush();
-        return stats(layer * shape.kvHeads() + kvHead, null, Observer.Buffer::new);
+        return stats(layer * shape.kvHeads() + kvHead, Observer.Buffer::new);
     }
 
-    private CellStats stats(int pair, float[] consensus, Supplier<Observer.Buffer> buffer) {
+    private CellStats stats(int pair, Supplier<Observer.Buffer> buffer) {
         return table.stats(
                 pair,
-                consensus,
                 cells -> observer.readCells(pair / shape.kvHeads(), pair % shape.kvHeads(), cells, info, buffer.get()),
                 () -> observer.queryMoments(pair / shape.kvHeads(), pair % shape.kvHeads(), info));
     }

@@ -31,11 +31,6 @@ public interface Planner {
         return 0;
     }
 
-    /** Whether it reads {@link CellStats#consensus()}. */
-    default boolean needsConsensus() {
-        return false;
-    }
-
     /** Whether it reads {@link CellStats#queries()}. */
     default boolean needsQueries() {
         return false;

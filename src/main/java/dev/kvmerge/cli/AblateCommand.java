@@ -40,7 +40,6 @@ final class AblateCommand implements Runnable {
         EVERYTHING.put("largest-group", List.of("1", "2", "4", "8", "16"));
         EVERYTHING.put("key-cost", List.of("0.5", "1.5", "4"));
         EVERYTHING.put("mass-power", List.of("1", "1.5", "2"));
-        EVERYTHING.put("consensus", List.of("0", "0.15", "0.3", "0.5"));
         EVERYTHING.put("bias", List.of("none", "folded", "exact"));
         EVERYTHING.put("block", List.of("16", "32", "64", "128", "256", "512"));
         EVERYTHING.put("cells", List.of("0.05", "0.1", "0.2", "0.3", "0.5", "0.7", "0.95"));

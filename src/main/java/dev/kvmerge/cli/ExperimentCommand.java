@@ -90,6 +90,21 @@ final class ExperimentCommand implements Runnable {
     private int block;
 
     @Option(
+            names = "--prefill",
+            paramLabel = "N",
+            description =
+                    "instead of streaming: read N tokens through the full cache, compress once, then score --score tokens while the"
+                            + " cache grows; over as many windows as --tokens holds")
+    private Integer prefill;
+
+    @Option(
+            names = "--score",
+            paramLabel = "N",
+            defaultValue = "256",
+            description = "with --prefill: tokens scored after it (default: ${DEFAULT-VALUE})")
+    private int score;
+
+    @Option(
             names = "--out",
             paramLabel = "DIR",
             defaultValue = "results",
@@ -110,6 +125,11 @@ final class ExperimentCommand implements Runnable {
         if (block <= 0) {
             throw new KvmergeException.Usage("--block must be positive, not " + block);
         }
+        if (prefill != null && (prefill < 2 || score < 2 || (tokens != 0 && prefill + score > tokens))) {
+            throw new KvmergeException.Usage(
+                    "--prefill and --score must be 2 and more, and together fit into --tokens: " + prefill + ", "
+                            + score + ", " + tokens);
+        }
         model.checkCells(model.flashAttention(FlashAttention.OFF), settings.bias);
         strategies.forEach(
                 name -> Strategies.create(name, settings.settings())); // a wrong name is said before anything is loaded
@@ -129,9 +149,15 @@ final class ExperimentCommand implements Runnable {
 
     private void run(Model loaded, Text read, ResultsFolder folder) {
         int[] part = TextOptions.slice(loaded, read, offset, tokens);
+        Experiment.Mode mode = Experiment.Mode.stream(part.length);
+        if (prefill != null) {
+            mode = new Experiment.Mode(prefill, prefill + score);
+            part = java.util.Arrays.copyOf(part, part.length / mode.window() * mode.window());
+        }
         FlashAttention flashAttention = model.flashAttention(FlashAttention.OFF);
         Experiment.Setup setup = new Experiment.Setup(
                 part,
+                mode,
                 block,
                 model.threads(),
                 model.ubatch,
@@ -145,7 +171,7 @@ final class ExperimentCommand implements Runnable {
     }
 
     private void run(Model loaded, Text read, ResultsFolder folder, int[] part, Experiment experiment) {
-        Report report = describe(loaded, read, part.length);
+        Report report = describe(loaded, read, part.length, experiment.mode());
         Map<String, Experiment.Outcome> done = resume ? finished(folder, report, experiment) : new LinkedHashMap<>();
         Interrupt.listen(
                 "kvmerge: stopping at the end of this block; what is finished is in " + out + ", go on with --resume");
@@ -191,11 +217,12 @@ final class ExperimentCommand implements Runnable {
         System.out.println();
         System.out.printf(
                 Locale.ROOT,
-                "%s, %,d tokens of %s from token %,d, block %d, %d threads, flash attention %s%n%n",
+                "%s, %,d tokens of %s from token %,d, %s, block %d, %d threads, flash attention %s%n%n",
                 report.model().description(),
                 part.length,
                 report.text().name(),
                 offset,
+                report.settings().mode(),
                 block,
                 model.threads(),
                 report.settings().flashAttention());
@@ -265,7 +292,7 @@ final class ExperimentCommand implements Runnable {
         return result.parameters().toString().equals(parameters.toString());
     }
 
-    private Report describe(Model loaded, Text read, int n) {
+    private Report describe(Model loaded, Text read, int n, Experiment.Mode mode) {
         String architecture = loaded.metadata("general.architecture");
         String keyLength = loaded.metadata(architecture + ".attention.key_length");
         String embedding = loaded.metadata(architecture + ".embedding_length");
@@ -311,6 +338,7 @@ final class ExperimentCommand implements Runnable {
                 new Report.TextInfo(read.path().getFileName().toString(), read.sha256(), offset),
                 new Report.Settings(
                         n,
+                        mode.text(),
                         block,
                         model.threads(),
                         model.flashAttention(FlashAttention.OFF).name().toLowerCase(Locale.ROOT),

@@ -19,6 +19,7 @@ import picocli.CommandLine.ScopeType;
             BenchCommand.class,
             NeedleCommand.class,
             AblateCommand.class,
+            EndlessCommand.class,
             ReportCommand.class,
             ExperimentCommand.class,
             PerplexityCommand.class,

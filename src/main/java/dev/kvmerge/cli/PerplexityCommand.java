@@ -7,9 +7,16 @@ import dev.kvmerge.eval.Text;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.models.Catalogue;
+import dev.kvmerge.report.KlStatistics;
 import dev.kvmerge.strategy.Strategies;
 import dev.kvmerge.strategy.Strategy;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
 import java.util.Locale;
+import java.util.stream.Stream;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
@@ -75,6 +82,13 @@ final class PerplexityCommand implements Runnable {
             description = "tokens between two compressions (default: ${DEFAULT-VALUE})")
     private int block;
 
+    @Option(
+            names = "--kl-divergence",
+            description =
+                    "stream the first -c tokens through the full cache and the compressed one, and print llama-perplexity's"
+                            + " --kl-divergence block: its base is the full cache, its Q the compressed one")
+    private boolean klDivergence;
+
     @Override
     public void run() {
         Strategy chosen = strategy == null ? null : Strategies.create(strategy, settings.settings());
@@ -99,6 +113,13 @@ final class PerplexityCommand implements Runnable {
                 model.valueType);
         if (chosen != null) {
             Experiment.checkBudget(chosen, budget, block, chunk);
+        }
+        if (klDivergence) {
+            if (chosen == null) {
+                throw new KvmergeException.Usage("--kl-divergence compares a --strategy with the full cache: name one");
+            }
+            divergence(budget);
+            return;
         }
         Catalogue catalogue = Home.catalogue();
         Text read = text.read(catalogue);
@@ -132,6 +153,61 @@ final class PerplexityCommand implements Runnable {
             System.out.println();
             System.out.printf(
                     Locale.ROOT, "Final estimate: PPL = %.4f +/- %.5f%n", estimate.perplexity(), estimate.error());
+        }
+    }
+
+    private void divergence(int budget) {
+        Catalogue catalogue = Home.catalogue();
+        Text read = text.read(catalogue);
+        Path work = null;
+        try {
+            work = Files.createTempDirectory("kvmerge");
+            try (Model loaded = model.load(catalogue)) {
+                int[] tokens = TextOptions.slice(loaded, read, 0, chunk);
+                Experiment.Setup setup = new Experiment.Setup(
+                        tokens,
+                        Experiment.Mode.stream(tokens.length),
+                        block,
+                        model.threads(),
+                        model.ubatch,
+                        model.flashAttention(FlashAttention.OFF),
+                        model.keyType,
+                        model.valueType,
+                        work);
+                try (Experiment experiment = new Experiment(
+                        loaded, setup, List.of(strategy), List.of(1 - (double) budget / chunk), settings.settings())) {
+                    List<Experiment.Outcome> outcomes = new ArrayList<>();
+                    for (Experiment.Run run : experiment.runs()) {
+                        try (Progress progress = new Progress(run.id())) {
+                            outcomes.add(experiment.make(
+                                    run,
+                                    outcomes.isEmpty() ? null : outcomes.getFirst(),
+                                    (done, perplexity, speed) -> progress.update((double) done / chunk, ""),
+                                    Interrupt::requested));
+                        }
+                    }
+                    experiment.deleteFullPredictions();
+                    System.out.print(KlStatistics.of(
+                            outcomes.get(0).trace(), outcomes.get(1).trace(), budget + 1));
+                }
+            }
+        } catch (IOException e) {
+            throw new KvmergeException("cannot make a temporary folder: " + e.getMessage(), e);
+        } finally {
+            if (work != null) {
+                delete(work);
+            }
+        }
+    }
+
+    private static void delete(Path folder) {
+        try (Stream<Path> files = Files.list(folder)) {
+            for (Path file : files.toList()) {
+                Files.deleteIfExists(file);
+            }
+            Files.deleteIfExists(folder);
+        } catch (IOException e) {
+            System.err.println("kvmerge: cannot delete " + folder + ": " + e.getMessage());
         }
     }
 }

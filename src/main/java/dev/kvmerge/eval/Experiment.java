@@ -32,10 +32,12 @@ public final class Experiment implements AutoCloseable {
      * @param tokens the text
      * @param block most tokens decoded between two compressions
      * @param threads CPU threads
+     * @param mode how the text is read
      * @param workFolder where the full cache's predictions go while the experiment lasts
      */
     public record Setup(
             int[] tokens,
+            Mode mode,
             int block,
             int threads,
             int ubatch,
@@ -43,6 +45,29 @@ public final class Experiment implements AutoCloseable {
             CellType keyType,
             CellType valueType,
             Path workFolder) {}
+
+    /**
+     * How the text is read.
+     *
+     * @param prefill 0: the whole text is streamed, and compressed after each block. Else each window of the text is read that far through
+     *     the full cache, compressed once, and the rest of the window is scored while the cache grows
+     * @param window tokens of a window, prefill and scored ones; the whole text when streaming
+     */
+    public record Mode(int prefill, int window) {
+        /** Streaming. */
+        public static Mode stream(int tokens) {
+            return new Mode(0, tokens);
+        }
+
+        boolean streams() {
+            return prefill == 0;
+        }
+
+        /** In words, for the record: "stream", "prefill 1024 of 1280". */
+        public String text() {
+            return streams() ? "stream" : "prefill " + prefill + " of " + window;
+        }
+    }
 
     /**
      * One run to make.
@@ -98,9 +123,16 @@ public final class Experiment implements AutoCloseable {
         this.setup = setup;
         this.scorer = new Scorer(model.vocabularySize(), setup.threads());
         this.runs = new ArrayList<>();
-        int n = setup.tokens().length;
+        Mode mode = setup.mode();
+        if (mode.prefill() < 0
+                || mode.prefill() > mode.window() - 2
+                || mode.window() > setup.tokens().length
+                || setup.tokens().length % mode.window() != 0) {
+            throw new IllegalArgumentException("not a way to read " + setup.tokens().length + " tokens: " + mode);
+        }
+        int n = mode.streams() ? setup.tokens().length : mode.prefill();
         int smallest = n;
-        runs.add(new Run(Strategies.FULL, null, 0, n));
+        runs.add(new Run(Strategies.FULL, null, 0, mode.window()));
         for (double compression : compressions) {
             int cells = cellsFor(n, compression);
             for (String name : names) {
@@ -108,12 +140,16 @@ public final class Experiment implements AutoCloseable {
                 if (strategy == null) {
                     continue;
                 }
-                checkBudget(strategy, cells, setup.block(), n);
+                if (strategy instanceof Oracle && !mode.streams()) {
+                    throw new KvmergeException.Usage(
+                            "the oracle knows the future of a text that is streamed: leave --prefill out");
+                }
+                checkBudget(strategy, cells, mode.streams() ? setup.block() : 1, n);
                 runs.add(new Run(name, strategy, compression, cells));
                 smallest = Math.min(smallest, cells);
             }
         }
-        this.firstCompared = runs.size() == 1 ? 1 : smallest + 1;
+        this.firstCompared = !mode.streams() ? mode.prefill() + 1 : runs.size() == 1 ? 1 : smallest + 1;
     }
 
     /** Cells that a compression leaves of a text. */
@@ -139,6 +175,11 @@ public final class Experiment implements AutoCloseable {
         }
     }
 
+    /** How the text is read. */
+    public Mode mode() {
+        return setup.mode();
+    }
+
     public List<Run> runs() {
         return List.copyOf(runs);
     }
@@ -148,7 +189,7 @@ public final class Experiment implements AutoCloseable {
         try {
             Path file = setup.workFolder().resolve(LOGITS);
             return Files.exists(file)
-                    && Files.size(file) == (long) scorer.packedRowBytes() * (setup.tokens().length - firstCompared);
+                    && Files.size(file) == (long) scorer.packedRowBytes() * rowsOfWindow() * windows();
         } catch (IOException e) {
             return false;
         }
@@ -180,14 +221,17 @@ public final class Experiment implements AutoCloseable {
         PeakMemory.reset();
         long start = System.nanoTime();
         Trace trace = Trace.empty(setup.tokens().length);
-        RunResult result;
-        try (CompressedContext context = new CompressedContext(model, strategy, options(run));
-                PackedLogits predictions = isFull
-                        ? PackedLogits.create(part, scorer, firstCompared)
-                        : PackedLogits.read(file, scorer, firstCompared)) {
-            stream(context, trace, predictions, isFull, listener, cancelled);
-            result = result(run, context, trace, full, (System.nanoTime() - start) / 1e9);
+        Spent spent = new Spent();
+        try (PackedLogits predictions =
+                isFull ? PackedLogits.create(part, scorer, 0) : PackedLogits.read(file, scorer, 0)) {
+            for (int w = 0; w < windows(); w++) {
+                try (CompressedContext context = new CompressedContext(model, strategy, options(run))) {
+                    read(context, w, trace, predictions, isFull, spent, listener, cancelled);
+                    spent.add(context);
+                }
+            }
         }
+        RunResult result = result(run, spent, trace, full, (System.nanoTime() - start) / 1e9);
         if (isFull) {
             try {
                 Files.move(part, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
@@ -220,11 +264,20 @@ public final class Experiment implements AutoCloseable {
         }
     }
 
+    private int windows() {
+        return setup.tokens().length / setup.mode().window();
+    }
+
+    /** Predictions of a window that are compared. */
+    private int rowsOfWindow() {
+        return setup.mode().window() - firstCompared;
+    }
+
     private CacheOptions options(Run run) {
-        int n = setup.tokens().length;
+        int n = setup.mode().window();
         return new CacheOptions(
                 run.strategy() == null ? 0 : run.cells(),
-                setup.block(),
+                setup.mode().streams() ? setup.block() : setup.mode().prefill(), // compressed once in a window
                 n,
                 setup.threads(),
                 setup.ubatch(),
@@ -233,64 +286,109 @@ public final class Experiment implements AutoCloseable {
                 setup.valueType());
     }
 
-    private void stream(
-            CompressedContext context,
-            Trace trace,
-            PackedLogits predictions,
-            boolean write,
-            Listener listener,
-            BooleanSupplier cancelled) {
-        int[] tokens = setup.tokens();
-        long rowBytes = 4L * model.vocabularySize();
-        double sum = 0;
-        for (int at = 0; at < tokens.length; at += setup.block()) {
-            if (cancelled.getAsBoolean()) {
-                throw new Cancelled();
-            }
-            int end = Math.min(tokens.length, at + setup.block());
-            context.decode(Arrays.copyOfRange(tokens, at, end));
-            // Row r of the block's logits predicts token at + r + 1; the last token of the text predicts nothing we
-            // know.
-            int rows = Math.min(end, tokens.length - 1) - at;
-            if (rows > 0) {
-                MemorySegment logits = context.logits();
-                double[] nll = scorer.negativeLogLikelihood(logits, Arrays.copyOfRange(tokens, at + 1, at + 1 + rows));
-                System.arraycopy(nll, 0, trace.nll(), at + 1, rows);
-                sum += Arrays.stream(nll).sum();
-                int skip = Math.max(0, predictions.first() - (at + 1));
-                int compared = rows - skip;
-                if (compared > 0) {
-                    MemorySegment own = logits.asSlice(skip * rowBytes, compared * rowBytes);
-                    if (write) {
-                        predictions.append(own, compared);
-                    } else {
-                        Scorer.Divergence d =
-                                scorer.divergence(predictions.rows(at + 1 + skip, compared), own, compared);
-                        System.arraycopy(d.kl(), 0, trace.kl(), at + 1 + skip, compared);
-                        System.arraycopy(d.sameTop(), 0, trace.sameTop(), at + 1 + skip, compared);
-                    }
-                }
-            }
-            if (end == tokens.length) {
-                context.flush(); // a last block that is not full
-            }
-            listener.block(
-                    end, Math.exp(sum / Math.min(end, tokens.length - 1)), end / (inferenceNanos(context) / 1e9));
+    /** What the windows so far took. */
+    private static final class Spent {
+        private long decode;
+        private long observe;
+        private long plan;
+        private long apply;
+        private long kvBytes;
+        private double nll;
+
+        void add(CompressedContext context) {
+            CompressedContext.Timings t = context.timings();
+            decode += t.decode();
+            observe += t.observe();
+            plan += t.plan();
+            apply += t.apply();
+            kvBytes = Math.max(kvBytes, context.info().bytes());
+        }
+
+        long nanos() {
+            return decode + observe + plan + apply;
         }
     }
 
-    private static double inferenceNanos(CompressedContext context) {
-        CompressedContext.Timings t = context.timings();
-        return t.decode() + t.observe() + t.plan() + t.apply();
+    /** One window: the only one when the text is streamed. */
+    private void read(
+            CompressedContext context,
+            int window,
+            Trace trace,
+            PackedLogits predictions,
+            boolean write,
+            Spent spent,
+            Listener listener,
+            BooleanSupplier cancelled) {
+        Mode mode = setup.mode();
+        int start = window * mode.window();
+        int[] tokens = Arrays.copyOfRange(setup.tokens(), start, start + mode.window());
+        for (int at = 0; at < tokens.length; ) {
+            if (cancelled.getAsBoolean()) {
+                throw new Cancelled();
+            }
+            boolean scored = at >= mode.prefill();
+            int end = Math.min(scored ? tokens.length : mode.prefill(), at + setup.block());
+            context.decode(Arrays.copyOfRange(tokens, at, end), scored);
+            // Row r of the block's logits predicts token at + r + 1; the last token of the text predicts nothing we
+            // know.
+            int rows = Math.min(end, tokens.length - 1) - at;
+            if (scored && rows > 0) {
+                score(context.logits(), tokens, at, rows, start, window, trace, predictions, write, spent);
+            }
+            if (end == tokens.length && mode.streams()) {
+                context.flush(); // a last block that is not full
+            }
+            CompressedContext.Timings t = context.timings();
+            double seconds = (spent.nanos() + t.decode() + t.observe() + t.plan() + t.apply()) / 1e9;
+            int done = start + end;
+            int scoredSoFar = mode.streams()
+                    ? Math.min(end, tokens.length - 1)
+                    : window * (mode.window() - mode.prefill() - 1) + end - mode.prefill();
+            listener.block(done, scoredSoFar > 0 ? Math.exp(spent.nll / scoredSoFar) : Double.NaN, done / seconds);
+            at = end;
+        }
+        if (!mode.streams()) {
+            context.account();
+        }
     }
 
-    private RunResult result(Run run, CompressedContext context, Trace trace, Outcome full, double seconds) {
+    private void score(
+            MemorySegment logits,
+            int[] tokens,
+            int at,
+            int rows,
+            int start,
+            int window,
+            Trace trace,
+            PackedLogits predictions,
+            boolean write,
+            Spent spent) {
+        long rowBytes = 4L * model.vocabularySize();
+        double[] nll = scorer.negativeLogLikelihood(logits, Arrays.copyOfRange(tokens, at + 1, at + 1 + rows));
+        System.arraycopy(nll, 0, trace.nll(), start + at + 1, rows);
+        spent.nll += Arrays.stream(nll).sum();
+        int skip = Math.max(0, firstCompared - (at + 1));
+        int compared = rows - skip;
+        if (compared <= 0) {
+            return;
+        }
+        MemorySegment own = logits.asSlice(skip * rowBytes, compared * rowBytes);
+        if (write) {
+            predictions.append(own, compared);
+            return;
+        }
+        int row = window * rowsOfWindow() + at + 1 + skip - firstCompared;
+        Scorer.Divergence d = scorer.divergence(predictions.rows(row, compared), own, compared);
+        System.arraycopy(d.kl(), 0, trace.kl(), start + at + 1 + skip, compared);
+        System.arraycopy(d.sameTop(), 0, trace.sameTop(), start + at + 1 + skip, compared);
+    }
+
+    private RunResult result(Run run, Spent t, Trace trace, Outcome full, double seconds) {
         boolean isFull = run.strategy() == null;
-        int firstScored = isFull ? firstCompared : run.cells() + 1;
+        int firstScored = isFull || !setup.mode().streams() ? firstCompared : run.cells() + 1;
         Trace.Perplexity perplexity = trace.perplexity(firstScored);
         Trace.Divergence divergence = isFull ? null : trace.divergence(firstScored);
-        CompressedContext.Timings t = context.timings();
-        long bytes = context.info().bytes();
+        long bytes = t.kvBytes;
         return new RunResult(
                 run.name(),
                 isFull ? Map.of() : run.strategy().parameters(),
@@ -315,11 +413,11 @@ public final class Experiment implements AutoCloseable {
                         : full == null ? null : full.result().kvBytes(),
                 PeakMemory.bytes(),
                 seconds,
-                t.decode() / 1e9,
-                t.observe() / 1e9,
-                t.plan() / 1e9,
-                t.apply() / 1e9,
-                setup.tokens().length / (inferenceNanos(context) / 1e9));
+                t.decode / 1e9,
+                t.observe / 1e9,
+                t.plan / 1e9,
+                t.apply / 1e9,
+                setup.tokens().length / (t.nanos() / 1e9));
     }
 
     private static Double finite(double x) {

@@ -347,7 +347,7 @@ public final class Observer implements AutoCloseable {
     }
 
     /**
-     * Rewrites the cells. valueWeights may be null: as weights. All arrays are [layer * kvHeads + kvHead][cell]; their meaning is kvmerge_plan's in kvmerge.h.
+     * Rewrites the cells. valueWeights may be null: as weights; so may newPositions: pivots keep theirs. All arrays are [layer * kvHeads + kvHead][cell]; their meaning is kvmerge_plan's in kvmerge.h.
      *
      * @throws KvmergeException if the plan contradicts itself; nothing is written then
      */
@@ -357,12 +357,14 @@ public final class Observer implements AutoCloseable {
             float[] valueWeights,
             int[] positions,
             int[] destinations,
+            int[] newPositions,
             boolean pivotFrame) {
         copy(targets, target);
         copy(positions, position);
         copy(destinations, destination);
         if (weights.length != (int) (weight.byteSize() / 4)
-                || (valueWeights != null && valueWeights.length != weights.length)) {
+                || (valueWeights != null && valueWeights.length != weights.length)
+                || (newPositions != null && newPositions.length != weights.length)) {
             throw new IllegalArgumentException("weights of another shape than the cache");
         }
         MemorySegment.copy(weights, 0, weight, ValueLayout.JAVA_FLOAT, 0, weights.length);
@@ -377,6 +379,9 @@ public final class Observer implements AutoCloseable {
                             : local.allocateFrom(ValueLayout.JAVA_FLOAT, valueWeights));
             kvmerge_plan.position(plan, position);
             kvmerge_plan.dest(plan, destination);
+            kvmerge_plan.new_position(
+                    plan,
+                    newPositions == null ? MemorySegment.NULL : local.allocateFrom(ValueLayout.JAVA_INT, newPositions));
             kvmerge_plan.pivot_frame(plan, pivotFrame ? 1 : 0);
             Kvmerge.check(Kvmerge_h.kvmerge_apply(open(), plan));
         }

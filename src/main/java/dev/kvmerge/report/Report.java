@@ -50,7 +50,7 @@ public record Report(
 
     /** What all runs shared. */
     public record Settings(
-            int tokens, int block, int threads, String flashAttention, String keyType, String valueType) {}
+            int tokens, String mode, int block, int threads, String flashAttention, String keyType, String valueType) {}
 
     public Report with(List<RunResult> newRuns) {
         return new Report(versions, machine, model, text, settings, List.copyOf(newRuns));

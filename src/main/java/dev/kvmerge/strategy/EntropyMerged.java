@@ -16,7 +16,7 @@ import dev.kvmerge.kernels.Bias;
  *                  sigma^2 = keyCost |K_a - K_b|^2 / d
  * </pre>
  *
- * with m the attention a cell receives per position (to the power massPower, part of it as all heads agree on), w a cell's share of its pair's, V_mean the mean of V weighted by m. A merged cell
+ * with m the attention a cell receives per position (to the power massPower), w a cell's share of its pair's, V_mean the mean of V weighted by m. A merged cell
  * stands for several: its logit is raised by the entropy of its weights, H(w), which keeps its members' mass (the Gibbs variational
  * principle), and which the native side folds into its key. docs/architecture.md has the derivation.
  *
@@ -27,25 +27,15 @@ import dev.kvmerge.kernels.Bias;
  * @param keyCost how much a distance between keys costs
  * @param massPower the power of attention that is summed up, 1, 1.5 or 2: above 1, what one query needs much counts for more than what
  *     many need a little
- * @param consensus share of a cell's importance that all layers and heads have a say in, 0..1: a token that most of them still hold and
- *     attend to is likely to be needed here too
  * @param bias how merged cells keep their mass
  */
 public record EntropyMerged(
-        int sinks,
-        double recentShare,
-        int largestGroup,
-        double decay,
-        double keyCost,
-        double massPower,
-        double consensus,
-        Bias bias)
+        int sinks, double recentShare, int largestGroup, double decay, double keyCost, double massPower, Bias bias)
         implements Strategy {
     public EntropyMerged {
         Window.check(sinks, recentShare);
-        if (!(massPower == 1 || massPower == 1.5 || massPower == 2) || !(consensus >= 0 && consensus <= 1)) {
-            throw new KvmergeException.Usage(
-                    "the mass power is 1, 1.5 or 2 and the consensus 0..1: " + massPower + ", " + consensus);
+        if (!(massPower == 1 || massPower == 1.5 || massPower == 2)) {
+            throw new KvmergeException.Usage("the mass power is 1, 1.5 or 2: " + massPower);
         }
         if (largestGroup < 1 || !(decay >= 0 && decay <= 1) || !(keyCost >= 0)) {
             throw new KvmergeException.Usage(
@@ -56,7 +46,7 @@ public record EntropyMerged(
 
     /** The values that the measurements in docs/ were made with. */
     public EntropyMerged() {
-        this(4, 0.25, 8, 0.9, 1.5, 1.5, 0.3, Bias.FOLDED);
+        this(4, 0.25, 8, 0.9, 1.5, 1.5, Bias.FOLDED);
     }
 
     @Override
@@ -72,11 +62,6 @@ public record EntropyMerged(
     @Override
     public double massDecay() {
         return decay;
-    }
-
-    @Override
-    public boolean needsConsensus() {
-        return consensus > 0;
     }
 
     @Override
@@ -127,14 +112,9 @@ public record EntropyMerged(
             dimV = values.length / n;
             rate = new double[n];
             mean = new float[dimV];
-            double all = 0;
-            for (float mass : cells.mass()) {
-                all += mass;
-            }
             double total = 0;
             for (int i = 0; i < n; i++) {
-                double agreed = (1 - consensus) * cells.mass()[i] + consensus * all * cells.consensus()[i];
-                rate[i] = agreed / (cells.newest() - cells.position()[i] + 1.0);
+                rate[i] = cells.rate(i);
                 total += rate[i];
             }
             memberRate = rate.clone();

@@ -32,7 +32,7 @@ public final class Strategies {
 
     static {
         BY_NAME.put("entropy-merged", s -> switch (s.signal) {
-            case "column" -> new EntropyMerged(s.sinks, s.recentShare, 8, 0.9, 1.5, 1.5, 0.3, s.bias);
+            case "column" -> new EntropyMerged(s.sinks, s.recentShare, 8, 0.9, 1.5, 1.5, s.bias);
             case "row" -> new RowEntropyMerged(s.threshold, s.sinks, s.recentShare, s.bias);
             default -> throw new KvmergeException.Usage("--signal is column or row, not '" + s.signal + "'");
         });

@@ -49,15 +49,15 @@ class CellTableTest {
             for (int i = 0; i < mass.length; i++) {
                 mass[i] = random.nextFloat();
             }
-            table.add(tokenCell, position, new Observer.Stats(tokenCell, mass, null, SHAPE.layers(), 0), 0.9);
+            table.add(tokenCell, position, position, new Observer.Stats(tokenCell, mass, null, SHAPE.layers(), 0), 0.9);
             position += n;
             if (table.used() > budget) {
                 Plan[] plans = new Plan[SHAPE.pairs()];
                 for (int pair = 0; pair < plans.length; pair++) {
-                    plans[pair] = randomPlan(table.stats(pair, null, null, null), budget, random);
+                    plans[pair] = randomPlan(table.stats(pair, null, null), budget, random);
                 }
                 int used = table.used();
-                CellTable.Moves moves = table.apply(plans, budget);
+                CellTable.Moves moves = table.apply(plans, budget, false);
                 for (int pair = 0; pair < plans.length; pair++) {
                     move(contents.get(pair), moves, pair, cells);
                 }
@@ -127,7 +127,7 @@ class CellTableTest {
             CellTable table, List<List<List<Integer>>> contents, TreeSet<Integer> free, int position) {
         for (int pair = 0; pair < SHAPE.pairs(); pair++) {
             int[] order = table.order(pair);
-            CellStats stats = table.stats(pair, null, null, null);
+            CellStats stats = table.stats(pair, null, null);
             assertEquals(order.length, Arrays.stream(order).distinct().count());
             assertEquals(position - 1, stats.newest());
             assertEquals(

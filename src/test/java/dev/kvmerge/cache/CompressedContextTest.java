@@ -116,8 +116,9 @@ class CompressedContextTest {
     private void apply(CompressedContext context, Plan plan, int budget) {
         Plan[] plans = new Plan[model.shape().pairs()];
         Arrays.fill(plans, plan);
-        CellTable.Moves moves = context.table().apply(plans, budget);
-        context.observer().apply(moves.targets(), moves.weights(), null, moves.positions(), moves.destinations(), true);
+        CellTable.Moves moves = context.table().apply(plans, budget, false);
+        context.observer()
+                .apply(moves.targets(), moves.weights(), null, moves.positions(), moves.destinations(), null, true);
     }
 
     /** What is done to two cells that hold the same. */
@@ -164,7 +165,7 @@ class CompressedContextTest {
                     weights[at + twin + 1] = 0.5f;
                 }
             }
-            context.observer().apply(targets, weights, null, positions, destinations, true);
+            context.observer().apply(targets, weights, null, positions, destinations, null, true);
             if (what == Twins.MERGED) {
                 context.context().removePositions(twin + 1, twin + 2);
             }

@@ -94,7 +94,7 @@ class BadInputTest {
                 "--strategies com.example.Mine; KVMERGE_CLASSPATH",
                 "--strategies java.lang.String; is not a Strategy",
                 "--bias heavy; heavy",
-                "--device tpu; cpu or cuda",
+                "--device tpu; cpu, cuda or any",
                 "-ngl 5; --device cuda",
                 "-ctk q4_0; cannot be rewritten yet",
                 "-ctv q8_0; add -fa on",

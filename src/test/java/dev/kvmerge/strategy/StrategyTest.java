@@ -32,15 +32,7 @@ class StrategyTest {
         int[] count = new int[n];
         Arrays.fill(count, 1);
         return new CellStats(
-                0,
-                0,
-                IntStream.range(0, n).toArray(),
-                mass,
-                entropy,
-                count,
-                new float[n],
-                () -> vectors(keys, values),
-                null);
+                0, 0, IntStream.range(0, n).toArray(), mass, entropy, count, () -> vectors(keys, values), null);
     }
 
     private static Observer.Vectors vectors(float[] keys, float[] values) {
@@ -74,12 +66,8 @@ class StrategyTest {
             keys[i] = (float) random.nextGaussian();
             values[i] = (float) random.nextGaussian();
         }
-        float[] consensus = new float[n];
         float[] mean = new float[DIM];
         float[] second = new float[DIM * DIM];
-        for (int i = 0; i < n; i++) {
-            consensus[i] = random.nextFloat() / n;
-        }
         for (int i = 0; i < DIM; i++) {
             mean[i] = (float) random.nextGaussian() / 2;
             second[i * DIM + i] = 1 + mean[i] * mean[i];
@@ -91,7 +79,6 @@ class StrategyTest {
                 mass,
                 entropy,
                 count,
-                consensus,
                 () -> vectors(keys, values),
                 () -> new Observer.QueryMoments(mean, second));
     }
@@ -105,8 +92,8 @@ class StrategyTest {
                 new H2o(0),
                 new H2o(1),
                 new EntropyMerged(),
-                new EntropyMerged(4, 0.5, 3, 0.9, 1.5, 1, 0, Bias.NONE),
-                new EntropyMerged(0, 0, 1, 1, 0, 2, 1, Bias.EXACT),
+                new EntropyMerged(4, 0.5, 3, 0.9, 1.5, 1, Bias.NONE),
+                new EntropyMerged(0, 0, 1, 1, 0, 2, Bias.EXACT),
                 new RowEntropyMerged(0.5, 4, 0.1, Bias.FOLDED),
                 new RowEntropyMerged(0, 2, 0, Bias.NONE),
                 new RowEntropyMerged(1, 0, 1, Bias.FOLDED),
@@ -150,7 +137,7 @@ class StrategyTest {
     void entropyMergedLeavesSinksAndTheNewestAlone(@ForAll @IntRange(min = 40, max = 200) int n, @ForAll long seed) {
         CellStats cells = random(n, seed);
         for (Strategy strategy : List.of(
-                new EntropyMerged(4, 0.4, 8, 0.9, 1.5, 1, 0, Bias.FOLDED),
+                new EntropyMerged(4, 0.4, 8, 0.9, 1.5, 1, Bias.FOLDED),
                 new RowEntropyMerged(0.3, 4, 0.4, Bias.FOLDED))) {
             Plan plan = strategy.plan(cells, 30);
             for (int i = 0; i < n; i++) {
@@ -213,7 +200,7 @@ class StrategyTest {
         Strategy random = new RandomEviction(1);
         CellStats a = random(50, 1);
         assertArrayEquals(random.plan(a, 20).target(), random.plan(a, 20).target());
-        CellStats b = new CellStats(1, 3, a.position(), a.mass(), a.entropy(), a.count(), a.consensus(), null, null);
+        CellStats b = new CellStats(1, 3, a.position(), a.mass(), a.entropy(), a.count(), null, null);
         assertTrue(
                 !Arrays.equals(random.plan(a, 20).target(), random.plan(b, 20).target()));
     }
@@ -238,8 +225,8 @@ class StrategyTest {
         }
         System.arraycopy(keys, 2 * DIM, keys, 3 * DIM, DIM);
         System.arraycopy(values, 2 * DIM, values, 3 * DIM, DIM);
-        Plan plan = new EntropyMerged(1, 0, 8, 0.9, 1.5, 1, 0, Bias.FOLDED)
-                .plan(cells(mass, new float[8], keys, values), 6);
+        Plan plan =
+                new EntropyMerged(1, 0, 8, 0.9, 1.5, 1, Bias.FOLDED).plan(cells(mass, new float[8], keys, values), 6);
         assertEquals(plan.target()[2], plan.target()[3], "twins merge: it costs nothing");
         assertEquals(1, plan.weight()[2] + plan.weight()[3], 1e-6);
         assertEquals(Plan.EVICTED, plan.target()[5], "what nobody attends to is dropped: it costs nothing either");
@@ -252,7 +239,7 @@ class StrategyTest {
         float[] mass = {1, 4, 2, 1, 1};
         float[] values = ones(5);
         values[4 * DIM] = -5;
-        Plan plan = new EntropyMerged(0, 0, 8, 0.9, 1.5, 1, 0, Bias.FOLDED)
+        Plan plan = new EntropyMerged(0, 0, 8, 0.9, 1.5, 1, Bias.FOLDED)
                 .plan(cells(mass, new float[5], ones(5), values), 2);
         // Rates are mass / age: 1/5, 4/4, 2/3, 1/2 over the four that may go.
         double total = 1 / 5.0 + 4 / 4.0 + 2 / 3.0 + 1 / 2.0;
@@ -379,28 +366,6 @@ class StrategyTest {
     }
 
     @Test
-    void consensusSavesWhatAllHeadsNeed() {
-        float[] mass = {1, 1, 1, 1, 1};
-        float[] values = new float[5 * DIM];
-        for (int i = 0; i < values.length; i++) {
-            values[i] = i % 3 - i / DIM;
-        }
-        float[] consensus = {.05f, .8f, .05f, .05f, .05f};
-        CellStats cells = new CellStats(
-                0,
-                0,
-                new int[] {0, 1, 2, 3, 4},
-                mass,
-                new float[5],
-                new int[] {1, 1, 1, 1, 1},
-                consensus,
-                () -> vectors(values, values),
-                null);
-        Plan plan = new EntropyMerged(0, 0, 1, 0.9, 1.5, 1.5, 1, Bias.NONE).plan(cells, 2);
-        assertArrayEquals(new int[] {-1, 1, -1, -1, 4}, plan.target());
-    }
-
-    @Test
     void parametersAreSetByName() {
         assertEquals(new H2o(0.3), Strategies.create("h2o:recent-share=0.3", Strategies.Settings.DEFAULT));
         EntropyMerged changed = (EntropyMerged)
@@ -438,13 +403,13 @@ class StrategyTest {
             }
         }
         assertEquals(
-                "{sinks=4, recentShare=0.25, largestGroup=8, decay=0.9, keyCost=1.5, massPower=1.5, consensus=0.3, bias=folded}",
+                "{sinks=4, recentShare=0.25, largestGroup=8, decay=0.9, keyCost=1.5, massPower=1.5, bias=folded}",
                 new EntropyMerged().parameters().toString());
         KvmergeException e =
                 assertThrows(KvmergeException.Usage.class, () -> Strategies.create("h20", Strategies.Settings.DEFAULT));
         assertTrue(e.getMessage().contains("did you mean 'h2o'"), e.getMessage());
         assertThrows(KvmergeException.Usage.class, () -> new StreamingLlm(-1));
         assertThrows(KvmergeException.Usage.class, () -> new RowEntropyMerged(1.5, 4, 0.25, Bias.NONE));
-        assertThrows(KvmergeException.Usage.class, () -> new EntropyMerged(4, 1.5, 8, 0.9, 1.5, 1, 0, Bias.NONE));
+        assertThrows(KvmergeException.Usage.class, () -> new EntropyMerged(4, 1.5, 8, 0.9, 1.5, 1, Bias.NONE));
     }
 }

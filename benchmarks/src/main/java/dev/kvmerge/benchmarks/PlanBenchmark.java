@@ -82,7 +82,6 @@ public class PlanBenchmark {
                 mass,
                 entropy,
                 count,
-                new float[n],
                 () -> new Observer.Vectors(keysCopy, valuesCopy, steps(keys), steps(values)),
                 null);
     }

@@ -1,0 +1,160 @@
+package dev.kvmerge.cli;
+
+import dev.kvmerge.KvmergeException;
+import dev.kvmerge.cache.CacheOptions;
+import dev.kvmerge.eval.Endless;
+import dev.kvmerge.eval.Experiment;
+import dev.kvmerge.eval.Text;
+import dev.kvmerge.llama.ContextOptions.FlashAttention;
+import dev.kvmerge.llama.Model;
+import dev.kvmerge.models.Catalogue;
+import dev.kvmerge.report.EndlessTable;
+import dev.kvmerge.report.ResultsFolder;
+import dev.kvmerge.strategy.Strategies;
+import dev.kvmerge.strategy.Strategy;
+import java.nio.file.Path;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Option;
+
+/** Text past the trained context. */
+@Command(
+        name = "endless",
+        mixinStandardHelpOptions = true,
+        description = {
+            "Reads a text longer than the positions the model was trained on, in a fixed number of cells whose positions are numbered anew after each block.",
+            "Prints the perplexity stretch by stretch; beside it, the full cache, which breaks past the trained context."
+        },
+        footer = {"", "Example:", "  kvmerge endless -f paradise-lost --cells 1024 --tokens 100000 --full-tokens 12288"
+        })
+final class EndlessCommand implements Runnable {
+    @Mixin
+    private ModelOptions model;
+
+    @Mixin
+    private TextOptions text;
+
+    @Mixin
+    private StrategyOptions settings;
+
+    @Option(
+            names = "--strategies",
+            split = ",",
+            paramLabel = "NAME",
+            defaultValue = "entropy-merged,streaming-llm",
+            description = "what to compare (default: ${DEFAULT-VALUE})")
+    private List<String> strategies;
+
+    @Option(
+            names = "--cells",
+            paramLabel = "N",
+            defaultValue = "1024",
+            description = "cells that stay (default: ${DEFAULT-VALUE})")
+    private int cells;
+
+    @Option(
+            names = "--tokens",
+            paramLabel = "N",
+            defaultValue = "32768",
+            description = "tokens of the text to read; 0 for all (default: ${DEFAULT-VALUE})")
+    private int tokens;
+
+    @Option(
+            names = "--full-tokens",
+            paramLabel = "N",
+            defaultValue = "12288",
+            description =
+                    "tokens that the full cache reads, for which it needs as many cells; 0 leaves it out (default: ${DEFAULT-VALUE})")
+    private int fullTokens;
+
+    @Option(
+            names = "--block",
+            paramLabel = "N",
+            defaultValue = "128",
+            description = "tokens between two compressions (default: ${DEFAULT-VALUE})")
+    private int block;
+
+    @Option(
+            names = "--stretch",
+            paramLabel = "N",
+            defaultValue = "4096",
+            description = "tokens a row of the table (default: ${DEFAULT-VALUE})")
+    private int stretch;
+
+    @Option(
+            names = "--out",
+            paramLabel = "DIR",
+            defaultValue = "results/endless",
+            description = "where the table and the plot go (default: ${DEFAULT-VALUE})")
+    private Path out;
+
+    @Override
+    public void run() {
+        if (block < 1 || stretch < 2 || fullTokens < 0) {
+            throw new KvmergeException.Usage(
+                    "--block must be positive, --stretch 2 and more, --full-tokens not negative");
+        }
+        FlashAttention flashAttention = model.flashAttention(FlashAttention.OFF);
+        model.checkCells(flashAttention, settings.bias);
+        Map<String, Strategy> caches = new LinkedHashMap<>();
+        for (String name : strategies) {
+            Strategy strategy = Strategies.create(name, settings.settings());
+            if (strategy != null) {
+                Experiment.checkBudget(strategy, cells, block, Integer.MAX_VALUE);
+                caches.put(name, strategy);
+            }
+        }
+        Catalogue catalogue = Home.catalogue();
+        Text read = text.read(catalogue);
+        Interrupt.listen("kvmerge: stopping at the end of this block; what is finished is in " + out);
+        try (ResultsFolder folder = ResultsFolder.open(out);
+                Model loaded = model.load(catalogue)) {
+            int[] part = TextOptions.slice(loaded, read, 0, tokens);
+            Map<String, double[]> traces = new LinkedHashMap<>();
+            if (fullTokens > 1) {
+                int n = Math.min(fullTokens, part.length);
+                traces.put(
+                        Strategies.FULL,
+                        read(loaded, java.util.Arrays.copyOf(part, n), Strategies.FULL, null, options(0, n)));
+            }
+            caches.forEach((name, strategy) -> {
+                traces.put(
+                        name,
+                        read(loaded, part, name, strategy, options(cells, 0).withEndless(true)));
+                folder.write("endless.csv", EndlessTable.csv(traces, stretch));
+                folder.write("endless.svg", EndlessTable.plot(traces, stretch, loaded.trainedContext()));
+            });
+            System.out.print(EndlessTable.of(traces, stretch));
+            System.out.println("\nThe table and the plot are in " + out + ".");
+        }
+    }
+
+    private CacheOptions options(int budget, int capacity) {
+        return new CacheOptions(
+                budget,
+                block,
+                capacity,
+                model.threads(),
+                model.ubatch,
+                model.flashAttention(FlashAttention.OFF),
+                model.keyType,
+                model.valueType);
+    }
+
+    private static double[] read(Model model, int[] tokens, String name, Strategy strategy, CacheOptions options) {
+        try (Progress progress = new Progress(name)) {
+            return Endless.read(
+                    model,
+                    tokens,
+                    strategy,
+                    options,
+                    (at, perplexity) -> progress.update(
+                            (double) at / tokens.length,
+                            String.format(java.util.Locale.ROOT, "%,d tokens, PPL of late %.2f", at, perplexity)),
+                    Interrupt::requested);
+        }
+    }
+}
