@@ -76,6 +76,21 @@ void skip_rows(ScoreStatsArgs & a, int rows) {
 }
 
 // The host runs a slice of KV heads on each thread; a GPU takes all at once.
+void attention_stats(const Device & device, const AttentionStatsArgs & all, int n_threads) {
+    if (&device != &host_device()) {
+        device.attention_stats(all);
+        return;
+    }
+    parallel_for(all.n_kv_heads, n_threads, [&](int64_t h) {
+        AttentionStatsArgs a = all;
+        a.n_kv_heads = 1;
+        a.p += h * all.group * all.head_stride;
+        a.mass = all.mass ? all.mass + h * all.mass_stride : nullptr;
+        a.entropy = all.entropy ? all.entropy + h * all.group * all.entropy_stride : nullptr;
+        device.attention_stats(a);
+    });
+}
+
 void score_stats(const Device & device, const ScoreStatsArgs & all, int n_threads) {
     if (&device != &host_device()) {
         device.score_stats(all);
@@ -336,7 +351,7 @@ void kvmerge_observer::add_attention(ggml_tensor * p, int layer) {
                                entropies ? l.entropy.data() + ubatch_start : nullptr,
                                params.n_tokens,
                                visible_on(l)};
-    in_window(args, entropies, [&](const AttentionStatsArgs & a) { l.stats_device->attention_stats(a); });
+    in_window(args, entropies, [&](const AttentionStatsArgs & a) { attention_stats(*l.stats_device, a, params.n_threads); });
     check(*l.stats_device);
     l.tokens_seen += n_rows;
 }

@@ -41,8 +41,26 @@ static inline __m512 add_times_log2(__m512 x, __m512 sum) {
 }
 #endif
 
-// One pass over ROWS rows: adds them to the column sums, where there are any, and gives the sum of p log2 p of each.
-template <int ROWS, int HALF_POWERS, bool MASS>
+#if defined(__AVX512F__)
+// The square root instruction is slower than memory; an approximate reciprocal root and a step of Newton's are not, and as exact.
+template <int HALF_POWERS>
+static inline __m512 sharpened_lanes(__m512 x) {
+    if (HALF_POWERS == 2) {
+        return x;
+    }
+    if (HALF_POWERS == 4) {
+        return _mm512_mul_ps(x, x);
+    }
+    const __m512 normal = _mm512_max_ps(_mm512_set1_ps(1.17549435e-38f), x); // a NaN stays
+    const __m512 r = _mm512_rsqrt14_ps(normal);
+    const __m512 half = _mm512_mul_ps(normal, _mm512_set1_ps(0.5f));
+    const __m512 root = _mm512_mul_ps(r, _mm512_fnmadd_ps(_mm512_mul_ps(half, r), r, _mm512_set1_ps(1.5f)));
+    return _mm512_mul_ps(_mm512_mul_ps(x, x), root);
+}
+#endif
+
+// One pass over ROWS rows: adds them to the column sums, and gives the sum of p log2 p of each, whichever is wanted.
+template <int ROWS, int HALF_POWERS, bool MASS, bool ENTROPY>
 static inline void pass(const float * p, std::ptrdiff_t stride, int n, float * mass, double * sums) {
     float sum[ROWS] = {};
     int c = 0;
@@ -56,11 +74,11 @@ static inline void pass(const float * p, std::ptrdiff_t stride, int n, float * m
 #    pragma GCC unroll 4
         for (int r = 0; r < ROWS; r++) {
             const __m512 x = _mm512_loadu_ps(p + r * stride + c);
-            lanes[r] = add_times_log2(x, lanes[r]);
+            if (ENTROPY) {
+                lanes[r] = add_times_log2(x, lanes[r]);
+            }
             if (MASS) {
-                column = _mm512_add_ps(column, HALF_POWERS == 2   ? x
-                                               : HALF_POWERS == 3 ? _mm512_mul_ps(x, _mm512_sqrt_ps(x))
-                                                                  : _mm512_mul_ps(x, x));
+                column = _mm512_add_ps(column, sharpened_lanes<HALF_POWERS>(x));
             }
         }
         if (MASS) {
@@ -72,6 +90,9 @@ static inline void pass(const float * p, std::ptrdiff_t stride, int n, float * m
     }
 #else
     for (int r = 0; r < ROWS; r++) {
+        sums[r] = 0;
+    }
+    for (int r = 0; ENTROPY && r < ROWS; r++) {
         float part = 0;
 #    pragma omp simd reduction(+ : part)
         for (int i = 0; i < n; i++) {
@@ -87,7 +108,7 @@ static inline void pass(const float * p, std::ptrdiff_t stride, int n, float * m
     for (; c < n; c++) {
         for (int r = 0; r < ROWS; r++) {
             const float x = p[r * stride + c];
-            sum[r] += times_log2(x);
+            sum[r] += ENTROPY ? times_log2(x) : 0.0f;
             if (MASS) {
                 mass[c] += sharpened<HALF_POWERS>(x);
             }
@@ -101,15 +122,17 @@ static inline void pass(const float * p, std::ptrdiff_t stride, int n, float * m
 template <int ROWS, int HALF_POWERS>
 static inline void some_rows(const AttentionStatsArgs & a, int head, int row, float * mass) {
     const float * const p = a.p + head * a.head_stride + row * a.row_stride;
+    double sums[ROWS];
     if (!a.entropy) {
-        if (mass) {
+        if (mass && HALF_POWERS == 3) {
+            pass<ROWS, HALF_POWERS, true, false>(p, a.row_stride, a.n_cells, mass, sums);
+        } else if (mass) {
             add_rows<ROWS, HALF_POWERS>(p, a.row_stride, a.n_cells, mass);
         }
         return;
     }
-    double sums[ROWS];
-    mass ? pass<ROWS, HALF_POWERS, true>(p, a.row_stride, a.n_cells, mass, sums)
-         : pass<ROWS, HALF_POWERS, false>(p, a.row_stride, a.n_cells, mass, sums);
+    mass ? pass<ROWS, HALF_POWERS, true, true>(p, a.row_stride, a.n_cells, mass, sums)
+         : pass<ROWS, HALF_POWERS, false, true>(p, a.row_stride, a.n_cells, mass, sums);
     for (int r = 0; r < ROWS; r++) {
         const float normalised = float(-sums[r] * LN_2 * a.inv_log_visible[row + r]);
         a.entropy[head * a.entropy_stride + row + r] = normalised < 0 ? 0 : normalised > 1 ? 1 : normalised; // lets NaN through

@@ -12,6 +12,7 @@ public final class CellStats {
     private final int kvHead;
     private final int[] position;
     private final float[] mass;
+    private final float[] exposure;
     private final float[] entropy;
     private final int[] count;
     private final Supplier<Observer.Vectors> vectorSource;
@@ -24,6 +25,7 @@ public final class CellStats {
      *
      * @param position [n], ascending; of a merged cell, its pivot's
      * @param mass [n], attention received, decayed as the planner asks; all 0 when not observed
+     * @param exposure [n], queries that could attend to the cell, decayed in the same way, positive
      * @param entropy [n], of the token's own attention row, 0..1; all 0 when not observed
      * @param count [n], tokens merged into the cell, 1 for a plain one
      * @param vectors reads keys and values when they are first asked for
@@ -34,12 +36,13 @@ public final class CellStats {
             int kvHead,
             int[] position,
             float[] mass,
+            float[] exposure,
             float[] entropy,
             int[] count,
             Supplier<Observer.Vectors> vectors,
             Supplier<Observer.QueryMoments> queries) {
         int n = position.length;
-        if (n == 0 || mass.length != n || entropy.length != n || count.length != n) {
+        if (n == 0 || mass.length != n || exposure.length != n || entropy.length != n || count.length != n) {
             throw new IllegalArgumentException("cells of different numbers: " + n + ", " + mass.length + ", "
                     + entropy.length + ", " + count.length);
         }
@@ -47,6 +50,7 @@ public final class CellStats {
         this.kvHead = kvHead;
         this.position = position;
         this.mass = mass;
+        this.exposure = exposure;
         this.entropy = entropy;
         this.count = count;
         this.vectorSource = vectors;
@@ -81,9 +85,17 @@ public final class CellStats {
         return mass;
     }
 
-    /** Attention a cell received per position since its own: mass / (newest - position + 1). */
+    /**
+     * Attention a cell receives from a query that can see it: mass over exposure. Both are decayed alike, so that this is a mean over queries,
+     * the late ones weighing more, and old cells are not put at a disadvantage.
+     */
     public double rate(int i) {
-        return mass[i] / (newest() - position[i] + 1.0);
+        return mass[i] / exposure[i];
+    }
+
+    /** Queries that could attend to each cell, decayed as the mass is; 1 and more. */
+    public float[] exposure() {
+        return exposure;
     }
 
     /** Normalised Shannon entropy H / log n of each token's own attention row, mean of the KV head's query heads. */

@@ -24,6 +24,7 @@ final class CellTable {
     private final int[] position; // [pair][cell], in the text
     private final int[] frame; // the position whose rotation the key carries: another only in an endless context
     private final float[] mass;
+    private final float[] exposure; // queries that could attend to the cell, decayed as its mass is
     private final float[] entropy;
     private final int[] count;
     private final int[] order; // [pair][0..used): cells in position order
@@ -36,6 +37,7 @@ final class CellTable {
         position = new int[n];
         frame = new int[n];
         mass = new float[n];
+        exposure = new float[n];
         entropy = new float[n];
         count = new int[n];
         order = new int[n];
@@ -62,6 +64,14 @@ final class CellTable {
                 mass[cell] = 0;
                 entropy[cell] = stats.entropy() == null ? 0 : tokenEntropy(stats.entropy(), pair, t, tokens);
                 order[base + used + t] = tokenCell[t];
+            }
+        }
+        for (int i = 0; i < exposure.length; i++) {
+            exposure[i] = (float) (exposure[i] * massDecay + tokens);
+        }
+        for (int pair = 0; pair < shape.pairs(); pair++) {
+            for (int t = 0; t < tokens; t++) {
+                exposure[pair * cells + tokenCell[t]] = tokens - t;
             }
         }
         used += tokens;
@@ -97,12 +107,14 @@ final class CellTable {
         int n = at.length;
         int[] positions = new int[n];
         float[] masses = new float[n];
+        float[] exposures = new float[n];
         float[] entropies = new float[n];
         int[] counts = new int[n];
         for (int i = 0; i < n; i++) {
             int cell = pair * cells + at[i];
             positions[i] = position[cell];
             masses[i] = mass[cell];
+            exposures[i] = exposure[cell];
             entropies[i] = entropy[cell];
             counts[i] = count[cell];
         }
@@ -111,6 +123,7 @@ final class CellTable {
                 pair % shape.kvHeads(),
                 positions,
                 masses,
+                exposures,
                 entropies,
                 counts,
                 () -> vectors.apply(at),
@@ -194,6 +207,7 @@ final class CellTable {
         int[] nextPosition = new int[budget];
         int[] nextFrame = new int[budget];
         float[] nextMass = new float[budget];
+        float[] nextExposure = new float[budget];
         float[] nextEntropy = new float[budget];
         int[] nextCount = new int[budget];
         int[] nextCell = new int[budget];
@@ -214,6 +228,7 @@ final class CellTable {
             destinations[base + at[i]] = cell;
             nextCell[group] = cell;
             nextPosition[group] = position[base + at[i]];
+            nextExposure[group] = exposure[base + at[i]];
             nextFrame[group] = newPositions == null ? frame[base + at[i]] : group;
             if (newPositions != null && at[i] != newest) {
                 newPositions[base + at[i]] = group;
@@ -242,6 +257,7 @@ final class CellTable {
             position[cell] = nextPosition[g];
             frame[cell] = nextFrame[g];
             mass[cell] = nextMass[g];
+            exposure[cell] = nextExposure[g];
             entropy[cell] = nextEntropy[g];
             count[cell] = nextCount[g];
             order[base + g] = nextCell[g];

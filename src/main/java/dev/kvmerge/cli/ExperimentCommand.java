@@ -229,6 +229,7 @@ final class ExperimentCommand implements Runnable {
         System.out.print(Table.of(results));
         System.out.println();
         System.out.print(Table.comparisons(results, traces));
+        System.out.print(Table.savedWithQuantisation(results, model.keyType, model.valueType));
         System.out.println();
         System.out.println("Written to " + out + ": results.json, results.csv, traces/, and plots (*.svg).");
     }

@@ -2,6 +2,8 @@ package dev.kvmerge.report;
 
 import dev.kvmerge.eval.RunResult;
 import dev.kvmerge.eval.Trace;
+import dev.kvmerge.llama.ContextOptions.CellType;
+import dev.kvmerge.strategy.Oracle;
 import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.List;
@@ -74,14 +76,19 @@ public final class Table {
     }
 
     /**
-     * The run with the least divergence of each compression against each of the others, on the same tokens: a difference of less than
+     * The method with the least divergence of each compression against each of the others, on the same tokens: a difference of less than
      * twice its standard error is called a tie.
      *
      * @param traces by run id
      */
     public static String comparisons(List<RunResult> runs, Map<String, Trace> traces) {
         StringBuilder text = new StringBuilder();
-        byCompression(runs).forEach((compression, part) -> {
+        byCompression(runs).forEach((compression, all) -> {
+            List<RunResult> part =
+                    all.stream().filter(r -> !r.strategy().equals(Oracle.NAME)).toList(); // no method
+            if (part.isEmpty()) {
+                return;
+            }
             RunResult best = part.getFirst();
             for (RunResult other : part.subList(1, part.size())) {
                 Trace a = traces.get(best.id());
@@ -104,6 +111,38 @@ public final class Table {
             }
         });
         return text.toString();
+    }
+
+    /** With cells of another type than F16: what the type and the strategy save together, against a full cache of F16 cells. */
+    public static String savedWithQuantisation(List<RunResult> runs, CellType key, CellType value) {
+        if (key == CellType.F16 && value == CellType.F16) {
+            return "";
+        }
+        StringBuilder text = new StringBuilder();
+        for (RunResult run : runs) {
+            if (run.kvBytes() != null && run.kvBytesFull() != null) {
+                double half =
+                        run.kvBytesFull() * 2 / (bytes(key) + bytes(value)) * 2; // a full cache at two bytes an element
+                text.append(String.format(
+                        Locale.ROOT,
+                        "%s: %.1f MiB, %.1f %% less than the full cache in F16 (%.1f MiB)%n",
+                        run.id(),
+                        run.kvBytes() / MIB,
+                        100 * (1 - run.kvBytes() / half),
+                        half / MIB));
+            }
+        }
+        return text.toString();
+    }
+
+    /** Bytes an element; of Q8_0, 34 a block of 32. */
+    private static double bytes(CellType type) {
+        return switch (type) {
+            case F32 -> 4;
+            case F16, BF16 -> 2;
+            case Q8_0 -> 34 / 32.0;
+            case Q4_0 -> 18 / 32.0;
+        };
     }
 
     private static String tie(double difference, double error) {

@@ -6,10 +6,9 @@ import dev.kvmerge.cache.Plan;
 
 /**
  * What the newest queries attend to, smoothed over neighbours, and the newest tokens. Li et al. 2024, "SnapKV: LLM Knows What You are
- * Looking for Before Generation": votes are the attention of an observation window's queries, average-pooled along the cells. Here the
- * window whose queries vote is the last block.
+ * Looking for Before Generation": votes are the attention of an observation window's queries, average-pooled along the cells.
  *
- * @param window newest tokens that always stay; the paper's 32
+ * @param window newest tokens, whose queries vote and which always stay; the paper's 32
  * @param kernel cells that votes are averaged over, odd; the paper's 7
  */
 public record SnapKv(int window, int kernel) implements Strategy {
@@ -28,6 +27,11 @@ public record SnapKv(int window, int kernel) implements Strategy {
     @Override
     public boolean needsMass() {
         return true;
+    }
+
+    @Override
+    public int massWindow() {
+        return window;
     }
 
     @Override

@@ -32,7 +32,24 @@ class StrategyTest {
         int[] count = new int[n];
         Arrays.fill(count, 1);
         return new CellStats(
-                0, 0, IntStream.range(0, n).toArray(), mass, entropy, count, () -> vectors(keys, values), null);
+                0,
+                0,
+                IntStream.range(0, n).toArray(),
+                mass,
+                exposure(IntStream.range(0, n).toArray()),
+                entropy,
+                count,
+                () -> vectors(keys, values),
+                null);
+    }
+
+    /** Of tokens that no block has decayed: as many as are newer, and itself. */
+    private static float[] exposure(int[] position) {
+        float[] exposure = new float[position.length];
+        for (int i = 0; i < exposure.length; i++) {
+            exposure[i] = position[position.length - 1] - position[i] + 1;
+        }
+        return exposure;
     }
 
     private static Observer.Vectors vectors(float[] keys, float[] values) {
@@ -77,6 +94,7 @@ class StrategyTest {
                 2,
                 position,
                 mass,
+                exposure(position),
                 entropy,
                 count,
                 () -> vectors(keys, values),
@@ -200,7 +218,7 @@ class StrategyTest {
         Strategy random = new RandomEviction(1);
         CellStats a = random(50, 1);
         assertArrayEquals(random.plan(a, 20).target(), random.plan(a, 20).target());
-        CellStats b = new CellStats(1, 3, a.position(), a.mass(), a.entropy(), a.count(), null, null);
+        CellStats b = new CellStats(1, 3, a.position(), a.mass(), a.exposure(), a.entropy(), a.count(), null, null);
         assertTrue(
                 !Arrays.equals(random.plan(a, 20).target(), random.plan(b, 20).target()));
     }

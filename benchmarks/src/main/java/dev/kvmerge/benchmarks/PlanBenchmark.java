@@ -75,11 +75,16 @@ public class PlanBenchmark {
         }
         keysCopy = keys.clone();
         valuesCopy = values.clone();
+        float[] exposure = new float[n];
+        for (int i = 0; i < n; i++) {
+            exposure[i] = n - i;
+        }
         cells = new CellStats(
                 0,
                 0,
                 IntStream.range(0, n).toArray(),
                 mass,
+                exposure,
                 entropy,
                 count,
                 () -> new Observer.Vectors(keysCopy, valuesCopy, steps(keys), steps(values)),

@@ -1,0 +1,121 @@
+package dev.kvmerge.cache;
+
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import dev.kvmerge.TestModel;
+import dev.kvmerge.TinyGguf;
+import dev.kvmerge.TinyGguf.Geometry;
+import dev.kvmerge.kernels.Observer;
+import dev.kvmerge.llama.Backend;
+import dev.kvmerge.llama.ContextOptions.CellType;
+import dev.kvmerge.llama.ContextOptions.FlashAttention;
+import dev.kvmerge.llama.Model;
+import dev.kvmerge.strategy.EntropyMerged;
+import java.lang.foreign.ValueLayout;
+import java.nio.file.Path;
+import java.util.Random;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.MethodSource;
+
+/** The shapes and rotations of the models that users bring, on tiny ones with random weights. */
+class GeometryTest {
+    @TempDir
+    Path folder;
+
+    static Stream<Geometry> geometries() {
+        return Stream.of(
+                new Geometry("llama", 4, 4, 32, 10000, "none", 32, false), // Llama 2: as many KV heads as heads
+                new Geometry("llama", 8, 2, 32, 500000, "none", 32, true), // Llama 3.1: four to one, frequency factors
+                new Geometry("llama", 8, 2, 64, 1000000, "none", 64, false), // Mistral
+                new Geometry(
+                        "llama", 4, 2, 40, 10000, "none", 16, false), // a head that is no power of two, partly rotated
+                new Geometry("llama", 4, 2, 32, 10000, "linear", 32, false),
+                new Geometry("llama", 4, 2, 32, 10000, "yarn", 32, false),
+                new Geometry("qwen2", 4, 2, 16, 1000000, "none", 16, false), // halves are rotated, not neighbours
+                new Geometry("qwen2", 2, 1, 32, 10000, "yarn", 32, false));
+    }
+
+    /** In the first layer a key is a function of its token alone, but for the rotation: the same token elsewhere has the rotated key. */
+    @ParameterizedTest
+    @MethodSource("geometries")
+    void aKeyRotatedToAnotherPositionIsTheKeyOfTheSameTokenThere(Geometry g) {
+        int early = 3;
+        int late = 23;
+        try (Model model =
+                Model.load(TestModel.library(), TinyGguf.write(folder.resolve("tiny.gguf"), g), Backend.CPU, 0)) {
+            assertEquals(g.heads(), model.shape().heads());
+            assertEquals(g.kvHeads(), model.shape().kvHeads());
+            CacheOptions options = CacheOptions.unlimited(32, 32).withCellTypes(CellType.F32, CellType.F32);
+            try (CompressedContext context = new CompressedContext(model, null, options)) {
+                int[] tokens = new Random(2).ints(32, 0, TinyGguf.VOCABULARY).toArray();
+                tokens[late] = tokens[early];
+                context.decode(tokens);
+                context.flush();
+                float[] there = keys(context, late);
+                assertTrue(distance(keys(context, early), there) > 1e-3, "the rotation is seen");
+                int cells = context.context().cells();
+                int pairs = model.shape().pairs();
+                int[] targets = new int[pairs * cells];
+                int[] positions = new int[targets.length];
+                int[] destinations = new int[targets.length];
+                int[] moved = new int[targets.length];
+                float[] weights = new float[targets.length];
+                java.util.Arrays.fill(targets, CellTable.NONE);
+                for (int pair = 0; pair < pairs; pair++) {
+                    for (int c = 0; c < 32; c++) {
+                        int at = pair * cells + c;
+                        targets[at] = destinations[at] = positions[at] = moved[at] = c;
+                        weights[at] = 1;
+                    }
+                    moved[pair * cells + early] = late;
+                }
+                context.observer().apply(targets, weights, null, positions, destinations, moved, true);
+                assertArrayEquals(there, keys(context, early), 2e-5f);
+            }
+        }
+    }
+
+    private static float[] keys(CompressedContext context, int cell) {
+        int heads = context.context().model().shape().kvHeads();
+        int dim = context.info().keyDimension();
+        float[] all = new float[heads * dim];
+        for (int h = 0; h < heads; h++) {
+            float[] keys = context.observer()
+                    .readCells(0, h, new int[] {cell}, context.info(), new Observer.Buffer())
+                    .keys();
+            System.arraycopy(keys, 0, all, h * dim, dim);
+        }
+        return all;
+    }
+
+    private static double distance(float[] a, float[] b) {
+        double sum = 0;
+        for (int i = 0; i < a.length; i++) {
+            sum += Math.abs(a[i] - b[i]);
+        }
+        return sum;
+    }
+
+    @ParameterizedTest
+    @MethodSource("geometries")
+    void everyShapeIsCompressed(Geometry g) {
+        try (Model model =
+                Model.load(TestModel.library(), TinyGguf.write(folder.resolve("tiny.gguf"), g), Backend.CPU, 0)) {
+            for (FlashAttention flash : FlashAttention.values()) {
+                CacheOptions options = CacheOptions.of(48, 32).withFlashAttention(flash);
+                try (CompressedContext context = new CompressedContext(model, new EntropyMerged(), options)) {
+                    Random random = new Random(3);
+                    for (int block = 0; block < 6; block++) {
+                        context.decode(random.ints(32, 0, TinyGguf.VOCABULARY).toArray());
+                    }
+                    assertEquals(48, context.used());
+                    assertTrue(Float.isFinite(context.logits().get(ValueLayout.JAVA_FLOAT, 0)));
+                }
+            }
+        }
+    }
+}

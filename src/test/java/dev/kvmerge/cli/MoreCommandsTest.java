@@ -1,0 +1,236 @@
+package dev.kvmerge.cli;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.List;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/** The commands beside the main one, on the real model, small. */
+class MoreCommandsTest {
+    @TempDir
+    Path folder;
+
+    private String out(String name) {
+        return folder.resolve(name).toString();
+    }
+
+    private static JsonNode runs(Path results) throws IOException {
+        return new ObjectMapper()
+                .readTree(results.resolve("results.json").toFile())
+                .get("runs");
+    }
+
+    @Test
+    void benchHasLlamaBenchsForms() throws IOException {
+        String[] common = {"bench", "-p", "192", "-n", "4", "-r", "2", "--block", "64", "--compression", "0.5"};
+        Cli table = Cli.run(common).succeeded();
+        List<String> lines = table.out().lines().filter(l -> l.startsWith("|")).toList();
+        assertEquals(6, lines.size(), table.out());
+        assertTrue(
+                lines.get(0).contains("| test ") && lines.get(0).stripTrailing().endsWith("t/s |"), lines.get(0));
+        assertTrue(lines.get(2).contains("llama.cpp")
+                && lines.get(2).contains("pp192")
+                && lines.get(2).contains("1.00 x"));
+        assertTrue(lines.get(3).contains("entropy-merged 50 %"));
+        assertTrue(lines.get(5).contains("tg4 @ 192"));
+        String[] json = java.util.Arrays.copyOf(common, common.length + 2);
+        json[common.length] = "-o";
+        json[common.length + 1] = "json";
+        JsonNode rows = new ObjectMapper().readTree(Cli.run(json).succeeded().out());
+        assertEquals(4, rows.size());
+        assertEquals(2, rows.get(1).get("samples_ts").size());
+        assertTrue(rows.get(1).get("overhead").asDouble() > 0);
+        Cli.run("bench", "-p", "100", "--compression", "0.9").failed(2, "needs at least 132 cells");
+        Cli.run("bench", "-o", "xml").failed(2, "md, csv or json");
+        Cli.run("bench", "-r", "0").failed(2, "-r must be positive");
+    }
+
+    @Test
+    void needleSaysWhatIsFoundWhere() throws IOException {
+        Cli run = Cli.run(
+                        "needle",
+                        "--junk",
+                        "--tokens",
+                        "320",
+                        "--depths",
+                        "0.5,0.9",
+                        "--trials",
+                        "1",
+                        "--block",
+                        "64",
+                        "--strategies",
+                        "full,streaming-llm",
+                        "--compression",
+                        "0.6",
+                        "--out",
+                        out("needle"))
+                .succeeded();
+        assertTrue(run.out().contains("at 50 %") && run.out().contains("streaming-llm 60 %"), run.out());
+        List<String> csv = Files.readAllLines(folder.resolve("needle/needle.csv"));
+        assertEquals(5, csv.size());
+        double full = Double.parseDouble(csv.get(1).split(",")[5]);
+        double gone = Double.parseDouble(csv.get(3).split(",")[5]);
+        assertTrue(full < gone, "a number that is in the cache is likelier than one that was dropped: " + csv);
+        Cli.run("needle", "--depths", "2").failed(2, "--depths 0..1");
+    }
+
+    @Test
+    void prefillCompressesOnceAndScoresTheRest() throws IOException {
+        Cli.run(
+                        "experiment",
+                        "--prefill",
+                        "128",
+                        "--score",
+                        "64",
+                        "--tokens",
+                        "400",
+                        "--strategies",
+                        "h2o,streaming-llm",
+                        "--compression",
+                        "0.5",
+                        "--out",
+                        out("prefill"))
+                .succeeded();
+        for (JsonNode r : runs(folder.resolve("prefill"))) {
+            assertEquals(
+                    2 * (64 - 1), r.get("scored").asInt(), "two windows, all but the first token after the prefill");
+            assertEquals(
+                    r.get("strategy").asText().equals("full") ? 192 : 64,
+                    r.get("cells").asInt());
+            assertTrue(r.get("perplexity").asDouble() > 1);
+        }
+        Cli.run("experiment", "--prefill", "500", "--tokens", "400", "--out", out("no"))
+                .failed(2, "--prefill and --score");
+        Cli.run(
+                        "experiment",
+                        "--prefill",
+                        "128",
+                        "--score",
+                        "64",
+                        "--tokens",
+                        "400",
+                        "--strategies",
+                        "oracle",
+                        "--out",
+                        out("no"))
+                .failed(2, "the oracle knows the future");
+    }
+
+    @Test
+    void theOracleBeatsEveryEvictor() throws IOException {
+        Cli.run(
+                        "experiment",
+                        "--tokens",
+                        "768",
+                        "--block",
+                        "64",
+                        "--strategies",
+                        "oracle,h2o,average-mass,snapkv,tova,keydiff,random",
+                        "--compression",
+                        "0.8",
+                        "--out",
+                        out("oracle"))
+                .succeeded();
+        double oracle = Double.NaN;
+        double best = Double.MAX_VALUE;
+        for (JsonNode r : runs(folder.resolve("oracle"))) {
+            if (r.get("strategy").asText().equals("oracle")) {
+                oracle = r.get("kl_mean").asDouble();
+            } else if (!r.get("kl_mean").isNull()) {
+                best = Math.min(best, r.get("kl_mean").asDouble());
+            }
+        }
+        assertTrue(oracle < best, oracle + " nats, and the best method " + best);
+        assertFalse(Files.exists(folder.resolve("oracle/full-attention.bin")), "the record is scratch");
+    }
+
+    @Test
+    void ablateMakesATableAndAPlotAndGoesOn() throws IOException {
+        String[] arguments = {
+            "ablate",
+            "--vary",
+            "recent-share=0.2,0.6",
+            "--vary",
+            "cells=0.5,0.7",
+            "--tokens",
+            "320",
+            "--compression",
+            "0.5",
+            "--out",
+            out("ablate")
+        };
+        Cli.run(arguments).succeeded();
+        String first = Files.readString(folder.resolve("ablate/ablation.md"));
+        assertTrue(first.contains("| recent-share | KL ") && first.contains("| 0.6 | 0."), first);
+        assertTrue(Files.size(folder.resolve("ablate/cells.svg")) > 1000);
+        Cli.run(arguments).succeeded();
+        assertEquals(first, Files.readString(folder.resolve("ablate/ablation.md")), "nothing is made again");
+        Cli.run("ablate", "--vary", "decay").failed(2, "--vary takes");
+        Cli.run("ablate", "--vary", "speed=1,2").failed(2, "no parameter 'speed=1'");
+    }
+
+    @Test
+    void endlessGoesPastItsCells() throws IOException {
+        Cli run = Cli.run(
+                        "endless",
+                        "--cells",
+                        "96",
+                        "--block",
+                        "32",
+                        "--tokens",
+                        "512",
+                        "--full-tokens",
+                        "512",
+                        "--stretch",
+                        "256",
+                        "--out",
+                        out("endless"))
+                .succeeded();
+        List<String> csv = Files.readAllLines(folder.resolve("endless/endless.csv"));
+        assertEquals(1 + 3 * 2, csv.size(), run.out());
+        double full = Double.parseDouble(csv.get(2).split(",")[2]);
+        double ours = Double.parseDouble(csv.get(4).split(",")[2]);
+        assertEquals(full, ours, 0.3 * full, "renumbered positions read the text as well as their own");
+        assertTrue(Files.size(folder.resolve("endless/endless.svg")) > 1000);
+    }
+
+    @Test
+    void klDivergencePrintsTheBlock() {
+        Cli run = Cli.run("perplexity", "-c", "320", "--kl-divergence", "--strategy", "h2o", "--cells", "160")
+                .succeeded();
+        assertTrue(run.out().contains("====== KL divergence statistics ======"), run.out());
+        assertTrue(run.out().matches("(?s).*Same top p: \\d+\\.\\d{3} \u00b1 .*"), run.out());
+        Cli.run("perplexity", "--kl-divergence").failed(2, "name one");
+    }
+
+    @Test
+    void reportShowsWhatIsThereAndNamesWhatIsMissing() throws IOException {
+        Cli.run("experiment", "--tokens", "320", "--strategies", "h2o", "--compression", "0.5", "--out", out("a/whole"))
+                .succeeded();
+        Files.createDirectories(folder.resolve("a/broken"));
+        Files.writeString(folder.resolve("a/broken/results.json"), "{\"runs\": [");
+        Cli run = Cli.run("report", out("a")).succeeded();
+        assertTrue(run.err().contains("broken"), run.err());
+        String html = Files.readString(folder.resolve("a/report.html"));
+        assertTrue(html.contains("<h2>whole</h2>") && html.contains("<svg ") && html.contains("class=\"missing\""));
+        assertFalse(html.contains("src=\"http"), "one page, nothing from elsewhere");
+        assertTrue(Files.readString(folder.resolve("a/report.md")).contains("| h2o | 50 % | 160 |"));
+        Cli.run("report", out("nothing")).failed(1, "cannot read the folder");
+    }
+
+    @Test
+    void rpcNeedsABackendAndAServer() {
+        Cli.run("experiment", "--rpc", "127.0.0.1:1", "--out", out("rpc")).failed(1, "make llama-rpc");
+        Cli.run("experiment", "--rpc", "127.0.0.1:1", "--device", "cpu", "--out", out("rpc"))
+                .failed(2, "--device any");
+        Cli.run("experiment", "--device", "any", "--out", out("rpc")).failed(1, "nothing but the CPU");
+    }
+}
