@@ -170,7 +170,7 @@ public final class HtmlReport {
         for (RunResult r : runs) {
             String[] cells = {
                 r.strategy(),
-                String.format(Locale.ROOT, "%.4g %%", 100 * r.compression()),
+                Table.percent(r.compression()) + " %",
                 Integer.toString(r.cells()),
                 number("%.5f", r.klMean()),
                 number("%.5f", r.klSe()),

@@ -160,7 +160,7 @@ public final class Table {
         return parts;
     }
 
-    private static String percent(double share) {
+    static String percent(double share) {
         return java.math.BigDecimal.valueOf(share * 100)
                 .setScale(2, java.math.RoundingMode.HALF_UP)
                 .stripTrailingZeros()

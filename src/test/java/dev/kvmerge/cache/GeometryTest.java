@@ -32,7 +32,7 @@ class GeometryTest {
                 new Geometry("llama", 8, 2, 32, 500000, "none", 32, true), // Llama 3.1: four to one, frequency factors
                 new Geometry("llama", 8, 2, 64, 1000000, "none", 64, false), // Mistral
                 new Geometry(
-                        "llama", 4, 2, 40, 10000, "none", 16, false), // a head that is no power of two, partly rotated
+                        "llama", 4, 2, 40, 10000, "none", 40, false), // a head that is no power of two, all rotated
                 new Geometry("llama", 4, 2, 32, 10000, "linear", 32, false),
                 new Geometry("llama", 4, 2, 32, 10000, "yarn", 32, false),
                 new Geometry("qwen2", 4, 2, 16, 1000000, "none", 16, false), // halves are rotated, not neighbours

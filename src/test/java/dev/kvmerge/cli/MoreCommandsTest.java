@@ -35,7 +35,7 @@ class MoreCommandsTest {
         List<String> lines = table.out().lines().filter(l -> l.startsWith("|")).toList();
         assertEquals(6, lines.size(), table.out());
         assertTrue(
-                lines.get(0).contains("| test ") && lines.get(0).stripTrailing().endsWith("t/s |"), lines.get(0));
+                lines.get(0).contains(" test |") && lines.get(0).stripTrailing().endsWith("t/s |"), lines.get(0));
         assertTrue(lines.get(2).contains("llama.cpp")
                 && lines.get(2).contains("pp192")
                 && lines.get(2).contains("1.00 x"));
