@@ -96,7 +96,7 @@ typedef struct kvmerge_observer_params {
     float query_decay;   /* factor on the query moments at each begin, 0..1; .7 a block of 128 is good */
     float ridge;         /* lambda of the fold direction, > 0; .05 is good */
     int32_t device;      /* KVMERGE_DEVICE_* */
-    int32_t n_threads;   /* most threads that observing flash attention and kvmerge_apply use, 1..1024 */
+    int32_t n_threads;   /* most threads that observing attention and kvmerge_apply use, 1..1024 */
     kvmerge_ggml ggml;
 } kvmerge_observer_params;
 

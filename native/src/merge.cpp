@@ -268,10 +268,12 @@ kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmerge_plan * p
                 }
             }
             run(o, work, *devices[d]);
+            int last = -1; // heads of a layer follow each other
             for (const Work::Head & h : work.heads) {
-                if (&h == work.heads.data() || h.layer != (&h - 1)->layer) {
+                if (h.layer != last) {
                     o.layers[h.layer].k.written();
                     o.layers[h.layer].v.written();
+                    last = h.layer;
                 }
             }
         }

@@ -56,6 +56,12 @@ class NodeData {
     T * as(size_t offset = 0) {
         return reinterpret_cast<T *>(static_cast<char *>(data_) + offset);
     }
+    // What was changed in a copy goes back; in place it is there already.
+    void write_back(ggml_tensor * t, const kvmerge_ggml & ggml) const {
+        if (data_ == copy_.data()) {
+            ggml.tensor_set(t, copy_.data(), 0, copy_.size());
+        }
+    }
 
   private:
     std::vector<char> copy_;
@@ -75,35 +81,29 @@ void skip_rows(ScoreStatsArgs & a, int rows) {
     a.mask = a.mask ? a.mask + rows * a.mask_stride : nullptr;
 }
 
-// The host runs a slice of KV heads on each thread; a GPU takes all at once.
-void attention_stats(const Device & device, const AttentionStatsArgs & all, int n_threads) {
-    if (&device != &host_device()) {
-        device.attention_stats(all);
-        return;
-    }
-    parallel_for(all.n_kv_heads, n_threads, [&](int64_t h) {
-        AttentionStatsArgs a = all;
-        a.n_kv_heads = 1;
-        a.p += h * all.group * all.head_stride;
-        a.mass = all.mass ? all.mass + h * all.mass_stride : nullptr;
-        a.entropy = all.entropy ? all.entropy + h * all.group * all.entropy_stride : nullptr;
-        device.attention_stats(a);
-    });
+void start_at(AttentionStatsArgs & a, int kv_head) {
+    a.p += std::ptrdiff_t(kv_head) * a.group * a.head_stride;
 }
 
-void score_stats(const Device & device, const ScoreStatsArgs & all, int n_threads) {
+void start_at(ScoreStatsArgs & a, int kv_head) {
+    a.q += std::ptrdiff_t(kv_head) * a.group * a.head_stride;
+    a.first_kv_head += kv_head;
+}
+
+// The host runs a slice of KV heads on each thread; a GPU takes all at once.
+template <class Args>
+void run(const Device & device, void (*Device::*kernel)(const Args &), const Args & all, int n_threads) {
     if (&device != &host_device()) {
-        device.score_stats(all);
+        (device.*kernel)(all);
         return;
     }
     parallel_for(all.n_kv_heads, n_threads, [&](int64_t h) {
-        ScoreStatsArgs a = all;
+        Args a = all;
         a.n_kv_heads = 1;
-        a.first_kv_head = int(h);
-        a.q += h * all.group * all.head_stride;
+        start_at(a, int(h));
         a.mass = all.mass ? all.mass + h * all.mass_stride : nullptr;
         a.entropy = all.entropy ? all.entropy + h * all.group * all.entropy_stride : nullptr;
-        device.score_stats(a);
+        (device.*kernel)(a);
     });
 }
 
@@ -253,22 +253,18 @@ void kvmerge_observer::visit_queries(const ggml_tensor * q, int layer) {
 }
 
 void kvmerge_observer::add_exact_bias(ggml_tensor * kq, int layer) {
-    const bool host = is_host(kq, params.ggml);
-    std::vector<char> copy = host ? std::vector<char>() : download(kq, params.ggml);
-    char * const data = host ? static_cast<char *>(kq->data) : copy.data();
+    NodeData data(kq, host_device(), params.ggml);
     const float inverse = 1 / layers[layer].scale;
     for (int64_t h = 0; h < kq->ne[2]; h++) {
         const float * b = bias.data() + head_index(layer, int(h) / group()) * params.n_cells;
         for (int64_t r = 0; r < kq->ne[1]; r++) {
-            float * row = reinterpret_cast<float *>(data + h * kq->nb[2] + r * kq->nb[1]);
+            float * row = data.as<float>(size_t(h) * kq->nb[2] + size_t(r) * kq->nb[1]);
             for (int64_t c = 0; c < kq->ne[0]; c++) {
                 row[c] += b[c] * inverse;
             }
         }
     }
-    if (!host) {
-        params.ggml.tensor_set(kq, copy.data(), 0, copy.size());
-    }
+    data.write_back(kq, params.ggml);
 }
 
 // Counts the cells each row sees, once for each mask of a ubatch.
@@ -307,13 +303,13 @@ const float * kvmerge_observer::visible_on(Layer & l) {
 
 // Calls a kernel for the rows whose attention counts: all, or the last few for the mass, and then all for the entropies.
 template <class Args, class Kernel>
-void kvmerge_observer::in_window(const Args & args, bool entropies, Kernel && kernel) const {
+void kvmerge_observer::in_window(const Args & args, Kernel && kernel) const {
     const int skipped = params.mass_window > 0 ? args.n_rows - std::min(args.n_rows, params.mass_window) : 0;
     if (skipped == 0) {
         kernel(args);
         return;
     }
-    if (entropies) {
+    if (args.entropy) {
         Args all = args;
         all.mass = nullptr;
         kernel(all);
@@ -351,7 +347,7 @@ void kvmerge_observer::add_attention(ggml_tensor * p, int layer) {
                                entropies ? l.entropy.data() + ubatch_start : nullptr,
                                params.n_tokens,
                                visible_on(l)};
-    in_window(args, entropies, [&](const AttentionStatsArgs & a) { attention_stats(*l.stats_device, a, params.n_threads); });
+    in_window(args, [&](const AttentionStatsArgs & a) { run(*l.stats_device, &Device::attention_stats, a, params.n_threads); });
     check(*l.stats_device);
     l.tokens_seen += n_rows;
 }
@@ -404,7 +400,7 @@ void kvmerge_observer::add_flash_attention(ggml_tensor * node, int layer) {
                            entropies ? l.entropy.data() + ubatch_start : nullptr,
                            params.n_tokens,
                            visible_on(l)};
-    in_window(args, entropies, [&](const ScoreStatsArgs & a) { score_stats(d, a, params.n_threads); });
+    in_window(args, [&](const ScoreStatsArgs & a) { run(d, &Device::score_stats, a, params.n_threads); });
     check(d);
     l.tokens_seen += n_rows;
 }

@@ -68,7 +68,7 @@ struct kvmerge_observer {
     void add_attention(ggml_tensor * probabilities, int layer);
     void add_flash_attention(ggml_tensor * node, int layer);
     template <class Args, class Kernel>
-    void in_window(const Args & args, bool entropies, Kernel && kernel) const;
+    void in_window(const Args & args, Kernel && kernel) const;
     void look_at_mask(const ggml_tensor * mask, int n_kv, int n_rows);
     void prepare(Layer & layer, const ggml_tensor * node);
     const float * visible_on(Layer & layer);

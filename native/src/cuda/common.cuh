@@ -14,6 +14,7 @@
 namespace kvmerge {
 namespace cuda {
 
+constexpr int MOST_GPUS = 64; // that a process may see
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 constexpr uint16_t HIDDEN = 0xfc00; // minus infinity in half precision, what llama.cpp's mask hides a cell with

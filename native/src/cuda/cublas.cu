@@ -33,8 +33,6 @@ struct Library {
     bool whole() const { return create && set_stream && gemm; }
 };
 
-constexpr int MOST_GPUS = 64;
-
 // The handle of a GPU; null where cuBLAS is not to be had.
 Handle handle_of(const Library & library, int gpu) {
     static std::mutex mutex;

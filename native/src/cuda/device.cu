@@ -11,7 +11,6 @@ namespace cuda {
 
 namespace {
 
-constexpr int MOST_GPUS = 64;
 std::mutex mutex;
 cudaStream_t streams[MOST_GPUS];
 thread_local std::string failure, told;

@@ -51,27 +51,18 @@ public record CacheOptions(
 
     /** No limit: cells for the whole text. */
     public static CacheOptions unlimited(int capacity, int block) {
-        CacheOptions o = of(capacity, block);
-        return new CacheOptions(
-                0, block, capacity, o.threads, o.ubatch, o.flashAttention, o.keyType, o.valueType, false);
-    }
-
-    /** As it is for the other uses, without renumbering. */
-    public CacheOptions(
-            int cells,
-            int block,
-            int capacity,
-            int threads,
-            int ubatch,
-            FlashAttention flashAttention,
-            CellType keyType,
-            CellType valueType) {
-        this(cells, block, capacity, threads, ubatch, flashAttention, keyType, valueType, false);
+        return of(capacity, block).sized(0, block, capacity);
     }
 
     public CacheOptions withEndless(boolean renumbered) {
         return new CacheOptions(
                 cells, block, capacity, threads, ubatch, flashAttention, keyType, valueType, renumbered);
+    }
+
+    /** The same for another number of cells, block and capacity. */
+    public CacheOptions sized(int newCells, int newBlock, int newCapacity) {
+        return new CacheOptions(
+                newCells, newBlock, newCapacity, threads, ubatch, flashAttention, keyType, valueType, endless);
     }
 
     public CacheOptions withThreads(int n) {

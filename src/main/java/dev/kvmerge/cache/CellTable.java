@@ -54,6 +54,9 @@ final class CellTable {
      */
     void add(int[] tokenCell, int firstPosition, int firstFrame, Observer.Stats stats, double massDecay) {
         int tokens = tokenCell.length;
+        for (int i = 0; i < exposure.length; i++) {
+            exposure[i] = (float) (exposure[i] * massDecay + tokens);
+        }
         for (int pair = 0; pair < shape.pairs(); pair++) {
             int base = pair * cells;
             for (int t = 0; t < tokens; t++) {
@@ -62,16 +65,9 @@ final class CellTable {
                 frame[cell] = firstFrame + t;
                 count[cell] = 1;
                 mass[cell] = 0;
+                exposure[cell] = tokens - t;
                 entropy[cell] = stats.entropy() == null ? 0 : tokenEntropy(stats.entropy(), pair, t, tokens);
                 order[base + used + t] = tokenCell[t];
-            }
-        }
-        for (int i = 0; i < exposure.length; i++) {
-            exposure[i] = (float) (exposure[i] * massDecay + tokens);
-        }
-        for (int pair = 0; pair < shape.pairs(); pair++) {
-            for (int t = 0; t < tokens; t++) {
-                exposure[pair * cells + tokenCell[t]] = tokens - t;
             }
         }
         used += tokens;
@@ -153,12 +149,8 @@ final class CellTable {
         int[] targets = new int[position.length];
         Arrays.fill(targets, NONE);
         float[] weights = new float[position.length];
-        float[] valueWeights = null;
-        for (Plan plan : plans) {
-            if (plan.valueWeight() != null && valueWeights == null) {
-                valueWeights = new float[position.length];
-            }
-        }
+        boolean weighted = Arrays.stream(plans).anyMatch(plan -> plan.valueWeight() != null);
+        float[] valueWeights = weighted ? new float[position.length] : null;
         int[] destinations = new int[position.length];
         int[] positions = frame.clone();
         int[] newPositions = renumber ? frame.clone() : null;

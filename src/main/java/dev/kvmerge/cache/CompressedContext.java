@@ -62,6 +62,16 @@ public final class CompressedContext implements AutoCloseable {
         public long apply() {
             return apply;
         }
+
+        /** Observing, planning and applying. */
+        public long overhead() {
+            return observe + plan + apply;
+        }
+
+        /** All of it. */
+        public long total() {
+            return decode + overhead();
+        }
     }
 
     /**

@@ -1,15 +1,13 @@
 package dev.kvmerge.cli;
 
 import dev.kvmerge.KvmergeException;
+import dev.kvmerge.eval.Cache;
 import dev.kvmerge.eval.SpeedBench;
 import dev.kvmerge.eval.Text;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.models.Catalogue;
 import dev.kvmerge.report.SpeedTable;
-import dev.kvmerge.strategy.Strategies;
-import dev.kvmerge.strategy.Strategy;
-import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import picocli.CommandLine.Command;
@@ -90,33 +88,19 @@ final class BenchCommand implements Runnable {
     @Override
     public void run() {
         check();
-        FlashAttention flashAttention = model.flashAttention(FlashAttention.OFF);
-        model.checkCells(flashAttention, settings.bias);
+        List<Cache> caches = Cache.list("llama.cpp", strategies, compressions, settings.settings());
+        for (int prompt : prompts) {
+            caches.forEach(cache -> cache.check(block, prompt));
+        }
+        model.checkCells(model.flashAttention(FlashAttention.OFF), settings.bias);
         Catalogue catalogue = Home.catalogue();
         Text source = text.read(catalogue);
         Interrupt.listen("kvmerge: stopping after the run in work; nothing was written");
-        List<SpeedBench.Cache> caches = new ArrayList<>(List.of(new SpeedBench.Cache("llama.cpp", null, 0)));
-        for (double compression : compressions) {
-            for (String name : strategies) {
-                Strategy strategy = Strategies.create(name, settings.settings());
-                if (strategy != null) {
-                    caches.add(new SpeedBench.Cache(strategy.name(), strategy, compression));
-                }
-            }
-        }
         int longest = Arrays.stream(prompts).max().orElseThrow();
         try (Model loaded = model.load(catalogue)) {
             int[] tokens = TextOptions.slice(loaded, source, 0, longest + generated);
-            SpeedBench.Setup setup = new SpeedBench.Setup(
-                    prompts,
-                    generated,
-                    repetitions,
-                    block,
-                    model.threads(),
-                    model.ubatch,
-                    flashAttention,
-                    model.keyType,
-                    model.valueType);
+            SpeedBench.Setup setup =
+                    new SpeedBench.Setup(prompts, generated, repetitions, model.cache(longest + generated, block));
             List<SpeedBench.Row> rows;
             try (Progress progress = new Progress("bench")) {
                 rows = new SpeedBench(loaded, setup, caches, tokens)
@@ -143,17 +127,6 @@ final class BenchCommand implements Runnable {
         }
         if (!List.of("md", "csv", "json").contains(output)) {
             throw new KvmergeException.Usage("-o is md, csv or json, not '" + output + "'");
-        }
-        for (double compression : compressions) {
-            for (String name : strategies) {
-                Strategy strategy = Strategies.create(name, settings.settings());
-                for (int prompt : prompts) {
-                    int cells = dev.kvmerge.eval.Experiment.cellsFor(prompt, compression);
-                    if (strategy != null) {
-                        dev.kvmerge.eval.Experiment.checkBudget(strategy, cells, block, prompt);
-                    }
-                }
-            }
         }
     }
 }

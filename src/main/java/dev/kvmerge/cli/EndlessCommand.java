@@ -97,8 +97,7 @@ final class EndlessCommand implements Runnable {
             throw new KvmergeException.Usage(
                     "--block must be positive, --stretch 2 and more, --full-tokens not negative");
         }
-        FlashAttention flashAttention = model.flashAttention(FlashAttention.OFF);
-        model.checkCells(flashAttention, settings.bias);
+        model.checkCells(model.flashAttention(FlashAttention.OFF), settings.bias);
         Map<String, Strategy> caches = new LinkedHashMap<>();
         for (String name : strategies) {
             Strategy strategy = Strategies.create(name, settings.settings());
@@ -114,34 +113,22 @@ final class EndlessCommand implements Runnable {
                 Model loaded = model.load(catalogue)) {
             int[] part = TextOptions.slice(loaded, read, 0, tokens);
             Map<String, double[]> traces = new LinkedHashMap<>();
+            CacheOptions endless =
+                    model.cache(part.length, block).sized(cells, block, 0).withEndless(true);
             if (fullTokens > 1) {
                 int n = Math.min(fullTokens, part.length);
                 traces.put(
                         Strategies.FULL,
-                        read(loaded, java.util.Arrays.copyOf(part, n), Strategies.FULL, null, options(0, n)));
+                        read(loaded, java.util.Arrays.copyOf(part, n), Strategies.FULL, null, model.cache(n, block)));
             }
             caches.forEach((name, strategy) -> {
-                traces.put(
-                        name,
-                        read(loaded, part, name, strategy, options(cells, 0).withEndless(true)));
+                traces.put(name, read(loaded, part, name, strategy, endless));
                 folder.write("endless.csv", EndlessTable.csv(traces, stretch));
                 folder.write("endless.svg", EndlessTable.plot(traces, stretch, loaded.trainedContext()));
             });
             System.out.print(EndlessTable.of(traces, stretch));
             System.out.println("\nThe table and the plot are in " + out + ".");
         }
-    }
-
-    private CacheOptions options(int budget, int capacity) {
-        return new CacheOptions(
-                budget,
-                block,
-                capacity,
-                model.threads(),
-                model.ubatch,
-                model.flashAttention(FlashAttention.OFF),
-                model.keyType,
-                model.valueType);
     }
 
     private static double[] read(Model model, int[] tokens, String name, Strategy strategy, CacheOptions options) {

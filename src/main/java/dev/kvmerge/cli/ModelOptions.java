@@ -1,6 +1,7 @@
 package dev.kvmerge.cli;
 
 import dev.kvmerge.KvmergeException;
+import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.cache.CompressedContext;
 import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.kernels.Kvmerge;
@@ -114,6 +115,12 @@ final class ModelOptions {
 
     FlashAttention flashAttention(FlashAttention otherwise) {
         return flashAttention == null ? otherwise : flashAttention;
+    }
+
+    /** A cache for a text, as the options have it; flash attention is off unless asked for. */
+    CacheOptions cache(int capacity, int block) {
+        return new CacheOptions(
+                0, block, capacity, threads(), ubatch, flashAttention(FlashAttention.OFF), keyType, valueType, false);
     }
 
     /** Loads the libraries. */

@@ -1,8 +1,7 @@
 package dev.kvmerge.cli;
 
 import dev.kvmerge.KvmergeException;
-import dev.kvmerge.cache.CacheOptions;
-import dev.kvmerge.eval.Experiment;
+import dev.kvmerge.eval.Cache;
 import dev.kvmerge.eval.Retrieval;
 import dev.kvmerge.eval.Text;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
@@ -11,7 +10,6 @@ import dev.kvmerge.models.Catalogue;
 import dev.kvmerge.report.ResultsFolder;
 import dev.kvmerge.report.RetrievalTable;
 import dev.kvmerge.strategy.Strategies;
-import dev.kvmerge.strategy.Strategy;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -114,21 +112,19 @@ final class NeedleCommand implements Runnable {
             throw new KvmergeException.Usage(
                     "--tokens must be 64 and more, --trials positive, --block 32 and more and --depths 0..1");
         }
-        FlashAttention flashAttention = model.flashAttention(FlashAttention.OFF);
-        model.checkCells(flashAttention, settings.bias);
-        List<Retrieval.Cache> caches = caches();
+        model.checkCells(model.flashAttention(FlashAttention.OFF), settings.bias);
+        List<Cache> caches = Cache.list(Strategies.FULL, strategies, compressions, settings.settings());
+        caches.forEach(cache -> cache.check(block, tokens));
         Catalogue catalogue = Home.catalogue();
         Retrieval.Puzzle puzzle =
                 junk ? Retrieval.Puzzle.passkey() : Retrieval.Puzzle.needle(book(text.read(catalogue)));
         Interrupt.listen("kvmerge: stopping after the question in work; no table was written");
         try (ResultsFolder folder = ResultsFolder.open(out);
                 Model loaded = model.load(catalogue)) {
-            CacheOptions options = new CacheOptions(
-                    0, block, tokens, model.threads(), model.ubatch, flashAttention, model.keyType, model.valueType);
-            Retrieval retrieval =
-                    new Retrieval(loaded, puzzle, new Retrieval.Setup(tokens, depths, trials, seed, block, options));
+            Retrieval.Setup setup = new Retrieval.Setup(tokens, depths, trials, seed, model.cache(tokens, block));
+            Retrieval retrieval = new Retrieval(loaded, puzzle, setup);
             List<Retrieval.Row> rows = new ArrayList<>();
-            for (Retrieval.Cache cache : caches) {
+            for (Cache cache : caches) {
                 String title = cache.name()
                         + (cache.strategy() == null ? "" : " " + Math.round(100 * cache.compression()) + " %");
                 try (Progress progress = new Progress(title)) {
@@ -146,21 +142,6 @@ final class NeedleCommand implements Runnable {
             System.out.print(RetrievalTable.of(rows, depths));
             System.out.println("\nThe table is in " + out.resolve("needle.csv") + ".");
         }
-    }
-
-    private List<Retrieval.Cache> caches() {
-        List<Retrieval.Cache> caches = new ArrayList<>(List.of(new Retrieval.Cache(Strategies.FULL, null, 0)));
-        for (double compression : compressions) {
-            int cells = Experiment.cellsFor(tokens, compression);
-            for (String name : strategies) {
-                Strategy strategy = Strategies.create(name, settings.settings());
-                if (strategy != null) {
-                    Experiment.checkBudget(strategy, cells, block, tokens);
-                    caches.add(new Retrieval.Cache(name, strategy, compression));
-                }
-            }
-        }
-        return caches;
     }
 
     private static String book(Text text) {

@@ -79,7 +79,7 @@ final class QuickstartCommand implements Runnable {
                 throw new KvmergeException(name + ": decoding after the compression gives no finite logits");
             }
             CompressedContext.Timings t = context.timings();
-            double speed = 1e9 * (TOKENS + 1) / (t.decode() + t.observe() + t.plan() + t.apply());
+            double speed = 1e9 * (TOKENS + 1) / t.total();
             done(String.format(
                     Locale.ROOT,
                     "%s: %d tokens in %d cells, %.1f MiB of K and V, decoding goes on",

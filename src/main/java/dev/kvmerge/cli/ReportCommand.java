@@ -2,6 +2,7 @@ package dev.kvmerge.cli;
 
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.report.HtmlReport;
+import dev.kvmerge.report.ResultsFolder;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -46,24 +47,12 @@ final class ReportCommand implements Runnable {
         HtmlReport page = HtmlReport.of(folder, experiments);
         Path html = out == null ? folder.resolve("report.html") : out;
         Path markdown = html.resolveSibling(html.getFileName().toString().replaceFirst("\\.html?$", "") + ".md");
-        write(html, page.html());
-        write(markdown, page.markdown());
+        try (ResultsFolder to = ResultsFolder.open(html.toAbsolutePath().getParent())) {
+            to.write(html.getFileName().toString(), page.html());
+            to.write(markdown.getFileName().toString(), page.markdown());
+        }
         page.problems().forEach(p -> System.err.println("kvmerge: " + p));
         System.out.println("Wrote " + html + " and " + markdown + ": " + experiments.size() + " experiments"
                 + (page.problems().isEmpty() ? "" : ", " + page.problems().size() + " with something missing") + ".");
-    }
-
-    private static void write(Path file, String content) {
-        Path part = file.resolveSibling(file.getFileName() + ".part");
-        try {
-            Files.writeString(part, content);
-            Files.move(
-                    part,
-                    file,
-                    java.nio.file.StandardCopyOption.REPLACE_EXISTING,
-                    java.nio.file.StandardCopyOption.ATOMIC_MOVE);
-        } catch (IOException e) {
-            throw new KvmergeException("cannot write " + file + ": " + e.getMessage(), e);
-        }
     }
 }

@@ -159,7 +159,8 @@ public final class ChunkedPerplexity {
                 Math.min(options.ubatch(), block),
                 options.flashAttention(),
                 options.keyType(),
-                options.valueType());
+                options.valueType(),
+                false);
         for (int i = 0; i < chunks; i++) {
             try (CompressedContext context = new CompressedContext(model, strategy, cache)) {
                 for (int from = 0; from < n; from += block) {

@@ -51,14 +51,12 @@ public final class Endless {
                             context.logits(), Arrays.copyOfRange(tokens, at + 1, at + 1 + rows));
                     System.arraycopy(part, 0, nll, at + 1, rows);
                 }
-                listener.at(end, perplexity(nll, Math.max(1, end - RECENT), Math.min(end + 1, tokens.length)));
+                listener.at(
+                        end,
+                        Trace.perplexity(nll, Math.max(1, end - RECENT), Math.min(end + 1, tokens.length))
+                                .value());
             }
         }
         return nll;
-    }
-
-    /** exp of the mean of nll[from, to). */
-    public static double perplexity(double[] nll, int from, int to) {
-        return Math.exp(Arrays.stream(nll, from, to).average().orElse(Double.NaN));
     }
 }

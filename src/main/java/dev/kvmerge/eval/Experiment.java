@@ -145,7 +145,7 @@ public final class Experiment implements AutoCloseable {
                             "the oracle knows the future of a text that is streamed: leave --prefill out");
                 }
                 checkBudget(strategy, cells, mode.streams() ? setup.block() : 1, n);
-                runs.add(new Run(name, strategy, compression, cells));
+                runs.add(new Run(Strategies.label(name, strategy), strategy, compression, cells));
                 smallest = Math.min(smallest, cells);
             }
         }
@@ -283,7 +283,8 @@ public final class Experiment implements AutoCloseable {
                 setup.ubatch(),
                 setup.flashAttention(),
                 setup.keyType(),
-                setup.valueType());
+                setup.valueType(),
+                false);
     }
 
     /** What the windows so far took. */
@@ -338,8 +339,7 @@ public final class Experiment implements AutoCloseable {
             if (end == tokens.length && mode.streams()) {
                 context.flush(); // a last block that is not full
             }
-            CompressedContext.Timings t = context.timings();
-            double seconds = (spent.nanos() + t.decode() + t.observe() + t.plan() + t.apply()) / 1e9;
+            double seconds = (spent.nanos() + context.timings().total()) / 1e9;
             int done = start + end;
             int scoredSoFar = mode.streams()
                     ? Math.min(end, tokens.length - 1)

@@ -53,12 +53,9 @@ public final class Retrieval {
      * @param tokens length of the text, about
      * @param depths where the fact lies, 0 (start) to 1 (end)
      * @param trials keys a depth
-     * @param options of the full cache; the compressed ones take a share of its cells
+     * @param options of the contexts: block, threads and types; their sizes are the text's
      */
-    public record Setup(int tokens, double[] depths, int trials, long seed, int block, CacheOptions options) {}
-
-    /** A cache to ask. */
-    public record Cache(String name, Strategy strategy, double compression) {}
+    public record Setup(int tokens, double[] depths, int trials, long seed, CacheOptions options) {}
 
     /**
      * What came of it.
@@ -97,8 +94,7 @@ public final class Retrieval {
      * @throws Experiment.Cancelled if asked to stop
      */
     public Row ask(Cache cache, Consumer<String> progress, BooleanSupplier cancelled) {
-        int cells =
-                cache.strategy() == null ? setup.tokens() : Experiment.cellsFor(setup.tokens(), cache.compression());
+        int cells = cache.cells(setup.tokens());
         double[] found = new double[setup.depths().length];
         double[] nll = new double[found.length];
         Random keys = new Random(setup.seed()); // the same for every cache
@@ -122,19 +118,12 @@ public final class Retrieval {
         int[] text = text(depth, key);
         int[] question = withoutBos(puzzle.question());
         int[] answer = withoutBos(" " + key);
-        CacheOptions plain = setup.options();
-        CacheOptions options = new CacheOptions(
-                strategy == null ? 0 : cells,
-                setup.block(),
-                text.length + question.length + answer.length + setup.block(),
-                plain.threads(),
-                plain.ubatch(),
-                plain.flashAttention(),
-                plain.keyType(),
-                plain.valueType());
+        int block = setup.options().block();
+        CacheOptions options = setup.options()
+                .sized(strategy == null ? 0 : cells, block, text.length + question.length + answer.length + block);
         try (CompressedContext context = new CompressedContext(model, strategy, options)) {
-            for (int at = 0; at < text.length; at += setup.block()) {
-                context.decode(Arrays.copyOfRange(text, at, Math.min(text.length, at + setup.block())), false);
+            for (int at = 0; at < text.length; at += block) {
+                context.decode(Arrays.copyOfRange(text, at, Math.min(text.length, at + block)), false);
             }
             context.flush(); // compressed, before the question is known
             context.decode(question, false);

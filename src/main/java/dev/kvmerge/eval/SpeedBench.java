@@ -4,10 +4,7 @@ import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.cache.CompressedContext;
 import dev.kvmerge.llama.Context;
 import dev.kvmerge.llama.ContextOptions;
-import dev.kvmerge.llama.ContextOptions.CellType;
-import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
-import dev.kvmerge.strategy.Strategy;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -23,29 +20,14 @@ public final class SpeedBench {
     private static final int PLAIN_BATCH = 512;
 
     /**
-     * A cache to time.
-     *
-     * @param strategy null for llama.cpp alone, without an eval callback
-     */
-    public record Cache(String name, Strategy strategy, double compression) {}
-
-    /**
      * What to time.
      *
      * @param prompts prompt lengths, tokens
      * @param generated tokens generated after each prompt, one at a time; 0 for none
      * @param repetitions turns
+     * @param options of the contexts: block, threads and types; their sizes are the prompts'
      */
-    public record Setup(
-            int[] prompts,
-            int generated,
-            int repetitions,
-            int block,
-            int threads,
-            int ubatch,
-            FlashAttention flashAttention,
-            CellType keyType,
-            CellType valueType) {}
+    public record Setup(int[] prompts, int generated, int repetitions, CacheOptions options) {}
 
     /**
      * A cache at a test, over all turns.
@@ -78,7 +60,7 @@ public final class SpeedBench {
     private final int[] tokens;
 
     /**
-     * @param caches the first is llama.cpp alone
+     * @param caches the first is llama.cpp alone, without an eval callback
      * @param tokens a text, at least the longest prompt and what is generated after it
      */
     public SpeedBench(Model model, Setup setup, List<Cache> caches, int[] tokens) {
@@ -110,7 +92,9 @@ public final class SpeedBench {
                     int which = Math.floorMod(i + turn, caches.size()); // each goes first in its turn
                     progress.accept("pp" + prompt + ", turn " + (turn + 1) + ": "
                             + caches.get(which).name());
-                    Timing timing = time(caches.get(which), turn < 0 ? Math.min(prompt, 2 * setup.block()) : prompt);
+                    Timing timing = time(
+                            caches.get(which),
+                            turn < 0 ? Math.min(prompt, 2 * setup.options().block()) : prompt);
                     if (turn >= 0) {
                         timings[which][turn] = timing;
                     }
@@ -144,7 +128,7 @@ public final class SpeedBench {
         return new Row(
                 cache.name(),
                 cache.compression(),
-                cells(cache, prompt),
+                cache.cells(prompt),
                 generation ? "tg" + setup.generated() + " @ " + prompt : "pp" + prompt,
                 median(samples),
                 median(ratios),
@@ -152,10 +136,6 @@ public final class SpeedBench {
                 Arrays.stream(ratios).max().orElseThrow(),
                 cache.strategy() == null ? null : median(overheads),
                 samples);
-    }
-
-    private int cells(Cache cache, int prompt) {
-        return cache.strategy() == null ? prompt : Experiment.cellsFor(prompt, cache.compression());
     }
 
     /** The middle one; of an even number, the mean of the two. */
@@ -171,15 +151,16 @@ public final class SpeedBench {
     }
 
     private Timing timePlain(int prompt) {
+        CacheOptions o = setup.options();
         ContextOptions options = new ContextOptions(
                 prompt + setup.generated(),
                 PLAIN_BATCH,
-                setup.ubatch(),
+                o.ubatch(),
                 1,
-                setup.threads(),
-                setup.flashAttention(),
-                setup.keyType(),
-                setup.valueType());
+                o.threads(),
+                o.flashAttention(),
+                o.keyType(),
+                o.valueType());
         try (Context context = new Context(model, options, null)) {
             long start = System.nanoTime();
             for (int at = 0; at < prompt; at += PLAIN_BATCH) {
@@ -194,31 +175,24 @@ public final class SpeedBench {
     }
 
     private Timing timeCompressed(Cache cache, int prompt) {
-        CacheOptions options = new CacheOptions(
-                cells(cache, prompt),
-                setup.block(),
-                prompt + setup.generated(),
-                setup.threads(),
-                setup.ubatch(),
-                setup.flashAttention(),
-                setup.keyType(),
-                setup.valueType());
+        int block = setup.options().block();
+        CacheOptions options = setup.options().sized(cache.cells(prompt), block, 0);
         try (CompressedContext context = new CompressedContext(model, cache.strategy(), options)) {
             long start = System.nanoTime();
-            for (int at = 0; at < prompt; at += setup.block()) {
-                context.decode(Arrays.copyOfRange(tokens, at, Math.min(prompt, at + setup.block())), false);
+            for (int at = 0; at < prompt; at += block) {
+                context.decode(Arrays.copyOfRange(tokens, at, Math.min(prompt, at + block)), false);
             }
             context.flush();
             long read = System.nanoTime();
             CompressedContext.Timings t = context.timings();
-            long ours = t.observe() + t.plan() + t.apply();
+            long ours = t.overhead();
             long decode = t.decode();
             for (int i = 0; i < setup.generated(); i++) {
                 context.decode(new int[] {tokens[prompt + i]}, false);
             }
             context.flush();
             long end = System.nanoTime();
-            double generationOverhead = (double) (t.observe() + t.plan() + t.apply() - ours) / (t.decode() - decode);
+            double generationOverhead = (double) (t.overhead() - ours) / (t.decode() - decode);
             return new Timing((read - start) / 1e9, (end - read) / 1e9, (double) ours / decode, generationOverhead);
         }
     }

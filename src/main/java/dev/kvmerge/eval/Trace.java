@@ -30,7 +30,8 @@ public record Trace(double[] nll, double[] kl, boolean[] sameTop) {
         return perplexity(nll, from, nll.length);
     }
 
-    static Perplexity perplexity(double[] nll, int from, int to) {
+    /** Perplexity of nll[from, to), those that are NaN left out. */
+    public static Perplexity perplexity(double[] nll, int from, int to) {
         double sum = 0;
         double squares = 0;
         int n = 0;

@@ -28,14 +28,10 @@ public final class Ablation {
                     p.value(),
                     p.kl(),
                     p.klSe(),
-                    number(p.perplexity()),
-                    number(p.perplexityFull())));
+                    Table.number("%.3f", p.perplexity()),
+                    Table.number("%.3f", p.perplexityFull())));
         }
         return text.toString();
-    }
-
-    private static String number(Double x) {
-        return x == null ? "-" : String.format(Locale.ROOT, "%.3f", x);
     }
 
     /** KL against the parameter, with error bars; values that are words stand at 1, 2, 3, ... */

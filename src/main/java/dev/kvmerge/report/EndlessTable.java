@@ -1,6 +1,6 @@
 package dev.kvmerge.report;
 
-import dev.kvmerge.eval.Endless;
+import dev.kvmerge.eval.Trace;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
@@ -52,7 +52,7 @@ public final class EndlessTable {
             for (int i = 0; i < n; i++) {
                 int from = 1 + i * stretch;
                 x[i] = Math.min(nll.length, from + stretch - 1);
-                y[i] = Endless.perplexity(nll, from, Math.min(nll.length, from + stretch));
+                y[i] = perplexity(nll, from, stretch);
             }
             lines.add(new Chart.Line(name, x, y, null, lines.size(), lines.size() % 4));
         });
@@ -64,7 +64,11 @@ public final class EndlessTable {
     }
 
     private static String format(double[] nll, int from, int stretch) {
-        return String.format(Locale.ROOT, "%.3f", Endless.perplexity(nll, from, Math.min(nll.length, from + stretch)));
+        return String.format(Locale.ROOT, "%.3f", perplexity(nll, from, stretch));
+    }
+
+    private static double perplexity(double[] nll, int from, int stretch) {
+        return Trace.perplexity(nll, from, Math.min(nll.length, from + stretch)).value();
     }
 
     private static int longest(Map<String, double[]> traces) {

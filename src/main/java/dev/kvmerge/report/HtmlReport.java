@@ -172,13 +172,13 @@ public final class HtmlReport {
                 r.strategy(),
                 Table.percent(r.compression()) + " %",
                 Integer.toString(r.cells()),
-                number("%.5f", r.klMean()),
-                number("%.5f", r.klSe()),
-                number("%.3f", r.klP99()),
-                number("%.3f", r.perplexity()),
-                number("%.3f", r.perplexityFull()),
-                r.top1Agreement() == null ? "-" : number("%.1f %%", 100 * r.top1Agreement()),
-                r.kvBytes() == null ? "-" : number("%.1f", r.kvBytes() / 1048576.0),
+                Table.number("%.5f", r.klMean()),
+                Table.number("%.5f", r.klSe()),
+                Table.number("%.3f", r.klP99()),
+                Table.number("%.3f", r.perplexity()),
+                Table.number("%.3f", r.perplexityFull()),
+                r.top1Agreement() == null ? "-" : Table.number("%.1f %%", 100 * r.top1Agreement()),
+                r.kvBytes() == null ? "-" : Table.number("%.1f", r.kvBytes() / 1048576.0),
                 overhead(r)
             };
             html.append(r.compression() == last ? "<tr>" : "<tr class=\"best\">");
@@ -198,7 +198,7 @@ public final class HtmlReport {
                         || r.secondsPlan() == null
                         || r.secondsApply() == null
                 ? "-"
-                : number(
+                : Table.number(
                         "%.1f %%", 100 * (r.secondsObserve() + r.secondsPlan() + r.secondsApply()) / r.secondsDecode());
     }
 
@@ -236,10 +236,6 @@ public final class HtmlReport {
         } catch (IOException e) {
             missing(name, "the plots cannot be read: " + e.getMessage());
         }
-    }
-
-    private static String number(String format, Double x) {
-        return x == null ? "-" : String.format(Locale.ROOT, format, x);
     }
 
     private static String paragraph(String text) {

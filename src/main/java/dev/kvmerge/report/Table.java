@@ -186,7 +186,7 @@ public final class Table {
         };
     }
 
-    private static String number(String format, Double x) {
+    static String number(String format, Double x) {
         return x == null ? "-" : String.format(Locale.ROOT, format, x);
     }
 

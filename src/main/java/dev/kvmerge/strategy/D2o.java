@@ -37,8 +37,8 @@ public record D2o(double recentShare) implements Strategy {
     @Override
     public Plan plan(CellStats cells, int budget) {
         int n = cells.size();
-        Absorption absorption = new Absorption(Absorption.heavyHitters(cells, budget, recentShare));
-        Absorption.Nearest nearest = absorption.nearest(cells, 0, n - 1);
+        Absorption absorption = new Absorption(new H2o(recentShare).plan(cells, budget));
+        Absorption.Nearest nearest = absorption.nearest(cells, j -> absorption.keeps(j) && j < n - 1);
         double sum = 0;
         int evicted = 0;
         for (int i = 0; i < n; i++) {

@@ -39,8 +39,8 @@ public record KeepKv(double recentShare, double threshold) implements Strategy {
     @Override
     public Plan plan(CellStats cells, int budget) {
         int n = cells.size();
-        Absorption absorption = new Absorption(Absorption.heavyHitters(cells, budget, recentShare));
-        Absorption.Nearest nearest = absorption.nearest(cells, 0, n - 1);
+        Absorption absorption = new Absorption(new H2o(recentShare).plan(cells, budget));
+        Absorption.Nearest nearest = absorption.nearest(cells, j -> absorption.keeps(j) && j < n - 1);
         double[] weight = new double[n];
         for (int i = 0; i < n; i++) {
             weight[i] = cells.rate(i); // of a merged cell, all its members': its votes are in it

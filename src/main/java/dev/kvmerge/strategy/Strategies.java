@@ -81,6 +81,11 @@ public final class Strategies {
                 : Parameters.set(plain, spec.substring(colon + 1).split(":"));
     }
 
+    /** What a strategy is called in results: its name, or with parameters of its own all that was asked for. */
+    public static String label(String spec, Strategy strategy) {
+        return spec.contains(":") ? spec : strategy.name();
+    }
+
     private static Strategy named(String name, Settings settings) {
         if (name.contains(".") || (!name.isEmpty() && Character.isUpperCase(name.charAt(0)))) {
             return ofClass(name);

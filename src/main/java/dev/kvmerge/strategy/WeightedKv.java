@@ -35,16 +35,13 @@ public record WeightedKv(int sinks, double recentShare) implements Strategy {
         int n = cells.size();
         int first = Math.min(sinks, budget - 1);
         int old = Window.end(cells, first, budget, recentShare);
-        Plan kept = Selection.keepLargestAndNewest(n, old, budget, i -> i < first ? Double.MAX_VALUE : cells.rate(i));
-        boolean[] stays = new boolean[n];
+        Absorption absorption = new Absorption(new AverageMass(sinks, recentShare, massDecay()).plan(cells, budget));
         double[] weight = new double[n];
         for (int i = 0; i < n; i++) {
-            stays[i] = kept.target()[i] == i;
             weight[i] = cells.rate(i);
         }
-        Absorption absorption = new Absorption(stays);
         for (int i = old - 1, next = old; i >= first; i--) {
-            if (stays[i]) {
+            if (absorption.keeps(i)) {
                 next = i;
             } else if (next < n - 1) { // the newest stays alone
                 absorption.absorb(i, next);

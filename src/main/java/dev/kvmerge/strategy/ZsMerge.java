@@ -39,8 +39,7 @@ public record ZsMerge(double recentShare, double residualShare) implements Strat
     @Override
     public Plan plan(CellStats cells, int budget) {
         int n = cells.size();
-        boolean[] kept = Absorption.heavyHitters(cells, budget, recentShare);
-        Absorption absorption = new Absorption(kept);
+        Absorption absorption = new Absorption(new H2o(recentShare).plan(cells, budget));
         int old = n - Math.max(1, (int) Math.round(budget * recentShare));
         // Of the kept ones before the newest, the least attended are the residuals.
         int residuals = (int) Math.round(budget * residualShare);
@@ -48,26 +47,18 @@ public record ZsMerge(double recentShare, double residualShare) implements Strat
         int[] chosen = Selection.largest(
                 old,
                 Math.min(residuals, budget - (n - old)),
-                i -> kept[i] ? -cells.mass()[i] : Double.NEGATIVE_INFINITY);
+                i -> absorption.keeps(i) ? -cells.mass()[i] : Double.NEGATIVE_INFINITY);
         for (int i : chosen) {
-            residual[i] = kept[i];
+            residual[i] = absorption.keeps(i);
         }
-        Absorption.Nearest nearest = new Absorption(residualAnd(kept, residual)).nearest(cells, 0, old);
+        Absorption.Nearest nearest = absorption.nearest(cells, j -> residual[j]);
         double[] weight = new double[n];
         for (int i = 0; i < n; i++) {
             weight[i] = cells.count()[i];
-            if (!kept[i] && nearest.cell()[i] >= 0) {
+            if (nearest.cell()[i] >= 0) {
                 absorption.absorb(i, nearest.cell()[i]);
             }
         }
         return absorption.plan(weight);
-    }
-
-    private static boolean[] residualAnd(boolean[] kept, boolean[] residual) {
-        boolean[] both = new boolean[kept.length];
-        for (int i = 0; i < kept.length; i++) {
-            both[i] = kept[i] && residual[i];
-        }
-        return both;
     }
 }

@@ -1,0 +1,42 @@
+package dev.kvmerge.eval;
+
+import dev.kvmerge.strategy.Strategies;
+import dev.kvmerge.strategy.Strategy;
+import java.util.ArrayList;
+import java.util.List;
+
+/**
+ * A cache to compare with others.
+ *
+ * @param strategy null for everything kept
+ * @param compression share of the cells to save, 0 where everything is kept
+ */
+public record Cache(String name, Strategy strategy, double compression) {
+    /** The full cache under a name, then each strategy at each compression. */
+    public static List<Cache> list(
+            String full, List<String> specs, List<Double> compressions, Strategies.Settings settings) {
+        List<Cache> caches = new ArrayList<>(List.of(new Cache(full, null, 0)));
+        for (double compression : compressions) {
+            Experiment.cellsFor(1, compression); // a share out of range is refused even if nothing uses it
+            for (String spec : specs) {
+                Strategy strategy = Strategies.create(spec, settings);
+                if (strategy != null) {
+                    caches.add(new Cache(Strategies.label(spec, strategy), strategy, compression));
+                }
+            }
+        }
+        return caches;
+    }
+
+    /** Cells that stay of a text's. */
+    public int cells(int tokens) {
+        return strategy == null ? tokens : Experiment.cellsFor(tokens, compression);
+    }
+
+    /** Refuses a text that leaves the strategy too few cells, or does not fill them. */
+    public void check(int block, int tokens) {
+        if (strategy != null) {
+            Experiment.checkBudget(strategy, cells(tokens), block, tokens);
+        }
+    }
+}
