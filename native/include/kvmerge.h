@@ -124,6 +124,13 @@ typedef struct kvmerge_cache_info {
     char device[16]; /* whose kernels work on them: "CPU" or "CUDA" */
 } kvmerge_cache_info;
 
+/* The rotation (RoPE, Su et al. 2021) that a layer's keys carry in the cache, at n_rot/2 frequencies. */
+typedef struct kvmerge_key_rotation {
+    int32_t n_rot;    /* rotated dimensions of a key, even; 0: the keys carry no rotation */
+    int32_t neox;     /* 1: dimension i turns with i + n_rot/2; 0: 2i with 2i + 1 */
+    int32_t hadamard; /* size of the Hadamard matrices that the rotated keys were multiplied by for storage; 0: they were not */
+} kvmerge_key_rotation;
+
 /*
  * A plan for every layer and KV head at once. All arrays are [n_layer][n_head_kv][n_cells], indexed by cell:
  *   target[c]    -1: the cell is evicted, or was not in use; p: its content goes into the group of cell p, its pivot.
@@ -181,13 +188,17 @@ KVMERGE_API kvmerge_status kvmerge_observer_cache_info(kvmerge_observer * observ
 KVMERGE_API kvmerge_status kvmerge_query_moments(kvmerge_observer * observer, int32_t layer, int32_t kv_head, float * mean,
                                                  float * second);
 
+/* How a layer's cached keys are rotated. frequency: [head_dim_k / 2], of which n_rot/2 are written: radians a position; may be
+ * null. Errors: STATE before the first decode, ARGUMENT. */
+KVMERGE_API kvmerge_status kvmerge_rotation(kvmerge_observer * observer, int32_t layer, kvmerge_key_rotation * out,
+                                            double * frequency);
+
 /* ---- cells ------------------------------------------------------------------------------------------------------ */
 
-/* Reads the cells `cells[0..n)` of one layer and KV head as F32. keys: [n][head_dim_k], values: [n][head_dim_v];
- * key_steps and value_steps: [n - 1], the squared distance of each key (value) from the next one's. Any may be null, the
- * steps only where the vectors are not. Errors: STATE, ARGUMENT, UNSUPPORTED. */
+/* Reads the cells `cells[0..n)` of one layer and KV head as F32. keys: [n][head_dim_k], values: [n][head_dim_v]; either may be
+ * null. Errors: STATE, ARGUMENT, UNSUPPORTED. */
 KVMERGE_API kvmerge_status kvmerge_read_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head, const int32_t * cells,
-                                              int32_t n, float * keys, float * values, float * key_steps, float * value_steps);
+                                              int32_t n, float * keys, float * values);
 /* The inverse of kvmerge_read_cells: rounds to the cells' type. */
 KVMERGE_API kvmerge_status kvmerge_write_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head, const int32_t * cells,
                                                int32_t n, const float * keys, const float * values);
@@ -195,6 +206,31 @@ KVMERGE_API kvmerge_status kvmerge_write_cells(kvmerge_observer * observer, int3
  * K' = sum w_i R(p_pivot - p_i) K_i, V' = sum w_i V_i, bias H(w) = -sum w_i log w_i as params.bias says.
  * Errors: STATE, ARGUMENT (names layer, head and cell), UNSUPPORTED, NUMERIC. */
 KVMERGE_API kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmerge_plan * plan);
+
+/* ---- planning --------------------------------------------------------------------------------------------------- */
+
+/* Cells of one layer and KV head in position order, and how many of them have to go. */
+typedef struct kvmerge_groups_params {
+    int32_t n;
+    int32_t head_dim_k;
+    int32_t head_dim_v;
+    int32_t first; /* cells [first, end) may be merged and dropped: after the sinks, before the newest */
+    int32_t end;
+    int32_t operations;    /* 0 .. end - first: each leaves a cell less */
+    int32_t largest_group; /* most cells that become one, >= 1 */
+    double key_cost;       /* >= 0: how much a distance between keys costs */
+    const float * keys;    /* [n][head_dim_k], as kvmerge_read_cells gives them */
+    const float * values;  /* [n][head_dim_v] */
+    const double * rate;   /* [n], >= 0: attention that a query is expected to give each cell */
+} kvmerge_groups_params;
+
+/* Which cells to drop and which to merge with their neighbours: the cheapest operation, again and again. With m the rate, w_a = m_a /
+ * (m_a + m_b), V_mean the mean of V weighted by m and sigma^2 = key_cost |K_a - K_b|^2 / d, the output of attention changes by about
+ *   dropping a:      m_a |V_a - V_mean|
+ *   merging a and b: (m_a + m_b) w_a w_b sigma (|V_a - V_b| + sigma/2 |w_a V_a + w_b V_b - V_mean|)
+ * and what nobody attends to is not merged. group: [n], the first member of each cell's group, or -1 for a dropped one. cost: the sum
+ * of the prices; may be null. Needs no observer; any thread. Errors: ARGUMENT, NUMERIC (a rate that is negative or not finite). */
+KVMERGE_API kvmerge_status kvmerge_plan_groups(const kvmerge_groups_params * params, int32_t * group, double * cost);
 
 /* ---- scoring ---------------------------------------------------------------------------------------------------- */
 

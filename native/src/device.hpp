@@ -25,7 +25,7 @@ struct Device {
 };
 
 // Bumped when Device or a descriptor changes: the CUDA part is a library of its own, and might be another build's.
-constexpr int DEVICE_VERSION = 1;
+constexpr int DEVICE_VERSION = 2;
 using DeviceEntry = const Device * (*)(int version, const char ** why_not);
 
 const Device & host_device();

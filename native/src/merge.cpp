@@ -34,14 +34,13 @@ void require_cache(const kvmerge_observer & o, int layer) {
     }
 }
 
-// Checks one head of the plan. Throws ARGUMENT.
+// Checks one head of the plan; `taken` holds, of each cell, the layer's last head that goes there. Throws ARGUMENT.
 void check(const kvmerge_observer & o, const kvmerge_plan & plan, int layer, int head, std::vector<int32_t> & taken) {
     const int n = o.params.n_cells;
     const size_t first = o.head_index(layer, head) * n;
     const int32_t * target = plan.target + first;
     const int32_t * dest = plan.dest + first;
     const float * weight = plan.weight + first;
-    const int stamp = int(o.head_index(layer, head)) + 1; // marks this head's cells in `taken` without clearing it
     std::vector<double> sum(n, 0.0);
     for (int c = 0; c < n; c++) {
         const int p = target[c];
@@ -68,10 +67,10 @@ void check(const kvmerge_observer & o, const kvmerge_plan & plan, int layer, int
             if (dest[c] < 0 || dest[c] >= o.layers[layer].k.n_cells()) {
                 refuse(layer, head, c, "its destination is outside the cache");
             }
-            if (taken[dest[c]] == stamp) {
+            if (taken[dest[c]] == head) {
                 refuse(layer, head, c, "its destination is taken by another group");
             }
-            taken[dest[c]] = stamp;
+            taken[dest[c]] = head;
         }
     }
     for (int c = 0; c < n; c++) {
@@ -177,6 +176,7 @@ DeviceArray<T> uploaded(const Device & device, const std::vector<T> & x, const v
     return array;
 }
 
+// Runs all of it: the heads of a layer or, on a GPU, of all of its layers in one launch.
 void run(kvmerge_observer & o, const Work & work, const Device & device) {
     if (work.heads.empty()) {
         return;
@@ -211,11 +211,7 @@ void run(kvmerge_observer & o, const Work & work, const Device & device) {
         at += size_t(h.n_groups) * (h.k.dim + h.v.dim);
     }
     check(device);
-    if (&device == &host_device()) {
-        parallel_for(int64_t(heads.size()), o.params.n_threads, [&](int64_t i) { device.merge_cells({&heads[i], 1}); });
-    } else {
-        device.merge_cells({heads.data(), int(heads.size())});
-    }
+    device.merge_cells({heads.data(), int(heads.size())});
     check(device);
 }
 
@@ -244,13 +240,13 @@ kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmerge_plan * p
     return guarded("kvmerge_apply", [&] {
         kvmerge_observer & o = checked(observer);
         require(plan && plan->target && plan->weight && plan->position && plan->dest, "the plan or one of its arrays is null");
-        std::vector<int32_t> taken(o.params.n_cells, 0);
-        for (int layer = 0; layer < o.params.n_layer; layer++) {
-            require_cache(o, layer);
+        parallel_for(o.params.n_layer, o.params.n_threads, [&](int64_t layer) {
+            require_cache(o, int(layer));
+            std::vector<int32_t> taken(o.params.n_cells, -1);
             for (int head = 0; head < o.params.n_head_kv; head++) {
-                check(o, *plan, layer, head, taken);
+                check(o, *plan, int(layer), head, taken);
             }
-        }
+        });
         if (o.params.bias == KVMERGE_BIAS_FOLDED) {
             for (int layer = 0; layer < o.params.n_layer; layer++) {
                 if (!(o.layers[layer].query_weight > 0)) {
@@ -258,23 +254,36 @@ kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmerge_plan * p
                 }
             }
         }
-        // Layers that the GPU cannot reach are the host's: two passes at most. A layer's K and V lie together.
-        const Device * const devices[] = {&host_device(), o.device};
-        for (int d = 0; d < (o.device == &host_device() ? 1 : 2); d++) {
+        // Layers that the GPU cannot reach are the host's. A layer's K and V lie together.
+        const auto add_layer = [&](Work & work, int layer, const Device & device) {
+            for (int head = 0; head < o.params.n_head_kv && &o.layers[layer].k.device() == &device; head++) {
+                add_head(work, o, *plan, layer, head);
+            }
+        };
+        std::vector<char> written(o.layers.size(), 0); // what goes to and from a backend does so one after the other
+        for (auto & l : o.layers) {
+            l.k.on_device(), l.v.on_device();
+        }
+        parallel_for(o.params.n_layer, o.params.n_threads, [&](int64_t layer) {
+            Work work;
+            add_layer(work, int(layer), host_device());
+            run(o, work, host_device());
+            written[size_t(layer)] = !work.heads.empty();
+        });
+        if (o.device != &host_device()) {
             Work work;
             for (int layer = 0; layer < o.params.n_layer; layer++) {
-                for (int head = 0; head < o.params.n_head_kv && &o.layers[layer].k.device() == devices[d]; head++) {
-                    add_head(work, o, *plan, layer, head);
-                }
+                add_layer(work, layer, *o.device);
             }
-            run(o, work, *devices[d]);
-            int last = -1; // heads of a layer follow each other
+            run(o, work, *o.device);
             for (const Work::Head & h : work.heads) {
-                if (h.layer != last) {
-                    o.layers[h.layer].k.written();
-                    o.layers[h.layer].v.written();
-                    last = h.layer;
-                }
+                written[size_t(h.layer)] = true;
+            }
+        }
+        for (size_t i = 0; i < o.layers.size(); i++) {
+            if (written[i]) {
+                o.layers[i].k.written();
+                o.layers[i].v.written();
             }
         }
         if (o.params.bias == KVMERGE_BIAS_EXACT) {
@@ -302,10 +311,9 @@ static kvmerge_observer::Layer & cells_of(kvmerge_observer & o, int32_t layer, i
 }
 
 kvmerge_status kvmerge_read_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head, const int32_t * cells, int32_t n,
-                                  float * keys, float * values, float * key_steps, float * value_steps) {
+                                  float * keys, float * values) {
     return guarded("kvmerge_read_cells", [&] {
         auto & l = cells_of(checked(observer), layer, kv_head, cells, n);
-        require((keys || !key_steps) && (values || !value_steps), "steps without their vectors");
         kvmerge::CellView k = {}, v = {};
         {
             const std::lock_guard<std::mutex> lock(checked(observer).mirrors);
@@ -317,12 +325,6 @@ kvmerge_status kvmerge_read_cells(kvmerge_observer * observer, int32_t layer, in
         }
         if (values) {
             kernels().gather_cells({v, kv_head, cells, n, values});
-        }
-        if (key_steps) {
-            kernels().step_distance({keys, n, l.k.dim(), key_steps});
-        }
-        if (value_steps) {
-            kernels().step_distance({values, n, l.v.dim(), value_steps});
         }
     });
 }

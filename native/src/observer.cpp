@@ -41,6 +41,14 @@ int layer_of_flash(const ggml_tensor * node) {
     return keys && keys->view_src ? layer_of(keys->view_src->name, KEY_CACHE) : -1;
 }
 
+// Whether a softmax follows its scores right away and writes over them. Then nothing was written anywhere else since the scores were
+// made, so that the queries are still where they were, and one stop a layer shows both.
+bool is_in_place(const ggml_tensor * soft_max) {
+    const ggml_tensor * scores = soft_max->src[0];
+    return scores && scores->op == GGML_OP_MUL_MAT && layer_of(scores->name, SCORES) >= 0 && scores->data == soft_max->data &&
+           scores->data;
+}
+
 // A node's data where a device can read it: in place, or a copy on the host.
 class NodeData {
   public:
@@ -90,10 +98,12 @@ void start_at(ScoreStatsArgs & a, int kv_head) {
     a.first_kv_head += kv_head;
 }
 
-// The host runs a slice of KV heads on each thread; a GPU takes all at once.
+// The host runs a slice of KV heads on each thread where that is worth starting threads for; a GPU takes all at once.
 template <class Args>
 void run(const Device & device, void (*Device::*kernel)(const Args &), const Args & all, int n_threads) {
-    if (&device != &host_device()) {
+    constexpr int64_t WORTH_THREADS = 1 << 18; // scores: as many are read in the time that a thread takes to start
+    const int64_t scores = int64_t(all.n_kv_heads) * all.group * all.n_rows * all.n_cells;
+    if (&device != &host_device() || scores < WORTH_THREADS) {
         (device.*kernel)(all);
         return;
     }
@@ -119,8 +129,12 @@ bool kvmerge_observer::wants(ggml_tensor * node) {
         }
         return false;
     }
-    if (node->op == GGML_OP_MUL_MAT && layer_of(node->name, SCORES) >= 0) {
-        return observes(KVMERGE_OBSERVE_QUERIES) || (params.bias == KVMERGE_BIAS_EXACT && any_bias);
+    if (const int layer = node->op == GGML_OP_MUL_MAT ? layer_of(node->name, SCORES) : -1; layer >= 0) {
+        require(layer < params.n_layer, "the model has more layers than the observer was made for");
+        Layer & l = layers[layer];
+        l.stops_at_scores = (observes(KVMERGE_OBSERVE_QUERIES) && !(l.in_place && observes_attention())) ||
+                            (params.bias == KVMERGE_BIAS_EXACT && any_bias);
+        return l.stops_at_scores;
     }
     const bool flash = node->op == GGML_OP_FLASH_ATTN_EXT;
     if (node->op == GGML_OP_SOFT_MAX || flash) {
@@ -139,6 +153,7 @@ bool kvmerge_observer::wants(ggml_tensor * node) {
             throw Error(KVMERGE_E_UNSUPPORTED, "an exact bias needs flash attention off: there are no scores to add it to");
         }
         layers[layer].scale = scale_and_alibi[0];
+        layers[layer].in_place = !flash && is_in_place(node);
         return observes(KVMERGE_OBSERVE_MASS) || observes(KVMERGE_OBSERVE_ENTROPY) ||
                (flash && observes(KVMERGE_OBSERVE_QUERIES));
     }
@@ -147,7 +162,11 @@ bool kvmerge_observer::wants(ggml_tensor * node) {
 
 void kvmerge_observer::visit(ggml_tensor * node) {
     if (node->op == GGML_OP_SOFT_MAX) {
-        add_attention(node, layer_of(node->name, PROBABILITIES));
+        const int layer = layer_of(node->name, PROBABILITIES);
+        if (observes(KVMERGE_OBSERVE_QUERIES) && !layers[layer].stops_at_scores && layers[layer].in_place) {
+            visit_queries(node->src[0]->src[1], layer);
+        }
+        add_attention(node, layer);
         return;
     }
     if (node->op == GGML_OP_FLASH_ATTN_EXT) {
@@ -578,6 +597,23 @@ kvmerge_status kvmerge_observer_cache_info(kvmerge_observer * observer, kvmerge_
         name(l.k, info.type_k);
         name(l.v, info.type_v);
         *out = info;
+    });
+}
+
+kvmerge_status kvmerge_rotation(kvmerge_observer * observer, int32_t layer, kvmerge_key_rotation * out, double * frequency) {
+    return guarded("kvmerge_rotation", [&] {
+        kvmerge_observer & o = checked(observer);
+        require(layer >= 0 && layer < o.params.n_layer, "no such layer");
+        require(out, "out is null");
+        const auto & l = o.layers[layer];
+        if (!l.k.tensor()) {
+            throw Error(KVMERGE_E_STATE, text("layer %d: no KV cache seen; decode something first", layer));
+        }
+        *out = {l.rope.n_rot, l.rope.neox, l.rope.hadamard};
+        if (frequency && l.rope.n_rot > 0) {
+            l.rope.freq.download(frequency, size_t(l.rope.n_rot) / 2);
+            check(l.k.device());
+        }
     });
 }
 

@@ -23,8 +23,10 @@ struct kvmerge_observer {
     struct Layer {
         kvmerge::CellTensor k, v;
         kvmerge::Rope rope;
-        float scale = 0;     // of the scores, from the softmax node
-        int tokens_seen = 0; // of this block, whose attention was added up
+        float scale = 0;             // of the scores, from the softmax node
+        int tokens_seen = 0;         // of this block, whose attention was added up
+        bool in_place = false;       // the last softmax wrote over its scores
+        bool stops_at_scores = true; // in this graph
 
         // What kernels add to, on the device that the layer's attention was first seen on.
         const kvmerge::Device * stats_device = nullptr;

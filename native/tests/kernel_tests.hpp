@@ -427,18 +427,6 @@ static void test_merge_cells(const Table & fast, Random & random) {
     values.check_near(expected_values);
 }
 
-template <class Table>
-static void test_step_distance(const Table & fast, Random & random) {
-    const int n = random.integer(1, 50), dim = random.integer(1, 130);
-    const auto rows = normals(random, size_t(n) * dim);
-    Guarded<float> out(n - 1), expected(n - 1);
-    fast.step_distance({rows.data(), n, dim, out});
-    reference.step_distance({rows.data(), n, dim, expected});
-    for (int i = 0; i + 1 < n; i++) {
-        CHECK_NEAR(out[i], expected[i], 0, 1e-5);
-    }
-}
-
 // A rotation to another position and back, and equality with rotating from scratch: the law that the merge rests on.
 template <class Table>
 static void test_rotation_composes(const Table & fast) {
@@ -492,6 +480,42 @@ static void test_entropy_of_known_rows(const Table & fast) {
     CHECK_NEAR(entropy[0], 1, 1e-5, 0);
     fast.attention_stats({one_hot.data(), n, n, 1, 1, 1, n, 2, mass.data(), n, entropy.data(), 1, inverse.data()});
     CHECK_NEAR(entropy[0], 0, 1e-6, 0);
+}
+
+// Rounding may turn a choice between two operations of nearly the same price: what has to agree is what was paid in all.
+template <class Table>
+static void test_plan_groups(const Table & fast, Random & random) {
+    const int n = random.integer(1, 60), dim_k = random.integer(1, 70), dim_v = random.integer(1, 70);
+    const int first = random.integer(0, n), end = random.integer(first, n), operations = random.integer(0, end - first);
+    const int largest = random.integer(1, 5);
+    const auto keys = normals(random, size_t(n) * dim_k), values = normals(random, size_t(n) * dim_v);
+    Vec<double> rate(n);
+    for (double & r : rate) {
+        r = random.integer(0, 5) == 0 ? 0.0 : std::exp(double(random.normal()));
+    }
+    const double key_cost = random.integer(0, 4) == 0 ? 0.0 : 0.3;
+    Guarded<int32_t> group(n), expected(n);
+    double cost, expected_cost;
+    fast.plan_groups(
+        {keys.data(), values.data(), n, dim_k, dim_v, rate.data(), first, end, operations, largest, key_cost, group, &cost});
+    reference.plan_groups({keys.data(), values.data(), n, dim_k, dim_v, rate.data(), first, end, operations, largest, key_cost,
+                           expected, &expected_cost});
+    CHECK_NEAR(cost, expected_cost, 1e-5, 2e-3);
+    int groups = 0;
+    for (int i = 0; i < n; i++) {
+        groups += group[i] == i;
+        const bool touchable = i >= first && i < end;
+        CHECK(touchable || group[i] == i);
+        if (group[i] >= 0) {
+            const int lead = group[i];
+            CHECK(lead <= i && group[lead] == lead && (lead == i || (lead >= first && touchable)));
+            CHECK(std::count(&group[0], &group[0] + n, lead) <= largest);
+            for (int j = lead; j < i; j++) { // neighbours: whoever lies between is in the group or dropped
+                CHECK(group[j] == lead || group[j] == -1);
+            }
+        }
+    }
+    CHECK(groups == n - operations);
 }
 
 template <class Table>

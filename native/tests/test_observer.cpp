@@ -98,11 +98,15 @@ struct Fixture {
         }
     }
 
+    int stops = 0; // of the last decode
+
     void decode(kvmerge_observer * o) {
         Tensor::place();
+        stops = 0;
         for (ggml_tensor * node :
              {(ggml_tensor *)&k_write, (ggml_tensor *)&v_write, (ggml_tensor *)&kq, (ggml_tensor *)&soft_max}) {
             if (kvmerge_eval_callback(node, true, o)) {
+                stops++;
                 CHECK(kvmerge_eval_callback(node, false, o));
             }
         }
@@ -213,19 +217,40 @@ static void test_merge_and_move() {
             CHECK_NEAR(f.k[5 * 4 + i], k[5 * 4 + i], 0, 0);
         }
         const int32_t cells[] = {2, 0};
-        float keys[8], values[8], key_step, value_step;
-        CHECK(kvmerge_read_cells(o, 0, 0, cells, 2, keys, values, &key_step, &value_step) == KVMERGE_OK);
-        double expected_step = 0;
-        for (int i = 0; i < 4; i++) {
-            expected_step += (keys[i] - keys[4 + i]) * double(keys[i] - keys[4 + i]);
-        }
-        CHECK_NEAR(key_step, expected_step, 0, 1e-5);
+        float keys[8], values[8];
+        CHECK(kvmerge_read_cells(o, 0, 0, cells, 2, keys, values) == KVMERGE_OK);
         CHECK(keys[1] == f.k[2 * 4 + 1] && values[5] == value(f.v, 0, 1));
         keys[0] = 9;
         CHECK(kvmerge_write_cells(o, 0, 0, cells, 2, keys, values) == KVMERGE_OK);
         CHECK(f.k[2 * 4] == 9);
         CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
     }
+}
+
+// Where the softmax writes over its scores, one stop a layer shows the queries too, once the first graph has told so.
+static void test_queries_at_the_softmax() {
+    float mean[2][4], second[2][16];
+    for (int in_place = 0; in_place < 2; in_place++) {
+        Fixture f;
+        f.soft_max.src[0] = &f.kq;
+        if (in_place) {
+            f.kq.data = f.soft_max.data;
+        }
+        kvmerge_observer * o = make(params_for(KVMERGE_OBSERVE_MASS, KVMERGE_BIAS_FOLDED));
+        f.decode(o);
+        CHECK(f.stops == 2);
+        CHECK(kvmerge_observer_begin(o) == KVMERGE_OK);
+        f.decode(o);
+        CHECK(f.stops == (in_place ? 1 : 2));
+        kvmerge_block_stats stats;
+        CHECK(kvmerge_observer_stats(o, &stats) == KVMERGE_OK && stats.n_layer_seen == 1);
+        CHECK(kvmerge_query_moments(o, 0, 0, mean[in_place], second[in_place]) == KVMERGE_OK);
+        CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+    }
+    for (int i = 0; i < 4; i++) {
+        CHECK(mean[0][i] == mean[1][i] && mean[0][i] != 0);
+    }
+    CHECK(std::memcmp(second[0], second[1], sizeof second[0]) == 0);
 }
 
 // The folded bias: averaged over the queries seen, the merged key's logit gains H(w), up to the ridge.
@@ -306,8 +331,12 @@ static void test_refusals() {
     CHECK(kvmerge_observer_free(w) == KVMERGE_OK);
     int32_t cell = 8;
     float x[4];
-    CHECK(kvmerge_read_cells(o, 0, 0, &cell, 1, x, x, nullptr, nullptr) == KVMERGE_E_ARGUMENT);
-    CHECK(kvmerge_read_cells(o, 1, 0, &cell, 0, x, x, nullptr, nullptr) == KVMERGE_E_ARGUMENT);
+    CHECK(kvmerge_read_cells(o, 0, 0, &cell, 1, x, x) == KVMERGE_E_ARGUMENT);
+    CHECK(kvmerge_read_cells(o, 1, 0, &cell, 0, x, x) == KVMERGE_E_ARGUMENT);
+    kvmerge_key_rotation rotation;
+    CHECK(kvmerge_rotation(o, 0, &rotation, nullptr) == KVMERGE_OK && rotation.n_rot == 0);
+    CHECK(kvmerge_rotation(o, 1, &rotation, nullptr) == KVMERGE_E_ARGUMENT);
+    CHECK(kvmerge_rotation(o, 0, nullptr, nullptr) == KVMERGE_E_ARGUMENT);
     CHECK(kvmerge_apply(o, nullptr) == KVMERGE_E_ARGUMENT);
     CHECK(kvmerge_observer_stats(nullptr, &stats) == KVMERGE_E_ARGUMENT);
     CHECK(kvmerge_eval_callback(nullptr, false, nullptr)); // the graph goes on
@@ -457,6 +486,7 @@ static void test_value_weights() {
 }
 
 int main() {
+    test_queries_at_the_softmax();
     for (const bool host : {true, false}) {
         on_host = host;
         test_statistics();

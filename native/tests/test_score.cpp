@@ -93,6 +93,39 @@ int main() {
     CHECK(kvmerge_row_entropy(bad, 1, 2, entropy) == KVMERGE_E_NUMERIC);
     CHECK(kvmerge_packed_row_bytes(-1) == -1);
 
+    // Planning refuses what it would read or write outside of, and rates that are none.
+    {
+        const float vectors[4] = {1, 2, 3, 4};
+        double rates[4] = {1, 1, 1, 1};
+        int32_t group[4] = {7, 7, 7, 7};
+        const kvmerge_groups_params fine = {4, 1, 1, 0, 3, 2, 8, 1.0, vectors, vectors, rates};
+        const auto refused = [&](kvmerge_groups_params p, kvmerge_status status) {
+            CHECK(kvmerge_plan_groups(&p, group, nullptr) == status);
+            CHECK(group[0] == 7 && group[3] == 7);
+        };
+        CHECK(kvmerge_plan_groups(nullptr, group, nullptr) == KVMERGE_E_ARGUMENT);
+        CHECK(kvmerge_plan_groups(&fine, nullptr, nullptr) == KVMERGE_E_ARGUMENT);
+        auto p = fine;
+        p.operations = 4;
+        refused(p, KVMERGE_E_ARGUMENT);
+        p = fine, p.end = 5;
+        refused(p, KVMERGE_E_ARGUMENT);
+        p = fine, p.first = -1;
+        refused(p, KVMERGE_E_ARGUMENT);
+        p = fine, p.largest_group = 0;
+        refused(p, KVMERGE_E_ARGUMENT);
+        p = fine, p.keys = nullptr;
+        refused(p, KVMERGE_E_ARGUMENT);
+        p = fine, p.key_cost = NAN;
+        refused(p, KVMERGE_E_ARGUMENT);
+        rates[1] = -1;
+        refused(fine, KVMERGE_E_NUMERIC);
+        rates[1] = 1;
+        double cost = -1;
+        CHECK(kvmerge_plan_groups(&fine, group, &cost) == KVMERGE_OK);
+        CHECK(group[3] == 3 && cost >= 0);
+    }
+
     // The log keeps warnings and errors, with their continuations, and forgets what was taken.
     kvmerge_log * log = nullptr;
     char text[64];

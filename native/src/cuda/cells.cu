@@ -36,26 +36,6 @@ void scatter_cells(const ScatterCellsArgs & a) {
     }
 }
 
-__global__ void steps(StepDistanceArgs a) {
-    const int r = blockIdx.x;
-    float sum = 0;
-    for (int i = threadIdx.x; i < a.dim; i += WARP) {
-        const float d = a.rows[std::ptrdiff_t(r) * a.dim + i] - a.rows[std::ptrdiff_t(r + 1) * a.dim + i];
-        sum += d * d;
-    }
-    sum = warp_sum(sum);
-    if (threadIdx.x == 0) {
-        a.out[r] = sum;
-    }
-}
-
-void step_distance(const StepDistanceArgs & a) {
-    const Launch launch(a.rows);
-    if (launch.fine() && a.n > 1) {
-        KVMERGE_LAUNCH(steps, a.n - 1, WARP, 0, launch.stream(), a);
-    }
-}
-
 // ---- merging: all groups of all heads in one launch, then all are written in a second --------------------------------------
 
 // first_group: [n_heads + 1], groups of the heads before. The head of a group, by bisection.

@@ -1,4 +1,4 @@
-// The list of kernels. Each is one line in KVMERGE_CELL_KERNELS or KVMERGE_LOGIT_KERNELS and one descriptor struct; the reference, the
+// The list of kernels. Each is one line in KVMERGE_CELL_KERNELS or KVMERGE_HOST_KERNELS and one descriptor struct; the reference, the
 // CPU versions, CUDA's (of the first list), the dispatcher and the tests are all generated from that line, so none can lack one.
 //
 // A descriptor holds plain pointers: into host memory for the CPU, into device memory for CUDA. A kernel has finished when it returns.
@@ -146,12 +146,22 @@ struct MergeCellsArgs {
     int n_heads;             // layers x KV heads, in one go
 };
 
-// Squared distance of each row from the next: what merging neighbours would cost.
-struct StepDistanceArgs {
-    const float * rows; // [n][dim]
+// Which cells of a head to drop and which to merge with their neighbours: the cheapest operation again and again, each of which leaves a
+// cell less (kvmerge_plan_groups has the prices).
+struct PlanGroupsArgs {
+    const float * keys;   // [n][dim_k], in position order
+    const float * values; // [n][dim_v]
     int n;
-    int dim;
-    float * out; // [n - 1], written
+    int dim_k;
+    int dim_v;
+    const double * rate; // [n], >= 0: attention that each cell is expected to get from a query
+    int first;           // cells [first, end) may be touched
+    int end;
+    int operations;    // 0 .. end - first
+    int largest_group; // members, >= 1
+    double key_cost;   // >= 0
+    int32_t * group;   // [n], written: the first member of the cell's group, -1 for a dropped cell
+    double * cost;     // sum of the prices of what was done
 };
 
 // Half precision to and from single, IEEE 754 round to nearest even. Overflow gives infinity.
@@ -194,11 +204,11 @@ struct KlRowArgs {
     X(fold_direction, FoldDirectionArgs)   \
     X(gather_cells, GatherCellsArgs)       \
     X(scatter_cells, ScatterCellsArgs)     \
-    X(merge_cells, MergeCellsArgs)         \
-    X(step_distance, StepDistanceArgs)
+    X(merge_cells, MergeCellsArgs)
 
-// Kernels on what llama.cpp brings to the host: logits.
-#define KVMERGE_LOGIT_KERNELS(X)      \
+// Kernels on the host: what to do with a head's cells, and what llama.cpp brings there, logits.
+#define KVMERGE_HOST_KERNELS(X)       \
+    X(plan_groups, PlanGroupsArgs)    \
     X(half_to_float, HalfToFloatArgs) \
     X(float_to_half, FloatToHalfArgs) \
     X(log_sum_exp, LogSumExpArgs)     \
@@ -206,7 +216,7 @@ struct KlRowArgs {
 
 #define KVMERGE_KERNELS(X)  \
     KVMERGE_CELL_KERNELS(X) \
-    KVMERGE_LOGIT_KERNELS(X)
+    KVMERGE_HOST_KERNELS(X)
 
 struct KernelTable {
     const char * isa;

@@ -341,14 +341,87 @@ static void merge_cells(const MergeCellsArgs & a) {
     }
 }
 
-static void step_distance(const StepDistanceArgs & a) {
-    for (int i = 0; i + 1 < a.n; i++) {
-        double sum = 0;
-        for (int j = 0; j < a.dim; j++) {
-            const double d = double(a.rows[size_t(i) * a.dim + j]) - a.rows[size_t(i + 1) * a.dim + j];
-            sum += d * d;
+// The plainest form: all prices anew before each operation.
+static void plan_groups(const PlanGroupsArgs & a) {
+    struct Group {
+        int first;
+        double rate;
+        std::vector<double> key, value;
+        int size;
+    };
+    std::vector<double> mean(a.dim_v, 0.0);
+    double total = 0;
+    for (int i = 0; i < a.n; i++) {
+        total += a.rate[i];
+    }
+    for (int i = 0; i < a.n; i++) {
+        for (int d = 0; d < a.dim_v; d++) {
+            mean[d] += (total > 0 ? a.rate[i] / total : 1.0 / a.n) * a.values[size_t(i) * a.dim_v + d];
         }
-        a.out[i] = float(sum);
+    }
+    std::vector<Group> groups;
+    for (int i = 0; i < a.n; i++) {
+        a.group[i] = i;
+        if (i >= a.first && i < a.end) {
+            const float *key = a.keys + size_t(i) * a.dim_k, *value = a.values + size_t(i) * a.dim_v;
+            groups.push_back({i, a.rate[i], {key, key + a.dim_k}, {value, value + a.dim_v}, 1});
+        }
+    }
+    const auto distance = [](const std::vector<double> & x, const std::vector<double> & y) {
+        double sum = 0;
+        for (size_t i = 0; i < x.size(); i++) {
+            sum += (x[i] - y[i]) * (x[i] - y[i]);
+        }
+        return std::sqrt(sum);
+    };
+    const auto mixed = [](const std::vector<double> & x, double wx, const std::vector<double> & y, double wy) {
+        std::vector<double> out(x.size());
+        for (size_t i = 0; i < x.size(); i++) {
+            out[i] = wx * x[i] + wy * y[i];
+        }
+        return out;
+    };
+    *a.cost = 0;
+    for (int done = 0; done < a.operations; done++) {
+        size_t best = 0;
+        bool merging = false;
+        double least = INFINITY;
+        for (size_t i = 0; i < groups.size(); i++) {
+            const Group & g = groups[i];
+            const double drop = g.rate * distance(g.value, mean);
+            if (drop < least) {
+                best = i, merging = false, least = drop;
+            }
+            if (i + 1 == groups.size()) {
+                continue;
+            }
+            const Group & h = groups[i + 1];
+            if (g.size + h.size > a.largest_group || g.rate == 0 || h.rate == 0) {
+                continue;
+            }
+            const double rate = g.rate + h.rate, wg = g.rate / rate, wh = h.rate / rate;
+            const double sigma = std::sqrt(a.key_cost / a.dim_k) * distance(g.key, h.key);
+            const double merge = rate * wg * wh * sigma *
+                                 (distance(g.value, h.value) + sigma / 2 * distance(mixed(g.value, wg, h.value, wh), mean));
+            if (merge < drop && merge < least) {
+                best = i, merging = true, least = merge;
+            }
+        }
+        Group & g = groups[best];
+        *a.cost += least;
+        if (merging) {
+            const Group & h = groups[best + 1];
+            const double rate = g.rate + h.rate;
+            g.key = mixed(g.key, g.rate / rate, h.key, h.rate / rate);
+            g.value = mixed(g.value, g.rate / rate, h.value, h.rate / rate);
+            g.rate = rate;
+            g.size += h.size;
+            std::replace(a.group, a.group + a.n, h.first, g.first);
+            groups.erase(groups.begin() + std::ptrdiff_t(best) + 1);
+        } else {
+            std::replace(a.group, a.group + a.n, g.first, -1);
+            groups.erase(groups.begin() + std::ptrdiff_t(best));
+        }
     }
 }
 

@@ -212,17 +212,44 @@ static inline void cos_sin_turns(double turns, float & c, float & s) {
     s = (q >= 2) ? -b : b;
 }
 
-// Cosines and sines of a rotation over delta positions, [n_rot/2] each.
-static void rotation(const double * freq, int half, int32_t delta, float * cosine, float * sine) {
-    const double turns = delta * 0.159154943091895336;
-#pragma omp simd
-    for (int i = 0; i < half; i++) {
-        cos_sin_turns(turns * freq[i], cosine[i], sine[i]);
-    }
-}
+namespace {
 
-// Adds w times a key, rotated by RoPE over delta positions. turn: room for 2 * n_rot/2 floats.
-static void add_key(const MergeHead & h, const float * k, float w, int32_t delta, float * key, float * turn) {
+// Cosines and sines of rotations over a number of positions, [n_rot/2] each, kept for the next member: neighbours merge, so most are over a few.
+class Rotations {
+  public:
+    // Cosines, and after them sines.
+    const float * over(int32_t delta, const double * freq, int half) {
+        if (freq != freq_ || half != half_) {
+            freq_ = freq;
+            half_ = half;
+            kept_.assign(SLOTS, 0);
+            table_.resize(size_t(SLOTS) * 2 * half);
+        }
+        const size_t slot = uint32_t(delta) % SLOTS;
+        float *const cosine = table_.data() + slot * 2 * half, *const sine = cosine + half;
+        if (kept_[slot] != delta) { // 0 is never asked for
+            const double turns = delta * 0.159154943091895336;
+#pragma omp simd
+            for (int i = 0; i < half; i++) {
+                cos_sin_turns(turns * freq[i], cosine[i], sine[i]);
+            }
+            kept_[slot] = delta;
+        }
+        return cosine;
+    }
+
+  private:
+    static constexpr uint32_t SLOTS = 64;
+    const double * freq_ = nullptr;
+    int half_ = 0;
+    std::vector<int32_t> kept_; // the delta in each slot
+    std::vector<float> table_;
+};
+
+} // namespace
+
+// Adds w times a key, rotated by RoPE over delta positions.
+static void add_key(const MergeHead & h, const float * k, float w, int32_t delta, float * key, Rotations & rotations) {
     const int half = h.n_rot / 2;
     const int plain = delta == 0 ? 0 : h.n_rot;
 #pragma omp simd
@@ -232,8 +259,7 @@ static void add_key(const MergeHead & h, const float * k, float w, int32_t delta
     if (plain == 0) {
         return;
     }
-    float *const c = turn, *const s = turn + half;
-    rotation(h.freq, half, delta, c, s);
+    const float *const c = rotations.over(delta, h.freq, half), *const s = c + half;
     if (h.neox) {
 #pragma omp simd
         for (int i = 0; i < half; i++) {
@@ -241,6 +267,7 @@ static void add_key(const MergeHead & h, const float * k, float w, int32_t delta
             key[i + half] += w * (k[i] * s[i] + k[i + half] * c[i]);
         }
     } else {
+#pragma omp simd
         for (int i = 0; i < half; i++) {
             key[2 * i] += w * (k[2 * i] * c[i] - k[2 * i + 1] * s[i]);
             key[2 * i + 1] += w * (k[2 * i] * s[i] + k[2 * i + 1] * c[i]);
@@ -248,9 +275,9 @@ static void add_key(const MergeHead & h, const float * k, float w, int32_t delta
     }
 }
 
-static void merge_head(const MergeHead & h) {
+static void merge_head(const MergeHead & h, Rotations & rotations) {
     const int n_members = h.n_groups ? h.start[h.n_groups] : 0, dim_k = h.k.dim, dim_v = h.v.dim;
-    std::vector<float> keys(size_t(n_members) * dim_k), values(size_t(n_members) * dim_v), turn(size_t(h.n_rot) + 1);
+    std::vector<float> keys(size_t(n_members) * dim_k), values(size_t(n_members) * dim_v);
     gather_cells({h.k, h.head, h.member, n_members, keys.data()});
     gather_cells({h.v, h.head, h.member, n_members, values.data()});
     if (h.hadamard) {
@@ -262,7 +289,7 @@ static void merge_head(const MergeHead & h) {
     for (int g = 0; g < h.n_groups; g++) {
         float * const value = out_values + size_t(g) * dim_v;
         for (int32_t m = h.start[g]; m < h.start[g + 1]; m++) {
-            add_key(h, keys.data() + size_t(m) * dim_k, h.weight[m], h.delta[m], out_keys + size_t(g) * dim_k, turn.data());
+            add_key(h, keys.data() + size_t(m) * dim_k, h.weight[m], h.delta[m], out_keys + size_t(g) * dim_k, rotations);
             const float w = h.value_weight[m];
             const float * const v = values.data() + size_t(m) * dim_v;
 #pragma omp simd
@@ -284,22 +311,9 @@ static void merge_head(const MergeHead & h) {
 }
 
 void merge_cells(const MergeCellsArgs & a) {
+    Rotations rotations;
     for (int i = 0; i < a.n_heads; i++) {
-        merge_head(a.heads[i]);
-    }
-}
-
-void step_distance(const StepDistanceArgs & a) {
-    for (int i = 0; i + 1 < a.n; i++) {
-        const float * const x = a.rows + std::ptrdiff_t(i) * a.dim;
-        const float * const y = x + a.dim;
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int j = 0; j < a.dim; j++) {
-            const float d = x[j] - y[j];
-            sum += d * d;
-        }
-        a.out[i] = sum;
+        merge_head(a.heads[i], rotations);
     }
 }
 

@@ -889,6 +889,69 @@ public class Kvmerge_h extends Kvmerge_h$shared {
         }
     }
 
+    private static class kvmerge_rotation {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_rotation");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_rotation(kvmerge_observer *observer, int32_t layer, kvmerge_key_rotation *out, double *frequency)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_rotation$descriptor() {
+        return kvmerge_rotation.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_rotation(kvmerge_observer *observer, int32_t layer, kvmerge_key_rotation *out, double *frequency)
+     * }
+     */
+    public static MethodHandle kvmerge_rotation$handle() {
+        return kvmerge_rotation.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_rotation(kvmerge_observer *observer, int32_t layer, kvmerge_key_rotation *out, double *frequency)
+     * }
+     */
+    public static MemorySegment kvmerge_rotation$address() {
+        return kvmerge_rotation.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_rotation(kvmerge_observer *observer, int32_t layer, kvmerge_key_rotation *out, double *frequency)
+     * }
+     */
+    public static int kvmerge_rotation(MemorySegment observer, int layer, MemorySegment out, MemorySegment frequency) {
+        var mh$ = kvmerge_rotation.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_rotation", observer, layer, out, frequency);
+            }
+            return (int)mh$.invokeExact(observer, layer, out, frequency);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
     private static class kvmerge_read_cells {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
             Kvmerge_h.C_INT,
@@ -897,8 +960,6 @@ public class Kvmerge_h extends Kvmerge_h$shared {
             Kvmerge_h.C_INT,
             Kvmerge_h.C_POINTER,
             Kvmerge_h.C_INT,
-            Kvmerge_h.C_POINTER,
-            Kvmerge_h.C_POINTER,
             Kvmerge_h.C_POINTER,
             Kvmerge_h.C_POINTER
         );
@@ -911,7 +972,7 @@ public class Kvmerge_h extends Kvmerge_h$shared {
     /**
      * Function descriptor for:
      * {@snippet lang=c :
-     * kvmerge_status kvmerge_read_cells(kvmerge_observer *observer, int32_t layer, int32_t kv_head, const int32_t *cells, int32_t n, float *keys, float *values, float *key_steps, float *value_steps)
+     * kvmerge_status kvmerge_read_cells(kvmerge_observer *observer, int32_t layer, int32_t kv_head, const int32_t *cells, int32_t n, float *keys, float *values)
      * }
      */
     public static FunctionDescriptor kvmerge_read_cells$descriptor() {
@@ -921,7 +982,7 @@ public class Kvmerge_h extends Kvmerge_h$shared {
     /**
      * Downcall method handle for:
      * {@snippet lang=c :
-     * kvmerge_status kvmerge_read_cells(kvmerge_observer *observer, int32_t layer, int32_t kv_head, const int32_t *cells, int32_t n, float *keys, float *values, float *key_steps, float *value_steps)
+     * kvmerge_status kvmerge_read_cells(kvmerge_observer *observer, int32_t layer, int32_t kv_head, const int32_t *cells, int32_t n, float *keys, float *values)
      * }
      */
     public static MethodHandle kvmerge_read_cells$handle() {
@@ -931,7 +992,7 @@ public class Kvmerge_h extends Kvmerge_h$shared {
     /**
      * Address for:
      * {@snippet lang=c :
-     * kvmerge_status kvmerge_read_cells(kvmerge_observer *observer, int32_t layer, int32_t kv_head, const int32_t *cells, int32_t n, float *keys, float *values, float *key_steps, float *value_steps)
+     * kvmerge_status kvmerge_read_cells(kvmerge_observer *observer, int32_t layer, int32_t kv_head, const int32_t *cells, int32_t n, float *keys, float *values)
      * }
      */
     public static MemorySegment kvmerge_read_cells$address() {
@@ -940,16 +1001,16 @@ public class Kvmerge_h extends Kvmerge_h$shared {
 
     /**
      * {@snippet lang=c :
-     * kvmerge_status kvmerge_read_cells(kvmerge_observer *observer, int32_t layer, int32_t kv_head, const int32_t *cells, int32_t n, float *keys, float *values, float *key_steps, float *value_steps)
+     * kvmerge_status kvmerge_read_cells(kvmerge_observer *observer, int32_t layer, int32_t kv_head, const int32_t *cells, int32_t n, float *keys, float *values)
      * }
      */
-    public static int kvmerge_read_cells(MemorySegment observer, int layer, int kv_head, MemorySegment cells, int n, MemorySegment keys, MemorySegment values, MemorySegment key_steps, MemorySegment value_steps) {
+    public static int kvmerge_read_cells(MemorySegment observer, int layer, int kv_head, MemorySegment cells, int n, MemorySegment keys, MemorySegment values) {
         var mh$ = kvmerge_read_cells.HANDLE;
         try {
             if (TRACE_DOWNCALLS) {
-                traceDowncall("kvmerge_read_cells", observer, layer, kv_head, cells, n, keys, values, key_steps, value_steps);
+                traceDowncall("kvmerge_read_cells", observer, layer, kv_head, cells, n, keys, values);
             }
-            return (int)mh$.invokeExact(observer, layer, kv_head, cells, n, keys, values, key_steps, value_steps);
+            return (int)mh$.invokeExact(observer, layer, kv_head, cells, n, keys, values);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {
@@ -1077,6 +1138,68 @@ public class Kvmerge_h extends Kvmerge_h$shared {
                 traceDowncall("kvmerge_apply", observer, plan);
             }
             return (int)mh$.invokeExact(observer, plan);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvmerge_plan_groups {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_plan_groups");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_plan_groups(const kvmerge_groups_params *params, int32_t *group, double *cost)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_plan_groups$descriptor() {
+        return kvmerge_plan_groups.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_plan_groups(const kvmerge_groups_params *params, int32_t *group, double *cost)
+     * }
+     */
+    public static MethodHandle kvmerge_plan_groups$handle() {
+        return kvmerge_plan_groups.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_plan_groups(const kvmerge_groups_params *params, int32_t *group, double *cost)
+     * }
+     */
+    public static MemorySegment kvmerge_plan_groups$address() {
+        return kvmerge_plan_groups.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_plan_groups(const kvmerge_groups_params *params, int32_t *group, double *cost)
+     * }
+     */
+    public static int kvmerge_plan_groups(MemorySegment params, MemorySegment group, MemorySegment cost) {
+        var mh$ = kvmerge_plan_groups.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_plan_groups", params, group, cost);
+            }
+            return (int)mh$.invokeExact(params, group, cost);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {

@@ -68,6 +68,66 @@ public class Llama_h extends Llama_h$shared {
     public static int GGML_TYPE_BF16() {
         return GGML_TYPE_BF16;
     }
+
+    private static class ggml_threadpool_params_default {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            ggml_threadpool_params.layout(),
+            Llama_h.C_INT
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("ggml_threadpool_params_default");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * extern struct ggml_threadpool_params ggml_threadpool_params_default(int n_threads)
+     * }
+     */
+    public static FunctionDescriptor ggml_threadpool_params_default$descriptor() {
+        return ggml_threadpool_params_default.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * extern struct ggml_threadpool_params ggml_threadpool_params_default(int n_threads)
+     * }
+     */
+    public static MethodHandle ggml_threadpool_params_default$handle() {
+        return ggml_threadpool_params_default.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * extern struct ggml_threadpool_params ggml_threadpool_params_default(int n_threads)
+     * }
+     */
+    public static MemorySegment ggml_threadpool_params_default$address() {
+        return ggml_threadpool_params_default.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * extern struct ggml_threadpool_params ggml_threadpool_params_default(int n_threads)
+     * }
+     */
+    public static MemorySegment ggml_threadpool_params_default(SegmentAllocator allocator, int n_threads) {
+        var mh$ = ggml_threadpool_params_default.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("ggml_threadpool_params_default", allocator, n_threads);
+            }
+            return (MemorySegment)mh$.invokeExact(allocator, n_threads);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
     private static final int GGML_BACKEND_DEVICE_TYPE_CPU = (int)0L;
     /**
      * {@snippet lang=c :
@@ -884,6 +944,67 @@ public class Llama_h extends Llama_h$shared {
                 traceDowncall("llama_backend_init");
             }
             mh$.invokeExact();
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class llama_attach_threadpool {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.ofVoid(
+            Llama_h.C_POINTER,
+            Llama_h.C_POINTER,
+            Llama_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_attach_threadpool");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * void llama_attach_threadpool(struct llama_context *ctx, ggml_threadpool_t threadpool, ggml_threadpool_t threadpool_batch)
+     * }
+     */
+    public static FunctionDescriptor llama_attach_threadpool$descriptor() {
+        return llama_attach_threadpool.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * void llama_attach_threadpool(struct llama_context *ctx, ggml_threadpool_t threadpool, ggml_threadpool_t threadpool_batch)
+     * }
+     */
+    public static MethodHandle llama_attach_threadpool$handle() {
+        return llama_attach_threadpool.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * void llama_attach_threadpool(struct llama_context *ctx, ggml_threadpool_t threadpool, ggml_threadpool_t threadpool_batch)
+     * }
+     */
+    public static MemorySegment llama_attach_threadpool$address() {
+        return llama_attach_threadpool.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * void llama_attach_threadpool(struct llama_context *ctx, ggml_threadpool_t threadpool, ggml_threadpool_t threadpool_batch)
+     * }
+     */
+    public static void llama_attach_threadpool(MemorySegment ctx, MemorySegment threadpool, MemorySegment threadpool_batch) {
+        var mh$ = llama_attach_threadpool.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_attach_threadpool", ctx, threadpool, threadpool_batch);
+            }
+            mh$.invokeExact(ctx, threadpool, threadpool_batch);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {

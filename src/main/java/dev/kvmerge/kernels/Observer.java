@@ -5,6 +5,7 @@ import dev.kvmerge.bindings.Kvmerge_h;
 import dev.kvmerge.bindings.kvmerge_block_stats;
 import dev.kvmerge.bindings.kvmerge_cache_info;
 import dev.kvmerge.bindings.kvmerge_ggml;
+import dev.kvmerge.bindings.kvmerge_key_rotation;
 import dev.kvmerge.bindings.kvmerge_observer_params;
 import dev.kvmerge.bindings.kvmerge_plan;
 import dev.kvmerge.llama.Backend;
@@ -246,16 +247,6 @@ public final class Observer implements AutoCloseable {
     }
 
     /**
-     * Keys and values of some cells, as F32.
-     *
-     * @param keys [n][keyDimension]
-     * @param values [n][valueDimension]
-     * @param keySteps [n - 1], squared distance of each key from the next
-     * @param valueSteps [n - 1], squared distance of each value from the next
-     */
-    public record Vectors(float[] keys, float[] values, float[] keySteps, float[] valueSteps) {}
-
-    /**
      * What the queries of a KV head's query heads look like, decayed block by block, in the frame of the cached keys.
      *
      * @param mean [keyDimension]
@@ -278,58 +269,31 @@ public final class Observer implements AutoCloseable {
         }
     }
 
-    /** Memory to read cells into: the vectors of a read are overwritten by the next into the same memory. One thread's. */
-    public static final class Buffer {
-        private MemorySegment index = MemorySegment.NULL;
-        private MemorySegment keys = MemorySegment.NULL;
-        private MemorySegment values = MemorySegment.NULL;
-        private MemorySegment keySteps = MemorySegment.NULL;
-        private MemorySegment valueSteps = MemorySegment.NULL;
-        private Vectors vectors = new Vectors(new float[0], new float[0], new float[0], new float[0]);
-
-        private void fit(int n, CacheInfo info) {
-            int k = n * info.keyDimension();
-            int v = n * info.valueDimension();
-            if (vectors.keys.length != k || vectors.values.length != v) {
-                Arena arena = Arena.ofAuto();
-                int steps = Math.max(0, n - 1);
-                index = arena.allocate(ValueLayout.JAVA_INT, n);
-                keys = arena.allocate(ValueLayout.JAVA_FLOAT, k);
-                values = arena.allocate(ValueLayout.JAVA_FLOAT, v);
-                keySteps = arena.allocate(ValueLayout.JAVA_FLOAT, steps);
-                valueSteps = arena.allocate(ValueLayout.JAVA_FLOAT, steps);
-                vectors = new Vectors(new float[k], new float[v], new float[steps], new float[steps]);
-            }
-        }
-
-        private static void copy(MemorySegment from, float[] to) {
-            MemorySegment.copy(from, ValueLayout.JAVA_FLOAT, 0, to, 0, to.length);
+    /** How a layer's cached keys are rotated. */
+    public KeyRotation keyRotation(int layer, CacheInfo info) {
+        try (Arena local = Arena.ofConfined()) {
+            MemorySegment out = kvmerge_key_rotation.allocate(local);
+            MemorySegment frequency = local.allocate(ValueLayout.JAVA_DOUBLE, info.keyDimension() / 2 + 1);
+            Kvmerge.check(Kvmerge_h.kvmerge_rotation(open(), layer, out, frequency));
+            int pairs = kvmerge_key_rotation.n_rot(out) / 2;
+            return new KeyRotation(
+                    frequency.asSlice(0, 8L * pairs).toArray(ValueLayout.JAVA_DOUBLE),
+                    kvmerge_key_rotation.neox(out) != 0,
+                    kvmerge_key_rotation.hadamard(out));
         }
     }
 
     /** Reads cells of one layer and KV head. */
-    public Vectors readCells(int layer, int kvHead, int[] which, CacheInfo info, Buffer buffer) {
-        buffer.fit(which.length, info);
-        MemorySegment.copy(which, 0, buffer.index, ValueLayout.JAVA_INT, 0, which.length);
-        Kvmerge.check(Kvmerge_h.kvmerge_read_cells(
-                open(),
-                layer,
-                kvHead,
-                buffer.index,
-                which.length,
-                buffer.keys,
-                buffer.values,
-                buffer.keySteps,
-                buffer.valueSteps));
-        Buffer.copy(buffer.keys, buffer.vectors.keys);
-        Buffer.copy(buffer.values, buffer.vectors.values);
-        Buffer.copy(buffer.keySteps, buffer.vectors.keySteps);
-        Buffer.copy(buffer.valueSteps, buffer.vectors.valueSteps);
-        return buffer.vectors;
+    public CellVectors readCells(int layer, int kvHead, int[] which, CacheInfo info, CellVectors.Buffer buffer) {
+        return buffer.read(
+                which,
+                info,
+                (index, keys, values) -> Kvmerge.check(
+                        Kvmerge_h.kvmerge_read_cells(open(), layer, kvHead, index, which.length, keys, values)));
     }
 
     /** Writes the keys and values of cells of one layer and KV head, rounding to the cells' type. */
-    public void writeCells(int layer, int kvHead, int[] which, Vectors vectors, CacheInfo info) {
+    public void writeCells(int layer, int kvHead, int[] which, CellVectors vectors, CacheInfo info) {
         if (vectors.keys().length != which.length * info.keyDimension()
                 || vectors.values().length != which.length * info.valueDimension()) {
             throw new IllegalArgumentException("vectors of another shape than " + which.length + " cells");

@@ -17,7 +17,6 @@ final class JavaKernels {
             case "attention_stats+entropy" -> attention(p, true, true, vector);
             case "attention_stats-entropy-only" -> attention(p, false, true, vector);
             case "query_moments" -> moments(p, vector);
-            case "step_distance" -> steps(p, vector);
             case "gather_cells" -> {
                 if (vector) {
                     return false; // the Vector API has no half precision
@@ -109,28 +108,6 @@ final class JavaKernels {
                     }
                 }
             }
-        }
-    }
-
-    private static void steps(Problem p, boolean vector) {
-        int d = p.dim;
-        for (int c = 0; c + 1 < p.cells; c++) {
-            float sum = 0;
-            int i = 0;
-            if (vector) {
-                FloatVector lanes = FloatVector.zero(SPECIES);
-                for (; i < SPECIES.loopBound(d); i += SPECIES.length()) {
-                    FloatVector step = FloatVector.fromArray(SPECIES, p.x, c * d + i)
-                            .sub(FloatVector.fromArray(SPECIES, p.x, (c + 1) * d + i));
-                    lanes = step.fma(step, lanes);
-                }
-                sum = lanes.reduceLanes(VectorOperators.ADD);
-            }
-            for (; i < d; i++) {
-                float step = p.x[c * d + i] - p.x[(c + 1) * d + i];
-                sum += step * step;
-            }
-            p.out[c] = sum;
         }
     }
 

@@ -3,12 +3,14 @@ package dev.kvmerge.benchmarks;
 import dev.kvmerge.attention.CellStats;
 import dev.kvmerge.cache.Plan;
 import dev.kvmerge.kernels.Bias;
-import dev.kvmerge.kernels.Observer;
+import dev.kvmerge.kernels.CellVectors;
+import dev.kvmerge.kernels.Kvmerge;
 import dev.kvmerge.strategy.EntropyMerged;
 import dev.kvmerge.strategy.H2o;
 import dev.kvmerge.strategy.RowEntropyMerged;
 import dev.kvmerge.strategy.Strategy;
 import dev.kvmerge.strategy.StreamingLlm;
+import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.Random;
 import java.util.concurrent.TimeUnit;
@@ -44,13 +46,10 @@ public class PlanBenchmark {
 
     private Strategy planner;
     private CellStats cells;
-    private float[] keys;
-    private float[] values;
-    private float[] keysCopy;
-    private float[] valuesCopy;
 
     @Setup
     public void setUp() {
+        Kvmerge.load(Path.of(System.getProperty("kvmerge.home"), "build", "native", System.mapLibraryName("kvmerge")));
         planner = switch (strategy) {
             case "streaming-llm" -> new StreamingLlm(4);
             case "h2o" -> new H2o(0.5);
@@ -67,14 +66,13 @@ public class PlanBenchmark {
             mass[i] = (float) Math.exp(3 * random.nextGaussian());
             entropy[i] = random.nextFloat();
         }
-        keys = new float[n * DIM];
-        values = new float[n * DIM];
+        float[] keys = new float[n * DIM];
+        float[] values = new float[n * DIM];
         for (int i = 0; i < keys.length; i++) {
             keys[i] = (float) random.nextGaussian();
             values[i] = (float) random.nextGaussian();
         }
-        keysCopy = keys.clone();
-        valuesCopy = values.clone();
+        CellVectors vectors = CellVectors.of(n, keys, values);
         float[] exposure = new float[n];
         for (int i = 0; i < n; i++) {
             exposure[i] = n - i;
@@ -87,22 +85,13 @@ public class PlanBenchmark {
                 exposure,
                 entropy,
                 count,
-                () -> new Observer.Vectors(keysCopy, valuesCopy, steps(keys), steps(values)),
+                new float[n],
+                () -> vectors,
                 null);
-    }
-
-    private static float[] steps(float[] rows) {
-        float[] steps = new float[rows.length / DIM - 1];
-        for (int i = 0; i < steps.length * DIM; i++) {
-            steps[i / DIM] += (rows[i] - rows[i + DIM]) * (rows[i] - rows[i + DIM]);
-        }
-        return steps;
     }
 
     @Benchmark
     public Plan plan() {
-        System.arraycopy(keys, 0, keysCopy, 0, keys.length); // a plan may use the vectors up
-        System.arraycopy(values, 0, valuesCopy, 0, values.length);
         return planner.plan(cells, budget);
     }
 }

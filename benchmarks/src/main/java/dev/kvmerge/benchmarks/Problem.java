@@ -69,7 +69,7 @@ final class Problem {
             case "gather_cells" -> gather(true);
             case "scatter_cells" -> gather(false);
             case "merge_cells" -> merge();
-            case "step_distance" -> steps();
+            case "plan_groups" -> plan();
             case "half_to_float" -> convert(true);
             case "float_to_half" -> convert(false);
             case "log_sum_exp" -> logSumExp();
@@ -292,11 +292,25 @@ final class Problem {
         return 2L * 2 * kvHeads * dim * (groups * GROUP_SIZE + groups);
     }
 
-    private long steps() {
+    /** A block has come to a full head: as many cells as it has have to go. */
+    private long plan() {
         x = normals((long) cells * dim);
-        out = new float[cells - 1];
-        args.pointer(floats(x)).integer(cells).integer(dim).pointer(zeros(cells));
-        return 4L * x.length;
+        double[] rate = new double[cells];
+        java.util.Arrays.setAll(rate, i -> Math.exp(3 * random.nextGaussian()));
+        args.pointer(floats(x))
+                .pointer(floats(normals((long) cells * dim)))
+                .integer(cells)
+                .integer(dim)
+                .integer(dim)
+                .pointer(arena.allocateFrom(ValueLayout.JAVA_DOUBLE, rate))
+                .integer(4)
+                .integer(cells - cells / 4)
+                .integer(ROWS)
+                .integer(8)
+                .real(1)
+                .pointer(zeros(cells))
+                .pointer(zeros(2));
+        return 8L * x.length;
     }
 
     private long convert(boolean toFloat) {

@@ -31,14 +31,9 @@ public final class Table {
             "attention_stats-entropy-only",
             "find_spans",
             "query_moments",
-            "gather_cells",
-            "step_distance");
-    private static final List<String> WITH_VECTOR = List.of(
-            "attention_stats",
-            "attention_stats+entropy",
-            "attention_stats-entropy-only",
-            "query_moments",
-            "step_distance");
+            "gather_cells");
+    private static final List<String> WITH_VECTOR =
+            List.of("attention_stats", "attention_stats+entropy", "attention_stats-entropy-only", "query_moments");
 
     private Table() {}
 
