@@ -25,6 +25,7 @@ public final class Context implements AutoCloseable {
     private final MemorySegment outputs;
     private final MemorySegment nativeBatch;
     private final ContextOptions.EvalCallback callback;
+    private final ThreadPool threads; // null where llama.cpp makes its own
     private Arena logitsLife; // of the segment that logits() gave out
     private int outputRows;
     private boolean closed;
@@ -75,6 +76,7 @@ public final class Context implements AutoCloseable {
         if (callback != null) {
             callback.acquire();
         }
+        threads = ThreadPool.attach(handle, options.threads(), callback != null);
         cells = Llama_h.llama_n_ctx(handle);
         tokens = arena.allocate(ValueLayout.JAVA_INT, batch);
         positions = arena.allocate(ValueLayout.JAVA_INT, batch);
@@ -258,6 +260,9 @@ public final class Context implements AutoCloseable {
             closed = true;
             endLogits();
             Llama_h.llama_free(handle);
+            if (threads != null) {
+                threads.close();
+            }
             arena.close();
             model.contextClosed();
             if (callback != null) {
