@@ -48,7 +48,7 @@ class ArchitectureTest {
             .whereLayer("cache")
             .mayOnlyBeAccessedByLayers("cli", "eval", "strategy")
             .whereLayer("attention")
-            .mayOnlyBeAccessedByLayers("cache", "strategy")
+            .mayOnlyBeAccessedByLayers("cli", "eval", "cache", "strategy")
             .whereLayer("kernels")
             .mayOnlyBeAccessedByLayers("cli", "eval", "strategy", "cache", "attention")
             .whereLayer("bindings")

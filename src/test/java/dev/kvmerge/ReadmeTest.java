@@ -77,6 +77,7 @@ class ReadmeTest {
                 "\n",
                 Arrays.asList(
                         "import dev.kvmerge.cache.*;",
+                        "import dev.kvmerge.eval.*;",
                         "import dev.kvmerge.kernels.*;",
                         "import dev.kvmerge.llama.*;",
                         "import dev.kvmerge.strategy.*;",
@@ -85,7 +86,7 @@ class ReadmeTest {
                         "import java.util.Arrays;"));
         compile(
                 "Program",
-                imports + "\nclass Program { void main() throws Exception {\n" + block("new EntropyMerged()") + "}}\n");
+                imports + "\nclass Program { void main() throws Exception {\n" + block("new EntropyMerged(") + "}}\n");
     }
 
     @Test

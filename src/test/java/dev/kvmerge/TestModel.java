@@ -24,9 +24,14 @@ public final class TestModel {
                 HOME.resolve("models.txt"), elsewhere == null ? HOME.resolve("downloads") : Path.of(elsewhere));
     }
 
+    /** Loads our own native library. */
+    public static void loadKernels() {
+        Kvmerge.load(HOME.resolve("build/native/" + System.mapLibraryName("kvmerge")));
+    }
+
     /** Loads the native libraries: 'make build setup' brings them. */
     public static LlamaLibrary library() {
-        Kvmerge.load(HOME.resolve("build/native/" + System.mapLibraryName("kvmerge")));
+        loadKernels();
         Catalogue catalogue = catalogue();
         return LlamaLibrary.load(catalogue.locate(catalogue.find("llama.cpp")), false);
     }

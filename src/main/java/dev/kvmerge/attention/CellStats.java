@@ -1,5 +1,6 @@
 package dev.kvmerge.attention;
 
+import dev.kvmerge.kernels.CellVectors;
 import dev.kvmerge.kernels.Observer;
 import java.util.function.Supplier;
 
@@ -15,9 +16,10 @@ public final class CellStats {
     private final float[] exposure;
     private final float[] entropy;
     private final int[] count;
-    private final Supplier<Observer.Vectors> vectorSource;
+    private final float[] prior;
+    private final Supplier<CellVectors> vectorSource;
     private final Supplier<Observer.QueryMoments> querySource;
-    private Observer.Vectors vectors;
+    private CellVectors vectors;
     private Observer.QueryMoments queries;
 
     /**
@@ -28,6 +30,7 @@ public final class CellStats {
      * @param exposure [n], queries that could attend to the cell, decayed in the same way, positive
      * @param entropy [n], of the token's own attention row, 0..1; all 0 when not observed
      * @param count [n], tokens merged into the cell, 1 for a plain one
+     * @param prior [n], the log of the attention that is to be expected of the token itself, by a {@link Calibration}; all 0 without
      * @param vectors reads keys and values when they are first asked for
      * @param queries reads the query moments when they are first asked for
      */
@@ -39,12 +42,18 @@ public final class CellStats {
             float[] exposure,
             float[] entropy,
             int[] count,
-            Supplier<Observer.Vectors> vectors,
+            float[] prior,
+            Supplier<CellVectors> vectors,
             Supplier<Observer.QueryMoments> queries) {
         int n = position.length;
-        if (n == 0 || mass.length != n || exposure.length != n || entropy.length != n || count.length != n) {
+        if (n == 0
+                || mass.length != n
+                || exposure.length != n
+                || entropy.length != n
+                || count.length != n
+                || prior.length != n) {
             throw new IllegalArgumentException("cells of different numbers: " + n + ", " + mass.length + ", "
-                    + entropy.length + ", " + count.length);
+                    + entropy.length + ", " + count.length + ", " + prior.length);
         }
         this.layer = layer;
         this.kvHead = kvHead;
@@ -53,6 +62,7 @@ public final class CellStats {
         this.exposure = exposure;
         this.entropy = entropy;
         this.count = count;
+        this.prior = prior;
         this.vectorSource = vectors;
         this.querySource = queries;
     }
@@ -108,7 +118,12 @@ public final class CellStats {
         return count;
     }
 
-    /** Keys as cached, [size][dimension] in one array; a fresh copy at the first call. */
+    /** What a {@link Calibration} knows of each token itself; of a merged cell, the weighted mean. */
+    public float[] prior() {
+        return prior;
+    }
+
+    /** Keys as cached, [size][dimension] in one array; a copy made at the first call. */
     public float[] keys() {
         return vectors().keys();
     }
@@ -116,16 +131,6 @@ public final class CellStats {
     /** Values, [size][dimension] in one array. */
     public float[] values() {
         return vectors().values();
-    }
-
-    /** |K_i - K_{i+1}|^2 for each cell but the last. */
-    public float[] keySteps() {
-        return vectors().keySteps();
-    }
-
-    /** |V_i - V_{i+1}|^2 for each cell but the last. */
-    public float[] valueSteps() {
-        return vectors().valueSteps();
     }
 
     /** Mean and second moment of the queries that the head has seen of late, in the frame of the cached keys. */
@@ -136,7 +141,8 @@ public final class CellStats {
         return queries;
     }
 
-    private Observer.Vectors vectors() {
+    /** Keys and values where planning in native code reads them. */
+    public CellVectors vectors() {
         if (vectors == null) {
             vectors = vectorSource.get();
         }

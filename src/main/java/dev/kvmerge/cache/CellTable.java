@@ -2,6 +2,7 @@ package dev.kvmerge.cache;
 
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.CellStats;
+import dev.kvmerge.kernels.CellVectors;
 import dev.kvmerge.kernels.Observer;
 import dev.kvmerge.llama.Shape;
 import java.util.Arrays;
@@ -27,6 +28,7 @@ final class CellTable {
     private final float[] exposure; // queries that could attend to the cell, decayed as its mass is
     private final float[] entropy;
     private final int[] count;
+    private final float[] prior;
     private final int[] order; // [pair][0..used): cells in position order
     private int used;
 
@@ -40,6 +42,7 @@ final class CellTable {
         exposure = new float[n];
         entropy = new float[n];
         count = new int[n];
+        prior = new float[n];
         order = new int[n];
     }
 
@@ -51,8 +54,15 @@ final class CellTable {
      * A block was decoded: its tokens took these cells, at consecutive positions from the first.
      *
      * @param firstFrame the position that llama.cpp was told of the first
+     * @param priors [pair][token], what a calibration says of the tokens; null for none
      */
-    void add(int[] tokenCell, int firstPosition, int firstFrame, Observer.Stats stats, double massDecay) {
+    void add(
+            int[] tokenCell,
+            int firstPosition,
+            int firstFrame,
+            Observer.Stats stats,
+            float[][] priors,
+            double massDecay) {
         int tokens = tokenCell.length;
         for (int i = 0; i < exposure.length; i++) {
             exposure[i] = (float) (exposure[i] * massDecay + tokens);
@@ -64,6 +74,7 @@ final class CellTable {
                 position[cell] = firstPosition + t;
                 frame[cell] = firstFrame + t;
                 count[cell] = 1;
+                prior[cell] = priors == null ? 0 : priors[pair][t];
                 mass[cell] = 0;
                 exposure[cell] = tokens - t;
                 entropy[cell] = stats.entropy() == null ? 0 : tokenEntropy(stats.entropy(), pair, t, tokens);
@@ -98,7 +109,7 @@ final class CellTable {
      * What a planner sees of one layer and KV head; {@code vectors} reads the keys and values
      * of the cells it is given.
      */
-    CellStats stats(int pair, Function<int[], Observer.Vectors> vectors, Supplier<Observer.QueryMoments> queries) {
+    CellStats stats(int pair, Function<int[], CellVectors> vectors, Supplier<Observer.QueryMoments> queries) {
         int[] at = order(pair);
         int n = at.length;
         int[] positions = new int[n];
@@ -106,6 +117,7 @@ final class CellTable {
         float[] exposures = new float[n];
         float[] entropies = new float[n];
         int[] counts = new int[n];
+        float[] priors = new float[n];
         for (int i = 0; i < n; i++) {
             int cell = pair * cells + at[i];
             positions[i] = position[cell];
@@ -113,6 +125,7 @@ final class CellTable {
             exposures[i] = exposure[cell];
             entropies[i] = entropy[cell];
             counts[i] = count[cell];
+            priors[i] = prior[cell];
         }
         return new CellStats(
                 pair / shape.kvHeads(),
@@ -122,6 +135,7 @@ final class CellTable {
                 exposures,
                 entropies,
                 counts,
+                priors,
                 () -> vectors.apply(at),
                 queries);
     }
@@ -202,6 +216,7 @@ final class CellTable {
         float[] nextExposure = new float[budget];
         float[] nextEntropy = new float[budget];
         int[] nextCount = new int[budget];
+        float[] nextPrior = new float[budget];
         int[] nextCell = new int[budget];
         int[] groupOf = new int[used]; // by pivot
         int group = 0;
@@ -242,6 +257,7 @@ final class CellTable {
             nextMass[g] += mass[cell];
             nextEntropy[g] += plan.weight()[i] * entropy[cell];
             nextCount[g] += count[cell];
+            nextPrior[g] += plan.weight()[i] * prior[cell];
         }
         Arrays.fill(mass, base, base + cells, 0);
         for (int g = 0; g < budget; g++) {
@@ -252,6 +268,7 @@ final class CellTable {
             exposure[cell] = nextExposure[g];
             entropy[cell] = nextEntropy[g];
             count[cell] = nextCount[g];
+            prior[cell] = nextPrior[g];
             order[base + g] = nextCell[g];
         }
     }

@@ -1,8 +1,11 @@
 package dev.kvmerge.cache;
 
 import dev.kvmerge.KvmergeException;
+import dev.kvmerge.attention.Calibration;
 import dev.kvmerge.attention.CellStats;
 import dev.kvmerge.kernels.Bias;
+import dev.kvmerge.kernels.CellVectors;
+import dev.kvmerge.kernels.KeyRotation;
 import dev.kvmerge.kernels.Observer;
 import dev.kvmerge.llama.Context;
 import dev.kvmerge.llama.ContextOptions;
@@ -10,6 +13,8 @@ import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.llama.Shape;
 import java.lang.foreign.MemorySegment;
+import java.util.Map;
+import java.util.concurrent.ConcurrentHashMap;
 import java.util.function.Supplier;
 import java.util.stream.IntStream;
 
@@ -28,7 +33,8 @@ public final class CompressedContext implements AutoCloseable {
     private final CellTable table;
     private final Shape shape;
     private final Timings timings = new Timings();
-    private final ThreadLocal<Observer.Buffer> buffers = ThreadLocal.withInitial(Observer.Buffer::new);
+    private final ThreadLocal<CellVectors.Buffer> buffers = ThreadLocal.withInitial(CellVectors.Buffer::new);
+    private final ThreadLocal<CellVectors.Buffer> newest = ThreadLocal.withInitial(CellVectors.Buffer::new);
     private Observer.CacheInfo info;
     private Observer.Stats lastStats;
     private int decoded; // tokens so far
@@ -103,6 +109,9 @@ public final class CompressedContext implements AutoCloseable {
                     planner == null ? "a number of cells needs a strategy" : "a strategy needs a number of cells");
         }
         checkBias(observe.bias(), options.flashAttention());
+        if (planner != null && planner.calibration() != null) {
+            planner.calibration().check(model.shape().layers(), model.shape().kvHeads());
+        }
         if (model.slidingWindow() > 0) {
             throw new KvmergeException("the model " + model.path()
                     + " has sliding-window layers, whose cells are not llama.cpp's ordinary ones: not handled yet");
@@ -216,8 +225,29 @@ public final class CompressedContext implements AutoCloseable {
                 decoded - pending,
                 position - pending,
                 stats,
+                planner == null || planner.calibration() == null ? null : priors(stats.tokenCell()),
                 planner == null ? 1 : planner.massDecay());
         pending = 0;
+    }
+
+    /** What the calibration says of the newest tokens: [pair][token]. */
+    private float[][] priors(int[] cells) {
+        long start = System.nanoTime();
+        Calibration calibration = planner.calibration();
+        int[] positions = IntStream.range(position - cells.length, position).toArray();
+        Map<KeyRotation, KeyRotation.Undo> angles = new ConcurrentHashMap<>(); // of most models, one for all layers
+        float[][] priors = new float[shape.pairs()][];
+        IntStream.range(0, shape.layers()).parallel().forEach(layer -> {
+            KeyRotation.Undo undo = angles.computeIfAbsent(observer.keyRotation(layer, info), r -> r.undo(positions));
+            for (int h = 0; h < shape.kvHeads(); h++) {
+                CellVectors vectors = observer.readCells(layer, h, cells, info, newest.get());
+                undo.apply(vectors.keys());
+                int pair = layer * shape.kvHeads() + h;
+                priors[pair] = calibration.prior(pair, vectors.keys(), vectors.values());
+            }
+        });
+        timings.plan += System.nanoTime() - start;
+        return priors;
     }
 
     /** Takes account of what was decoded since the last compression, without compressing: when nothing more is to come. */
@@ -288,10 +318,19 @@ public final class CompressedContext implements AutoCloseable {
     /** What is known of the cells of a layer and KV head, after a {@link #flush}. */
     public CellStats cells(int layer, int kvHead) {
         flush();
-        return stats(layer * shape.kvHeads() + kvHead, Observer.Buffer::new);
+        return stats(layer * shape.kvHeads() + kvHead, CellVectors.Buffer::new);
     }
 
-    private CellStats stats(int pair, Supplier<Observer.Buffer> buffer) {
+    /**
+     * As {@link #cells}, with keys as they were before their rotation. Of a context without endless positions.
+     */
+    public CellStats unrotated(int layer, int kvHead) {
+        CellStats cells = cells(layer, kvHead);
+        observer.keyRotation(layer, info).undo(cells.position()).apply(cells.keys());
+        return cells;
+    }
+
+    private CellStats stats(int pair, Supplier<CellVectors.Buffer> buffer) {
         return table.stats(
                 pair,
                 cells -> observer.readCells(pair / shape.kvHeads(), pair % shape.kvHeads(), cells, info, buffer.get()),

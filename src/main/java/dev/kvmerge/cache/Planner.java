@@ -1,5 +1,6 @@
 package dev.kvmerge.cache;
 
+import dev.kvmerge.attention.Calibration;
 import dev.kvmerge.attention.CellStats;
 import dev.kvmerge.kernels.Bias;
 
@@ -39,6 +40,11 @@ public interface Planner {
     /** Whether it reads {@link CellStats#entropy()}. */
     default boolean needsEntropy() {
         return false;
+    }
+
+    /** What says which tokens are going to be needed, for {@link CellStats#prior()}; null for nothing. */
+    default Calibration calibration() {
+        return null;
     }
 
     /** Factor on a cell's mass at each block before the block's own is added: 1 accumulates, 0 forgets. */

@@ -11,6 +11,7 @@ import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Option;
@@ -21,7 +22,8 @@ import picocli.CommandLine.Option;
         mixinStandardHelpOptions = true,
         description = {
             "Varies one parameter of a strategy at a time and measures the KL divergence from the full cache: a table and a plot each.",
-            "Parameters are the strategy's (see its row in results.json), or cells, the share that stays, or block. What is finished is not made again."
+            "Parameters are the strategy's (see its row in results.json), or cells, the share that stays, or block. What is finished is not made again.",
+            "decay and mass-power are varied without a calibration, which is made for one of each."
         },
         footer = {
             "",
@@ -31,6 +33,9 @@ import picocli.CommandLine.Option;
             "  kvmerge ablate --strategy entropy-merged-row --vary threshold=0.3,0.4,0.5,0.6,0.7"
         })
 final class AblateCommand implements Runnable {
+    /** Parameters that a calibration was made for: they are varied without one. */
+    private static final Set<String> OF_CALIBRATION = Set.of("decay", "mass-power");
+
     private static final Map<String, List<String>> EVERYTHING = new LinkedHashMap<>();
 
     static {
@@ -38,7 +43,7 @@ final class AblateCommand implements Runnable {
         EVERYTHING.put("recent-share", List.of("0.05", "0.15", "0.25", "0.4", "0.6"));
         EVERYTHING.put("decay", List.of("0.5", "0.8", "0.9", "0.95", "1"));
         EVERYTHING.put("largest-group", List.of("1", "2", "4", "8", "16"));
-        EVERYTHING.put("key-cost", List.of("0.5", "1.5", "4"));
+        EVERYTHING.put("key-cost", List.of("0.2", "0.4", "0.8", "1.6", "3.2"));
         EVERYTHING.put("mass-power", List.of("1", "1.5", "2"));
         EVERYTHING.put("bias", List.of("none", "folded", "exact"));
         EVERYTHING.put("block", List.of("16", "32", "64", "128", "256", "512"));
@@ -115,7 +120,7 @@ final class AblateCommand implements Runnable {
             if (parameter.equals("block")) {
                 for (String value : values) {
                     Path folder = out.resolve(parameter).resolve(value);
-                    experiment(folder, List.of(strategy), compression, value);
+                    experiment(folder, List.of(strategy), compression, value, "auto");
                     points.addAll(read(folder, r -> value));
                 }
             } else if (parameter.equals("cells")) {
@@ -124,7 +129,7 @@ final class AblateCommand implements Runnable {
                                 .subtract(new java.math.BigDecimal(v))
                                 .toPlainString())
                         .toList();
-                experiment(out.resolve(parameter), List.of(strategy), String.join(",", saved), "128");
+                experiment(out.resolve(parameter), List.of(strategy), String.join(",", saved), "128", "auto");
                 points.addAll(read(out.resolve(parameter), r -> java.math.BigDecimal.ONE
                         .subtract(java.math.BigDecimal.valueOf(r.compression()))
                         .toPlainString()));
@@ -132,7 +137,12 @@ final class AblateCommand implements Runnable {
                 List<String> specs = values.stream()
                         .map(v -> strategy + ":" + parameter + "=" + v)
                         .toList();
-                experiment(out.resolve(parameter), specs, compression, "128");
+                experiment(
+                        out.resolve(parameter),
+                        specs,
+                        compression,
+                        "128",
+                        OF_CALIBRATION.contains(parameter) ? "none" : "auto");
                 points.addAll(read(out.resolve(parameter), r -> r.strategy()
                         .substring(r.strategy().lastIndexOf('=') + 1)));
             }
@@ -168,7 +178,7 @@ final class AblateCommand implements Runnable {
         return sweeps;
     }
 
-    private void experiment(Path folder, List<String> strategies, String saved, String block) {
+    private void experiment(Path folder, List<String> strategies, String saved, String block, String calibration) {
         List<String> arguments = new ArrayList<>(List.of(
                 "experiment",
                 "-m",
@@ -185,6 +195,8 @@ final class AblateCommand implements Runnable {
                 saved,
                 "--strategies",
                 String.join(",", strategies),
+                "--calibration",
+                calibration,
                 "--out",
                 folder.toString()));
         if (threads != null) {

@@ -44,8 +44,9 @@ final class BenchCommand implements Runnable {
     @Option(
             names = {"-n", "--n-gen"},
             paramLabel = "N",
-            defaultValue = "64",
-            description = "tokens to generate after each prompt, 0 for none (default: ${DEFAULT-VALUE})")
+            defaultValue = "128",
+            description =
+                    "tokens to generate after each prompt; 128, a block, has its one compression in it; 0 for none (default: ${DEFAULT-VALUE})")
     private int generated;
 
     @Option(
@@ -88,7 +89,8 @@ final class BenchCommand implements Runnable {
     @Override
     public void run() {
         check();
-        List<Cache> caches = Cache.list("llama.cpp", strategies, compressions, settings.settings());
+        List<Cache> caches =
+                Cache.list("llama.cpp", strategies, compressions, settings.settings(model, Home.catalogue()));
         for (int prompt : prompts) {
             caches.forEach(cache -> cache.check(block, prompt));
         }

@@ -100,7 +100,7 @@ final class EndlessCommand implements Runnable {
         model.checkCells(model.flashAttention(FlashAttention.OFF), settings.bias);
         Map<String, Strategy> caches = new LinkedHashMap<>();
         for (String name : strategies) {
-            Strategy strategy = Strategies.create(name, settings.settings());
+            Strategy strategy = Strategies.create(name, settings.settings(model, Home.catalogue()));
             if (strategy != null) {
                 Experiment.checkBudget(strategy, cells, block, Integer.MAX_VALUE);
                 caches.put(name, strategy);

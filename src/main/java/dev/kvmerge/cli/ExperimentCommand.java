@@ -131,8 +131,8 @@ final class ExperimentCommand implements Runnable {
                             + score + ", " + tokens);
         }
         model.checkCells(model.flashAttention(FlashAttention.OFF), settings.bias);
-        strategies.forEach(
-                name -> Strategies.create(name, settings.settings())); // a wrong name is said before anything is loaded
+        strategies.forEach(name -> Strategies.create(
+                name, settings.settings(model, Home.catalogue()))); // a wrong name is said before anything is loaded
         compressions.forEach(c -> Experiment.cellsFor(1, c));
         Catalogue catalogue = Home.catalogue();
         Text read = text.read(catalogue);
@@ -165,7 +165,8 @@ final class ExperimentCommand implements Runnable {
                 model.keyType,
                 model.valueType,
                 folder.path());
-        try (Experiment experiment = new Experiment(loaded, setup, strategies, compressions, settings.settings())) {
+        try (Experiment experiment =
+                new Experiment(loaded, setup, strategies, compressions, settings.settings(model, Home.catalogue()))) {
             run(loaded, read, folder, part, experiment);
         }
     }

@@ -24,6 +24,7 @@ import picocli.CommandLine.ScopeType;
             ExperimentCommand.class,
             PerplexityCommand.class,
             AnalyzeCommand.class,
+            CalibrateCommand.class,
             ModelsCommand.class,
             CommandLine.HelpCommand.class
         },

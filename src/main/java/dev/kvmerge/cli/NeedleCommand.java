@@ -113,7 +113,8 @@ final class NeedleCommand implements Runnable {
                     "--tokens must be 64 and more, --trials positive, --block 32 and more and --depths 0..1");
         }
         model.checkCells(model.flashAttention(FlashAttention.OFF), settings.bias);
-        List<Cache> caches = Cache.list(Strategies.FULL, strategies, compressions, settings.settings());
+        List<Cache> caches =
+                Cache.list(Strategies.FULL, strategies, compressions, settings.settings(model, Home.catalogue()));
         caches.forEach(cache -> cache.check(block, tokens));
         Catalogue catalogue = Home.catalogue();
         Retrieval.Puzzle puzzle =

@@ -91,7 +91,8 @@ final class PerplexityCommand implements Runnable {
 
     @Override
     public void run() {
-        Strategy chosen = strategy == null ? null : Strategies.create(strategy, settings.settings());
+        Strategy chosen =
+                strategy == null ? null : Strategies.create(strategy, settings.settings(model, Home.catalogue()));
         if (chosen == null && (cells != null || compression != null)) {
             throw new KvmergeException.Usage("--cells and --compression need a --strategy other than full");
         }
@@ -175,7 +176,11 @@ final class PerplexityCommand implements Runnable {
                         model.valueType,
                         work);
                 try (Experiment experiment = new Experiment(
-                        loaded, setup, List.of(strategy), List.of(1 - (double) budget / chunk), settings.settings())) {
+                        loaded,
+                        setup,
+                        List.of(strategy),
+                        List.of(1 - (double) budget / chunk),
+                        settings.settings(model, Home.catalogue()))) {
                     List<Experiment.Outcome> outcomes = new ArrayList<>();
                     for (Experiment.Run run : experiment.runs()) {
                         try (Progress progress = new Progress(run.id())) {

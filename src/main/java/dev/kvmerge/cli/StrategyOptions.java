@@ -1,7 +1,11 @@
 package dev.kvmerge.cli;
 
+import dev.kvmerge.attention.Calibration;
+import dev.kvmerge.eval.Calibrations;
 import dev.kvmerge.kernels.Bias;
+import dev.kvmerge.models.Catalogue;
 import dev.kvmerge.strategy.Strategies;
+import java.nio.file.Path;
 import picocli.CommandLine.Option;
 
 /** The strategies' settings. */
@@ -44,7 +48,22 @@ final class StrategyOptions {
             description = "how a merged cell keeps its members' attention mass (default: ${DEFAULT-VALUE})")
     Bias bias;
 
-    Strategies.Settings settings() {
-        return new Strategies.Settings(sinks, recentShare, signal, threshold, bias);
+    @Option(
+            names = "--calibration",
+            paramLabel = "FILE|auto|none",
+            defaultValue = "auto",
+            description =
+                    "entropy-merged: what 'kvmerge calibrate' made; auto is the one beside the model, or the one that comes with kvmerge for it (default: ${DEFAULT-VALUE})")
+    String calibration;
+
+    /** The settings for a model. */
+    Strategies.Settings settings(ModelOptions model, Catalogue catalogue) {
+        Calibration found =
+                switch (calibration) {
+                    case "none" -> null;
+                    case "auto" -> Calibrations.of(catalogue.resolve(model.model, Catalogue.Kind.MODEL));
+                    default -> Calibrations.read(Path.of(calibration));
+                };
+        return new Strategies.Settings(sinks, recentShare, signal, threshold, bias, found);
     }
 }

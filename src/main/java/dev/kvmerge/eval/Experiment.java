@@ -8,6 +8,7 @@ import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.strategy.Oracle;
+import dev.kvmerge.strategy.QuantisedCells;
 import dev.kvmerge.strategy.Strategies;
 import dev.kvmerge.strategy.Strategy;
 import java.io.IOException;
@@ -145,7 +146,8 @@ public final class Experiment implements AutoCloseable {
                             "the oracle knows the future of a text that is streamed: leave --prefill out");
                 }
                 checkBudget(strategy, cells, mode.streams() ? setup.block() : 1, n);
-                runs.add(new Run(Strategies.label(name, strategy), strategy, compression, cells));
+                boolean all = strategy instanceof QuantisedCells;
+                runs.add(new Run(Strategies.label(name, strategy), strategy, compression, all ? mode.window() : cells));
                 smallest = Math.min(smallest, cells);
             }
         }
@@ -275,15 +277,16 @@ public final class Experiment implements AutoCloseable {
 
     private CacheOptions options(Run run) {
         int n = setup.mode().window();
+        boolean quantised = run.strategy() instanceof QuantisedCells;
         return new CacheOptions(
                 run.strategy() == null ? 0 : run.cells(),
                 setup.mode().streams() ? setup.block() : setup.mode().prefill(), // compressed once in a window
                 n,
                 setup.threads(),
                 setup.ubatch(),
-                setup.flashAttention(),
-                setup.keyType(),
-                setup.valueType(),
+                quantised ? FlashAttention.ON : setup.flashAttention(),
+                quantised ? CellType.Q8_0 : setup.keyType(),
+                quantised ? CellType.Q8_0 : setup.valueType(),
                 false);
     }
 
@@ -385,7 +388,9 @@ public final class Experiment implements AutoCloseable {
 
     private RunResult result(Run run, Spent t, Trace trace, Outcome full, double seconds) {
         boolean isFull = run.strategy() == null;
-        int firstScored = isFull || !setup.mode().streams() ? firstCompared : run.cells() + 1;
+        int firstScored = isFull || !setup.mode().streams()
+                ? firstCompared
+                : cellsFor(setup.tokens().length, run.compression()) + 1;
         Trace.Perplexity perplexity = trace.perplexity(firstScored);
         Trace.Divergence divergence = isFull ? null : trace.divergence(firstScored);
         long bytes = t.kvBytes;

@@ -46,7 +46,7 @@ public final class Catalogue {
             String leaf = Path.of(file).getFileName().toString();
             return switch (kind) {
                 case MODEL -> Path.of("models", leaf);
-                case TEXT -> Path.of("texts", leaf);
+                case TEXT -> Path.of("texts", name + ".txt"); // a package's own name for it may be data.txt
                 case LIBRARY, HEADERS -> Path.of(name);
             };
         }

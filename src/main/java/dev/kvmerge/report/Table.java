@@ -4,16 +4,21 @@ import dev.kvmerge.eval.RunResult;
 import dev.kvmerge.eval.Trace;
 import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.strategy.Oracle;
+import dev.kvmerge.strategy.QuantisedCells;
 import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.Set;
 import java.util.TreeMap;
 
 /** Results in words and columns, for a terminal. */
 public final class Table {
     private static final double MIB = 1024.0 * 1024.0;
+
+    /** What is no method, but something to compare methods with. */
+    private static final Set<String> SCALES = Set.of(Oracle.NAME, QuantisedCells.NAME);
 
     private Table() {}
 
@@ -85,7 +90,7 @@ public final class Table {
         StringBuilder text = new StringBuilder();
         byCompression(runs).forEach((compression, all) -> {
             List<RunResult> part =
-                    all.stream().filter(r -> !r.strategy().equals(Oracle.NAME)).toList(); // no method
+                    all.stream().filter(r -> !SCALES.contains(r.strategy())).toList();
             if (part.isEmpty()) {
                 return;
             }

@@ -1,6 +1,7 @@
 package dev.kvmerge.strategy;
 
 import dev.kvmerge.KvmergeException;
+import dev.kvmerge.attention.Calibration;
 import dev.kvmerge.kernels.Bias;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -23,16 +24,18 @@ public final class Strategies {
      * @param signal "column" or "row", of entropy-merged
      * @param threshold of the row signal
      * @param bias how merged cells keep their mass
+     * @param calibration of the model, or null
      */
-    public record Settings(int sinks, double recentShare, String signal, double threshold, Bias bias) {
-        public static final Settings DEFAULT = new Settings(4, 0.25, "column", 0.5, Bias.FOLDED);
+    public record Settings(
+            int sinks, double recentShare, String signal, double threshold, Bias bias, Calibration calibration) {
+        public static final Settings DEFAULT = new Settings(4, 0.25, "column", 0.5, Bias.FOLDED, null);
     }
 
     private static final Map<String, Function<Settings, Strategy>> BY_NAME = new LinkedHashMap<>();
 
     static {
         BY_NAME.put("entropy-merged", s -> switch (s.signal) {
-            case "column" -> new EntropyMerged(s.sinks, s.recentShare, 8, 0.9, 1.5, 1.5, s.bias);
+            case "column" -> EntropyMerged.of(s.sinks, s.recentShare, s.bias, s.calibration);
             case "row" -> new RowEntropyMerged(s.threshold, s.sinks, s.recentShare, s.bias);
             default -> throw new KvmergeException.Usage("--signal is column or row, not '" + s.signal + "'");
         });
@@ -51,6 +54,7 @@ public final class Strategies {
         BY_NAME.put("zsmerge", s -> new ZsMerge(0.4, 0.2));
         BY_NAME.put("kvmerger", s -> new KvMerger(s.sinks, s.recentShare));
         BY_NAME.put(Oracle.NAME, s -> new Oracle(null));
+        BY_NAME.put(QuantisedCells.NAME, s -> new QuantisedCells());
         BY_NAME.put("random", s -> new RandomEviction(1));
     }
 

@@ -30,7 +30,12 @@ public interface Strategy extends Planner {
                     Object value = accessor.invoke(this);
                     parameters.put(
                             component.getName(),
-                            value instanceof Enum<?> e ? e.name().toLowerCase(java.util.Locale.ROOT) : value);
+                            switch (value) {
+                                case Enum<?> e -> e.name().toLowerCase(java.util.Locale.ROOT);
+                                case dev.kvmerge.attention.Calibration c -> c.name();
+                                case null -> "none";
+                                default -> value;
+                            });
                 } catch (IllegalAccessException | InvocationTargetException e) {
                     throw new IllegalStateException(
                             "cannot read the parameter " + component.getName() + " of " + name(), e);

@@ -49,7 +49,19 @@ class CellTableTest {
             for (int i = 0; i < mass.length; i++) {
                 mass[i] = random.nextFloat();
             }
-            table.add(tokenCell, position, position, new Observer.Stats(tokenCell, mass, null, SHAPE.layers(), 0), 0.9);
+            float[][] priors = new float[SHAPE.pairs()][n];
+            for (float[] of : priors) {
+                for (int t = 0; t < n; t++) {
+                    of[t] = position + t;
+                }
+            }
+            table.add(
+                    tokenCell,
+                    position,
+                    position,
+                    new Observer.Stats(tokenCell, mass, null, SHAPE.layers(), 0),
+                    priors,
+                    0.9);
             position += n;
             if (table.used() > budget) {
                 Plan[] plans = new Plan[SHAPE.pairs()];
@@ -138,6 +150,10 @@ class CellTableTest {
                 assertTrue(!free.contains(order[i]), "a cell in use that llama.cpp thinks free");
                 List<Integer> content = contents.get(pair).get(order[i]);
                 assertTrue(content.contains(stats.position()[i]), "the cell's position is one of its tokens'");
+                assertTrue(
+                        stats.prior()[i] >= java.util.Collections.min(content) - 1e-3
+                                && stats.prior()[i] <= java.util.Collections.max(content) + 1e-3,
+                        "a merged cell's prior is a mean of its tokens'");
                 assertEquals(content.size(), stats.count()[i]);
                 assertTrue(i == 0 || stats.position()[i - 1] < stats.position()[i], "position order");
             }

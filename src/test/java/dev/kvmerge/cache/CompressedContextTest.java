@@ -9,6 +9,7 @@ import dev.kvmerge.KvmergeException;
 import dev.kvmerge.TestModel;
 import dev.kvmerge.attention.CellStats;
 import dev.kvmerge.kernels.Bias;
+import dev.kvmerge.kernels.CellVectors;
 import dev.kvmerge.kernels.Observer;
 import dev.kvmerge.kernels.Scorer;
 import dev.kvmerge.llama.Context;
@@ -138,8 +139,8 @@ class CompressedContextTest {
             context.decode(Arrays.copyOf(tokens, 64));
             for (int layer = 0; layer < model.shape().layers(); layer++) {
                 for (int head = 0; head < model.shape().kvHeads(); head++) {
-                    Observer.Vectors cell = context.observer()
-                            .readCells(layer, head, new int[] {twin}, context.info(), new Observer.Buffer());
+                    CellVectors cell = context.observer()
+                            .readCells(layer, head, new int[] {twin}, context.info(), new CellVectors.Buffer());
                     context.observer().writeCells(layer, head, new int[] {twin + 1}, cell, context.info());
                 }
             }

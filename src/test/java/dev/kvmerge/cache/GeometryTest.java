@@ -7,7 +7,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import dev.kvmerge.TestModel;
 import dev.kvmerge.TinyGguf;
 import dev.kvmerge.TinyGguf.Geometry;
-import dev.kvmerge.kernels.Observer;
+import dev.kvmerge.kernels.CellVectors;
 import dev.kvmerge.llama.Backend;
 import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
@@ -79,13 +79,37 @@ class GeometryTest {
         }
     }
 
+    /** In the first layer a key depends on its token and position alone: turned back, it depends on its token alone. */
+    @ParameterizedTest
+    @MethodSource("geometries")
+    void keysAreTurnedBackToBeforeTheirRotation(Geometry g) {
+        try (Model model = Model.load(
+                        TestModel.library(), TinyGguf.write(folder.resolve("tiny.gguf"), g), Backend.CPU, 0);
+                CompressedContext context = new CompressedContext(
+                        model, null, CacheOptions.unlimited(32, 32).withCellTypes(CellType.F32, CellType.F32))) {
+            int[] tokens = new Random(5).ints(32, 0, TinyGguf.VOCABULARY).toArray();
+            tokens[29] = tokens[3];
+            context.decode(tokens);
+            float[] cached = keys(context, 3);
+            assertTrue(distance(cached, keys(context, 29)) > 0.1, "the rotation shows");
+            for (int h = 0; h < model.shape().kvHeads(); h++) {
+                float[] keys = context.unrotated(0, h).keys();
+                int dim = keys.length / 32;
+                assertArrayEquals(
+                        java.util.Arrays.copyOfRange(keys, 3 * dim, 4 * dim),
+                        java.util.Arrays.copyOfRange(keys, 29 * dim, 30 * dim),
+                        2e-5f);
+            }
+        }
+    }
+
     private static float[] keys(CompressedContext context, int cell) {
         int heads = context.context().model().shape().kvHeads();
         int dim = context.info().keyDimension();
         float[] all = new float[heads * dim];
         for (int h = 0; h < heads; h++) {
             float[] keys = context.observer()
-                    .readCells(0, h, new int[] {cell}, context.info(), new Observer.Buffer())
+                    .readCells(0, h, new int[] {cell}, context.info(), new CellVectors.Buffer())
                     .keys();
             System.arraycopy(keys, 0, all, h * dim, dim);
         }

@@ -54,6 +54,54 @@ class MoreCommandsTest {
     }
 
     @Test
+    void calibrateLearnsAndExperimentUsesIt() throws IOException {
+        Path file = folder.resolve("learned.json");
+        Cli.run("calibrate", "-f", "paradise-lost", "--windows", "1", "--tokens", "1024", "--out", file.toString())
+                .succeeded();
+        JsonNode learned = new ObjectMapper().readTree(file.toFile());
+        assertEquals(90, learned.get("weights").size());
+        assertEquals(6 + 64, learned.get("weights").get(0).size());
+        String[] experiment = {
+            "experiment",
+            "--tokens",
+            "384",
+            "--block",
+            "64",
+            "--compression",
+            "0.7",
+            "--overwrite",
+            "--strategies",
+            "full,entropy-merged",
+            "--out",
+            out("calibrated"),
+            "--calibration",
+            file.toString()
+        };
+        Cli.run(experiment).succeeded();
+        JsonNode with = runs(folder.resolve("calibrated")).get(1);
+        assertTrue(with.get("parameters").get("calibration").asText().startsWith("paradise-lost"), with.toString());
+        experiment[experiment.length - 1] = "none";
+        Cli.run(experiment).succeeded();
+        JsonNode without = runs(folder.resolve("calibrated")).get(1);
+        assertEquals("none", without.get("parameters").get("calibration").asText());
+        assertTrue(with.get("kl_mean").asDouble() != without.get("kl_mean").asDouble());
+        JsonNode quantised = runs(folder.resolve("calibrated")).get(2); // a scale: all cells, the same tokens scored
+        assertTrue(quantised.get("kl_mean").asDouble() < without.get("kl_mean").asDouble() / 2, quantised.toString());
+        assertTrue(quantised.get("kv_bytes").asLong()
+                < quantised.get("kv_bytes_full").asLong());
+        assertEquals(without.get("scored").asInt(), quantised.get("scored").asInt());
+        Files.writeString(file, Files.readString(file).replace("],\n[", "],\n[1,"));
+        experiment[experiment.length - 1] = file.toString();
+        Cli.run(experiment).failed(1, "make it again with 'kvmerge calibrate'");
+        experiment[experiment.length - 1] = out("nowhere.json");
+        Cli.run(experiment).failed(1, "cannot read the calibration");
+        Cli.run("calibrate", "--windows", "0").failed(2, "--windows must be positive");
+        Cli.run("calibrate", "-f", "alice", "--windows", "99", "--out", out("x.json"))
+                .failed(2, "use a longer text");
+        assertFalse(Files.exists(folder.resolve("x.json")));
+    }
+
+    @Test
     void needleSaysWhatIsFoundWhere() throws IOException {
         Cli run = Cli.run(
                         "needle",

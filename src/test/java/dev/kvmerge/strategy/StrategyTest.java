@@ -7,9 +7,12 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import dev.kvmerge.KvmergeException;
+import dev.kvmerge.TestModel;
+import dev.kvmerge.attention.Calibration;
 import dev.kvmerge.attention.CellStats;
 import dev.kvmerge.cache.Plan;
 import dev.kvmerge.kernels.Bias;
+import dev.kvmerge.kernels.CellVectors;
 import dev.kvmerge.kernels.Observer;
 import java.util.Arrays;
 import java.util.List;
@@ -27,6 +30,10 @@ import org.junit.jupiter.api.Test;
 class StrategyTest {
     private static final int DIM = 4;
 
+    static {
+        TestModel.loadKernels();
+    }
+
     private static CellStats cells(float[] mass, float[] entropy, float[] keys, float[] values) {
         int n = mass.length;
         int[] count = new int[n];
@@ -39,6 +46,7 @@ class StrategyTest {
                 exposure(IntStream.range(0, n).toArray()),
                 entropy,
                 count,
+                new float[n],
                 () -> vectors(keys, values),
                 null);
     }
@@ -52,17 +60,8 @@ class StrategyTest {
         return exposure;
     }
 
-    private static Observer.Vectors vectors(float[] keys, float[] values) {
-        return new Observer.Vectors(keys.clone(), values.clone(), steps(keys), steps(values));
-    }
-
-    private static float[] steps(float[] rows) {
-        float[] steps = new float[rows.length / DIM - 1];
-        for (int i = 0; i < steps.length * DIM; i++) {
-            float d = rows[i] - rows[i + DIM];
-            steps[i / DIM] += d * d;
-        }
-        return steps;
+    private static CellVectors vectors(float[] keys, float[] values) {
+        return CellVectors.of(keys.length / DIM, keys, values);
     }
 
     private static CellStats random(int n, long seed) {
@@ -97,6 +96,7 @@ class StrategyTest {
                 exposure(position),
                 entropy,
                 count,
+                new float[n],
                 () -> vectors(keys, values),
                 () -> new Observer.QueryMoments(mean, second));
     }
@@ -110,8 +110,8 @@ class StrategyTest {
                 new H2o(0),
                 new H2o(1),
                 new EntropyMerged(),
-                new EntropyMerged(4, 0.5, 3, 0.9, 1.5, 1, Bias.NONE),
-                new EntropyMerged(0, 0, 1, 1, 0, 2, Bias.EXACT),
+                new EntropyMerged(4, 0.5, 3, 0.9, 1.5, 1, Bias.NONE, null),
+                new EntropyMerged(0, 0, 1, 1, 0, 2, Bias.EXACT, null),
                 new RowEntropyMerged(0.5, 4, 0.1, Bias.FOLDED),
                 new RowEntropyMerged(0, 2, 0, Bias.NONE),
                 new RowEntropyMerged(1, 0, 1, Bias.FOLDED),
@@ -155,7 +155,7 @@ class StrategyTest {
     void entropyMergedLeavesSinksAndTheNewestAlone(@ForAll @IntRange(min = 40, max = 200) int n, @ForAll long seed) {
         CellStats cells = random(n, seed);
         for (Strategy strategy : List.of(
-                new EntropyMerged(4, 0.4, 8, 0.9, 1.5, 1, Bias.FOLDED),
+                new EntropyMerged(4, 0.4, 8, 0.9, 1.5, 1, Bias.FOLDED, null),
                 new RowEntropyMerged(0.3, 4, 0.4, Bias.FOLDED))) {
             Plan plan = strategy.plan(cells, 30);
             for (int i = 0; i < n; i++) {
@@ -218,7 +218,8 @@ class StrategyTest {
         Strategy random = new RandomEviction(1);
         CellStats a = random(50, 1);
         assertArrayEquals(random.plan(a, 20).target(), random.plan(a, 20).target());
-        CellStats b = new CellStats(1, 3, a.position(), a.mass(), a.exposure(), a.entropy(), a.count(), null, null);
+        CellStats b = new CellStats(
+                1, 3, a.position(), a.mass(), a.exposure(), a.entropy(), a.count(), a.prior(), null, null);
         assertTrue(
                 !Arrays.equals(random.plan(a, 20).target(), random.plan(b, 20).target()));
     }
@@ -243,12 +244,47 @@ class StrategyTest {
         }
         System.arraycopy(keys, 2 * DIM, keys, 3 * DIM, DIM);
         System.arraycopy(values, 2 * DIM, values, 3 * DIM, DIM);
-        Plan plan =
-                new EntropyMerged(1, 0, 8, 0.9, 1.5, 1, Bias.FOLDED).plan(cells(mass, new float[8], keys, values), 6);
+        Plan plan = new EntropyMerged(1, 0, 8, 0.9, 1.5, 1, Bias.FOLDED, null)
+                .plan(cells(mass, new float[8], keys, values), 6);
         assertEquals(plan.target()[2], plan.target()[3], "twins merge: it costs nothing");
         assertEquals(1, plan.weight()[2] + plan.weight()[3], 1e-6);
         assertEquals(Plan.EVICTED, plan.target()[5], "what nobody attends to is dropped: it costs nothing either");
         assertEquals(4, plan.target()[4]);
+    }
+
+    @Test
+    void aCalibrationKeepsWhatIsGoingToBeNeeded() {
+        // Cell 2 has had the least attention, and its key says that it will have the most.
+        int n = 6;
+        float[] w = new float[Calibration.SCALARS + DIM];
+        w[1] = 1;
+        w[Calibration.SCALARS] = 20;
+        Calibration calibration = new Calibration("made by hand", 1, 1, DIM, 0.9, new float[][] {w});
+        float[] keys = new float[n * DIM];
+        float[] values = new float[n * DIM];
+        for (int i = 0; i < n; i++) {
+            values[i * DIM + i % DIM] = i < DIM ? 3 : -3;
+            keys[i * DIM + 1 + i % 3] = 9; // merging is dear
+        }
+        keys[2 * DIM] = 1;
+        float[] mass = {3, 3, .1f, 3, 3, 3};
+        CellStats cells = new CellStats(
+                0,
+                0,
+                IntStream.range(0, n).toArray(),
+                mass,
+                exposure(IntStream.range(0, n).toArray()),
+                new float[n],
+                new int[n],
+                calibration.prior(0, keys, values),
+                () -> CellVectors.of(n, keys, values),
+                null);
+        EntropyMerged blind = new EntropyMerged(0, 0, 8, 0.9, 1.5, 1, Bias.FOLDED, null);
+        EntropyMerged foreseeing = new EntropyMerged(0, 0, 8, 0.9, 1.5, 1, Bias.FOLDED, calibration);
+        assertEquals(Plan.EVICTED, blind.plan(cells, n - 1).target()[2]);
+        assertEquals(2, foreseeing.plan(cells, n - 1).target()[2]);
+        assertEquals("made by hand", foreseeing.parameters().get("calibration"));
+        assertEquals("none", blind.parameters().get("calibration"));
     }
 
     @Test
@@ -257,7 +293,7 @@ class StrategyTest {
         float[] mass = {1, 4, 2, 1, 1};
         float[] values = ones(5);
         values[4 * DIM] = -5;
-        Plan plan = new EntropyMerged(0, 0, 8, 0.9, 1.5, 1, Bias.FOLDED)
+        Plan plan = new EntropyMerged(0, 0, 8, 0.9, 1.5, 1, Bias.FOLDED, null)
                 .plan(cells(mass, new float[5], ones(5), values), 2);
         // Rates are mass / age: 1/5, 4/4, 2/3, 1/2 over the four that may go.
         double total = 1 / 5.0 + 4 / 4.0 + 2 / 3.0 + 1 / 2.0;
@@ -421,13 +457,13 @@ class StrategyTest {
             }
         }
         assertEquals(
-                "{sinks=4, recentShare=0.25, largestGroup=8, decay=0.9, keyCost=1.5, massPower=1.5, bias=folded}",
+                "{sinks=4, recentShare=0.25, largestGroup=8, decay=0.9, keyCost=1.5, massPower=1.5, bias=folded, calibration=none}",
                 new EntropyMerged().parameters().toString());
         KvmergeException e =
                 assertThrows(KvmergeException.Usage.class, () -> Strategies.create("h20", Strategies.Settings.DEFAULT));
         assertTrue(e.getMessage().contains("did you mean 'h2o'"), e.getMessage());
         assertThrows(KvmergeException.Usage.class, () -> new StreamingLlm(-1));
         assertThrows(KvmergeException.Usage.class, () -> new RowEntropyMerged(1.5, 4, 0.25, Bias.NONE));
-        assertThrows(KvmergeException.Usage.class, () -> new EntropyMerged(4, 1.5, 8, 0.9, 1.5, 1, Bias.NONE));
+        assertThrows(KvmergeException.Usage.class, () -> new EntropyMerged(4, 1.5, 8, 0.9, 1.5, 1, Bias.NONE, null));
     }
 }

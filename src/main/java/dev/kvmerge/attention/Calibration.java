@@ -1,0 +1,110 @@
+package dev.kvmerge.attention;
+
+import dev.kvmerge.KvmergeException;
+
+/**
+ * How to foresee, for each layer and KV head of a model, the attention that a token will get: a log-linear (Poisson) regression, fitted to a
+ * full run over other texts. Per query that is to come, the expected sum over query heads of attention to the power 1.5 is
+ *
+ * <pre>
+ *   exp(w_0 + w_1 log r_i + w_2 log r_{i-1} + w_3 log r_{i+1} + w_4 log age + w_5 log |V_i| + k . K_i)
+ * </pre>
+ *
+ * with r the rates of attention received so far of a cell and its neighbours, and K the key as it was before its rotation. Heads look for kinds of
+ * tokens, and the key says of what kind a token is: that part is known when the token comes, before anyone has attended to it.
+ *
+ * @param name where it comes from, for the record
+ * @param layers of the model
+ * @param kvHeads a layer
+ * @param keyDimension elements a key
+ * @param decay factor on the attention received at each block that the weights were fitted for
+ * @param weights [layer * kvHeads + kvHead][6 + keyDimension]: w_0 to w_5, then k
+ */
+public record Calibration(String name, int layers, int kvHeads, int keyDimension, double decay, float[][] weights) {
+    /** Weights before the key's. */
+    public static final int SCALARS = 6;
+
+    private static final double LEAST_RATE = 1e-6;
+    private static final double LEAST_NORM = 1e-3;
+
+    public Calibration {
+        if (weights == null || weights.length != layers * kvHeads || !(decay >= 0 && decay <= 1)) {
+            throw new KvmergeException("the calibration '" + name + "' does not hold weights for each of " + layers
+                    + " layers with " + kvHeads + " KV heads: make it again with 'kvmerge calibrate'");
+        }
+        for (float[] head : weights) {
+            boolean whole = head != null && head.length == SCALARS + keyDimension;
+            for (int i = 0; whole && i < head.length; i++) {
+                whole = Float.isFinite(head[i]);
+            }
+            if (!whole) {
+                throw new KvmergeException("the calibration '" + name + "' has a head without its "
+                        + (SCALARS + keyDimension) + " finite weights: make it again with 'kvmerge calibrate'");
+            }
+        }
+    }
+
+    /** Refuses a model of another shape. */
+    public void check(int modelLayers, int modelKvHeads) {
+        if (modelLayers != layers || modelKvHeads != kvHeads) {
+            throw new KvmergeException("the calibration '" + name + "' is for " + layers + " layers with " + kvHeads
+                    + " KV heads, the model has " + modelLayers + " with " + modelKvHeads
+                    + ": make one with 'kvmerge calibrate', or use --calibration none");
+        }
+    }
+
+    /** The logarithm of a rate, as the regression takes it. */
+    public static double logRate(double rate) {
+        return Math.log(rate + LEAST_RATE);
+    }
+
+    /** The logarithm of a value's length, as the regression takes it. */
+    public static double logNorm(float[] values, int cell, int dimension) {
+        double sum = 0;
+        for (int i = cell * dimension; i < (cell + 1) * dimension; i++) {
+            sum += values[i] * values[i];
+        }
+        return Math.log(Math.sqrt(sum) + LEAST_NORM);
+    }
+
+    /**
+     * The part of the sum that is known when a token comes.
+     *
+     * @param pair layer * kvHeads + kvHead
+     * @param keys [cells][keyDimension], before their rotation
+     * @param values [cells][valueDimension]
+     * @return [cells]
+     */
+    public float[] prior(int pair, float[] keys, float[] values) {
+        float[] w = weights[pair];
+        int n = keys.length / keyDimension;
+        int valueDimension = values.length / n;
+        float[] prior = new float[n];
+        for (int i = 0; i < n; i++) {
+            double sum = w[0] + w[5] * logNorm(values, i, valueDimension);
+            for (int d = 0; d < keyDimension; d++) {
+                sum += w[SCALARS + d] * keys[i * keyDimension + d];
+            }
+            prior[i] = (float) sum;
+        }
+        return prior;
+    }
+
+    /** The attention that each cell is expected to get from a query to come. */
+    public double[] expected(CellStats cells) {
+        float[] w = weights[cells.layer() * kvHeads + cells.kvHead()];
+        int n = cells.size();
+        double[] log = new double[n];
+        for (int i = 0; i < n; i++) {
+            log[i] = logRate(cells.rate(i));
+        }
+        double[] expected = new double[n];
+        for (int i = 0; i < n; i++) {
+            double before = log[Math.max(i - 1, 0)];
+            double after = log[Math.min(i + 1, n - 1)];
+            double age = Math.log(cells.newest() + 1 - cells.position()[i]);
+            expected[i] = Math.exp(cells.prior()[i] + w[1] * log[i] + w[2] * before + w[3] * after + w[4] * age);
+        }
+        return expected;
+    }
+}

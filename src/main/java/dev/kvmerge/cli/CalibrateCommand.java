@@ -1,0 +1,117 @@
+package dev.kvmerge.cli;
+
+import dev.kvmerge.KvmergeException;
+import dev.kvmerge.attention.Calibration;
+import dev.kvmerge.eval.Calibrations;
+import dev.kvmerge.eval.Calibrator;
+import dev.kvmerge.eval.Text;
+import dev.kvmerge.llama.Model;
+import dev.kvmerge.models.Catalogue;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Locale;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Option;
+
+/** Learns what a model's heads attend to later. */
+@Command(
+        name = "calibrate",
+        mixinStandardHelpOptions = true,
+        description = {
+            "Reads texts through the full cache and learns, for each layer and KV head, to foresee the attention that a token will get.",
+            "entropy-merged uses what lies beside the model from then on. Measure on other texts than these."
+        },
+        footer = {"", "Example:", "  kvmerge calibrate -m my-model.gguf -f moby-dick,technical-report --windows 8"})
+final class CalibrateCommand implements Runnable {
+    @Mixin
+    private ModelOptions model;
+
+    @Option(
+            names = {"-f", "--file"},
+            split = ",",
+            paramLabel = "TEXT",
+            defaultValue = "moby-dick,state-of-the-union,technical-report,as-you-like-it",
+            description = "UTF-8 text files, or names from 'kvmerge models' (default: ${DEFAULT-VALUE})")
+    private List<String> files;
+
+    @Option(
+            names = "--windows",
+            paramLabel = "N",
+            defaultValue = "4",
+            description = "pieces of each text to read, evenly apart (default: ${DEFAULT-VALUE})")
+    private int windows;
+
+    @Option(
+            names = "--tokens",
+            paramLabel = "N",
+            defaultValue = "4096",
+            description = "tokens a piece (default: ${DEFAULT-VALUE})")
+    private int tokens;
+
+    @Option(
+            names = "--out",
+            paramLabel = "FILE",
+            description = "where it goes (default: beside the model, as MODEL" + Calibrations.SUFFIX + ")")
+    private Path out;
+
+    @Override
+    public void run() {
+        if (windows < 1 || tokens < Calibrator.FEWEST_TOKENS) {
+            throw new KvmergeException.Usage(
+                    "--windows must be positive and --tokens " + Calibrator.FEWEST_TOKENS + " and more");
+        }
+        Catalogue catalogue = Home.catalogue();
+        List<Text> texts = new ArrayList<>();
+        for (String file : files) {
+            texts.add(Text.read(catalogue.resolve(file, Catalogue.Kind.TEXT)));
+        }
+        Path to = out == null ? Calibrations.beside(catalogue.resolve(model.model, Catalogue.Kind.MODEL)) : out;
+        Path folder = to.toAbsolutePath().getParent();
+        if (!Files.isWritable(folder)) {
+            throw new KvmergeException.Usage("cannot write into " + folder + ": choose another --out");
+        }
+        Interrupt.listen("kvmerge: stopping at the end of this block; nothing is written");
+        try (Model loaded = model.load(catalogue);
+                Progress progress = new Progress("calibrating")) {
+            List<int[]> pieces = new ArrayList<>();
+            for (Text text : texts) {
+                pieces.addAll(pieces(loaded, text));
+            }
+            double total = 2.0 * pieces.size() * tokens;
+            String name = String.join(", ", files) + ": " + pieces.size() + " x " + tokens + " tokens";
+            Calibration calibration = new Calibrator(
+                            loaded,
+                            model.cache(tokens, 1),
+                            (at, perplexity, speed) -> progress.update(
+                                    at / total,
+                                    String.format(Locale.ROOT, "%,d of %,.0f tokens, %.0f tokens/s", at, total, speed)),
+                            Interrupt::requested)
+                    .fit(name, pieces);
+            Calibrations.write(calibration, to);
+        }
+        System.out.println("Written to " + to + ".");
+    }
+
+    /** Pieces evenly apart, none at the very start, where titles and contents are. */
+    private List<int[]> pieces(Model loaded, Text text) {
+        int[] all = loaded.tokenize(text.content());
+        if ((long) windows * tokens > all.length) {
+            throw new KvmergeException.Usage("the text " + text.path() + " has " + all.length + " tokens, not "
+                    + windows + " x " + tokens + ": use a longer text, or a smaller --windows or --tokens");
+        }
+        List<int[]> pieces = new ArrayList<>();
+        for (int i = 0; i < windows; i++) {
+            int from = (int) ((i + 1L) * (all.length - tokens) / (windows + 1));
+            int[] piece = Arrays.copyOfRange(all, from, from + tokens);
+            if (loaded.addsBos()) {
+                piece[0] = loaded.bos();
+            }
+            pieces.add(piece);
+        }
+        return pieces;
+    }
+}

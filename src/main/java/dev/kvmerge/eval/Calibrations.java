@@ -1,0 +1,105 @@
+package dev.kvmerge.eval;
+
+import com.fasterxml.jackson.core.JsonProcessingException;
+import com.fasterxml.jackson.databind.ObjectMapper;
+import dev.kvmerge.KvmergeException;
+import dev.kvmerge.attention.Calibration;
+import java.io.IOException;
+import java.io.InputStream;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.StandardCopyOption;
+
+/** Calibrations as files: a user's own beside the model, or one that comes with kvmerge. */
+public final class Calibrations {
+    /** What is added to a model's file name. */
+    public static final String SUFFIX = ".calibration.json";
+
+    private static final ObjectMapper JSON = new ObjectMapper();
+    private static final int DIGITS = 5;
+
+    private Calibrations() {}
+
+    /** Where a model's own is kept. */
+    public static Path beside(Path model) {
+        return model.resolveSibling(model.getFileName() + SUFFIX);
+    }
+
+    /**
+     * The calibration of a model: the file beside it, else the one that comes with kvmerge for a model of this file name (whatever its
+     * quantisation: "SmolLM2-135M-Instruct" for "SmolLM2-135M-Instruct.Q4_1.gguf"), else null.
+     */
+    public static Calibration of(Path model) {
+        Path own = beside(model);
+        if (Files.exists(own)) {
+            return read(own);
+        }
+        String stem = model.getFileName().toString();
+        while (stem.contains(".")) {
+            stem = stem.substring(0, stem.lastIndexOf('.'));
+            try (InputStream shipped = Calibrations.class.getResourceAsStream("/calibrations/" + stem + ".json")) {
+                if (shipped != null) {
+                    return JSON.readValue(shipped, Calibration.class);
+                }
+            } catch (IOException e) {
+                throw new IllegalStateException("the calibration of " + stem + " in the jar is broken", e);
+            }
+        }
+        return null;
+    }
+
+    /**
+     * Reads a calibration.
+     *
+     * @throws KvmergeException if there is none, or it is not whole
+     */
+    public static Calibration read(Path file) {
+        try {
+            return JSON.readValue(file.toFile(), Calibration.class);
+        } catch (JsonProcessingException e) {
+            if (e.getCause() instanceof KvmergeException refused) {
+                throw refused;
+            }
+            throw new KvmergeException(
+                    "the calibration " + file + " is broken (" + e.getOriginalMessage()
+                            + "): make it again with 'kvmerge calibrate', or use --calibration none",
+                    e);
+        } catch (IOException e) {
+            throw new KvmergeException("cannot read the calibration " + file + ": " + e, e);
+        }
+    }
+
+    /** Writes a calibration, whole or not at all. */
+    public static void write(Calibration calibration, Path file) {
+        StringBuilder text = new StringBuilder();
+        try {
+            text.append("{\"name\":").append(JSON.writeValueAsString(calibration.name()));
+            text.append(",\"layers\":").append(calibration.layers());
+            text.append(",\"kvHeads\":").append(calibration.kvHeads());
+            text.append(",\"keyDimension\":").append(calibration.keyDimension());
+            text.append(",\"decay\":").append(calibration.decay()).append(",\n\"weights\":[");
+            String next = "\n[";
+            for (float[] head : calibration.weights()) {
+                text.append(next);
+                for (int i = 0; i < head.length; i++) {
+                    text.append(i == 0 ? "" : ",").append(shortest(head[i]));
+                }
+                text.append(']');
+                next = ",\n[";
+            }
+            text.append("]}\n");
+            Path part = file.resolveSibling(file.getFileName() + ".part");
+            Files.writeString(part, text);
+            Files.move(part, file, StandardCopyOption.REPLACE_EXISTING);
+        } catch (IOException e) {
+            throw new KvmergeException("cannot write the calibration " + file + ": " + e, e);
+        }
+    }
+
+    private static String shortest(float x) {
+        return new java.math.BigDecimal(x)
+                .round(new java.math.MathContext(DIGITS))
+                .stripTrailingZeros()
+                .toString();
+    }
+}

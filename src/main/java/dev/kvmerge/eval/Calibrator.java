@@ -1,0 +1,242 @@
+package dev.kvmerge.eval;
+
+import dev.kvmerge.KvmergeException;
+import dev.kvmerge.attention.Calibration;
+import dev.kvmerge.attention.CellStats;
+import dev.kvmerge.cache.CacheOptions;
+import dev.kvmerge.cache.CompressedContext;
+import dev.kvmerge.kernels.Bias;
+import dev.kvmerge.kernels.Observer;
+import dev.kvmerge.llama.Model;
+import dev.kvmerge.llama.Shape;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.function.BooleanSupplier;
+import java.util.stream.IntStream;
+
+/**
+ * Makes a {@link Calibration}: reads texts through the full cache, notes at several points what was known of a token and what attention
+ * it got from then on, and fits one to the other for each layer and KV head.
+ */
+public final class Calibrator {
+    /** Factor on attention received at each block; entropy-merged's. */
+    public static final double DECAY = 0.9;
+
+    private static final int BLOCK = 128;
+    private static final int FIRST_POINT = 3; // blocks before the first look, and
+    private static final int POINTS_APART = 3; // from one to the next
+    private static final int LAST_BLOCKS = 3; // too near the end to see what comes
+    private static final int SINKS = 4;
+    private static final int NEWEST = 64; // tokens that nobody would drop yet
+    private static final int SAMPLE = 4; // one token of so many is looked at
+
+    /** Fewest tokens of a window. */
+    public static final int FEWEST_TOKENS = (FIRST_POINT + LAST_BLOCKS + 2) * BLOCK;
+
+    private final Model model;
+    private final Shape shape;
+    private final CacheOptions options;
+    private final Experiment.Listener listener;
+    private final BooleanSupplier cancelled;
+
+    /**
+     * @param options of the contexts to read with; block and capacity are the calibration's own
+     * @param listener told of progress: tokens of all windows, both passes counted
+     */
+    public Calibrator(Model model, CacheOptions options, Experiment.Listener listener, BooleanSupplier cancelled) {
+        this.model = model;
+        this.shape = model.shape();
+        this.options = options;
+        this.listener = listener;
+        this.cancelled = cancelled;
+    }
+
+    /** What was seen in one window of text, for sampled tokens at several points; [pair][point and token]. */
+    private static final class Seen {
+        private final int[] point; // [point and token]: blocks read
+        private final int[] token; // position
+        private final float[][] rates; // 3 a sample: own, before, after
+        private final float[][] later; // attention to the power 1.5, a query
+        private final float[][] keys; // [pair][token / SAMPLE][dimension], before rotation
+        private final float[][] norms; // [pair][token / SAMPLE]
+        private int keyDimension;
+
+        Seen(int pairs, int tokens) {
+            List<int[]> samples = new ArrayList<>();
+            for (int b = FIRST_POINT; b < tokens / BLOCK - LAST_BLOCKS; b += POINTS_APART) {
+                for (int t = SAMPLE - 1; t < (b + 1) * BLOCK - NEWEST; t += SAMPLE) {
+                    if (t >= SINKS) {
+                        samples.add(new int[] {b, t});
+                    }
+                }
+            }
+            point = samples.stream().mapToInt(s -> s[0]).toArray();
+            token = samples.stream().mapToInt(s -> s[1]).toArray();
+            rates = new float[pairs][3 * point.length];
+            later = new float[pairs][point.length];
+            keys = new float[pairs][];
+            norms = new float[pairs][tokens / SAMPLE];
+        }
+    }
+
+    /**
+     * Reads the windows and fits.
+     *
+     * @param name for the record: the texts
+     * @param windows tokens, {@link #FEWEST_TOKENS} at least each
+     * @throws Experiment.Cancelled if asked to stop
+     */
+    public Calibration fit(String name, List<int[]> windows) {
+        List<Seen> seen = new ArrayList<>();
+        int before = 0;
+        for (int[] window : windows) {
+            if (window.length < FEWEST_TOKENS) {
+                throw new KvmergeException.Usage("a window of " + window.length
+                        + " tokens is too short to calibrate on: " + FEWEST_TOKENS + " and more");
+            }
+            seen.add(look(Arrays.copyOf(window, window.length / BLOCK * BLOCK), before));
+            before += 2 * window.length;
+        }
+        float[][] weights = new float[shape.pairs()][];
+        IntStream.range(0, weights.length).parallel().forEach(pair -> {
+            if (!cancelled.getAsBoolean()) {
+                weights[pair] = fit(pair, seen);
+            }
+        });
+        if (cancelled.getAsBoolean()) {
+            throw new Experiment.Cancelled();
+        }
+        return new Calibration(name, shape.layers(), shape.kvHeads(), seen.getFirst().keyDimension, DECAY, weights);
+    }
+
+    private Seen look(int[] tokens, int before) {
+        Seen seen = new Seen(shape.pairs(), tokens.length);
+        float[][] received = new float[shape.pairs()][tokens.length]; // decayed
+        float[] exposure = new float[tokens.length];
+        read(tokens, 1, before, (context, b, mass) -> {
+            int end = (b + 1) * BLOCK;
+            for (int t = 0; t < end; t++) {
+                exposure[t] = (float) (exposure[t] * DECAY + Math.min(BLOCK, end - t));
+            }
+            each(pair -> {
+                float[] r = received[pair];
+                int cells = mass.length / shape.pairs();
+                for (int t = 0; t < end; t++) {
+                    r[t] = (float) (r[t] * DECAY + mass[pair * cells + t]);
+                }
+                for (int i = first(seen, b); i < seen.point.length && seen.point[i] == b; i++) {
+                    for (int d = 0; d < 3; d++) {
+                        int t = seen.token[i] + new int[] {0, -1, 1}[d];
+                        seen.rates[pair][3 * i + d] = r[t] / exposure[t];
+                    }
+                }
+            });
+            if (end == tokens.length) {
+                each(pair -> keep(seen, pair, context));
+            }
+        });
+        for (float[] r : received) {
+            Arrays.fill(r, 0);
+        }
+        read(
+                tokens,
+                1.5,
+                before + tokens.length,
+                (context, b, mass) -> each(pair -> {
+                    float[] sum = received[pair]; // so far
+                    int end = (b + 1) * BLOCK;
+                    int cells = mass.length / shape.pairs();
+                    for (int t = 0; t < end; t++) {
+                        sum[t] += mass[pair * cells + t];
+                    }
+                    for (int i = first(seen, b); i < seen.point.length && seen.point[i] == b; i++) {
+                        seen.later[pair][i] = -sum[seen.token[i]];
+                    }
+                    for (int i = 0; end == tokens.length && i < seen.point.length; i++) {
+                        int queries = tokens.length - (seen.point[i] + 1) * BLOCK;
+                        seen.later[pair][i] = Math.max(0, seen.later[pair][i] + sum[seen.token[i]]) / queries;
+                    }
+                }));
+        return seen;
+    }
+
+    private static int first(Seen seen, int block) {
+        int i = Arrays.binarySearch(seen.point, block);
+        while (i > 0 && seen.point[i - 1] == block) {
+            i--;
+        }
+        return i < 0 ? seen.point.length : i;
+    }
+
+    private void each(java.util.function.IntConsumer work) {
+        IntStream.range(0, shape.pairs()).parallel().forEach(work);
+    }
+
+    private void keep(Seen seen, int pair, CompressedContext context) {
+        CellStats vectors = context.unrotated(pair / shape.kvHeads(), pair % shape.kvHeads());
+        int n = seen.norms[pair].length;
+        int cells = context.position();
+        int dimension = vectors.keys().length / cells;
+        seen.keyDimension = dimension;
+        seen.keys[pair] = new float[n * dimension];
+        for (int i = 0; i < n; i++) {
+            int t = i * SAMPLE + SAMPLE - 1;
+            System.arraycopy(vectors.keys(), t * dimension, seen.keys[pair], i * dimension, dimension);
+            seen.norms[pair][i] = (float) Calibration.logNorm(vectors.values(), t, vectors.values().length / cells);
+        }
+    }
+
+    @FunctionalInterface
+    private interface Look {
+        /** @param mass of this block, [pair][cell]; in a full cache, a cell's number is its token's position */
+        void at(CompressedContext context, int block, float[] mass);
+    }
+
+    private void read(int[] tokens, double power, int before, Look look) {
+        CacheOptions full = options.sized(0, BLOCK, tokens.length);
+        Observer.Options observe = Observer.Options.of(true, false, Bias.NONE, options.threads())
+                .withBackend(model.backend())
+                .withMassPower(power);
+        long start = System.nanoTime();
+        try (CompressedContext context = new CompressedContext(model, null, full, observe)) {
+            for (int b = 0; b < tokens.length / BLOCK; b++) {
+                if (cancelled.getAsBoolean()) {
+                    throw new Experiment.Cancelled();
+                }
+                context.decode(Arrays.copyOfRange(tokens, b * BLOCK, (b + 1) * BLOCK), false);
+                context.flush();
+                look.at(context, b, context.lastStats().mass());
+                int done = (b + 1) * BLOCK;
+                listener.block(before + done, Double.NaN, done / ((System.nanoTime() - start) / 1e9));
+            }
+        }
+    }
+
+    private float[] fit(int pair, List<Seen> windows) {
+        int dimension = windows.getFirst().keyDimension;
+        int features = Calibration.SCALARS - 1 + dimension;
+        int n = windows.stream().mapToInt(w -> w.point.length).sum();
+        float[][] x = new float[n][features];
+        float[] y = new float[n];
+        int at = 0;
+        for (Seen seen : windows) {
+            for (int i = 0; i < seen.point.length; i++, at++) {
+                for (int d = 0; d < 3; d++) {
+                    x[at][d] = (float) Calibration.logRate(seen.rates[pair][3 * i + d]);
+                }
+                x[at][3] = (float) Math.log((seen.point[i] + 1) * BLOCK - seen.token[i]);
+                int t = seen.token[i] / SAMPLE;
+                x[at][4] = seen.norms[pair][t];
+                System.arraycopy(seen.keys[pair], t * dimension, x[at], 5, dimension);
+                y[at] = seen.later[pair][i];
+            }
+        }
+        double[] w = PoissonRegression.fit(x, y);
+        float[] weights = new float[w.length];
+        for (int i = 0; i < w.length; i++) {
+            weights[i] = (float) w[i];
+        }
+        return weights;
+    }
+}

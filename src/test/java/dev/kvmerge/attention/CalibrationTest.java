@@ -1,0 +1,53 @@
+package dev.kvmerge.attention;
+
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import dev.kvmerge.KvmergeException;
+import org.junit.jupiter.api.Test;
+
+class CalibrationTest {
+    private static final float[] WEIGHTS = {-1, .5f, .25f, -.125f, -.3f, .7f, 2, -3};
+
+    @Test
+    void foreseesByItsFormula() {
+        Calibration calibration = new Calibration("c", 2, 1, 2, 0.9, new float[][] {WEIGHTS, new float[8]});
+        float[] keys = {1, 2, 0.5f, -1, 0, 0};
+        float[] values = {3, 4, 0, 0, 5, 12};
+        float[] prior = calibration.prior(0, keys, values);
+        assertEquals(-1 + .7 * Math.log(5 + 1e-3) + 2 - 6, prior[0], 1e-5);
+        assertEquals(-1 + .7 * Math.log(1e-3) + 1 + 3, prior[1], 1e-5);
+        float[] mass = {6, 1, 2};
+        float[] exposure = {3, 2, 1};
+        CellStats cells = new CellStats(
+                0, 0, new int[] {4, 6, 9}, mass, exposure, new float[3], new int[] {1, 1, 1}, prior, null, null);
+        double[] log = {Math.log(2 + 1e-6), Math.log(.5 + 1e-6), Math.log(2 + 1e-6)};
+        double[] age = {Math.log(6), Math.log(4), Math.log(1)};
+        double[] expected = new double[3];
+        for (int i = 0; i < 3; i++) {
+            double before = log[i == 0 ? 0 : i - 1];
+            double after = log[i == 2 ? 2 : i + 1];
+            expected[i] = Math.exp(prior[i] + .5 * log[i] + .25 * before - .125 * after - .3 * age[i]);
+        }
+        assertArrayEquals(expected, calibration.expected(cells), 1e-6);
+    }
+
+    @Test
+    void refusesWhatIsNotWhole() {
+        float[][] one = {WEIGHTS};
+        assertTrue(assertThrows(KvmergeException.class, () -> new Calibration("c", 2, 1, 2, 0.9, one))
+                .getMessage()
+                .contains("each of 2 layers"));
+        float[] broken = WEIGHTS.clone();
+        broken[3] = Float.NaN;
+        assertThrows(KvmergeException.class, () -> new Calibration("c", 1, 1, 2, 0.9, new float[][] {broken}));
+        assertThrows(KvmergeException.class, () -> new Calibration("c", 1, 1, 3, 0.9, one));
+        Calibration fine = new Calibration("c", 1, 1, 2, 0.9, one);
+        fine.check(1, 1);
+        assertTrue(assertThrows(KvmergeException.class, () -> fine.check(30, 3))
+                .getMessage()
+                .contains("--calibration none"));
+    }
+}
