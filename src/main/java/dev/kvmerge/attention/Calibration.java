@@ -25,6 +25,15 @@ public record Calibration(String name, int layers, int kvHeads, int keyDimension
     public static final int SCALARS = 6;
 
     private static final double LEAST_RATE = 1e-6;
+    private static final double[] LOGS =
+            new double[1 << 13]; // of ages: a logarithm a cell is what planning can do without
+
+    static {
+        for (int i = 1; i < LOGS.length; i++) {
+            LOGS[i] = Math.log(i);
+        }
+    }
+
     private static final double LEAST_NORM = 1e-3;
 
     public Calibration {
@@ -53,6 +62,10 @@ public record Calibration(String name, int layers, int kvHeads, int keyDimension
         }
     }
 
+    private static double logAge(int age) {
+        return age < LOGS.length ? LOGS[age] : Math.log(age);
+    }
+
     /** The logarithm of a rate, as the regression takes it. */
     public static double logRate(double rate) {
         return Math.log(rate + LEAST_RATE);
@@ -60,11 +73,7 @@ public record Calibration(String name, int layers, int kvHeads, int keyDimension
 
     /** The logarithm of a value's length, as the regression takes it. */
     public static double logNorm(float[] values, int cell, int dimension) {
-        double sum = 0;
-        for (int i = cell * dimension; i < (cell + 1) * dimension; i++) {
-            sum += values[i] * values[i];
-        }
-        return Math.log(Math.sqrt(sum) + LEAST_NORM);
+        return Math.log(Math.sqrt(dot(values, cell * dimension, values, cell * dimension, dimension)) + LEAST_NORM);
     }
 
     /**
@@ -81,13 +90,30 @@ public record Calibration(String name, int layers, int kvHeads, int keyDimension
         int valueDimension = values.length / n;
         float[] prior = new float[n];
         for (int i = 0; i < n; i++) {
-            double sum = w[0] + w[5] * logNorm(values, i, valueDimension);
-            for (int d = 0; d < keyDimension; d++) {
-                sum += w[SCALARS + d] * keys[i * keyDimension + d];
-            }
-            prior[i] = (float) sum;
+            prior[i] = (float) (w[0]
+                    + w[5] * logNorm(values, i, valueDimension)
+                    + dot(w, SCALARS, keys, i * keyDimension, keyDimension));
         }
         return prior;
+    }
+
+    /** Four sums at once, since Java may not reorder one. */
+    private static double dot(float[] x, int a, float[] y, int b, int n) {
+        float s0 = 0;
+        float s1 = 0;
+        float s2 = 0;
+        float s3 = 0;
+        int i = 0;
+        for (; i + 4 <= n; i += 4) {
+            s0 += x[a + i] * y[b + i];
+            s1 += x[a + i + 1] * y[b + i + 1];
+            s2 += x[a + i + 2] * y[b + i + 2];
+            s3 += x[a + i + 3] * y[b + i + 3];
+        }
+        for (; i < n; i++) {
+            s0 += x[a + i] * y[b + i];
+        }
+        return (s0 + s1) + (s2 + s3);
     }
 
     /** The attention that each cell is expected to get from a query to come. */
@@ -102,7 +128,7 @@ public record Calibration(String name, int layers, int kvHeads, int keyDimension
         for (int i = 0; i < n; i++) {
             double before = log[Math.max(i - 1, 0)];
             double after = log[Math.min(i + 1, n - 1)];
-            double age = Math.log(cells.newest() + 1 - cells.position()[i]);
+            double age = logAge(cells.newest() + 1 - cells.position()[i]);
             expected[i] = Math.exp(cells.prior()[i] + w[1] * log[i] + w[2] * before + w[3] * after + w[4] * age);
         }
         return expected;

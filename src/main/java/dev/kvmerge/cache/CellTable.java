@@ -168,26 +168,28 @@ final class CellTable {
         int[] destinations = new int[position.length];
         int[] positions = frame.clone();
         int[] newPositions = renumber ? frame.clone() : null;
-        for (int pair = 0; pair < plans.length; pair++) {
-            applyPair(pair, plans[pair], budget, targets, weights, valueWeights, destinations, newPositions);
-        }
+        Parallel.each( // each has its own part of every array
+                plans.length,
+                pair -> applyPair(
+                        pair, plans[pair], budget, targets, weights, valueWeights, destinations, newPositions));
         used = budget;
         return new Moves(targets, weights, valueWeights, positions, destinations, newPositions);
     }
 
     private void check(Plan[] plans, int budget) {
-        for (int pair = 0; pair < plans.length; pair++) {
-            String where =
-                    "the strategy's plan for layer " + pair / shape.kvHeads() + ", KV head " + pair % shape.kvHeads();
-            if (plans[pair] == null) {
-                throw new KvmergeException(where + " is null");
-            }
+        Parallel.each(plans.length, pair -> {
             try {
+                if (plans[pair] == null) {
+                    throw new IllegalStateException("is null");
+                }
                 plans[pair].check(used, budget);
             } catch (IllegalStateException e) {
-                throw new KvmergeException(where + ": " + e.getMessage(), e);
+                throw new KvmergeException(
+                        "the strategy's plan for layer " + pair / shape.kvHeads() + ", KV head "
+                                + pair % shape.kvHeads() + ": " + e.getMessage(),
+                        e);
             }
-        }
+        });
     }
 
     private void applyPair(

@@ -237,7 +237,7 @@ public final class CompressedContext implements AutoCloseable {
         int[] positions = IntStream.range(position - cells.length, position).toArray();
         Map<KeyRotation, KeyRotation.Undo> angles = new ConcurrentHashMap<>(); // of most models, one for all layers
         float[][] priors = new float[shape.pairs()][];
-        IntStream.range(0, shape.layers()).parallel().forEach(layer -> {
+        Parallel.each(shape.layers(), layer -> {
             KeyRotation.Undo undo = angles.computeIfAbsent(observer.keyRotation(layer, info), r -> r.undo(positions));
             for (int h = 0; h < shape.kvHeads(); h++) {
                 CellVectors vectors = observer.readCells(layer, h, cells, info, newest.get());
@@ -261,7 +261,7 @@ public final class CompressedContext implements AutoCloseable {
         int budget = options.cells();
         long start = System.nanoTime();
         Plan[] plans = new Plan[shape.pairs()];
-        IntStream.range(0, plans.length).parallel().forEach(pair -> {
+        Parallel.each(plans.length, pair -> {
             plans[pair] = planner.plan(stats(pair, buffers::get), budget);
         });
         long planned = System.nanoTime();

@@ -13,6 +13,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.function.BooleanSupplier;
+import java.util.function.IntConsumer;
 import java.util.stream.IntStream;
 
 /**
@@ -126,10 +127,10 @@ public final class Calibrator {
                     r[t] = (float) (r[t] * DECAY + mass[pair * cells + t]);
                 }
                 for (int i = first(seen, b); i < seen.point.length && seen.point[i] == b; i++) {
-                    for (int d = 0; d < 3; d++) {
-                        int t = seen.token[i] + new int[] {0, -1, 1}[d];
-                        seen.rates[pair][3 * i + d] = r[t] / exposure[t];
-                    }
+                    int t = seen.token[i];
+                    seen.rates[pair][3 * i] = r[t] / exposure[t];
+                    seen.rates[pair][3 * i + 1] = r[t - 1] / exposure[t - 1];
+                    seen.rates[pair][3 * i + 2] = r[t + 1] / exposure[t + 1];
                 }
             });
             if (end == tokens.length) {
@@ -169,7 +170,7 @@ public final class Calibrator {
         return i < 0 ? seen.point.length : i;
     }
 
-    private void each(java.util.function.IntConsumer work) {
+    private void each(IntConsumer work) {
         IntStream.range(0, shape.pairs()).parallel().forEach(work);
     }
 
