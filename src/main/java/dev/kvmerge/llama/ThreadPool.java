@@ -14,8 +14,6 @@ import java.lang.invoke.MethodHandle;
  * of a token into dozens of pieces.
  */
 final class ThreadPool implements AutoCloseable {
-    private static final int POLL = Integer.getInteger("kv.poll", 0);
-
     private final MemorySegment pool;
     private final MethodHandle free;
 
@@ -47,7 +45,7 @@ final class ThreadPool implements AutoCloseable {
             }
             MemorySegment params = Llama_h.ggml_threadpool_params_default(arena, threads);
             if (watched) {
-                ggml_threadpool_params.poll(params, POLL);
+                ggml_threadpool_params.poll(params, 0);
             }
             MemorySegment pool = (MemorySegment) make.invokeExact(params);
             if (pool.equals(MemorySegment.NULL)) {
