@@ -71,7 +71,7 @@ class MoreCommandsTest {
             "0.7",
             "--overwrite",
             "--strategies",
-            "full,entropy-merged",
+            "full,entropy-merged,q8_0",
             "--out",
             out("calibrated"),
             "--calibration",
