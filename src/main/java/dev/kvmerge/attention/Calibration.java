@@ -25,6 +25,7 @@ public record Calibration(String name, int layers, int kvHeads, int keyDimension
     public static final int SCALARS = 6;
 
     private static final double LEAST_RATE = 1e-6;
+    private static final double LEAST_NORM = 1e-3;
     private static final double[] LOGS =
             new double[1 << 13]; // of ages: a logarithm a cell is what planning can do without
 
@@ -33,8 +34,6 @@ public record Calibration(String name, int layers, int kvHeads, int keyDimension
             LOGS[i] = Math.log(i);
         }
     }
-
-    private static final double LEAST_NORM = 1e-3;
 
     public Calibration {
         if (weights == null || weights.length != layers * kvHeads || !(decay >= 0 && decay <= 1)) {

@@ -13,6 +13,8 @@ import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.llama.Shape;
 import java.lang.foreign.MemorySegment;
+import java.util.ArrayList;
+import java.util.List;
 import java.util.Map;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.function.Supplier;
@@ -35,6 +37,7 @@ public final class CompressedContext implements AutoCloseable {
     private final Timings timings = new Timings();
     private final ThreadLocal<CellVectors.Buffer> buffers = ThreadLocal.withInitial(CellVectors.Buffer::new);
     private final ThreadLocal<CellVectors.Buffer> newest = ThreadLocal.withInitial(CellVectors.Buffer::new);
+    private final List<KeyRotation> rotations = new ArrayList<>(); // of each layer, known with the cells' place
     private Observer.CacheInfo info;
     private Observer.Stats lastStats;
     private int decoded; // tokens so far
@@ -218,6 +221,9 @@ public final class CompressedContext implements AutoCloseable {
         }
         if (info == null) {
             info = observer.cacheInfo();
+            for (int layer = 0; layer < shape.layers(); layer++) {
+                rotations.add(observer.keyRotation(layer, info));
+            }
         }
         lastStats = stats;
         table.add(
@@ -238,7 +244,7 @@ public final class CompressedContext implements AutoCloseable {
         Map<KeyRotation, KeyRotation.Undo> angles = new ConcurrentHashMap<>(); // of most models, one for all layers
         float[][] priors = new float[shape.pairs()][];
         Parallel.each(shape.layers(), layer -> {
-            KeyRotation.Undo undo = angles.computeIfAbsent(observer.keyRotation(layer, info), r -> r.undo(positions));
+            KeyRotation.Undo undo = angles.computeIfAbsent(rotations.get(layer), r -> r.undo(positions));
             for (int h = 0; h < shape.kvHeads(); h++) {
                 CellVectors vectors = observer.readCells(layer, h, cells, info, newest.get());
                 undo.apply(vectors.keys());
@@ -326,7 +332,7 @@ public final class CompressedContext implements AutoCloseable {
      */
     public CellStats unrotated(int layer, int kvHead) {
         CellStats cells = cells(layer, kvHead);
-        observer.keyRotation(layer, info).undo(cells.position()).apply(cells.keys());
+        rotations.get(layer).undo(cells.position()).apply(cells.keys());
         return cells;
     }
 

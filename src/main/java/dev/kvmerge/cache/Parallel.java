@@ -5,11 +5,11 @@ import java.util.function.IntConsumer;
 import java.util.stream.IntStream;
 
 /** A loop over independent work on all cores, a piece at a time: a stream alone would cut it into a few large ones, and wait for the last. */
-final class Parallel {
+public final class Parallel {
     private Parallel() {}
 
     /** Calls body with 0 to n - 1. What it throws is thrown. */
-    static void each(int n, IntConsumer body) {
+    public static void each(int n, IntConsumer body) {
         AtomicInteger next = new AtomicInteger();
         IntStream.range(0, Math.min(n, Runtime.getRuntime().availableProcessors()))
                 .parallel()

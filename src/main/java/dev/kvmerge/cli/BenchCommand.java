@@ -89,13 +89,12 @@ final class BenchCommand implements Runnable {
     @Override
     public void run() {
         check();
-        List<Cache> caches =
-                Cache.list("llama.cpp", strategies, compressions, settings.settings(model, Home.catalogue()));
+        Catalogue catalogue = Home.catalogue();
+        List<Cache> caches = Cache.list("llama.cpp", strategies, compressions, settings.settings(model, catalogue));
         for (int prompt : prompts) {
             caches.forEach(cache -> cache.check(block, prompt));
         }
         model.checkCells(model.flashAttention(FlashAttention.OFF), settings.bias);
-        Catalogue catalogue = Home.catalogue();
         Text source = text.read(catalogue);
         Interrupt.listen("kvmerge: stopping after the run in work; nothing was written");
         int longest = Arrays.stream(prompts).max().orElseThrow();

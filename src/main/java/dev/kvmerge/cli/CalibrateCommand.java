@@ -10,7 +10,6 @@ import dev.kvmerge.models.Catalogue;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.List;
 import java.util.Locale;
 import picocli.CommandLine.Command;
@@ -106,11 +105,7 @@ final class CalibrateCommand implements Runnable {
         List<int[]> pieces = new ArrayList<>();
         for (int i = 0; i < windows; i++) {
             int from = (int) ((i + 1L) * (all.length - tokens) / (windows + 1));
-            int[] piece = Arrays.copyOfRange(all, from, from + tokens);
-            if (loaded.addsBos()) {
-                piece[0] = loaded.bos();
-            }
-            pieces.add(piece);
+            pieces.add(TextOptions.piece(loaded, all, from, tokens));
         }
         return pieces;
     }

@@ -98,15 +98,16 @@ final class EndlessCommand implements Runnable {
                     "--block must be positive, --stretch 2 and more, --full-tokens not negative");
         }
         model.checkCells(model.flashAttention(FlashAttention.OFF), settings.bias);
+        Catalogue catalogue = Home.catalogue();
+        Strategies.Settings chosen = settings.settings(model, catalogue);
         Map<String, Strategy> caches = new LinkedHashMap<>();
         for (String name : strategies) {
-            Strategy strategy = Strategies.create(name, settings.settings(model, Home.catalogue()));
+            Strategy strategy = Strategies.create(name, chosen);
             if (strategy != null) {
                 Experiment.checkBudget(strategy, cells, block, Integer.MAX_VALUE);
                 caches.put(name, strategy);
             }
         }
-        Catalogue catalogue = Home.catalogue();
         Text read = text.read(catalogue);
         Interrupt.listen("kvmerge: stopping at the end of this block; what is finished is in " + out);
         try (ResultsFolder folder = ResultsFolder.open(out);

@@ -131,10 +131,10 @@ final class ExperimentCommand implements Runnable {
                             + score + ", " + tokens);
         }
         model.checkCells(model.flashAttention(FlashAttention.OFF), settings.bias);
-        strategies.forEach(name -> Strategies.create(
-                name, settings.settings(model, Home.catalogue()))); // a wrong name is said before anything is loaded
-        compressions.forEach(c -> Experiment.cellsFor(1, c));
         Catalogue catalogue = Home.catalogue();
+        Strategies.Settings chosen = settings.settings(model, catalogue);
+        strategies.forEach(name -> Strategies.create(name, chosen)); // a wrong name is said before anything is loaded
+        compressions.forEach(c -> Experiment.cellsFor(1, c));
         Text read = text.read(catalogue);
         try (ResultsFolder folder = ResultsFolder.open(out)) {
             if (folder.hasResults() && !resume && !overwrite) {
@@ -142,12 +142,12 @@ final class ExperimentCommand implements Runnable {
                         + " already: go on with --resume, replace them with --overwrite, or choose another --out");
             }
             try (Model loaded = model.load(catalogue)) {
-                run(loaded, read, folder);
+                run(loaded, read, folder, chosen);
             }
         }
     }
 
-    private void run(Model loaded, Text read, ResultsFolder folder) {
+    private void run(Model loaded, Text read, ResultsFolder folder, Strategies.Settings chosen) {
         int[] part = TextOptions.slice(loaded, read, offset, tokens);
         Experiment.Mode mode = Experiment.Mode.stream(part.length);
         if (prefill != null) {
@@ -165,8 +165,7 @@ final class ExperimentCommand implements Runnable {
                 model.keyType,
                 model.valueType,
                 folder.path());
-        try (Experiment experiment =
-                new Experiment(loaded, setup, strategies, compressions, settings.settings(model, Home.catalogue()))) {
+        try (Experiment experiment = new Experiment(loaded, setup, strategies, compressions, chosen)) {
             run(loaded, read, folder, part, experiment);
         }
     }

@@ -113,10 +113,9 @@ final class NeedleCommand implements Runnable {
                     "--tokens must be 64 and more, --trials positive, --block 32 and more and --depths 0..1");
         }
         model.checkCells(model.flashAttention(FlashAttention.OFF), settings.bias);
-        List<Cache> caches =
-                Cache.list(Strategies.FULL, strategies, compressions, settings.settings(model, Home.catalogue()));
-        caches.forEach(cache -> cache.check(block, tokens));
         Catalogue catalogue = Home.catalogue();
+        List<Cache> caches = Cache.list(Strategies.FULL, strategies, compressions, settings.settings(model, catalogue));
+        caches.forEach(cache -> cache.check(block, tokens));
         Retrieval.Puzzle puzzle =
                 junk ? Retrieval.Puzzle.passkey() : Retrieval.Puzzle.needle(book(text.read(catalogue)));
         Interrupt.listen("kvmerge: stopping after the question in work; no table was written");

@@ -91,8 +91,8 @@ final class PerplexityCommand implements Runnable {
 
     @Override
     public void run() {
-        Strategy chosen =
-                strategy == null ? null : Strategies.create(strategy, settings.settings(model, Home.catalogue()));
+        Strategies.Settings found = strategy == null ? null : settings.settings(model, Home.catalogue());
+        Strategy chosen = strategy == null ? null : Strategies.create(strategy, found);
         if (chosen == null && (cells != null || compression != null)) {
             throw new KvmergeException.Usage("--cells and --compression need a --strategy other than full");
         }
@@ -119,7 +119,7 @@ final class PerplexityCommand implements Runnable {
             if (chosen == null) {
                 throw new KvmergeException.Usage("--kl-divergence compares a --strategy with the full cache: name one");
             }
-            divergence(budget);
+            divergence(budget, found);
             return;
         }
         Catalogue catalogue = Home.catalogue();
@@ -157,7 +157,7 @@ final class PerplexityCommand implements Runnable {
         }
     }
 
-    private void divergence(int budget) {
+    private void divergence(int budget, Strategies.Settings found) {
         Catalogue catalogue = Home.catalogue();
         Text read = text.read(catalogue);
         Path work = null;
@@ -175,12 +175,8 @@ final class PerplexityCommand implements Runnable {
                         model.keyType,
                         model.valueType,
                         work);
-                try (Experiment experiment = new Experiment(
-                        loaded,
-                        setup,
-                        List.of(strategy),
-                        List.of(1 - (double) budget / chunk),
-                        settings.settings(model, Home.catalogue()))) {
+                try (Experiment experiment =
+                        new Experiment(loaded, setup, List.of(strategy), List.of(1 - (double) budget / chunk), found)) {
                     List<Experiment.Outcome> outcomes = new ArrayList<>();
                     for (Experiment.Run run : experiment.runs()) {
                         try (Progress progress = new Progress(run.id())) {

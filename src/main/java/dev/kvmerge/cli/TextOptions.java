@@ -35,7 +35,6 @@ final class TextOptions {
             throw new KvmergeException.Usage("the text " + text.path() + " has " + all.length + " tokens, not " + n
                     + " from token " + offset + " on: use a longer text, or a smaller --tokens or --offset");
         }
-        int[] part = Arrays.copyOfRange(all, offset, offset + n);
         if (n > model.trainedContext()) {
             System.err.printf(
                     java.util.Locale.ROOT,
@@ -43,9 +42,15 @@ final class TextOptions {
                     n,
                     model.trainedContext());
         }
+        return piece(model, all, offset, n);
+    }
+
+    /** Some of a text's tokens, with BOS as the first where the model wants one. */
+    static int[] piece(Model model, int[] all, int from, int n) {
+        int[] piece = Arrays.copyOfRange(all, from, from + n);
         if (model.addsBos()) {
-            part[0] = model.bos();
+            piece[0] = model.bos();
         }
-        return part;
+        return piece;
     }
 }

@@ -2,9 +2,6 @@ package dev.kvmerge.eval;
 
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.cache.CacheOptions;
-import dev.kvmerge.cache.CompressedContext;
-import dev.kvmerge.kernels.Bias;
-import dev.kvmerge.kernels.Observer;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.llama.Shape;
 import dev.kvmerge.strategy.Oracle;
@@ -16,7 +13,6 @@ import java.nio.channels.FileChannel;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
-import java.util.Arrays;
 import java.util.function.BooleanSupplier;
 
 /**
@@ -81,27 +77,14 @@ final class AttentionRecord implements Oracle.Future, AutoCloseable {
 
     private void observe(
             Model model, int[] text, CacheOptions options, Experiment.Listener listener, BooleanSupplier cancelled) {
-        Observer.Options observe =
-                Observer.Options.of(true, false, Bias.NONE, options.threads()).withBackend(model.backend());
-        long start = System.nanoTime();
-        try (CompressedContext context = new CompressedContext(model, null, options, observe)) {
-            long at = 0;
-            for (int b = 0; b < blocks(); b++) {
-                if (cancelled.getAsBoolean()) {
-                    throw new Experiment.Cancelled();
-                }
-                context.decode(Arrays.copyOfRange(text, b * block, end(b)), false);
-                context.flush();
-                // A full cache fills its cells in order: a cell's number is its token's position.
-                float[] mass = context.lastStats().mass();
-                int cells = mass.length / shape.pairs();
-                for (int pair = 0; pair < shape.pairs(); pair++) {
-                    MemorySegment.copy(mass, pair * cells, future, ValueLayout.JAVA_FLOAT, at, end(b));
-                    at += 4L * end(b);
-                }
-                listener.block(end(b), Double.NaN, end(b) / ((System.nanoTime() - start) / 1e9));
+        FullAttention.read(model, text, options, 1, 0, listener, cancelled, (context, b, end, mass) -> {
+            int cells = mass.length / shape.pairs();
+            long at = offset(b);
+            for (int pair = 0; pair < shape.pairs(); pair++) {
+                MemorySegment.copy(mass, pair * cells, future, ValueLayout.JAVA_FLOAT, at, end);
+                at += 4L * end;
             }
-        }
+        });
     }
 
     /** From the mass of each block to that of all blocks after it. */

@@ -5,8 +5,7 @@ import dev.kvmerge.attention.Calibration;
 import dev.kvmerge.attention.CellStats;
 import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.cache.CompressedContext;
-import dev.kvmerge.kernels.Bias;
-import dev.kvmerge.kernels.Observer;
+import dev.kvmerge.cache.Parallel;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.llama.Shape;
 import java.util.ArrayList;
@@ -14,7 +13,6 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.function.BooleanSupplier;
 import java.util.function.IntConsumer;
-import java.util.stream.IntStream;
 
 /**
  * Makes a {@link Calibration}: reads texts through the full cache, notes at several points what was known of a token and what attention
@@ -61,7 +59,6 @@ public final class Calibrator {
         private final float[][] later; // attention to the power 1.5, a query
         private final float[][] keys; // [pair][token / SAMPLE][dimension], before rotation
         private final float[][] norms; // [pair][token / SAMPLE]
-        private int keyDimension;
 
         Seen(int pairs, int tokens) {
             List<int[]> samples = new ArrayList<>();
@@ -78,6 +75,19 @@ public final class Calibrator {
             later = new float[pairs][point.length];
             keys = new float[pairs][];
             norms = new float[pairs][tokens / SAMPLE];
+        }
+
+        int keyDimension() {
+            return keys[0].length / norms[0].length;
+        }
+
+        /** The samples that are taken after a block. */
+        void samples(int block, IntConsumer look) {
+            for (int i = 0; i < point.length; i++) {
+                if (point[i] == block) {
+                    look.accept(i);
+                }
+            }
         }
     }
 
@@ -100,7 +110,7 @@ public final class Calibrator {
             before += 2 * window.length;
         }
         float[][] weights = new float[shape.pairs()][];
-        IntStream.range(0, weights.length).parallel().forEach(pair -> {
+        Parallel.each(weights.length, pair -> {
             if (!cancelled.getAsBoolean()) {
                 weights[pair] = fit(pair, seen);
             }
@@ -108,52 +118,47 @@ public final class Calibrator {
         if (cancelled.getAsBoolean()) {
             throw new Experiment.Cancelled();
         }
-        return new Calibration(name, shape.layers(), shape.kvHeads(), seen.getFirst().keyDimension, DECAY, weights);
+        return new Calibration(
+                name, shape.layers(), shape.kvHeads(), seen.getFirst().keyDimension(), DECAY, weights);
     }
 
     private Seen look(int[] tokens, int before) {
         Seen seen = new Seen(shape.pairs(), tokens.length);
         float[][] received = new float[shape.pairs()][tokens.length]; // decayed
         float[] exposure = new float[tokens.length];
-        read(tokens, 1, before, (context, b, mass) -> {
-            int end = (b + 1) * BLOCK;
+        read(tokens, 1, before, (context, b, end, mass) -> {
             for (int t = 0; t < end; t++) {
                 exposure[t] = (float) (exposure[t] * DECAY + Math.min(BLOCK, end - t));
             }
-            each(pair -> {
+            Parallel.each(shape.pairs(), pair -> {
                 float[] r = received[pair];
                 int cells = mass.length / shape.pairs();
                 for (int t = 0; t < end; t++) {
                     r[t] = (float) (r[t] * DECAY + mass[pair * cells + t]);
                 }
-                for (int i = first(seen, b); i < seen.point.length && seen.point[i] == b; i++) {
+                seen.samples(b, i -> {
                     int t = seen.token[i];
                     seen.rates[pair][3 * i] = r[t] / exposure[t];
                     seen.rates[pair][3 * i + 1] = r[t - 1] / exposure[t - 1];
                     seen.rates[pair][3 * i + 2] = r[t + 1] / exposure[t + 1];
+                });
+                if (end == tokens.length) {
+                    keep(seen, pair, context);
                 }
             });
-            if (end == tokens.length) {
-                each(pair -> keep(seen, pair, context));
-            }
         });
-        for (float[] r : received) {
-            Arrays.fill(r, 0);
-        }
+        float[][] sums = new float[shape.pairs()][tokens.length]; // so far
         read(
                 tokens,
                 1.5,
                 before + tokens.length,
-                (context, b, mass) -> each(pair -> {
-                    float[] sum = received[pair]; // so far
-                    int end = (b + 1) * BLOCK;
+                (context, b, end, mass) -> Parallel.each(shape.pairs(), pair -> {
+                    float[] sum = sums[pair];
                     int cells = mass.length / shape.pairs();
                     for (int t = 0; t < end; t++) {
                         sum[t] += mass[pair * cells + t];
                     }
-                    for (int i = first(seen, b); i < seen.point.length && seen.point[i] == b; i++) {
-                        seen.later[pair][i] = -sum[seen.token[i]];
-                    }
+                    seen.samples(b, i -> seen.later[pair][i] = -sum[seen.token[i]]);
                     for (int i = 0; end == tokens.length && i < seen.point.length; i++) {
                         int queries = tokens.length - (seen.point[i] + 1) * BLOCK;
                         seen.later[pair][i] = Math.max(0, seen.later[pair][i] + sum[seen.token[i]]) / queries;
@@ -162,24 +167,11 @@ public final class Calibrator {
         return seen;
     }
 
-    private static int first(Seen seen, int block) {
-        int i = Arrays.binarySearch(seen.point, block);
-        while (i > 0 && seen.point[i - 1] == block) {
-            i--;
-        }
-        return i < 0 ? seen.point.length : i;
-    }
-
-    private void each(IntConsumer work) {
-        IntStream.range(0, shape.pairs()).parallel().forEach(work);
-    }
-
     private void keep(Seen seen, int pair, CompressedContext context) {
         CellStats vectors = context.unrotated(pair / shape.kvHeads(), pair % shape.kvHeads());
         int n = seen.norms[pair].length;
         int cells = context.position();
         int dimension = vectors.keys().length / cells;
-        seen.keyDimension = dimension;
         seen.keys[pair] = new float[n * dimension];
         for (int i = 0; i < n; i++) {
             int t = i * SAMPLE + SAMPLE - 1;
@@ -188,34 +180,13 @@ public final class Calibrator {
         }
     }
 
-    @FunctionalInterface
-    private interface Look {
-        /** @param mass of this block, [pair][cell]; in a full cache, a cell's number is its token's position */
-        void at(CompressedContext context, int block, float[] mass);
-    }
-
-    private void read(int[] tokens, double power, int before, Look look) {
+    private void read(int[] tokens, double power, int before, FullAttention.Look look) {
         CacheOptions full = options.sized(0, BLOCK, tokens.length);
-        Observer.Options observe = Observer.Options.of(true, false, Bias.NONE, options.threads())
-                .withBackend(model.backend())
-                .withMassPower(power);
-        long start = System.nanoTime();
-        try (CompressedContext context = new CompressedContext(model, null, full, observe)) {
-            for (int b = 0; b < tokens.length / BLOCK; b++) {
-                if (cancelled.getAsBoolean()) {
-                    throw new Experiment.Cancelled();
-                }
-                context.decode(Arrays.copyOfRange(tokens, b * BLOCK, (b + 1) * BLOCK), false);
-                context.flush();
-                look.at(context, b, context.lastStats().mass());
-                int done = (b + 1) * BLOCK;
-                listener.block(before + done, Double.NaN, done / ((System.nanoTime() - start) / 1e9));
-            }
-        }
+        FullAttention.read(model, tokens, full, power, before, listener, cancelled, look);
     }
 
     private float[] fit(int pair, List<Seen> windows) {
-        int dimension = windows.getFirst().keyDimension;
+        int dimension = windows.getFirst().keyDimension();
         int features = Calibration.SCALARS - 1 + dimension;
         int n = windows.stream().mapToInt(w -> w.point.length).sum();
         float[][] x = new float[n][features];

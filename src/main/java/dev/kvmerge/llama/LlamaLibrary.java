@@ -143,21 +143,16 @@ public final class LlamaLibrary {
      * @throws KvmergeException if the library has no RPC backend or a server does not answer
      */
     public void addRpcServers(List<String> servers) {
+        MethodHandle add = backendFunction(
+                "RPC", "ggml_backend_rpc_add_server", FunctionDescriptor.of(ValueLayout.ADDRESS, ValueLayout.ADDRESS));
+        if (add == null) {
+            throw new KvmergeException("--rpc: the llama.cpp at " + folder
+                    + " has no RPC backend: build one with 'make llama-rpc' and give it with --llama-lib");
+        }
         try (Arena arena = Arena.ofConfined()) {
-            MemorySegment registry = Llama_h.ggml_backend_reg_by_name(arena.allocateFrom("RPC"));
-            MemorySegment add = registry.equals(MemorySegment.NULL)
-                    ? MemorySegment.NULL
-                    : Llama_h.ggml_backend_reg_get_proc_address(
-                            registry, arena.allocateFrom("ggml_backend_rpc_add_server"));
-            if (add.equals(MemorySegment.NULL)) {
-                throw new KvmergeException("--rpc: the llama.cpp at " + folder
-                        + " has no RPC backend: build one with 'make llama-rpc' and give it with --llama-lib");
-            }
-            MethodHandle call = Linker.nativeLinker()
-                    .downcallHandle(add, FunctionDescriptor.of(ValueLayout.ADDRESS, ValueLayout.ADDRESS));
             for (String server : servers) {
                 checkReachable(server);
-                MemorySegment added = (MemorySegment) call.invokeExact(arena.allocateFrom(server));
+                MemorySegment added = (MemorySegment) add.invokeExact(arena.allocateFrom(server));
                 if (added.equals(MemorySegment.NULL)) {
                     throw new KvmergeException("no RPC server of llama.cpp at " + server + ": " + takeLog());
                 }
@@ -167,6 +162,20 @@ public final class LlamaLibrary {
             throw e;
         } catch (Throwable e) {
             throw new KvmergeException("cannot add the RPC servers: " + e.getMessage(), e);
+        }
+    }
+
+    /** A function that a backend's library has beyond ggml's common ones; null where there is no such backend or function. */
+    static MethodHandle backendFunction(String backend, String name, FunctionDescriptor descriptor) {
+        try (Arena arena = Arena.ofConfined()) {
+            MemorySegment registry = Llama_h.ggml_backend_reg_by_name(arena.allocateFrom(backend));
+            if (registry.equals(MemorySegment.NULL)) {
+                return null;
+            }
+            MemorySegment address = Llama_h.ggml_backend_reg_get_proc_address(registry, arena.allocateFrom(name));
+            return address.equals(MemorySegment.NULL)
+                    ? null
+                    : Linker.nativeLinker().downcallHandle(address, descriptor);
         }
     }
 

@@ -4,7 +4,6 @@ import dev.kvmerge.bindings.Llama_h;
 import dev.kvmerge.bindings.ggml_threadpool_params;
 import java.lang.foreign.Arena;
 import java.lang.foreign.FunctionDescriptor;
-import java.lang.foreign.Linker;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.lang.invoke.MethodHandle;
@@ -31,18 +30,14 @@ final class ThreadPool implements AutoCloseable {
         if (threads == 1) {
             return null;
         }
+        MethodHandle make = LlamaLibrary.backendFunction(
+                "CPU", "ggml_threadpool_new", FunctionDescriptor.of(ValueLayout.ADDRESS, ValueLayout.ADDRESS));
+        MethodHandle free = LlamaLibrary.backendFunction(
+                "CPU", "ggml_threadpool_free", FunctionDescriptor.ofVoid(ValueLayout.ADDRESS));
+        if (make == null || free == null) {
+            return null;
+        }
         try (Arena arena = Arena.ofConfined()) {
-            MemorySegment registry = Llama_h.ggml_backend_reg_by_name(arena.allocateFrom("CPU"));
-            MethodHandle make = function(
-                    registry,
-                    arena,
-                    "ggml_threadpool_new",
-                    FunctionDescriptor.of(ValueLayout.ADDRESS, ValueLayout.ADDRESS));
-            MethodHandle free =
-                    function(registry, arena, "ggml_threadpool_free", FunctionDescriptor.ofVoid(ValueLayout.ADDRESS));
-            if (make == null || free == null) {
-                return null;
-            }
             MemorySegment params = Llama_h.ggml_threadpool_params_default(arena, threads);
             if (watched) {
                 ggml_threadpool_params.poll(params, 0);
@@ -58,14 +53,6 @@ final class ThreadPool implements AutoCloseable {
         } catch (Throwable e) {
             throw new IllegalStateException(e);
         }
-    }
-
-    private static MethodHandle function(
-            MemorySegment registry, Arena arena, String name, FunctionDescriptor descriptor) {
-        MemorySegment address = registry.equals(MemorySegment.NULL)
-                ? MemorySegment.NULL
-                : Llama_h.ggml_backend_reg_get_proc_address(registry, arena.allocateFrom(name));
-        return address.equals(MemorySegment.NULL) ? null : Linker.nativeLinker().downcallHandle(address, descriptor);
     }
 
     /** Ends the threads; after the context. */

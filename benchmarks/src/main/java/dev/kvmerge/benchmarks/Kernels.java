@@ -15,9 +15,7 @@ final class Kernels {
     private static final MethodHandle LIST;
 
     static {
-        Path library = Path.of(
-                System.getProperty("kvmerge.home", "."), "build/native", System.mapLibraryName("kvmerge_bench"));
-        SymbolLookup symbols = SymbolLookup.libraryLookup(library, Arena.global());
+        SymbolLookup symbols = SymbolLookup.libraryLookup(library("kvmerge_bench"), Arena.global());
         CALL = Linker.nativeLinker()
                 .downcallHandle(
                         symbols.find("kvmerge_bench_kernel").orElseThrow(),
@@ -29,6 +27,11 @@ final class Kernels {
     }
 
     private Kernels() {}
+
+    /** Where 'make build' puts a native library. */
+    static Path library(String name) {
+        return Path.of(System.getProperty("kvmerge.home", "."), "build/native", System.mapLibraryName(name));
+    }
 
     /** All names. */
     static String[] names() {

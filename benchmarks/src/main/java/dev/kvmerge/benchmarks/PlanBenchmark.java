@@ -10,7 +10,6 @@ import dev.kvmerge.strategy.H2o;
 import dev.kvmerge.strategy.RowEntropyMerged;
 import dev.kvmerge.strategy.Strategy;
 import dev.kvmerge.strategy.StreamingLlm;
-import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.Random;
 import java.util.concurrent.TimeUnit;
@@ -49,7 +48,7 @@ public class PlanBenchmark {
 
     @Setup
     public void setUp() {
-        Kvmerge.load(Path.of(System.getProperty("kvmerge.home"), "build", "native", System.mapLibraryName("kvmerge")));
+        Kvmerge.load(Kernels.library("kvmerge"));
         planner = switch (strategy) {
             case "streaming-llm" -> new StreamingLlm(4);
             case "h2o" -> new H2o(0.5);
