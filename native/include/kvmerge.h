@@ -83,7 +83,7 @@ typedef struct kvmerge_ggml {
 } kvmerge_ggml;
 
 typedef struct kvmerge_observer_params {
-    int32_t n_layer;     /* of the model; every layer must have a KV cache */
+    int32_t n_layer;     /* layers to work on; each must have a KV cache of n_cells */
     int32_t n_head;      /* query heads a layer */
     int32_t n_head_kv;   /* KV heads a layer; divides n_head */
     int32_t n_cells;     /* cells of the context (llama_n_ctx), the width of every per-cell array */
@@ -97,6 +97,9 @@ typedef struct kvmerge_observer_params {
     float ridge;         /* lambda of the fold direction, > 0; .05 is good */
     int32_t device;      /* KVMERGE_DEVICE_* */
     int32_t n_threads;   /* most threads that observing attention and kvmerge_apply use, 1..1024 */
+    const int32_t * layers; /* [n_layer] their numbers in the model, ascending, where others are to be left alone, such as those with
+                             * sliding windows; null: 0, 1, 2, ... and the model has no others. All else that is called layer counts
+                             * along this list */
     kvmerge_ggml ggml;
 } kvmerge_observer_params;
 
@@ -118,7 +121,7 @@ typedef struct kvmerge_cache_info {
     int32_t head_dim_k;   /* elements a key */
     int32_t head_dim_v;   /* elements a value */
     int32_t v_transposed; /* 1: flash attention off, V is [n_embd][n_cells] */
-    int64_t bytes;        /* K and V tensors of all layers */
+    int64_t bytes;        /* K and V tensors of all layers of the model, those left alone too */
     char type_k[16];      /* "f16", "f32", ... */
     char type_v[16];
     char device[16]; /* whose kernels work on them: "CPU" or "CUDA" */

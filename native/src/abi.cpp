@@ -84,6 +84,7 @@ std::string describe() {
     FIELD(kvmerge_observer_params, ridge)
     FIELD(kvmerge_observer_params, device)
     FIELD(kvmerge_observer_params, n_threads)
+    FIELD(kvmerge_observer_params, layers)
     FIELD(kvmerge_observer_params, ggml)
     STRUCT(kvmerge_block_stats)
     FIELD(kvmerge_block_stats, n_tokens)

@@ -119,50 +119,61 @@ void run(const Device & device, void (*Device::*kernel)(const Args &), const Arg
 
 } // namespace
 
+int kvmerge_observer::index_of(int number) const {
+    const auto at = std::lower_bound(numbers.begin(), numbers.end(), number);
+    if (at != numbers.end() && *at == number) {
+        return int(at - numbers.begin());
+    }
+    require(params.layers, "the model has more layers than the observer was made for");
+    return -1;
+}
+
 bool kvmerge_observer::wants(ggml_tensor * node) {
+    const bool flash = node->op == GGML_OP_FLASH_ATTN_EXT;
     if (node->op == GGML_OP_SET_ROWS && node->view_src) {
-        int layer = layer_of(node->view_src->name, KEY_CACHE);
-        if (layer >= 0) {
-            saw_cache_write(node, true, layer);
-        } else if ((layer = layer_of(node->view_src->name, VALUE_CACHE)) >= 0) {
-            saw_cache_write(node, false, layer);
+        const int key = layer_of(node->view_src->name, KEY_CACHE), value = layer_of(node->view_src->name, VALUE_CACHE);
+        if (const int number = std::max(key, value); number >= 0) {
+            saw_cache_write(node, key >= 0, index_of(number));
         }
         return false;
     }
-    if (const int layer = node->op == GGML_OP_MUL_MAT ? layer_of(node->name, SCORES) : -1; layer >= 0) {
-        require(layer < params.n_layer, "the model has more layers than the observer was made for");
-        Layer & l = layers[layer];
-        l.stops_at_scores = (observes(KVMERGE_OBSERVE_QUERIES) && !(l.in_place && observes_attention())) ||
-                            (params.bias == KVMERGE_BIAS_EXACT && any_bias);
-        return l.stops_at_scores;
+    if (const int number = node->op == GGML_OP_MUL_MAT ? layer_of(node->name, SCORES) : -1; number >= 0) {
+        const int layer = index_of(number);
+        return layer >= 0 && saw_scores(layer);
     }
-    const bool flash = node->op == GGML_OP_FLASH_ATTN_EXT;
     if (node->op == GGML_OP_SOFT_MAX || flash) {
-        const int layer = flash ? layer_of_flash(node) : layer_of(node->name, PROBABILITIES);
-        if (layer < 0) {
-            return false;
-        }
-        require(layer < params.n_layer, "the model has more layers than the observer was made for");
-        float scale_and_alibi[2];
-        std::memcpy(scale_and_alibi, node->op_params, sizeof scale_and_alibi);
-        if (scale_and_alibi[1] != 0) {
-            throw Error(KVMERGE_E_UNSUPPORTED,
-                        text("layer %d: ALiBi attention is not handled: its bias depends on the cell's position", layer));
-        }
-        if (flash && params.bias == KVMERGE_BIAS_EXACT) {
-            throw Error(KVMERGE_E_UNSUPPORTED, "an exact bias needs flash attention off: there are no scores to add it to");
-        }
-        layers[layer].scale = scale_and_alibi[0];
-        layers[layer].in_place = !flash && is_in_place(node);
-        return observes(KVMERGE_OBSERVE_MASS) || observes(KVMERGE_OBSERVE_ENTROPY) ||
-               (flash && observes(KVMERGE_OBSERVE_QUERIES));
+        const int number = flash ? layer_of_flash(node) : layer_of(node->name, PROBABILITIES);
+        const int layer = number >= 0 ? index_of(number) : -1;
+        return layer >= 0 && saw_attention(node, flash, layer);
     }
     return false;
 }
 
+bool kvmerge_observer::saw_scores(int layer) {
+    Layer & l = layers[layer];
+    l.stops_at_scores = (observes(KVMERGE_OBSERVE_QUERIES) && !(l.in_place && observes_attention())) ||
+                        (params.bias == KVMERGE_BIAS_EXACT && any_bias);
+    return l.stops_at_scores;
+}
+
+bool kvmerge_observer::saw_attention(const ggml_tensor * node, bool flash, int layer) {
+    float scale_and_alibi[2];
+    std::memcpy(scale_and_alibi, node->op_params, sizeof scale_and_alibi);
+    if (scale_and_alibi[1] != 0) {
+        throw Error(KVMERGE_E_UNSUPPORTED,
+                    text("layer %d: ALiBi attention is not handled: its bias depends on the cell's position", layer));
+    }
+    if (flash && params.bias == KVMERGE_BIAS_EXACT) {
+        throw Error(KVMERGE_E_UNSUPPORTED, "an exact bias needs flash attention off: there are no scores to add it to");
+    }
+    layers[layer].scale = scale_and_alibi[0];
+    layers[layer].in_place = !flash && is_in_place(node);
+    return observes(KVMERGE_OBSERVE_MASS) || observes(KVMERGE_OBSERVE_ENTROPY) || (flash && observes(KVMERGE_OBSERVE_QUERIES));
+}
+
 void kvmerge_observer::visit(ggml_tensor * node) {
     if (node->op == GGML_OP_SOFT_MAX) {
-        const int layer = layer_of(node->name, PROBABILITIES);
+        const int layer = index_of(layer_of(node->name, PROBABILITIES));
         if (observes(KVMERGE_OBSERVE_QUERIES) && !layers[layer].stops_at_scores && layers[layer].in_place) {
             visit_queries(node->src[0]->src[1], layer);
         }
@@ -170,10 +181,10 @@ void kvmerge_observer::visit(ggml_tensor * node) {
         return;
     }
     if (node->op == GGML_OP_FLASH_ATTN_EXT) {
-        add_flash_attention(node, layer_of_flash(node));
+        add_flash_attention(node, index_of(layer_of_flash(node)));
         return;
     }
-    const int layer = layer_of(node->name, SCORES);
+    const int layer = index_of(layer_of(node->name, SCORES));
     if (observes(KVMERGE_OBSERVE_QUERIES)) {
         visit_queries(node->src[1], layer);
     }
@@ -183,8 +194,11 @@ void kvmerge_observer::visit(ggml_tensor * node) {
 }
 
 void kvmerge_observer::saw_cache_write(ggml_tensor * node, bool is_key, int layer) {
-    require(layer < params.n_layer, "the model has more layers than the observer was made for");
     ggml_tensor * const cache = node->view_src;
+    if (layer < 0) {
+        other_bytes[cache] = int64_t(cache->nb[2]) * cache->ne[2];
+        return;
+    }
     Layer & l = layers[layer];
     CellTensor & cells = is_key ? l.k : l.v;
     if (cells.tensor() != cache) {
@@ -192,6 +206,13 @@ void kvmerge_observer::saw_cache_write(ggml_tensor * node, bool is_key, int laye
             throw Error(KVMERGE_E_UNSUPPORTED,
                         text("layer %d: cache of %lld x %lld does not fit %d KV heads and %d cells", layer,
                              (long long)cache->ne[0], (long long)cache->ne[1], params.n_head_kv, params.n_cells));
+        }
+        const CellTensor & first = layers[0].k;
+        if (is_key && first.tensor() && cache->ne[1] != first.n_cells()) {
+            throw Error(KVMERGE_E_UNSUPPORTED,
+                        text("layer %d has %lld cells where the first has %d: give params.layers without the layers that have "
+                             "sliding windows",
+                             layer, (long long)cache->ne[1], first.n_cells()));
         }
         // With flash attention off V is stored transposed and its rows are written one element at a time.
         const bool transposed = !is_key && node->ne[0] == 1;
@@ -479,6 +500,12 @@ kvmerge_status kvmerge_observer_create(const kvmerge_observer_params * params, k
         made->params = p;
         made->device = p.device == KVMERGE_DEVICE_CUDA ? &cuda_device() : &host_device();
         made->layers.resize(size_t(p.n_layer));
+        for (int32_t i = 0; i < p.n_layer; i++) {
+            const int32_t number = p.layers ? p.layers[i] : i;
+            require(number >= 0 && (i == 0 || number > made->numbers.back()), "layers must be ascending numbers of layers");
+            made->numbers.push_back(number);
+        }
+        made->params.layers = p.layers ? made->numbers.data() : nullptr;
         const size_t cells = size_t(p.n_layer) * p.n_head_kv * p.n_cells;
         if (p.observe & KVMERGE_OBSERVE_MASS || p.observe & KVMERGE_OBSERVE_ENTROPY) {
             made->mass.assign(cells, 0.0f);
@@ -587,6 +614,9 @@ kvmerge_status kvmerge_observer_cache_info(kvmerge_observer * observer, kvmerge_
                                  i));
             }
             info.bytes += l.k.bytes() + l.v.bytes();
+        }
+        for (const auto & other : o.other_bytes) {
+            info.bytes += other.second;
         }
         const auto & l = o.layers[0];
         info.n_cells = l.k.n_cells();

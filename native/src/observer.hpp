@@ -8,6 +8,7 @@
 #include "status.hpp"
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -39,6 +40,8 @@ struct kvmerge_observer {
         float query_keep = 1;                        // decay that the moments have yet to get
     };
     std::vector<Layer> layers;
+    std::vector<int32_t> numbers;                       // of the layers in the model, ascending
+    std::map<const ggml_tensor *, int64_t> other_bytes; // of the caches of layers that are left alone
 
     std::vector<float> mass;    // [n_layer][n_head_kv][n_cells]: what stats() brought to the host
     std::vector<float> entropy; // [n_layer][n_head][n_tokens]
@@ -57,6 +60,7 @@ struct kvmerge_observer {
     bool observes_attention() const { return observes(KVMERGE_OBSERVE_MASS) || observes(KVMERGE_OBSERVE_ENTROPY); }
     int half_powers() const { return int(2 * params.mass_power); }
     int group() const { return params.n_head / params.n_head_kv; }
+    int index_of(int number) const; // of a layer of the model; -1: it is left alone
     size_t head_index(int layer, int kv_head) const { return size_t(layer) * params.n_head_kv + kv_head; }
 
     bool wants(ggml_tensor * node); // the ask phase: learns where things are, says which nodes to stop at
@@ -65,6 +69,8 @@ struct kvmerge_observer {
 
   private:
     void saw_cache_write(ggml_tensor * node, bool is_key, int layer);
+    bool saw_scores(int layer);
+    bool saw_attention(const ggml_tensor * node, bool flash, int layer);
     void visit_queries(const ggml_tensor * q, int layer);
     void add_exact_bias(ggml_tensor * kq, int layer);
     void add_attention(ggml_tensor * probabilities, int layer);

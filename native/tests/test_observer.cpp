@@ -62,18 +62,18 @@ struct Fixture {
     std::vector<int64_t> rows{0, 1, 2}, element_rows;
     Tensor cache_k, cache_v, index, v_index, plain_key, k_write, v_write, queries, kq, soft_max;
 
-    Fixture(bool transposed = true)
+    Fixture(bool transposed = true, const std::string & layer = "0")
         : k(DIM * CELLS), v(DIM * CELLS), q(DIM * TOKENS * HEADS), scores(CELLS * TOKENS * HEADS), p(CELLS * TOKENS * HEADS),
-          element_rows(DIM * TOKENS), cache_k(GGML_TYPE_F32, GGML_OP_NONE, "cache_k_l0", DIM, CELLS, 1, k.data()),
-          cache_v(GGML_TYPE_F32, GGML_OP_NONE, "cache_v_l0", DIM, CELLS, 1, v.data()),
+          element_rows(DIM * TOKENS), cache_k(GGML_TYPE_F32, GGML_OP_NONE, "cache_k_l" + layer, DIM, CELLS, 1, k.data()),
+          cache_v(GGML_TYPE_F32, GGML_OP_NONE, "cache_v_l" + layer, DIM, CELLS, 1, v.data()),
           index(GGML_TYPE_I64, GGML_OP_NONE, "rows", TOKENS, 1, 1, rows.data()),
           v_index(GGML_TYPE_I64, GGML_OP_NONE, "v_rows", DIM * TOKENS, 1, 1, element_rows.data()),
           plain_key(GGML_TYPE_F32, GGML_OP_MUL_MAT, "Kcur-0", DIM, TOKENS, 1, k.data()),
           k_write(GGML_TYPE_F32, GGML_OP_SET_ROWS, "", DIM, CELLS, 1, k.data()),
           v_write(GGML_TYPE_F32, GGML_OP_SET_ROWS, "", transposed ? 1 : DIM, transposed ? DIM * CELLS : CELLS, 1, v.data()),
           queries(GGML_TYPE_F32, GGML_OP_PERMUTE, "q", DIM, TOKENS, HEADS, q.data()),
-          kq(GGML_TYPE_F32, GGML_OP_MUL_MAT, "kq-0", CELLS, TOKENS, HEADS, scores.data()),
-          soft_max(GGML_TYPE_F32, GGML_OP_SOFT_MAX, "kq_soft_max-0", CELLS, TOKENS, HEADS, p.data()) {
+          kq(GGML_TYPE_F32, GGML_OP_MUL_MAT, "kq-" + layer, CELLS, TOKENS, HEADS, scores.data()),
+          soft_max(GGML_TYPE_F32, GGML_OP_SOFT_MAX, "kq_soft_max-" + layer, CELLS, TOKENS, HEADS, p.data()) {
         Random random(3);
         k = random.normals(k.size());
         v = random.normals(v.size());
@@ -120,7 +120,8 @@ static kvmerge_observer_params params_for(int observe, int bias) {
             bias,  1,
             0,     0.7f,
             0.05f, KVMERGE_DEVICE_CPU,
-            2,     {tensor_get, tensor_set, buffer_is_host}};
+            2,     nullptr,
+            {tensor_get, tensor_set, buffer_is_host}};
 }
 
 static kvmerge_observer * make(const kvmerge_observer_params & params) {
@@ -485,6 +486,43 @@ static void test_value_weights() {
     CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
 }
 
+// Layers that are not in the list are not stopped at, and their caches, which may have fewer cells, only count as memory.
+static void test_layers_left_alone() {
+    const int32_t layers[] = {3, 7};
+    auto params = params_for(KVMERGE_OBSERVE_MASS, KVMERGE_BIAS_NONE);
+    params.n_layer = 2;
+    params.layers = layers;
+    kvmerge_observer * o = make(params);
+    Fixture window(true, "0"), third(true, "3"), seventh(true, "7");
+    window.cache_k.ne[1] = 4; // of the 8
+    window.decode(o);
+    CHECK(window.stops == 0);
+    third.decode(o);
+    seventh.decode(o);
+    CHECK(third.stops == 1 && seventh.stops == 1);
+    kvmerge_block_stats s;
+    CHECK(kvmerge_observer_stats(o, &s) == KVMERGE_OK);
+    CHECK(s.n_tokens == 3 && s.n_layer_seen == 2 && s.mass[Fixture::CELLS] == s.mass[0] && s.mass[0] > 0);
+    kvmerge_cache_info info;
+    CHECK(kvmerge_observer_cache_info(o, &info) == KVMERGE_OK);
+    CHECK(info.n_cells == 8 && info.bytes == 3 * 2 * 4 * 4 * 8);
+    CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+
+    params.layers = nullptr; // every layer: then the caches have to be alike
+    o = make(params);
+    Fixture first(true, "0"), second(true, "1");
+    second.cache_k.ne[1] = 4;
+    first.decode(o);
+    second.decode(o);
+    CHECK(kvmerge_observer_stats(o, &s) == KVMERGE_E_UNSUPPORTED);
+    CHECK(std::strstr(kvmerge_last_error(), "layer 1 has 4 cells where the first has 8"));
+    CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+
+    const int32_t unordered[] = {7, 3};
+    params.layers = unordered;
+    CHECK(kvmerge_observer_create(&params, &o) == KVMERGE_E_ARGUMENT);
+}
+
 int main() {
     test_queries_at_the_softmax();
     for (const bool host : {true, false}) {
@@ -497,6 +535,7 @@ int main() {
         test_exact_bias();
         test_window();
         test_value_weights();
+        test_layers_left_alone();
     }
     on_host = true;
     test_refusals();

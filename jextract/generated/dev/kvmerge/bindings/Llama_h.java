@@ -692,6 +692,69 @@ public class Llama_h extends Llama_h$shared {
            throw new AssertionError("should not reach here", ex$);
         }
     }
+    private static final int LLAMA_FTYPE_MOSTLY_Q4_0 = (int)2L;
+    /**
+     * {@snippet lang=c :
+     * enum llama_ftype.LLAMA_FTYPE_MOSTLY_Q4_0 = 2
+     * }
+     */
+    public static int LLAMA_FTYPE_MOSTLY_Q4_0() {
+        return LLAMA_FTYPE_MOSTLY_Q4_0;
+    }
+    private static final int LLAMA_FTYPE_MOSTLY_Q8_0 = (int)7L;
+    /**
+     * {@snippet lang=c :
+     * enum llama_ftype.LLAMA_FTYPE_MOSTLY_Q8_0 = 7
+     * }
+     */
+    public static int LLAMA_FTYPE_MOSTLY_Q8_0() {
+        return LLAMA_FTYPE_MOSTLY_Q8_0;
+    }
+    private static final int LLAMA_FTYPE_MOSTLY_Q5_0 = (int)8L;
+    /**
+     * {@snippet lang=c :
+     * enum llama_ftype.LLAMA_FTYPE_MOSTLY_Q5_0 = 8
+     * }
+     */
+    public static int LLAMA_FTYPE_MOSTLY_Q5_0() {
+        return LLAMA_FTYPE_MOSTLY_Q5_0;
+    }
+    private static final int LLAMA_FTYPE_MOSTLY_Q2_K = (int)10L;
+    /**
+     * {@snippet lang=c :
+     * enum llama_ftype.LLAMA_FTYPE_MOSTLY_Q2_K = 10
+     * }
+     */
+    public static int LLAMA_FTYPE_MOSTLY_Q2_K() {
+        return LLAMA_FTYPE_MOSTLY_Q2_K;
+    }
+    private static final int LLAMA_FTYPE_MOSTLY_Q3_K_M = (int)12L;
+    /**
+     * {@snippet lang=c :
+     * enum llama_ftype.LLAMA_FTYPE_MOSTLY_Q3_K_M = 12
+     * }
+     */
+    public static int LLAMA_FTYPE_MOSTLY_Q3_K_M() {
+        return LLAMA_FTYPE_MOSTLY_Q3_K_M;
+    }
+    private static final int LLAMA_FTYPE_MOSTLY_Q4_K_M = (int)15L;
+    /**
+     * {@snippet lang=c :
+     * enum llama_ftype.LLAMA_FTYPE_MOSTLY_Q4_K_M = 15
+     * }
+     */
+    public static int LLAMA_FTYPE_MOSTLY_Q4_K_M() {
+        return LLAMA_FTYPE_MOSTLY_Q4_K_M;
+    }
+    private static final int LLAMA_FTYPE_MOSTLY_Q6_K = (int)18L;
+    /**
+     * {@snippet lang=c :
+     * enum llama_ftype.LLAMA_FTYPE_MOSTLY_Q6_K = 18
+     * }
+     */
+    public static int LLAMA_FTYPE_MOSTLY_Q6_K() {
+        return LLAMA_FTYPE_MOSTLY_Q6_K;
+    }
     private static final int LLAMA_FLASH_ATTN_TYPE_AUTO = (int)-1L;
     /**
      * {@snippet lang=c :
@@ -885,6 +948,64 @@ public class Llama_h extends Llama_h$shared {
         try {
             if (TRACE_DOWNCALLS) {
                 traceDowncall("llama_context_default_params", allocator);
+            }
+            return (MemorySegment)mh$.invokeExact(allocator);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class llama_model_quantize_default_params {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            llama_model_quantize_params.layout()    );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_model_quantize_default_params");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * struct llama_model_quantize_params llama_model_quantize_default_params(void)
+     * }
+     */
+    public static FunctionDescriptor llama_model_quantize_default_params$descriptor() {
+        return llama_model_quantize_default_params.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * struct llama_model_quantize_params llama_model_quantize_default_params(void)
+     * }
+     */
+    public static MethodHandle llama_model_quantize_default_params$handle() {
+        return llama_model_quantize_default_params.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * struct llama_model_quantize_params llama_model_quantize_default_params(void)
+     * }
+     */
+    public static MemorySegment llama_model_quantize_default_params$address() {
+        return llama_model_quantize_default_params.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * struct llama_model_quantize_params llama_model_quantize_default_params(void)
+     * }
+     */
+    public static MemorySegment llama_model_quantize_default_params(SegmentAllocator allocator) {
+        var mh$ = llama_model_quantize_default_params.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_model_quantize_default_params", allocator);
             }
             return (MemorySegment)mh$.invokeExact(allocator);
         } catch (Error | RuntimeException ex) {
@@ -2210,6 +2331,68 @@ public class Llama_h extends Llama_h$shared {
                 traceDowncall("llama_model_is_hybrid", model);
             }
             return (boolean)mh$.invokeExact(model);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class llama_model_quantize {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Llama_h.C_INT,
+            Llama_h.C_POINTER,
+            Llama_h.C_POINTER,
+            Llama_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_model_quantize");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * uint32_t llama_model_quantize(const char *fname_inp, const char *fname_out, const llama_model_quantize_params *params)
+     * }
+     */
+    public static FunctionDescriptor llama_model_quantize$descriptor() {
+        return llama_model_quantize.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * uint32_t llama_model_quantize(const char *fname_inp, const char *fname_out, const llama_model_quantize_params *params)
+     * }
+     */
+    public static MethodHandle llama_model_quantize$handle() {
+        return llama_model_quantize.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * uint32_t llama_model_quantize(const char *fname_inp, const char *fname_out, const llama_model_quantize_params *params)
+     * }
+     */
+    public static MemorySegment llama_model_quantize$address() {
+        return llama_model_quantize.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * uint32_t llama_model_quantize(const char *fname_inp, const char *fname_out, const llama_model_quantize_params *params)
+     * }
+     */
+    public static int llama_model_quantize(MemorySegment fname_inp, MemorySegment fname_out, MemorySegment params) {
+        var mh$ = llama_model_quantize.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_model_quantize", fname_inp, fname_out, params);
+            }
+            return (int)mh$.invokeExact(fname_inp, fname_out, params);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {

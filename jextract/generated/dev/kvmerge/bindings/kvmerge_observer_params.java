@@ -28,6 +28,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     float ridge;
  *     int32_t device;
  *     int32_t n_threads;
+ *     const int32_t *layers;
  *     kvmerge_ggml ggml;
  * }
  * }
@@ -53,6 +54,7 @@ public class kvmerge_observer_params {
         Kvmerge_h.C_INT.withName("device"),
         Kvmerge_h.C_INT.withName("n_threads"),
         MemoryLayout.paddingLayout(4),
+        Kvmerge_h.C_POINTER.withName("layers"),
         kvmerge_ggml.layout().withName("ggml")
     ).withName("kvmerge_observer_params");
 
@@ -633,6 +635,50 @@ public class kvmerge_observer_params {
      */
     public static void n_threads(MemorySegment struct, int fieldValue) {
         struct.set(n_threads$LAYOUT, n_threads$OFFSET, fieldValue);
+    }
+
+    private static final AddressLayout layers$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("layers"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * const int32_t *layers
+     * }
+     */
+    public static final AddressLayout layers$layout() {
+        return layers$LAYOUT;
+    }
+
+    private static final long layers$OFFSET = $LAYOUT.byteOffset(groupElement("layers"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * const int32_t *layers
+     * }
+     */
+    public static final long layers$offset() {
+        return layers$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * const int32_t *layers
+     * }
+     */
+    public static MemorySegment layers(MemorySegment struct) {
+        return struct.get(layers$LAYOUT, layers$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * const int32_t *layers
+     * }
+     */
+    public static void layers(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(layers$LAYOUT, layers$OFFSET, fieldValue);
     }
 
     private static final GroupLayout ggml$LAYOUT = (GroupLayout)$LAYOUT.select(groupElement("ggml"));

@@ -11,6 +11,7 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Random;
+import java.util.Set;
 
 /** Writes tiny models with random weights and no vocabulary in the GGUF format (version 3), to try shapes and rotations on. */
 public final class TinyGguf {
@@ -27,10 +28,12 @@ public final class TinyGguf {
     /**
      * A geometry.
      *
-     * @param architecture "llama" rotates neighbouring pairs, "qwen2" halves (NEOX)
+     * @param architecture "llama" rotates neighbouring pairs, "qwen2" halves (NEOX); "gemma3" has sliding windows
      * @param scaling "none", "linear" or "yarn", by 4
      * @param rotated rotated dimensions of a head
      * @param factors whether frequencies have factors, as Llama 3.1's
+     * @param window positions of the sliding windows; 0 for none
+     * @param pattern of each so many layers, the last has no window; 0: all have
      */
     public record Geometry(
             String architecture,
@@ -40,7 +43,22 @@ public final class TinyGguf {
             float base,
             String scaling,
             int rotated,
-            boolean factors) {}
+            boolean factors,
+            int window,
+            int pattern) {
+        /** Without sliding windows. */
+        public Geometry(
+                String architecture,
+                int heads,
+                int kvHeads,
+                int headSize,
+                float base,
+                String scaling,
+                int rotated,
+                boolean factors) {
+            this(architecture, heads, kvHeads, headSize, base, scaling, rotated, factors, 0, 0);
+        }
+    }
 
     private final ByteArrayOutputStream metadata = new ByteArrayOutputStream();
     private final ByteArrayOutputStream infos = new ByteArrayOutputStream();
@@ -48,12 +66,20 @@ public final class TinyGguf {
     private final Random random = new Random(1);
     private int keys;
     private long offset;
+    private final Set<String> zero;
 
-    private TinyGguf() {}
+    private TinyGguf(Set<String> zero) {
+        this.zero = zero;
+    }
 
     /** Writes a model. */
     public static Path write(Path file, Geometry g) {
-        TinyGguf out = new TinyGguf();
+        return write(file, g, Set.of());
+    }
+
+    /** As above, with tensors that are zero. */
+    public static Path write(Path file, Geometry g, Set<String> zero) {
+        TinyGguf out = new TinyGguf(zero);
         String a = g.architecture();
         out.text("general.architecture", a);
         out.text("tokenizer.ggml.model", "none");
@@ -74,6 +100,10 @@ public final class TinyGguf {
             out.real(a + ".rope.scaling.factor", 4);
             out.integer(a + ".rope.scaling.original_context_length", 128);
         }
+        if (g.window() > 0) {
+            out.integer(a + ".attention.sliding_window", g.window());
+            out.integer(a + ".attention.sliding_window_pattern", g.pattern());
+        }
         int q = g.heads() * g.headSize();
         int kv = g.kvHeads() * g.headSize();
         out.tensor("token_embd.weight", EMBEDDING, VOCABULARY);
@@ -93,6 +123,12 @@ public final class TinyGguf {
                 out.tensor(b + "attn_q.bias", q);
                 out.tensor(b + "attn_k.bias", kv);
                 out.tensor(b + "attn_v.bias", kv);
+            }
+            if (a.equals("gemma3")) {
+                out.tensor(b + "attn_q_norm.weight", g.headSize());
+                out.tensor(b + "attn_k_norm.weight", g.headSize());
+                out.tensor(b + "post_attention_norm.weight", EMBEDDING);
+                out.tensor(b + "post_ffw_norm.weight", EMBEDDING);
             }
             out.tensor(b + "ffn_norm.weight", EMBEDDING);
             out.tensor(b + "ffn_gate.weight", EMBEDDING, FEED_FORWARD);
@@ -150,7 +186,7 @@ public final class TinyGguf {
         infos.writeBytes(little(8).putLong(offset).array());
         float[] x = new float[n];
         boolean nearOne = name.contains("norm") || name.contains("rope_freqs");
-        for (int i = 0; i < n; i++) {
+        for (int i = 0; i < n && !zero.contains(name); i++) {
             x[i] = nearOne
                     ? 1 + 2 * random.nextFloat()
                     : (float) (random.nextGaussian() / Math.sqrt(shape.length > 1 ? shape[0] : 4));

@@ -12,8 +12,9 @@ import dev.kvmerge.llama.ContextOptions.FlashAttention;
  * @param capacity cells to allocate when there is no limit; ignored otherwise, where it is cells + block
  * @param threads CPU threads
  * @param ubatch most tokens computed at once
- * @param endless keeps positions inside the cells: after each compression the cells are numbered 0, 1, 2, ... anew and their keys rotated to
- *     match (Xiao et al. 2024), so that a text may be longer than the positions that the model was trained on
+ * @param span 0: positions grow with the text. Else at most so many are used: once the text is longer, each compression moves the newest cell
+ *     back to the last of them and the others with it, and those that come to the start are numbered 0, 1, 2, ..., their keys rotated to match.
+ *     So a text may be longer than the positions that the model was trained on. A span of {@code cells} is Xiao et al.'s (2024)
  */
 public record CacheOptions(
         int cells,
@@ -24,7 +25,7 @@ public record CacheOptions(
         FlashAttention flashAttention,
         CellType keyType,
         CellType valueType,
-        boolean endless) {
+        int span) {
     public CacheOptions {
         if (block <= 0) {
             throw new KvmergeException.Usage("the block (--block) must be positive, not " + block);
@@ -32,6 +33,10 @@ public record CacheOptions(
         if (cells < 0 || (cells == 0 && capacity <= 0)) {
             throw new KvmergeException.Usage(
                     "the number of cells (--cells) must be positive, not " + (cells == 0 ? capacity : cells));
+        }
+        if (span < 0 || (span > 0 && span < cells)) {
+            throw new KvmergeException.Usage(
+                    "the span (--span) of " + span + " positions must hold the " + cells + " cells");
         }
     }
 
@@ -46,7 +51,7 @@ public record CacheOptions(
                 FlashAttention.OFF,
                 CellType.F16,
                 CellType.F16,
-                false);
+                0);
     }
 
     /** No limit: cells for the whole text. */
@@ -54,30 +59,29 @@ public record CacheOptions(
         return of(capacity, block).sized(0, block, capacity);
     }
 
-    public CacheOptions withEndless(boolean renumbered) {
-        return new CacheOptions(
-                cells, block, capacity, threads, ubatch, flashAttention, keyType, valueType, renumbered);
+    public CacheOptions withSpan(int positions) {
+        return new CacheOptions(cells, block, capacity, threads, ubatch, flashAttention, keyType, valueType, positions);
     }
 
     /** The same for another number of cells, block and capacity. */
     public CacheOptions sized(int newCells, int newBlock, int newCapacity) {
         return new CacheOptions(
-                newCells, newBlock, newCapacity, threads, ubatch, flashAttention, keyType, valueType, endless);
+                newCells, newBlock, newCapacity, threads, ubatch, flashAttention, keyType, valueType, span);
     }
 
     public CacheOptions withThreads(int n) {
-        return new CacheOptions(cells, block, capacity, n, ubatch, flashAttention, keyType, valueType, endless);
+        return new CacheOptions(cells, block, capacity, n, ubatch, flashAttention, keyType, valueType, span);
     }
 
     public CacheOptions withUbatch(int n) {
-        return new CacheOptions(cells, block, capacity, threads, n, flashAttention, keyType, valueType, endless);
+        return new CacheOptions(cells, block, capacity, threads, n, flashAttention, keyType, valueType, span);
     }
 
     public CacheOptions withFlashAttention(FlashAttention f) {
-        return new CacheOptions(cells, block, capacity, threads, ubatch, f, keyType, valueType, endless);
+        return new CacheOptions(cells, block, capacity, threads, ubatch, f, keyType, valueType, span);
     }
 
     public CacheOptions withCellTypes(CellType k, CellType v) {
-        return new CacheOptions(cells, block, capacity, threads, ubatch, flashAttention, k, v, endless);
+        return new CacheOptions(cells, block, capacity, threads, ubatch, flashAttention, k, v, span);
     }
 }

@@ -13,8 +13,9 @@ import java.util.function.Supplier;
  * What every cell holds, for each layer and KV head: llama.cpp's own record of a cell (one position, the same for all heads) stops
  * being true once heads keep different tokens. No native code: the bookkeeping alone.
  *
- * <p>The cells that stay are always 0 .. budget-2 and the newest token's own, so that llama.cpp refills the ones behind them and its
- * attention stays short.
+ * <p>The cells that stay are 0 .. budget-2 and the newest token's own, so that llama.cpp refills the ones behind them and its attention
+ * stays short. In a model with sliding windows they are those of the newest positions: llama.cpp frees a position in all layers at once,
+ * and the layers with windows need theirs.
  */
 final class CellTable {
     /** For {@link #targets} of a cell that is dropped or was not in use. */
@@ -23,16 +24,24 @@ final class CellTable {
     private final Shape shape;
     private final int cells;
     private final int[] position; // [pair][cell], in the text
-    private final int[] frame; // the position whose rotation the key carries: another only in an endless context
+    private final int[] frame; // the position whose rotation the key carries: another only in a context with a span
     private final float[] mass;
     private final float[] exposure; // queries that could attend to the cell, decayed as its mass is
     private final float[] entropy;
     private final int[] count;
     private final float[] prior;
     private final int[] order; // [pair][0..used): cells in position order
+    private final boolean keepsNewest;
+    private int[] held = {}; // the cells in use, in the order of the positions that llama.cpp knows them by
     private int used;
 
-    CellTable(Shape shape, int cells) {
+    /**
+     * An empty table.
+     *
+     * @param keepsNewest whether the cells that stay are those of the newest positions
+     */
+    CellTable(Shape shape, int cells, boolean keepsNewest) {
+        this.keepsNewest = keepsNewest;
         this.shape = shape;
         this.cells = cells;
         int n = Math.multiplyExact(shape.pairs(), cells);
@@ -82,6 +91,9 @@ final class CellTable {
             }
         }
         used += tokens;
+        int before = held.length;
+        held = Arrays.copyOf(held, before + tokens);
+        System.arraycopy(tokenCell, 0, held, before, tokens);
         if (stats.mass() != null) {
             for (int i = 0; i < mass.length; i++) {
                 mass[i] = (float) (mass[i] * massDecay + stats.mass()[i]);
@@ -154,11 +166,12 @@ final class CellTable {
      *
      * @param plans one a pair
      * @param budget cells that stay
-     * @param renumber gives the cells the positions 0, 1, 2, ... in their order, but for the newest cell, which llama.cpp rotates itself
+     * @param back positions that every key is rotated back by, but that those which come to the start get 0, 1, 2, ...; llama.cpp rotates
+     *     the newest cell itself
      * @return what the native side has to do
      * @throws KvmergeException naming the layer and KV head of a plan that breaks the rules; nothing has moved then
      */
-    Moves apply(Plan[] plans, int budget, boolean renumber) {
+    Moves apply(Plan[] plans, int budget, int back) {
         check(plans, budget); // all of them, before anything moves
         int[] targets = new int[position.length];
         Arrays.fill(targets, NONE);
@@ -167,13 +180,38 @@ final class CellTable {
         float[] valueWeights = weighted ? new float[position.length] : null;
         int[] destinations = new int[position.length];
         int[] positions = frame.clone();
-        int[] newPositions = renumber ? frame.clone() : null;
+        int[] newPositions = back > 0 ? frame.clone() : null;
+        held = staying(budget);
+        boolean[] stays = new boolean[cells];
+        for (int cell : held) {
+            stays[cell] = true;
+        }
         Parallel.each( // each has its own part of every array
                 plans.length,
                 pair -> applyPair(
-                        pair, plans[pair], budget, targets, weights, valueWeights, destinations, newPositions));
+                        pair,
+                        plans[pair],
+                        stays,
+                        budget,
+                        back,
+                        targets,
+                        weights,
+                        valueWeights,
+                        destinations,
+                        newPositions));
         used = budget;
         return new Moves(targets, weights, valueWeights, positions, destinations, newPositions);
+    }
+
+    /** The cells that llama.cpp keeps, in the order of its positions. */
+    private int[] staying(int budget) {
+        if (keepsNewest) {
+            return Arrays.copyOfRange(held, used - budget, used);
+        }
+        int[] staying = new int[budget];
+        Arrays.setAll(staying, c -> c);
+        staying[budget - 1] = held[used - 1];
+        return staying;
     }
 
     private void check(Plan[] plans, int budget) {
@@ -195,7 +233,9 @@ final class CellTable {
     private void applyPair(
             int pair,
             Plan plan,
+            boolean[] stays,
             int budget,
+            int back,
             int[] targets,
             float[] weights,
             float[] valueWeights,
@@ -207,7 +247,7 @@ final class CellTable {
         // Pivots that already lie in a cell that stays, stay in it; the others take the free ones in order.
         boolean[] taken = new boolean[cells];
         for (int i = 0; i < used; i++) {
-            if (plan.target()[i] == i && (at[i] < budget - 1 || at[i] == newest)) {
+            if (plan.target()[i] == i && stays[at[i]]) {
                 taken[at[i]] = true;
             }
         }
@@ -227,8 +267,8 @@ final class CellTable {
                 continue;
             }
             int cell = at[i];
-            if (!(cell < budget - 1 || cell == newest)) {
-                while (taken[free] || free == newest) {
+            if (!stays[cell]) {
+                while (taken[free] || !stays[free]) {
                     free++;
                 }
                 taken[free] = true;
@@ -238,9 +278,9 @@ final class CellTable {
             nextCell[group] = cell;
             nextPosition[group] = position[base + at[i]];
             nextExposure[group] = exposure[base + at[i]];
-            nextFrame[group] = newPositions == null ? frame[base + at[i]] : group;
+            nextFrame[group] = Math.max(group, frame[base + at[i]] - back);
             if (newPositions != null && at[i] != newest) {
-                newPositions[base + at[i]] = group;
+                newPositions[base + at[i]] = nextFrame[group];
             }
             groupOf[i] = group++;
         }

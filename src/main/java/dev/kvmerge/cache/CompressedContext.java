@@ -34,6 +34,7 @@ public final class CompressedContext implements AutoCloseable {
     private final Context context;
     private final CellTable table;
     private final Shape shape;
+    private final boolean windows; // some of the model's layers have sliding windows
     private final Timings timings = new Timings();
     private final ThreadLocal<CellVectors.Buffer> buffers = ThreadLocal.withInitial(CellVectors.Buffer::new);
     private final ThreadLocal<CellVectors.Buffer> newest = ThreadLocal.withInitial(CellVectors.Buffer::new);
@@ -41,7 +42,7 @@ public final class CompressedContext implements AutoCloseable {
     private Observer.CacheInfo info;
     private Observer.Stats lastStats;
     private int decoded; // tokens so far
-    private int position; // of the next token, as llama.cpp knows it: the same but in an endless context
+    private int position; // of the next token, as llama.cpp knows it: the same but in a context with a span
     private int pending; // tokens decoded that the table does not have yet
     private long decodedNanos; // of those
 
@@ -115,13 +116,13 @@ public final class CompressedContext implements AutoCloseable {
         if (planner != null && planner.calibration() != null) {
             planner.calibration().check(model.shape().layers(), model.shape().kvHeads());
         }
-        if (model.slidingWindow() > 0) {
-            throw new KvmergeException("the model " + model.path()
-                    + " has sliding-window layers, whose cells are not llama.cpp's ordinary ones: not handled yet");
+        if (planner != null) {
+            checkWindow(model, options.cells(), options.span() > 0);
         }
         this.planner = planner;
         this.options = options;
         this.shape = model.shape();
+        this.windows = model.slidingWindow() > 0;
         int wanted = options.cells() == 0 ? options.capacity() : Math.addExact(options.cells(), options.block());
         int cells = Math.ceilDiv(wanted, CELL_PADDING) * CELL_PADDING;
         this.observer = new Observer(shape, cells, options.block(), observe);
@@ -143,7 +144,7 @@ public final class CompressedContext implements AutoCloseable {
                 throw new KvmergeException(
                         "llama.cpp made " + made.cells() + " cells where " + cells + " were expected");
             }
-            this.table = new CellTable(shape, cells);
+            this.table = new CellTable(shape, cells, windows);
         } catch (RuntimeException | Error e) {
             if (made != null) {
                 made.close();
@@ -152,6 +153,27 @@ public final class CompressedContext implements AutoCloseable {
             throw e;
         }
         this.context = made;
+    }
+
+    /**
+     * Refuses what a model with sliding windows cannot do: llama.cpp frees a position in all of its layers at once and moves none, so all
+     * positions of a window have to stay where they are.
+     */
+    public static void checkWindow(Model model, int cells, boolean spans) {
+        int window = model.slidingWindow();
+        if (window == 0) {
+            return;
+        }
+        if (cells < window) {
+            throw new KvmergeException.Usage(
+                    "the model " + model.path() + " has layers with sliding windows of " + window + " positions, and "
+                            + cells + " cells do not hold one: use more --tokens or less --compression");
+        }
+        if (spans) {
+            throw new KvmergeException.Usage(
+                    "the model " + model.path()
+                            + " has layers with sliding windows, whose positions llama.cpp cannot number anew: endless texts need another model");
+        }
     }
 
     /** Refuses an exact bias where there are no scores to add it to. */
@@ -272,7 +294,12 @@ public final class CompressedContext implements AutoCloseable {
         });
         long planned = System.nanoTime();
         timings.plan += planned - start;
-        CellTable.Moves moves = table.apply(plans, budget, options.endless());
+        int[][] adding = new int[plans.length][]; // the cells' numbers, in the order that the plans know them by
+        for (int pair = 0; pair < plans.length; pair++) {
+            adding[pair] = plans[pair] != null && plans[pair].addedValues() != null ? table.order(pair) : null;
+        }
+        int back = options.span() > 0 ? Math.max(0, position - options.span()) : 0;
+        CellTable.Moves moves = table.apply(plans, budget, back);
         observer.apply(
                 moves.targets(),
                 moves.weights(),
@@ -281,15 +308,48 @@ public final class CompressedContext implements AutoCloseable {
                 moves.destinations(),
                 moves.newPositions(),
                 planner.pivotFrame());
-        // llama.cpp's record: cells 0 .. budget-2 keep the positions they first had, which are those numbers, and the
-        // newest stays.
-        context.removePositions(budget - 1, position - 1);
-        if (options.endless()) {
-            // Cells 0 .. budget-2 carry those positions now; the newest follows them, and the text after it.
-            context.shiftPositions(position - 1, position, budget - position);
-            position = budget;
+        for (int pair = 0; pair < plans.length; pair++) {
+            if (adding[pair] != null) {
+                addValues(pair, plans[pair], adding[pair], moves);
+            }
+        }
+        if (windows) {
+            context.removePositions(0, position - budget);
+        } else {
+            // llama.cpp's record: cells 0 .. budget-2 keep the positions they first had, which are those numbers, and
+            // the
+            // newest stays.
+            context.removePositions(budget - 1, position - 1);
+        }
+        if (back > 0) {
+            // The keys of cells 0 .. budget-2 are rotated already, and their positions need only be past: llama.cpp
+            // moves the newest.
+            context.shiftPositions(position - 1, position, -back);
+            position -= back;
         }
         timings.apply += System.nanoTime() - planned;
+    }
+
+    private void addValues(int pair, Plan plan, int[] order, CellTable.Moves moves) {
+        int dim = info.valueDimension();
+        int base = pair * (moves.targets().length / shape.pairs());
+        int[] staying = IntStream.range(0, order.length)
+                .filter(i -> plan.target()[i] == i)
+                .toArray();
+        int[] cells = IntStream.of(staying)
+                .map(i -> moves.destinations()[base + order[i]])
+                .toArray();
+        int layer = pair / shape.kvHeads();
+        int head = pair % shape.kvHeads();
+        float[] values = observer.readCells(layer, head, cells, info, new CellVectors.Buffer())
+                .values()
+                .clone();
+        for (int c = 0; c < staying.length; c++) {
+            for (int d = 0; d < dim; d++) {
+                values[c * dim + d] += plan.addedValues()[staying[c] * dim + d];
+            }
+        }
+        observer.writeValues(layer, head, cells, values, info);
     }
 
     /** The last block's logits: F32 [tokens][vocabulary]; valid until the next decode. */
@@ -328,7 +388,7 @@ public final class CompressedContext implements AutoCloseable {
     }
 
     /**
-     * As {@link #cells}, with keys as they were before their rotation. Of a context without endless positions.
+     * As {@link #cells}, with keys as they were before their rotation. Of a context without a span.
      */
     public CellStats unrotated(int layer, int kvHead) {
         CellStats cells = cells(layer, kvHead);

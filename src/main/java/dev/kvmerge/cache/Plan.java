@@ -11,11 +11,18 @@ import java.util.Arrays;
  *     alone, 1
  * @param valueWeight the same for the cells' values, where a method weights those otherwise than keys; any finite numbers, and no sum is
  *     asked for. Null: as {@code weight}
+ * @param addedValues what is added to the values of the cells that stay, after that, [cells][valueDimension] in one array; rows of others mean
+ *     nothing. Null: nothing
  */
-public record Plan(int[] target, float[] weight, float[] valueWeight) {
+public record Plan(int[] target, float[] weight, float[] valueWeight, float[] addedValues) {
     /** A plan that weights values as it weights keys. */
     public Plan(int[] target, float[] weight) {
-        this(target, weight, null);
+        this(target, weight, null, null);
+    }
+
+    /** The same plan, adding to values. */
+    public Plan withAddedValues(float[] added) {
+        return new Plan(target, weight, valueWeight, added);
     }
 
     /** The target of a dropped cell. */
@@ -64,6 +71,10 @@ public record Plan(int[] target, float[] weight, float[] valueWeight) {
             throw new IllegalStateException(
                     "value weights for " + valueWeight.length + " cells where there are " + cells);
         }
+        if (addedValues != null && (addedValues.length % cells != 0 || !allFinite(addedValues))) {
+            throw new IllegalStateException(
+                    addedValues.length + " elements to add to the values of " + cells + " cells, or one not finite");
+        }
         double[] sum = new double[cells];
         for (int i = 0; i < cells; i++) {
             if (valueWeight != null && !Float.isFinite(valueWeight[i])) {
@@ -93,6 +104,15 @@ public record Plan(int[] target, float[] weight, float[] valueWeight) {
         if (groups() != budget) {
             throw new IllegalStateException("the plan leaves " + groups() + " cells where the budget is " + budget);
         }
+    }
+
+    private static boolean allFinite(float[] x) {
+        for (float f : x) {
+            if (!Float.isFinite(f)) {
+                return false;
+            }
+        }
+        return true;
     }
 
     private static float[] ones(int n) {

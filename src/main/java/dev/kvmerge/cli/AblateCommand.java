@@ -1,6 +1,7 @@
 package dev.kvmerge.cli;
 
 import dev.kvmerge.KvmergeException;
+import dev.kvmerge.eval.Experiment;
 import dev.kvmerge.report.Ablation;
 import dev.kvmerge.report.Report;
 import dev.kvmerge.report.ResultsFolder;
@@ -119,6 +120,11 @@ final class AblateCommand implements Runnable {
             List<Ablation.Point> points = new ArrayList<>();
             if (parameter.equals("block")) {
                 for (String value : values) {
+                    if (!holds(value)) {
+                        System.err.println("kvmerge: left out " + strategy + " at blocks of " + value + ": "
+                                + compression + " fewer cells do not hold one and the sinks");
+                        continue;
+                    }
                     Path folder = out.resolve(parameter).resolve(value);
                     experiment(folder, List.of(strategy), compression, value, "auto");
                     points.addAll(read(folder, r -> value));
@@ -154,6 +160,17 @@ final class AblateCommand implements Runnable {
         });
         System.out.print(tables);
         System.out.println("The tables are in " + out.resolve("ablation.md") + ", a plot of each beside it.");
+    }
+
+    /** Whether the cells that are left hold what the strategy needs for a block. */
+    private boolean holds(String block) {
+        try {
+            int cells = Experiment.cellsFor(Integer.parseInt(tokens), Double.parseDouble(compression));
+            return Strategies.create(strategy, Strategies.Settings.DEFAULT).fewestCells(Integer.parseInt(block))
+                    <= cells;
+        } catch (NumberFormatException e) {
+            return true; // the experiment says what is wrong
+        }
     }
 
     private Map<String, List<String>> sweeps() {
@@ -207,7 +224,7 @@ final class AblateCommand implements Runnable {
         }
         int status = Main.run(arguments.toArray(String[]::new));
         if (status == Main.INTERRUPTED) {
-            throw new dev.kvmerge.eval.Experiment.Cancelled();
+            throw new Experiment.Cancelled();
         }
         if (status != CommandLine.ExitCode.OK) {
             throw new KvmergeException("the experiment in " + folder + " failed: its message is above");

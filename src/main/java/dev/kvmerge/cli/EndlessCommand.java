@@ -55,6 +55,9 @@ final class EndlessCommand implements Runnable {
             description = "cells that stay (default: ${DEFAULT-VALUE})")
     private int cells;
 
+    @Option(names = "--span", paramLabel = "N", defaultValue = "0", description = "positions")
+    private int span;
+
     @Option(
             names = "--tokens",
             paramLabel = "N",
@@ -102,7 +105,7 @@ final class EndlessCommand implements Runnable {
         Strategies.Settings chosen = settings.settings(model, catalogue);
         Map<String, Strategy> caches = new LinkedHashMap<>();
         for (String name : strategies) {
-            Strategy strategy = Strategies.create(name, chosen);
+            Strategy strategy = Strategies.method(name, chosen);
             if (strategy != null) {
                 Experiment.checkBudget(strategy, cells, block, Integer.MAX_VALUE);
                 caches.put(name, strategy);
@@ -112,10 +115,10 @@ final class EndlessCommand implements Runnable {
         Interrupt.listen("kvmerge: stopping at the end of this block; what is finished is in " + out);
         try (ResultsFolder folder = ResultsFolder.open(out);
                 Model loaded = model.load(catalogue)) {
-            int[] part = TextOptions.slice(loaded, read, 0, tokens);
+            int[] part = TextOptions.part(loaded, read, 0, tokens);
             Map<String, double[]> traces = new LinkedHashMap<>();
             CacheOptions endless =
-                    model.cache(part.length, block).sized(cells, block, 0).withEndless(true);
+                    model.cache(part.length, block).sized(cells, block, 0).withSpan(span);
             if (fullTokens > 1) {
                 int n = Math.min(fullTokens, part.length);
                 traces.put(

@@ -120,7 +120,7 @@ final class ModelOptions {
     /** A cache for a text, as the options have it; flash attention is off unless asked for. */
     CacheOptions cache(int capacity, int block) {
         return new CacheOptions(
-                0, block, capacity, threads(), ubatch, flashAttention(FlashAttention.OFF), keyType, valueType, false);
+                0, block, capacity, threads(), ubatch, flashAttention(FlashAttention.OFF), keyType, valueType, 0);
     }
 
     /** Loads the libraries. */

@@ -92,7 +92,7 @@ final class PerplexityCommand implements Runnable {
     @Override
     public void run() {
         Strategies.Settings found = strategy == null ? null : settings.settings(model, Home.catalogue());
-        Strategy chosen = strategy == null ? null : Strategies.create(strategy, found);
+        Strategy chosen = strategy == null ? null : Strategies.method(strategy, found);
         if (chosen == null && (cells != null || compression != null)) {
             throw new KvmergeException.Usage("--cells and --compression need a --strategy other than full");
         }

@@ -59,7 +59,7 @@ final class QuickstartCommand implements Runnable {
     }
 
     private String tryOut(Model loaded, String name, int[] tokens) {
-        Strategy strategy = Strategies.create(name, Strategies.Settings.DEFAULT);
+        Strategy strategy = Strategies.method(name, Strategies.Settings.DEFAULT);
         CacheOptions options = (strategy == null
                         ? CacheOptions.unlimited(TOKENS + 1, BLOCK)
                         : CacheOptions.of(CELLS, BLOCK))

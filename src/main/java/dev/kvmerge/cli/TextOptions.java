@@ -25,7 +25,7 @@ final class TextOptions {
      *
      * @param wanted tokens, or 0 for all
      */
-    static int[] slice(Model model, Text text, int offset, int wanted) {
+    static int[] part(Model model, Text text, int offset, int wanted) {
         int[] all = model.tokenize(text.content());
         if (offset < 0 || wanted < 0) {
             throw new KvmergeException.Usage("--offset and --tokens must not be negative: " + offset + ", " + wanted);
@@ -35,14 +35,20 @@ final class TextOptions {
             throw new KvmergeException.Usage("the text " + text.path() + " has " + all.length + " tokens, not " + n
                     + " from token " + offset + " on: use a longer text, or a smaller --tokens or --offset");
         }
-        if (n > model.trainedContext()) {
+        return piece(model, all, offset, n);
+    }
+
+    /** As above, and warns of a text that goes past the trained context. */
+    static int[] slice(Model model, Text text, int offset, int wanted) {
+        int[] tokens = part(model, text, offset, wanted);
+        if (tokens.length > model.trainedContext()) {
             System.err.printf(
                     java.util.Locale.ROOT,
                     "kvmerge: %,d tokens go past the %,d positions the model was trained on: perplexity gets worse there by itself%n",
-                    n,
+                    tokens.length,
                     model.trainedContext());
         }
-        return piece(model, all, offset, n);
+        return tokens;
     }
 
     /** Some of a text's tokens, with BOS as the first where the model wants one. */

@@ -19,7 +19,7 @@ public record Cache(String name, Strategy strategy, double compression) {
         for (double compression : compressions) {
             Experiment.cellsFor(1, compression); // a share out of range is refused even if nothing uses it
             for (String spec : specs) {
-                Strategy strategy = Strategies.create(spec, settings);
+                Strategy strategy = Strategies.method(spec, settings);
                 if (strategy != null) {
                     caches.add(new Cache(Strategies.label(spec, strategy), strategy, compression));
                 }

@@ -160,7 +160,7 @@ public final class ChunkedPerplexity {
                 options.flashAttention(),
                 options.keyType(),
                 options.valueType(),
-                false);
+                0);
         for (int i = 0; i < chunks; i++) {
             try (CompressedContext context = new CompressedContext(model, strategy, cache)) {
                 for (int from = 0; from < n; from += block) {

@@ -9,6 +9,8 @@ import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.strategy.Oracle;
 import dev.kvmerge.strategy.QuantisedCells;
+import dev.kvmerge.strategy.QuantisedWeights;
+import dev.kvmerge.strategy.Scale;
 import dev.kvmerge.strategy.Strategies;
 import dev.kvmerge.strategy.Strategy;
 import java.io.IOException;
@@ -104,6 +106,7 @@ public final class Experiment implements AutoCloseable {
     }
 
     private static final String LOGITS = "full-logits.bin";
+    private static final String WEIGHTS = "weights.gguf";
 
     private final Model model;
     private final Setup setup;
@@ -145,8 +148,11 @@ public final class Experiment implements AutoCloseable {
                     throw new KvmergeException.Usage(
                             "the oracle knows the future of a text that is streamed: leave --prefill out");
                 }
+                boolean all = strategy instanceof Scale scale && scale.keepsAll();
                 checkBudget(strategy, cells, mode.streams() ? setup.block() : 1, n);
-                boolean all = strategy instanceof QuantisedCells;
+                if (!all) {
+                    CompressedContext.checkWindow(model, cells, false);
+                }
                 runs.add(new Run(Strategies.label(name, strategy), strategy, compression, all ? mode.window() : cells));
                 smallest = Math.min(smallest, cells);
             }
@@ -199,12 +205,15 @@ public final class Experiment implements AutoCloseable {
 
     /** Deletes the full cache's predictions. */
     public void deleteFullPredictions() {
+        delete(setup.workFolder().resolve(LOGITS));
+        delete(setup.workFolder().resolve(LOGITS + ".part"));
+    }
+
+    private static void delete(Path file) {
         try {
-            Files.deleteIfExists(setup.workFolder().resolve(LOGITS));
-            Files.deleteIfExists(setup.workFolder().resolve(LOGITS + ".part"));
+            Files.deleteIfExists(file);
         } catch (IOException e) {
-            throw new KvmergeException(
-                    "cannot delete the predictions in " + setup.workFolder() + ": " + e.getMessage(), e);
+            throw new KvmergeException("cannot delete " + file + ": " + e.getMessage(), e);
         }
     }
 
@@ -224,14 +233,18 @@ public final class Experiment implements AutoCloseable {
         long start = System.nanoTime();
         Trace trace = Trace.empty(setup.tokens().length);
         Spent spent = new Spent();
-        try (PackedLogits predictions =
-                isFull ? PackedLogits.create(part, scorer, 0) : PackedLogits.read(file, scorer, 0)) {
+        try (Model lesser = lesser(strategy);
+                PackedLogits predictions =
+                        isFull ? PackedLogits.create(part, scorer, 0) : PackedLogits.read(file, scorer, 0)) {
             for (int w = 0; w < windows(); w++) {
-                try (CompressedContext context = new CompressedContext(model, strategy, options(run))) {
+                try (CompressedContext context =
+                        new CompressedContext(lesser == null ? model : lesser, strategy, options(run))) {
                     read(context, w, trace, predictions, isFull, spent, listener, cancelled);
                     spent.add(context);
                 }
             }
+        } finally {
+            delete(setup.workFolder().resolve(WEIGHTS));
         }
         RunResult result = result(run, spent, trace, full, (System.nanoTime() - start) / 1e9);
         if (isFull) {
@@ -242,6 +255,16 @@ public final class Experiment implements AutoCloseable {
             }
         }
         return new Outcome(result, trace);
+    }
+
+    /** The model with the weights that a scale asks for, or null. */
+    private Model lesser(Strategy strategy) {
+        if (!(strategy instanceof QuantisedWeights weights)) {
+            return null;
+        }
+        Path file = setup.workFolder().resolve(WEIGHTS);
+        weights.type().quantise(model.library(), model.path(), file, setup.threads());
+        return Model.load(model.library(), file, model.backend(), -1);
     }
 
     /** The oracle, with the attention of a full run that is recorded the first time. */
@@ -287,7 +310,7 @@ public final class Experiment implements AutoCloseable {
                 quantised ? FlashAttention.ON : setup.flashAttention(),
                 quantised ? CellType.Q8_0 : setup.keyType(),
                 quantised ? CellType.Q8_0 : setup.valueType(),
-                false);
+                0);
     }
 
     /** What the windows so far took. */

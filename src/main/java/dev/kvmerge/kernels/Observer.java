@@ -102,6 +102,13 @@ public final class Observer implements AutoCloseable {
         try (Arena local = Arena.ofConfined()) {
             MemorySegment params = kvmerge_observer_params.allocate(local);
             kvmerge_observer_params.n_layer(params, shape.layers());
+            kvmerge_observer_params.layers(
+                    params,
+                    local.allocateFrom(
+                            ValueLayout.JAVA_INT,
+                            shape.layerNumbers().stream()
+                                    .mapToInt(Integer::intValue)
+                                    .toArray()));
             kvmerge_observer_params.n_head(params, shape.heads());
             kvmerge_observer_params.n_head_kv(params, shape.kvHeads());
             kvmerge_observer_params.n_cells(params, cells);
@@ -210,7 +217,7 @@ public final class Observer implements AutoCloseable {
      * @param keyDimension elements a key
      * @param valueDimension elements a value
      * @param valuesTransposed flash attention off
-     * @param bytes K and V tensors of all layers
+     * @param bytes K and V tensors of all layers of the model, those with sliding windows too
      * @param keyType as "f16"
      * @param valueType as "f16"
      * @param device whose kernels work on them: "CPU" or "CUDA"
@@ -290,6 +297,23 @@ public final class Observer implements AutoCloseable {
                 info,
                 (index, keys, values) -> Kvmerge.check(
                         Kvmerge_h.kvmerge_read_cells(open(), layer, kvHead, index, which.length, keys, values)));
+    }
+
+    /** Writes the values of cells of one layer and KV head, rounding to the cells' type. values: [which][valueDimension] in one array. */
+    public void writeValues(int layer, int kvHead, int[] which, float[] values, CacheInfo info) {
+        if (values.length != which.length * info.valueDimension()) {
+            throw new IllegalArgumentException("values of another shape than " + which.length + " cells");
+        }
+        try (Arena local = Arena.ofConfined()) {
+            Kvmerge.check(Kvmerge_h.kvmerge_write_cells(
+                    open(),
+                    layer,
+                    kvHead,
+                    local.allocateFrom(ValueLayout.JAVA_INT, which),
+                    which.length,
+                    MemorySegment.NULL,
+                    local.allocateFrom(ValueLayout.JAVA_FLOAT, values)));
+        }
     }
 
     /** Writes the keys and values of cells of one layer and KV head, rounding to the cells' type. */

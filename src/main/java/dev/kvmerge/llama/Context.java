@@ -61,6 +61,8 @@ public final class Context implements AutoCloseable {
             llama_context_params.type_k(params, ggmlType(options.keyType()));
             llama_context_params.type_v(params, ggmlType(options.valueType()));
             llama_context_params.no_perf(params, true);
+            llama_context_params.swa_full(
+                    params, false); // layers with sliding windows get no more cells than they need
             if (callback != null) {
                 llama_context_params.cb_eval(params, callback.function());
                 llama_context_params.cb_eval_user_data(params, callback.userData());

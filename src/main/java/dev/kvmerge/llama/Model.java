@@ -12,6 +12,7 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Arrays;
+import java.util.List;
 
 /** A loaded GGUF model: its weights and its vocabulary. Close it after its contexts. Not thread-safe. */
 public final class Model implements AutoCloseable {
@@ -21,7 +22,8 @@ public final class Model implements AutoCloseable {
     private final Path path;
     private final MemorySegment handle;
     private final MemorySegment vocabulary;
-    private final Shape shape;
+    private Shape shape;
+    private int slidingWindow;
     private final Backend backend;
     private int openContexts;
     private boolean closed;
@@ -32,7 +34,7 @@ public final class Model implements AutoCloseable {
         this.path = path;
         this.handle = handle;
         this.vocabulary = Llama_h.llama_model_get_vocab(handle);
-        this.shape = new Shape(
+        this.shape = Shape.of(
                 Llama_h.llama_model_n_layer(handle),
                 Llama_h.llama_model_n_head(handle),
                 Math.max(1, Llama_h.llama_model_n_head_kv(handle)));
@@ -68,11 +70,26 @@ public final class Model implements AutoCloseable {
                 throw new KvmergeException("the model " + path
                         + " is recurrent or has an encoder: it has no ordinary KV cache to compress");
             }
-            return new Model(library, path, backend, handle);
+            return new Model(library, path, backend, handle).withoutWindows();
         } catch (RuntimeException e) {
             Llama_h.llama_model_free(handle);
             throw e;
         }
+    }
+
+    /** Leaves the layers with sliding windows out of the shape. */
+    private Model withoutWindows() {
+        int window = Llama_h.llama_model_n_swa(handle);
+        if (window > 0) {
+            List<Integer> full = FullLayers.of(this, window);
+            if (full.isEmpty()) {
+                throw new KvmergeException("every layer of the model " + path + " has a sliding window of " + window
+                        + " positions: its cache does not grow, and there is nothing to compress");
+            }
+            slidingWindow = full.size() == shape.layers() ? 0 : window;
+            shape = new Shape(full, shape.heads(), shape.kvHeads());
+        }
+        return this;
     }
 
     private static void checkFile(Path path) {
@@ -102,6 +119,7 @@ public final class Model implements AutoCloseable {
         return library;
     }
 
+    /** The attention that can be compressed. */
     public Shape shape() {
         return shape;
     }
@@ -148,9 +166,9 @@ public final class Model implements AutoCloseable {
         return Llama_h.llama_model_n_ctx_train(open());
     }
 
-    /** Positions of its sliding attention window; 0 when every layer attends to everything. */
+    /** Positions of the sliding window that some layers have; 0 when every layer attends to everything. */
     public int slidingWindow() {
-        return Llama_h.llama_model_n_swa(open());
+        return slidingWindow;
     }
 
     /** Whether a text starts with the BOS token. */

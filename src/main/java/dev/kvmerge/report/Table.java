@@ -5,6 +5,7 @@ import dev.kvmerge.eval.Trace;
 import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.strategy.Oracle;
 import dev.kvmerge.strategy.QuantisedCells;
+import dev.kvmerge.strategy.QuantisedWeights;
 import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.List;
@@ -17,8 +18,7 @@ import java.util.TreeMap;
 public final class Table {
     private static final double MIB = 1024.0 * 1024.0;
 
-    /** What is no method, but something to compare methods with. */
-    private static final Set<String> SCALES = Set.of(Oracle.NAME, QuantisedCells.NAME);
+    private static final Set<String> SCALES = Set.of(Oracle.NAME, QuantisedCells.NAME, QuantisedWeights.NAME);
 
     private Table() {}
 
@@ -89,8 +89,9 @@ public final class Table {
     public static String comparisons(List<RunResult> runs, Map<String, Trace> traces) {
         StringBuilder text = new StringBuilder();
         byCompression(runs).forEach((compression, all) -> {
-            List<RunResult> part =
-                    all.stream().filter(r -> !SCALES.contains(r.strategy())).toList();
+            List<RunResult> part = all.stream()
+                    .filter(r -> !SCALES.contains(r.strategy().split(":", 2)[0]))
+                    .toList();
             if (part.isEmpty()) {
                 return;
             }

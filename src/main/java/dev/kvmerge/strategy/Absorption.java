@@ -68,7 +68,7 @@ final class Absorption {
         for (int i = 0; i < into.length; i++) {
             keyWeight[i] = keeps(i) ? 1 : 0;
         }
-        return new Plan(into, keyWeight, shares(weight));
+        return new Plan(into, keyWeight, shares(weight), null);
     }
 
     private float[] shares(double[] weight) {

@@ -9,7 +9,7 @@ import dev.kvmerge.cache.Plan;
  *
  * @param future the record; null until there is one
  */
-public record Oracle(Future future) implements Strategy {
+public record Oracle(Future future) implements Scale {
     /** The name of the strategy whose future is yet to be recorded. */
     public static final String NAME = "oracle";
 
@@ -32,6 +32,11 @@ public record Oracle(Future future) implements Strategy {
     @Override
     public java.util.Map<String, Object> parameters() {
         return java.util.Map.of();
+    }
+
+    @Override
+    public boolean keepsAll() {
+        return false;
     }
 
     @Override

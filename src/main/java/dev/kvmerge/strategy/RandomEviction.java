@@ -15,13 +15,15 @@ public record RandomEviction(long seed) implements Strategy {
         return "random";
     }
 
+    /** Draws that are a pure function of what a strategy is given: each layer, KV head and block has its own. */
+    static SplittableRandom stream(long seed, CellStats cells) {
+        long stream = (cells.layer() * 1000003L + cells.kvHead()) * 1000003L + cells.newest();
+        return new SplittableRandom(seed * 0x9E3779B97F4A7C15L ^ stream);
+    }
+
     @Override
     public Plan plan(CellStats cells, int budget) {
-        // A pure function of what it is given: each layer, KV head and block has a stream of its own.
-        long stream = (cells.layer() * 1000003L + cells.kvHead()) * 1000003L + cells.newest();
-        double[] draw = new SplittableRandom(seed * 0x9E3779B97F4A7C15L ^ stream)
-                .doubles(cells.size())
-                .toArray();
+        double[] draw = stream(seed, cells).doubles(cells.size()).toArray();
         return Selection.keepLargestAndNewest(cells.size(), cells.size() - 1, budget, i -> draw[i]);
     }
 }

@@ -3,6 +3,7 @@ package dev.kvmerge.strategy;
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.Calibration;
 import dev.kvmerge.kernels.Bias;
+import dev.kvmerge.llama.WeightType;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Comparator;
@@ -40,6 +41,7 @@ public final class Strategies {
             default -> throw new KvmergeException.Usage("--signal is column or row, not '" + s.signal + "'");
         });
         BY_NAME.put("entropy-merged-row", s -> new RowEntropyMerged(s.threshold, s.sinks, s.recentShare, s.bias));
+        BY_NAME.put("entropy-merged-ib", s -> new InformationBottleneck(s.sinks, s.recentShare, 0.9, s.bias));
         BY_NAME.put("h2o", s -> new H2o(0.5));
         BY_NAME.put("tova", s -> new Tova());
         BY_NAME.put("streaming-llm", s -> new StreamingLlm(s.sinks));
@@ -48,6 +50,7 @@ public final class Strategies {
         BY_NAME.put("knorm", s -> new KeyNorm());
         BY_NAME.put("keydiff", s -> new KeyDiff());
         BY_NAME.put("expected-attention", s -> new ExpectedAttention(s.sinks, 0.02));
+        BY_NAME.put("cam", s -> new Cam(0.5, 32, 1));
         BY_NAME.put("d2o", s -> new D2o(0.5));
         BY_NAME.put("weighted-kv", s -> new WeightedKv(s.sinks, s.recentShare));
         BY_NAME.put("keepkv", s -> new KeepKv(0.5, 0.8));
@@ -55,6 +58,7 @@ public final class Strategies {
         BY_NAME.put("kvmerger", s -> new KvMerger(s.sinks, s.recentShare));
         BY_NAME.put(Oracle.NAME, s -> new Oracle(null));
         BY_NAME.put(QuantisedCells.NAME, s -> new QuantisedCells());
+        BY_NAME.put(QuantisedWeights.NAME, s -> new QuantisedWeights(WeightType.Q4_0));
         BY_NAME.put("random", s -> new RandomEviction(1));
     }
 
@@ -83,6 +87,20 @@ public final class Strategies {
         return colon < 0
                 ? plain
                 : Parameters.set(plain, spec.substring(colon + 1).split(":"));
+    }
+
+    /**
+     * As {@link #create}, where there is no use for a scale.
+     *
+     * @throws KvmergeException.Usage as there, and if it is one
+     */
+    public static Strategy method(String spec, Settings settings) {
+        Strategy strategy = create(spec, settings);
+        if (strategy instanceof Scale) {
+            throw new KvmergeException.Usage(
+                    "'" + spec + "' is no method but a scale, which only 'kvmerge experiment' has a use for");
+        }
+        return strategy;
     }
 
     /** What a strategy is called in results: its name, or with parameters of its own all that was asked for. */

@@ -17,15 +17,15 @@ import net.jqwik.api.Property;
 
 /** The table against a plain model of the cells: contents are lists of positions, moved as kvmerge_apply would move them. */
 class CellTableTest {
-    private static final Shape SHAPE = new Shape(2, 4, 2);
+    private static final Shape SHAPE = Shape.of(2, 4, 2);
 
     @Property(tries = 50)
-    void accountsForEveryCellOverRandomBlocks(@ForAll long seed) {
+    void accountsForEveryCellOverRandomBlocks(@ForAll long seed, @ForAll boolean keepsNewest) {
         Random random = new Random(seed);
         int budget = 4 + random.nextInt(12);
         int block = 1 + random.nextInt(6);
         int cells = budget + block + random.nextInt(5);
-        CellTable table = new CellTable(SHAPE, cells);
+        CellTable table = new CellTable(SHAPE, cells, keepsNewest);
         List<List<List<Integer>>> contents = new ArrayList<>(); // [pair][cell]: positions merged into it
         for (int pair = 0; pair < SHAPE.pairs(); pair++) {
             contents.add(new ArrayList<>(
@@ -69,15 +69,18 @@ class CellTableTest {
                     plans[pair] = randomPlan(table.stats(pair, null, null), budget, random);
                 }
                 int used = table.used();
-                CellTable.Moves moves = table.apply(plans, budget, false);
+                CellTable.Moves moves = table.apply(plans, budget, 0);
                 for (int pair = 0; pair < plans.length; pair++) {
                     move(contents.get(pair), moves, pair, cells);
                 }
-                // llama.cpp frees [budget-1, newest): what stays are cells 0..budget-2 and the newest token's own.
+                // llama.cpp frees [budget-1, newest): what stays are cells 0..budget-2 and the newest token's own. With
+                // sliding windows
+                // it frees the oldest positions.
                 for (int cell = 0; cell < cells; cell++) {
-                    if (!free.contains(cell)
-                            && llamaPosition[cell] >= budget - 1
-                            && llamaPosition[cell] < position - 1) {
+                    boolean freed = keepsNewest
+                            ? llamaPosition[cell] < position - budget
+                            : llamaPosition[cell] >= budget - 1 && llamaPosition[cell] < position - 1;
+                    if (!free.contains(cell) && freed) {
                         free.add(cell);
                     }
                 }

@@ -21,6 +21,7 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.Arrays;
+import java.util.List;
 import java.util.stream.IntStream;
 import org.junit.jupiter.api.Test;
 
@@ -117,7 +118,7 @@ class CompressedContextTest {
     private void apply(CompressedContext context, Plan plan, int budget) {
         Plan[] plans = new Plan[model.shape().pairs()];
         Arrays.fill(plans, plan);
-        CellTable.Moves moves = context.table().apply(plans, budget, false);
+        CellTable.Moves moves = context.table().apply(plans, budget, 0);
         context.observer()
                 .apply(moves.targets(), moves.weights(), null, moves.positions(), moves.destinations(), null, true);
     }
@@ -232,6 +233,37 @@ class CompressedContextTest {
                         Arrays.copyOfRange(all.keys(), position * dim, (position + 1) * dim),
                         Arrays.copyOfRange(kept.keys(), i * dim, (i + 1) * dim),
                         "first layer key at position " + position);
+            }
+        }
+    }
+
+    @Test
+    void aPlanMayAddToTheValuesOfWhatStays() {
+        int[] tokens = TestModel.book(2000, 96);
+        Planner adding = (cells, budget) -> {
+            float[] added = new float[cells.values().length];
+            int dim = added.length / cells.size();
+            Arrays.fill(added, dim, 2 * dim, cells.layer() + 0.5f); // to the second cell
+            return WINDOW.plan(cells, budget).withAddedValues(added);
+        };
+        for (FlashAttention flash : new FlashAttention[] {FlashAttention.OFF, FlashAttention.ON}) {
+            CacheOptions options = CacheOptions.of(40, 48).withFlashAttention(flash);
+            try (CompressedContext with = new CompressedContext(model, adding, options);
+                    CompressedContext without = new CompressedContext(model, WINDOW, options)) {
+                for (CompressedContext context : List.of(with, without)) {
+                    context.decode(Arrays.copyOf(tokens, 48));
+                }
+                for (int layer : new int[] {0, 29}) {
+                    float[] added = with.cells(layer, 2).values();
+                    float[] plain = without.cells(layer, 2).values();
+                    int dim = plain.length / 40;
+                    for (int i = 0; i < plain.length; i++) {
+                        float expected = plain[i] + (i / dim == 1 ? layer + 0.5f : 0);
+                        assertEquals(expected, added[i], 2e-3 * Math.max(1, Math.abs(expected)));
+                    }
+                    assertArrayEquals(
+                            without.cells(layer, 2).keys(), with.cells(layer, 2).keys(), "keys are left alone");
+                }
             }
         }
     }

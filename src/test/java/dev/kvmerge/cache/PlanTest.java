@@ -32,6 +32,8 @@ class PlanTest {
         refused(new Plan(new int[] {1, 2, 2}, new float[] {1, 1, 1}), 3, 1, "not a pivot");
         refused(new Plan(new int[] {1, 1, 2}, new float[] {.5f, .2f, 1}), 3, 2, "sum to");
         refused(new Plan(new int[] {1, 1, 2}, new float[] {Float.NaN, 1, 1}), 3, 2, "weight NaN");
+        refused(Plan.keepAll(3).withAddedValues(new float[] {0, 0, 0, Float.NaN, 0, 0}), 3, 3, "not finite");
+        refused(Plan.keepAll(3).withAddedValues(new float[4]), 3, 3, "4 elements to add");
         refused(new Plan(new int[] {0, 1, -1}, new float[] {1, 1, 1}), 3, 2, "newest cell must stay");
         refused(new Plan(new int[] {0, 2, 2}, new float[] {1, .5f, .5f}), 3, 2, "newest cell must stay");
         refused(Plan.keepAll(3), 3, 2, "leaves 3 cells where the budget is 2");

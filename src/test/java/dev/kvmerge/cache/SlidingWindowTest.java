@@ -1,0 +1,109 @@
+package dev.kvmerge.cache;
+
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import dev.kvmerge.KvmergeException;
+import dev.kvmerge.TestModel;
+import dev.kvmerge.TinyGguf;
+import dev.kvmerge.TinyGguf.Geometry;
+import dev.kvmerge.llama.Backend;
+import dev.kvmerge.llama.ContextOptions.CellType;
+import dev.kvmerge.llama.ContextOptions.FlashAttention;
+import dev.kvmerge.llama.Model;
+import dev.kvmerge.strategy.EntropyMerged;
+import dev.kvmerge.strategy.StreamingLlm;
+import java.lang.foreign.ValueLayout;
+import java.nio.file.Path;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Random;
+import java.util.Set;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.EnumSource;
+
+/** A model in which every second layer has a sliding window, as Gemma's: the others are compressed, and those with windows left alone. */
+class SlidingWindowTest {
+    private static final int WINDOW = 48;
+    private static final int BLOCK = 32;
+    private static final Geometry GEMMA = gemma(2);
+
+    @TempDir
+    Path folder;
+
+    private static Geometry gemma(int pattern) {
+        return new Geometry("gemma3", 4, 1, 32, 1000000, "none", 32, false, WINDOW, pattern);
+    }
+
+    private Model load(Geometry g, String... zero) {
+        Path file = TinyGguf.write(folder.resolve("tiny.gguf"), g, Set.of(zero));
+        return Model.load(TestModel.library(), file, Backend.CPU, 0);
+    }
+
+    @Test
+    void theShapeIsThatOfTheLayersWithoutWindows() {
+        try (Model model = load(GEMMA)) {
+            assertEquals(List.of(1), model.shape().layerNumbers());
+            assertEquals(WINDOW, model.slidingWindow());
+        }
+        KvmergeException e = assertThrows(KvmergeException.class, () -> load(gemma(0)));
+        assertTrue(e.getMessage().contains("every layer") && e.getMessage().contains("48"), e.getMessage());
+    }
+
+    /** Logits after the last block. */
+    private static float[] read(Model model, int[] tokens, CompressedContext context) {
+        try (context) {
+            for (int at = 0; at < tokens.length; at += BLOCK) {
+                context.decode(Arrays.copyOfRange(tokens, at, at + BLOCK));
+            }
+            return context.logits().toArray(ValueLayout.JAVA_FLOAT);
+        }
+    }
+
+    /** Where the layers without windows have no say, their compression must not show: all that shows is damage to the others. */
+    @ParameterizedTest
+    @EnumSource(names = {"ON", "OFF"})
+    void theWindowsStayWhole(FlashAttention flash) {
+        int[] tokens = new Random(3).ints(12 * BLOCK, 0, TinyGguf.VOCABULARY).toArray();
+        CacheOptions full = CacheOptions.unlimited(tokens.length, BLOCK)
+                .withFlashAttention(flash)
+                .withCellTypes(CellType.F32, CellType.F32);
+        float rounding =
+                flash == FlashAttention.ON ? 0.1f : 0.02f; // of other orders of sums, which grows through random layers
+        CacheOptions few = full.sized(WINDOW, BLOCK, 0);
+        for (Planner planner : List.of(new StreamingLlm(4), new EntropyMerged())) {
+            try (Model model = load(GEMMA, "blk.1.attn_output.weight")) {
+                assertArrayEquals(
+                        read(model, tokens, new CompressedContext(model, null, full)),
+                        read(model, tokens, new CompressedContext(model, planner, few)),
+                        rounding);
+            }
+            try (Model model = load(GEMMA)) { // and where they have, it does
+                float[] whole = read(model, tokens, new CompressedContext(model, null, full));
+                float[] less = read(model, tokens, new CompressedContext(model, planner, few));
+                double most = 0;
+                for (int i = 0; i < whole.length; i++) {
+                    most = Math.max(most, Math.abs(whole[i] - less[i]));
+                }
+
+                assertTrue(most > 0.5, "the difference shows: " + most);
+            }
+        }
+    }
+
+    @Test
+    void whatLlamaCppCannotDoIsRefused() {
+        try (Model model = load(GEMMA)) {
+            CacheOptions tooFew = CacheOptions.of(WINDOW - 1, BLOCK);
+            KvmergeException e = assertThrows(
+                    KvmergeException.Usage.class, () -> new CompressedContext(model, new StreamingLlm(4), tooFew));
+            assertTrue(e.getMessage().contains("48 positions, and 47 cells"), e.getMessage());
+            CacheOptions spans = CacheOptions.of(64, BLOCK).withSpan(128);
+            assertThrows(KvmergeException.Usage.class, () -> new CompressedContext(model, new StreamingLlm(4), spans));
+        }
+    }
+}
