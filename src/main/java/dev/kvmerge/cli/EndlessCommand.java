@@ -25,7 +25,7 @@ import picocli.CommandLine.Option;
         name = "endless",
         mixinStandardHelpOptions = true,
         description = {
-            "Reads a text longer than the positions the model was trained on, in a fixed number of cells whose positions are numbered anew after each block.",
+            "Reads a text longer than the positions the model was trained on, in a fixed number of cells: past them, keys are rotated back after each block.",
             "Prints the perplexity stretch by stretch; beside it, the full cache, which breaks past the trained context."
         },
         footer = {"", "Example:", "  kvmerge endless -f paradise-lost --cells 1024 --tokens 100000 --full-tokens 12288"
@@ -55,8 +55,13 @@ final class EndlessCommand implements Runnable {
             description = "cells that stay (default: ${DEFAULT-VALUE})")
     private int cells;
 
-    @Option(names = "--span", paramLabel = "N", defaultValue = "0", description = "positions")
-    private int span;
+    @Option(
+            names = "--span",
+            paramLabel = "N",
+            description =
+                    "positions that the cells are spread over at most; as many as --cells is StreamingLLM's own numbering"
+                            + " (default: what the model was trained on, less a block)")
+    private Integer span;
 
     @Option(
             names = "--tokens",
@@ -117,8 +122,9 @@ final class EndlessCommand implements Runnable {
                 Model loaded = model.load(catalogue)) {
             int[] part = TextOptions.part(loaded, read, 0, tokens);
             Map<String, double[]> traces = new LinkedHashMap<>();
-            CacheOptions endless =
-                    model.cache(part.length, block).sized(cells, block, 0).withSpan(span);
+            CacheOptions endless = model.cache(part.length, block)
+                    .sized(cells, block, 0)
+                    .withSpan(span != null ? span : Math.max(cells, loaded.trainedContext() - block));
             if (fullTokens > 1) {
                 int n = Math.min(fullTokens, part.length);
                 traces.put(

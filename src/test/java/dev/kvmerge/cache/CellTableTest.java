@@ -92,6 +92,71 @@ class CellTableTest {
         }
     }
 
+    @Property(tries = 50)
+    void keysAreRotatedBackAndPileUpAtTheStart(@ForAll long seed) {
+        Random random = new Random(seed);
+        int budget = 4 + random.nextInt(8);
+        int block = 1 + random.nextInt(5);
+        int span = budget + random.nextInt(20);
+        CellTable table = new CellTable(SHAPE, budget + block, false);
+        TreeSet<Integer> free =
+                new TreeSet<>(IntStream.range(0, budget + block).boxed().toList());
+        int position = 0; // in the text
+        int next = 0; // llama.cpp's
+        int[][] carried = new int[SHAPE.pairs()][0]; // positions whose rotation the keys carry, in order
+        for (int round = 0; round < 15; round++) {
+            int[] tokenCell = new int[block];
+            java.util.Arrays.setAll(tokenCell, t -> free.pollFirst());
+            table.add(tokenCell, position, next, new Observer.Stats(tokenCell, null, null, SHAPE.layers(), 0), null, 1);
+            position += block;
+            for (int pair = 0; pair < SHAPE.pairs(); pair++) {
+                int[] more = Arrays.copyOf(carried[pair], carried[pair].length + block);
+                for (int t = 0; t < block; t++) {
+                    more[carried[pair].length + t] = next + t;
+                }
+                carried[pair] = more;
+            }
+            next += block;
+            if (table.used() <= budget) {
+                continue;
+            }
+            Plan[] plans = new Plan[SHAPE.pairs()];
+            int[][] orders = new int[plans.length][];
+            for (int pair = 0; pair < plans.length; pair++) {
+                plans[pair] = randomPlan(table.stats(pair, null, null), budget, random);
+                orders[pair] = table.order(pair);
+            }
+            int back = Math.max(0, next - span);
+            CellTable.Moves moves = table.apply(plans, budget, back);
+            for (int pair = 0; pair < plans.length; pair++) {
+                int[] left = new int[budget];
+                int group = 0;
+                for (int i = 0; i < orders[pair].length; i++) {
+                    int cell = pair * (budget + block) + orders[pair][i];
+                    assertEquals(carried[pair][i], moves.positions()[cell], "what the key carries");
+                    if (plans[pair].target()[i] != i) {
+                        continue;
+                    }
+                    left[group] = Math.max(group, carried[pair][i] - back);
+                    boolean newest = i == orders[pair].length - 1; // llama.cpp rotates it
+                    if (back > 0) {
+                        assertEquals(newest ? carried[pair][i] : left[group], moves.newPositions()[cell]);
+                    }
+                    group++;
+                }
+                carried[pair] = left;
+                assertTrue(left[budget - 1] < span);
+            }
+            next -= back;
+            int newest = tokenCell[block - 1];
+            for (int cell = budget - 1; cell < budget + block; cell++) {
+                if (cell != newest) {
+                    free.add(cell);
+                }
+            }
+        }
+    }
+
     private static Plan randomPlan(CellStats cells, int budget, Random random) {
         int n = cells.size();
         Plan.Builder plan = Plan.builder(n);

@@ -20,7 +20,8 @@ import org.openjdk.jmh.runner.options.VerboseMode;
 
 /**
  * Runs {@link KernelBenchmark} over the list of kernels and prints the table: {@code [--quick] [--only PREFIX] [--write FILE]}. Quick is
- * one shape and size, in under two minutes; write replaces what is between the two markers in a file.
+ * one shape and size, in under two minutes; write replaces what is between the two markers in a file. Where the python3 of the path, or the
+ * one that PYTHON names, has PyTorch, that is timed too.
  */
 public final class Table {
     private static final String BEGIN = "<!-- kernels: begin, written by 'make bench-table' -->";
@@ -34,6 +35,8 @@ public final class Table {
             "gather_cells");
     private static final List<String> WITH_VECTOR =
             List.of("attention_stats", "attention_stats+entropy", "attention_stats-entropy-only", "query_moments");
+
+    private static final int NO_PYTORCH = 3; // pytorch.py's status
 
     private Table() {}
 
@@ -71,6 +74,10 @@ public final class Table {
                 if (there) {
                     nanos.computeIfAbsent(c, k -> new LinkedHashMap<>()).put(version, time(c, version, quick));
                 }
+            }
+            Double torch = pytorch(c, quick);
+            if (torch != null) {
+                nanos.get(c).put("pytorch", torch);
             }
             System.err.println(c + " " + nanos.get(c));
         }
@@ -118,6 +125,39 @@ public final class Table {
                 .orElseThrow();
     }
 
+    /** Nanoseconds in PyTorch; null where that is not here, or has no such thing. */
+    private static Double pytorch(Case c, boolean quick) throws IOException {
+        Problem.Shape shape = Problem.Shape.valueOf(c.shape);
+        List<String> command = new ArrayList<>(List.of(
+                System.getenv().getOrDefault("PYTHON", "python3"),
+                System.getProperty("kvmerge.home", ".") + "/benchmarks/pytorch.py",
+                c.kernel));
+        for (int size : new int[] {shape.heads, shape.kvHeads, shape.dim, Problem.ROWS, c.cells, Problem.VOCABULARY}) {
+            command.add(Integer.toString(size));
+        }
+        command.add(quick ? "0.4" : "2");
+        Process process;
+        try {
+            process = new ProcessBuilder(command)
+                    .redirectError(ProcessBuilder.Redirect.INHERIT)
+                    .start();
+        } catch (IOException e) {
+            return null; // no python
+        }
+        String best = new String(process.getInputStream().readAllBytes(), java.nio.charset.StandardCharsets.US_ASCII);
+        try {
+            int status = process.waitFor();
+            if (status != 0 && status != NO_PYTORCH) {
+                throw new IOException(String.join(" ", command) + " ended with status " + status);
+            }
+            return status == 0 ? Double.valueOf(best.strip()) : null;
+        } catch (InterruptedException e) {
+            process.destroy();
+            Thread.currentThread().interrupt();
+            throw new IOException("interrupted", e);
+        }
+    }
+
     private static String table(Map<Case, Map<String, Double>> nanos) {
         StringBuilder text = new StringBuilder();
         text.append(String.format(
@@ -126,14 +166,14 @@ public final class Table {
                 processor(),
                 Runtime.version().feature(),
                 LocalDate.now()));
-        text.append("| kernel | shape | cells | MB | us | GB/s | of copying | scalar Java | Vector API |\n");
-        text.append("| :-- | :-- | --: | --: | --: | --: | --: | --: | --: |\n");
+        text.append("| kernel | shape | cells | MB | us | GB/s | of copying | scalar Java | Vector API | PyTorch |\n");
+        text.append("| :-- | :-- | --: | --: | --: | --: | --: | --: | --: | --: |\n");
         nanos.forEach((c, t) -> {
             long bytes = new Problem(c.kernel, Problem.Shape.valueOf(c.shape), c.cells).bytes;
             double own = t.get("kernel");
             text.append(String.format(
                     Locale.ROOT,
-                    "| %s | %s | %d | %.1f | %.1f | %.1f | %.2f | %s | %s |%n",
+                    "| %s | %s | %d | %.1f | %.1f | %.1f | %.2f | %s | %s | %s |%n",
                     c.kernel,
                     c.shape.toLowerCase(Locale.ROOT).replace('_', '-'),
                     c.cells,
@@ -142,7 +182,8 @@ public final class Table {
                     bytes / own,
                     t.get("copy") / own,
                     slower(t.get("scalar"), own),
-                    slower(t.get("vector"), own)));
+                    slower(t.get("vector"), own),
+                    slower(t.get("pytorch"), own)));
         });
         return text.toString();
     }
