@@ -31,6 +31,10 @@ final class CellTable {
     private final int[] count;
     private final float[] prior;
     private final int[] order; // [pair][0..used): cells in position order
+    private final int[] targets; // of Moves, made once: they are large
+    private final float[] weights;
+    private final int[] positions;
+    private final int[] destinations;
     private final boolean keepsNewest;
     private int[] held = {}; // the cells in use, in the order of the positions that llama.cpp knows them by
     private int used;
@@ -53,6 +57,10 @@ final class CellTable {
         count = new int[n];
         prior = new float[n];
         order = new int[n];
+        targets = new int[n];
+        weights = new float[n];
+        positions = new int[n];
+        destinations = new int[n];
     }
 
     int used() {
@@ -168,39 +176,28 @@ final class CellTable {
      * @param budget cells that stay
      * @param back positions that every key is rotated back by, but that those which come to the start get 0, 1, 2, ...; llama.cpp rotates
      *     the newest cell itself
-     * @return what the native side has to do
+     * @return what the native side has to do; its arrays are the table's, until the next call
      * @throws KvmergeException naming the layer and KV head of a plan that breaks the rules; nothing has moved then
      */
     Moves apply(Plan[] plans, int budget, int back) {
         check(plans, budget); // all of them, before anything moves
-        int[] targets = new int[position.length];
-        Arrays.fill(targets, NONE);
-        float[] weights = new float[position.length];
         boolean weighted = Arrays.stream(plans).anyMatch(plan -> plan.valueWeight() != null);
-        float[] valueWeights = weighted ? new float[position.length] : null;
-        int[] destinations = new int[position.length];
-        int[] positions = frame.clone();
-        int[] newPositions = back > 0 ? frame.clone() : null;
+        Moves moves = new Moves(
+                targets,
+                weights,
+                weighted ? new float[position.length] : null,
+                positions,
+                destinations,
+                back > 0 ? new int[position.length] : null);
         held = staying(budget);
         boolean[] stays = new boolean[cells];
         for (int cell : held) {
             stays[cell] = true;
         }
         Parallel.each( // each has its own part of every array
-                plans.length,
-                pair -> applyPair(
-                        pair,
-                        plans[pair],
-                        stays,
-                        budget,
-                        back,
-                        targets,
-                        weights,
-                        valueWeights,
-                        destinations,
-                        newPositions));
+                plans.length, pair -> applyPair(pair, plans[pair], stays, budget, back, moves));
         used = budget;
-        return new Moves(targets, weights, valueWeights, positions, destinations, newPositions);
+        return moves;
     }
 
     /** The cells that llama.cpp keeps, in the order of its positions. */
@@ -230,18 +227,15 @@ final class CellTable {
         });
     }
 
-    private void applyPair(
-            int pair,
-            Plan plan,
-            boolean[] stays,
-            int budget,
-            int back,
-            int[] targets,
-            float[] weights,
-            float[] valueWeights,
-            int[] destinations,
-            int[] newPositions) {
+    private void applyPair(int pair, Plan plan, boolean[] stays, int budget, int back, Moves moves) {
         int base = pair * cells;
+        Arrays.fill(targets, base, base + cells, NONE);
+        System.arraycopy(frame, base, positions, base, cells);
+        int[] newPositions = moves.newPositions();
+        if (newPositions != null) {
+            System.arraycopy(frame, base, newPositions, base, cells);
+        }
+        float[] valueWeights = moves.valueWeights();
         int[] at = order(pair);
         int newest = at[used - 1];
         // Pivots that already lie in a cell that stays, stay in it; the others take the free ones in order.
