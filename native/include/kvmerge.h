@@ -83,22 +83,22 @@ typedef struct kvmerge_ggml {
 } kvmerge_ggml;
 
 typedef struct kvmerge_observer_params {
-    int32_t n_layer;     /* layers to work on; each must have a KV cache of n_cells */
-    int32_t n_head;      /* query heads a layer */
-    int32_t n_head_kv;   /* KV heads a layer; divides n_head */
-    int32_t n_cells;     /* cells of the context (llama_n_ctx), the width of every per-cell array */
-    int32_t n_tokens;    /* most tokens a block, the width of every per-token array */
-    int32_t observe;     /* KVMERGE_OBSERVE_* or-ed together */
-    int32_t bias;        /* KVMERGE_BIAS_*; FOLDED implies OBSERVE_QUERIES */
-    float mass_power;    /* 1: the mass of a cell is the attention it received; 1.5, 2: the sum of that power, which favours
+    int32_t n_layer;        /* layers to work on; each must have a KV cache of n_cells */
+    int32_t n_head;         /* query heads a layer */
+    int32_t n_head_kv;      /* KV heads a layer; divides n_head */
+    int32_t n_cells;        /* cells of the context (llama_n_ctx), the width of every per-cell array */
+    int32_t n_tokens;       /* most tokens a block, the width of every per-token array */
+    int32_t observe;        /* KVMERGE_OBSERVE_* or-ed together */
+    int32_t bias;           /* KVMERGE_BIAS_*; FOLDED implies OBSERVE_QUERIES */
+    float mass_power;       /* 1: the mass of a cell is the attention it received; 1.5, 2: the sum of that power, which favours
                           cells that someone needed much over cells that everyone needs a little */
-    int32_t mass_window; /* 0: the mass is over all queries; w: over the last w, an observation window */
-    float query_decay;   /* factor on the query moments at each begin, 0..1; .7 a block of 128 is good */
-    float ridge;         /* lambda of the fold direction, > 0; .05 is good */
-    int32_t device;      /* KVMERGE_DEVICE_* */
-    int32_t n_threads;   /* most threads that observing attention and kvmerge_apply use, 1..1024 */
-    const int32_t * layers; /* [n_layer] their numbers in the model, ascending, where others are to be left alone, such as those with
-                             * sliding windows; null: 0, 1, 2, ... and the model has no others. All else that is called layer counts
+    int32_t mass_window;    /* 0: the mass is over all queries; w: over the last w, an observation window */
+    float query_decay;      /* factor on the query moments at each begin, 0..1; .7 a block of 128 is good */
+    float ridge;            /* lambda of the fold direction, > 0; .05 is good */
+    int32_t device;         /* KVMERGE_DEVICE_* */
+    int32_t n_threads;      /* most threads that observing attention and kvmerge_apply use, 1..1024 */
+    const int32_t * layers; /* [n_layer] their numbers in the model, ascending, where it has others that are to be left alone,
+                             * such as layers with sliding windows; null: 0, 1, 2, ... All else that is called layer counts
                              * along this list */
     kvmerge_ggml ggml;
 } kvmerge_observer_params;

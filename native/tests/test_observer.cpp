@@ -114,14 +114,21 @@ struct Fixture {
 };
 
 static kvmerge_observer_params params_for(int observe, int bias) {
-    return {1,     Fixture::HEADS,
-            1,     Fixture::CELLS,
-            16,    observe,
-            bias,  1,
-            0,     0.7f,
-            0.05f, KVMERGE_DEVICE_CPU,
-            2,     nullptr,
-            {tensor_get, tensor_set, buffer_is_host}};
+    kvmerge_observer_params p = {};
+    p.n_layer = 1;
+    p.n_head = Fixture::HEADS;
+    p.n_head_kv = 1;
+    p.n_cells = Fixture::CELLS;
+    p.n_tokens = 16;
+    p.observe = observe;
+    p.bias = bias;
+    p.mass_power = 1;
+    p.query_decay = 0.7f;
+    p.ridge = 0.05f;
+    p.device = KVMERGE_DEVICE_CPU;
+    p.n_threads = 2;
+    p.ggml = {tensor_get, tensor_set, buffer_is_host};
+    return p;
 }
 
 static kvmerge_observer * make(const kvmerge_observer_params & params) {

@@ -130,11 +130,20 @@ static void read_transposed(const GatherCellsArgs & a) {
     std::vector<T> tile(size_t(TILE) * dim);
     for (int i0 = 0; i0 < a.n; i0 += TILE) {
         const int count = std::min(TILE, a.n - i0);
-        for (int j = 0; j < dim; j++) {
-            const T * row = head + std::ptrdiff_t(j) * a.view.n_cells;
-            T * to = tile.data() + j;
+        int j = 0;
+        for (; j + 4 <= dim; j += 4) { // four dimensions at once: a cell's number is read once, and its elements written as one
+            const T *const r0 = head + std::ptrdiff_t(j) * a.view.n_cells, *const r1 = r0 + a.view.n_cells,
+                           *const r2 = r1 + a.view.n_cells, *const r3 = r2 + a.view.n_cells;
             for (int i = 0; i < count; i++) {
-                to[std::ptrdiff_t(i) * dim] = row[a.cells[i0 + i]];
+                const int32_t c = a.cells[i0 + i];
+                const T four[4] = {r0[c], r1[c], r2[c], r3[c]};
+                std::memcpy(tile.data() + std::ptrdiff_t(i) * dim + j, four, sizeof four);
+            }
+        }
+        for (; j < dim; j++) {
+            const T * row = head + std::ptrdiff_t(j) * a.view.n_cells;
+            for (int i = 0; i < count; i++) {
+                tile[size_t(i) * dim + j] = row[a.cells[i0 + i]];
             }
         }
         to_float(a.view.type, tile.data(), std::ptrdiff_t(count) * dim, a.out + size_t(i0) * dim);
@@ -145,12 +154,26 @@ template <class T>
 static void write_transposed(const ScatterCellsArgs & a) {
     const int dim = a.view.dim;
     T * const head = static_cast<T *>(a.view.data) + std::ptrdiff_t(a.head) * dim * a.view.n_cells;
-    std::vector<T> values(size_t(a.n) * dim);
-    from_float(a.view.type, a.in, std::ptrdiff_t(a.n) * dim, values.data());
-    for (int j = 0; j < dim; j++) {
-        T * row = head + std::ptrdiff_t(j) * a.view.n_cells;
-        for (int i = 0; i < a.n; i++) {
-            row[a.cells[i]] = values[size_t(i) * dim + j];
+    std::vector<T> tile(size_t(TILE) * dim);
+    for (int i0 = 0; i0 < a.n; i0 += TILE) {
+        const int count = std::min(TILE, a.n - i0);
+        from_float(a.view.type, a.in + size_t(i0) * dim, std::ptrdiff_t(count) * dim, tile.data());
+        int j = 0;
+        for (; j + 4 <= dim; j += 4) {
+            T *const r0 = head + std::ptrdiff_t(j) * a.view.n_cells, *const r1 = r0 + a.view.n_cells,
+                     *const r2 = r1 + a.view.n_cells, *const r3 = r2 + a.view.n_cells;
+            for (int i = 0; i < count; i++) {
+                const int32_t c = a.cells[i0 + i];
+                T four[4];
+                std::memcpy(four, tile.data() + std::ptrdiff_t(i) * dim + j, sizeof four);
+                r0[c] = four[0], r1[c] = four[1], r2[c] = four[2], r3[c] = four[3];
+            }
+        }
+        for (; j < dim; j++) {
+            T * row = head + std::ptrdiff_t(j) * a.view.n_cells;
+            for (int i = 0; i < count; i++) {
+                row[a.cells[i0 + i]] = tile[size_t(i) * dim + j];
+            }
         }
     }
 }
@@ -248,6 +271,13 @@ class Rotations {
 
 } // namespace
 
+static void add_value(const float * v, float w, int n, float * value) {
+#pragma omp simd
+    for (int i = 0; i < n; i++) {
+        value[i] += w * v[i];
+    }
+}
+
 // Adds w times a key, rotated by RoPE over delta positions.
 static void add_key(const MergeHead & h, const float * k, float w, int32_t delta, float * key, Rotations & rotations) {
     const int half = h.n_rot / 2;
@@ -275,36 +305,38 @@ static void add_key(const MergeHead & h, const float * k, float w, int32_t delta
     }
 }
 
-static void merge_head(const MergeHead & h, Rotations & rotations) {
+// Members are read so many at a time: into memory that stays in the first caches, and is not new to the process at each call.
+constexpr int MEMBERS = 128;
+
+static void merge_head(const MergeHead & h, Rotations & rotations, std::vector<float> & members) {
     const int n_members = h.n_groups ? h.start[h.n_groups] : 0, dim_k = h.k.dim, dim_v = h.v.dim;
-    std::vector<float> keys(size_t(n_members) * dim_k), values(size_t(n_members) * dim_v);
-    gather_cells({h.k, h.head, h.member, n_members, keys.data()});
-    gather_cells({h.v, h.head, h.member, n_members, values.data()});
-    if (h.hadamard) {
-        hadamard_transform(keys.data(), int(keys.size()), h.hadamard);
-    }
+    members.resize(std::max(members.size(), size_t(MEMBERS) * (dim_k + dim_v)));
+    float *const keys = members.data(), *const values = keys + size_t(MEMBERS) * dim_k;
     float * const out_keys = h.scratch;
     float * const out_values = h.scratch + size_t(h.n_groups) * dim_k;
     std::fill(out_keys, out_values + size_t(h.n_groups) * dim_v, 0.0f);
-    for (int g = 0; g < h.n_groups; g++) {
-        float * const value = out_values + size_t(g) * dim_v;
-        for (int32_t m = h.start[g]; m < h.start[g + 1]; m++) {
-            add_key(h, keys.data() + size_t(m) * dim_k, h.weight[m], h.delta[m], out_keys + size_t(g) * dim_k, rotations);
-            const float w = h.value_weight[m];
-            const float * const v = values.data() + size_t(m) * dim_v;
-#pragma omp simd
-            for (int i = 0; i < dim_v; i++) {
-                value[i] += w * v[i];
+    int g = 0;
+    for (int first = 0; first < n_members; first += MEMBERS) {
+        const int count = std::min(MEMBERS, n_members - first);
+        gather_cells({h.k, h.head, h.member + first, count, keys});
+        gather_cells({h.v, h.head, h.member + first, count, values});
+        if (h.hadamard) {
+            hadamard_transform(keys, count * dim_k, h.hadamard);
+        }
+        for (int i = 0; i < count; i++) {
+            const int m = first + i;
+            while (m >= h.start[g + 1]) {
+                g++;
             }
+            add_key(h, keys + size_t(i) * dim_k, h.weight[m], h.delta[m], out_keys + size_t(g) * dim_k, rotations);
+            add_value(values + size_t(i) * dim_v, h.value_weight[m], dim_v, out_values + size_t(g) * dim_v);
         }
     }
     if (h.hadamard) {
         hadamard_transform(out_keys, h.n_groups * dim_k, h.hadamard);
     }
-    for (int g = 0; h.bias && g < h.n_groups; g++) {
-        for (int i = 0; i < dim_k; i++) {
-            out_keys[size_t(g) * dim_k + i] += h.bias[g] * h.u[i];
-        }
+    for (int b = 0; h.bias && b < h.n_groups; b++) {
+        add_value(h.u, h.bias[b], dim_k, out_keys + size_t(b) * dim_k);
     }
     scatter_cells({h.k, h.head, h.dest, h.n_groups, out_keys});
     scatter_cells({h.v, h.head, h.dest, h.n_groups, out_values});
@@ -312,8 +344,9 @@ static void merge_head(const MergeHead & h, Rotations & rotations) {
 
 void merge_cells(const MergeCellsArgs & a) {
     Rotations rotations;
+    std::vector<float> members;
     for (int i = 0; i < a.n_heads; i++) {
-        merge_head(a.heads[i], rotations);
+        merge_head(a.heads[i], rotations, members);
     }
 }
 

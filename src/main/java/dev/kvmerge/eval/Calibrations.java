@@ -9,12 +9,15 @@ import java.io.InputStream;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
+import java.util.List;
+import java.util.regex.Pattern;
 
 /** Calibrations as files: a user's own beside the model, or one that comes with kvmerge. */
 public final class Calibrations {
     /** What is added to a model's file name. */
     public static final String SUFFIX = ".calibration.json";
 
+    private static final Pattern QUANTISATION = Pattern.compile("(?i)[-.](i?q\\d\\w*|bf16|f16|f32)$");
     private static final ObjectMapper JSON = new ObjectMapper();
     private static final int DIGITS = 5;
 
@@ -27,22 +30,21 @@ public final class Calibrations {
 
     /**
      * The calibration of a model: the file beside it, else the one that comes with kvmerge for a model of this file name (whatever its
-     * quantisation: "SmolLM2-135M-Instruct" for "SmolLM2-135M-Instruct.Q4_1.gguf"), else null.
+     * quantisation: "SmolLM2-135M-Instruct" for "SmolLM2-135M-Instruct.Q4_1.gguf", "gemma-3-270m" for "gemma-3-270m-q4_k_m.gguf"), else null.
      */
     public static Calibration of(Path model) {
         Path own = beside(model);
         if (Files.exists(own)) {
             return read(own);
         }
-        String stem = model.getFileName().toString();
-        while (stem.contains(".")) {
-            stem = stem.substring(0, stem.lastIndexOf('.'));
-            try (InputStream shipped = Calibrations.class.getResourceAsStream("/calibrations/" + stem + ".json")) {
+        String stem = model.getFileName().toString().replaceFirst("(?i)\\.gguf$", "");
+        for (String name : List.of(stem, QUANTISATION.matcher(stem).replaceFirst(""))) {
+            try (InputStream shipped = Calibrations.class.getResourceAsStream("/calibrations/" + name + ".json")) {
                 if (shipped != null) {
                     return JSON.readValue(shipped, Calibration.class);
                 }
             } catch (IOException e) {
-                throw new IllegalStateException("the calibration of " + stem + " in the jar is broken", e);
+                throw new IllegalStateException("the calibration of " + name + " in the jar is broken", e);
             }
         }
         return null;
