@@ -7,6 +7,7 @@ import dev.kvmerge.kernels.Scorer;
 import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
+import dev.kvmerge.llama.WeightType;
 import dev.kvmerge.strategy.Oracle;
 import dev.kvmerge.strategy.QuantisedCells;
 import dev.kvmerge.strategy.QuantisedWeights;
@@ -148,6 +149,9 @@ public final class Experiment implements AutoCloseable {
                     throw new KvmergeException.Usage(
                             "the oracle knows the future of a text that is streamed: leave --prefill out");
                 }
+                if (strategy instanceof QuantisedWeights weights) {
+                    WeightType.named(weights.type()); // refuses what there is not before anything is run
+                }
                 boolean all = strategy instanceof Scale scale && scale.keepsAll();
                 checkBudget(strategy, cells, mode.streams() ? setup.block() : 1, n);
                 if (!all) {
@@ -263,7 +267,7 @@ public final class Experiment implements AutoCloseable {
             return null;
         }
         Path file = setup.workFolder().resolve(WEIGHTS);
-        weights.type().quantise(model.library(), model.path(), file, setup.threads());
+        WeightType.named(weights.type()).quantise(model.library(), model.path(), file, setup.threads());
         return Model.load(model.library(), file, model.backend(), -1);
     }
 

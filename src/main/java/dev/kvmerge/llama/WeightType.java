@@ -7,6 +7,8 @@ import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Arrays;
+import java.util.Locale;
 
 /** Types that llama.cpp quantises weights to; the names are llama-quantize's. */
 public enum WeightType {
@@ -22,6 +24,19 @@ public enum WeightType {
 
     WeightType(int ftype) {
         this.ftype = ftype;
+    }
+
+    /**
+     * The type of a name, in any case.
+     *
+     * @throws KvmergeException.Usage if there is none, naming those that there are
+     */
+    public static WeightType named(String name) {
+        return Arrays.stream(values())
+                .filter(t -> t.name().equalsIgnoreCase(name))
+                .findFirst()
+                .orElseThrow(() -> new KvmergeException.Usage("no weights of type '" + name + "': there are "
+                        + Arrays.toString(values()).toLowerCase(Locale.ROOT)));
     }
 
     /**

@@ -3,7 +3,6 @@ package dev.kvmerge.strategy;
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.Calibration;
 import dev.kvmerge.kernels.Bias;
-import dev.kvmerge.llama.WeightType;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Comparator;
@@ -58,7 +57,7 @@ public final class Strategies {
         BY_NAME.put("kvmerger", s -> new KvMerger(s.sinks, s.recentShare));
         BY_NAME.put(Oracle.NAME, s -> new Oracle(null));
         BY_NAME.put(QuantisedCells.NAME, s -> new QuantisedCells());
-        BY_NAME.put(QuantisedWeights.NAME, s -> new QuantisedWeights(WeightType.Q4_0));
+        BY_NAME.put(QuantisedWeights.NAME, s -> new QuantisedWeights("q4_0"));
         BY_NAME.put("random", s -> new RandomEviction(1));
     }
 

@@ -91,7 +91,7 @@ class BadInputTest {
                 "--threshold 2 --signal row; --threshold must be 0..1",
                 "--strategies full,streeming-llm; did you mean 'streaming-llm'",
                 "--strategies entropy; did you mean 'entropy-merged'",
-                "--strategies weights:type=q9; not a value of type WeightType",
+                "--strategies weights:type=q9; no weights of type 'q9': there are [q8_0, q5_0",
                 "--strategies com.example.Mine; KVMERGE_CLASSPATH",
                 "--strategies java.lang.String; is not a Strategy",
                 "--bias heavy; heavy",
