@@ -73,6 +73,8 @@ final class AnalyzeCommand implements Runnable {
             description = "where results go (default: ${DEFAULT-VALUE})")
     private Path out;
 
+    private List<Integer> layers; // the model's numbers of those that were looked at
+
     @Override
     public void run() {
         if (block <= 0 || sinks < 0 || !(threshold >= 0 && threshold <= 1)) {
@@ -97,6 +99,14 @@ final class AnalyzeCommand implements Runnable {
                         done -> progress.update(
                                 (double) done / part.length,
                                 String.format(Locale.ROOT, "%,d of %,d tokens", done, part.length)));
+            }
+            layers = loaded.shape().layerNumbers();
+            if (loaded.slidingWindow() > 0) {
+                System.out.printf(
+                        Locale.ROOT,
+                        "Layers %s are looked at; the others have sliding windows of %,d positions.%n%n",
+                        layers,
+                        loaded.slidingWindow());
             }
             print(checks, findings);
             write(folder, findings);
@@ -155,14 +165,14 @@ final class AnalyzeCommand implements Runnable {
                         + ": entropy.csv, spans.csv, heat maps by layer and head and along the text, and the distribution (*.svg).");
     }
 
-    private static String heads(EntropyAnalysis.Findings f, int[] which, int heads) {
+    private String heads(EntropyAnalysis.Findings f, int[] which, int heads) {
         return String.join(
                 ", ",
                 Arrays.stream(which)
                         .mapToObj(i -> String.format(
                                 Locale.ROOT,
                                 "layer %d head %d (%.3f)",
-                                i / heads,
+                                layers.get(i / heads),
                                 i % heads,
                                 f.byLayerAndHead()[i / heads][i % heads]))
                         .toList());
@@ -172,7 +182,7 @@ final class AnalyzeCommand implements Runnable {
         StringBuilder csv = new StringBuilder("layer,head,mean_entropy,layer_sink_share\n");
         for (int l = 0; l < f.byLayerAndHead().length; l++) {
             for (int h = 0; h < f.byLayerAndHead()[l].length; h++) {
-                csv.append(l)
+                csv.append(layers.get(l))
                         .append(',')
                         .append(h)
                         .append(',')
@@ -185,7 +195,7 @@ final class AnalyzeCommand implements Runnable {
         folder.write("entropy.csv", csv.toString());
         StringBuilder spans = new StringBuilder("layer,kv_head,first_token,tokens,mean_entropy\n");
         for (EntropyAnalysis.Span s : f.spans()) {
-            spans.append(s.layer())
+            spans.append(layers.get(s.layer()))
                     .append(',')
                     .append(s.kvHead())
                     .append(',')
