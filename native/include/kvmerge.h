@@ -17,7 +17,8 @@
  *  - it returns a kvmerge_status; on anything but KVMERGE_OK, kvmerge_last_error() says what and why (per thread);
  *  - no exception and no abort crosses this border; a null or foreign handle is an error, not a crash;
  *  - nothing is written when an argument is refused;
- *  - an observer belongs to one thread at a time, but for kvmerge_read_cells, which may run on several. Arrays are C order (last index fastest), sizes are in elements.
+ *  - an observer belongs to one thread at a time, but for kvmerge_read_cells and kvmerge_plan_cells, which may run on
+ *    several. Arrays are C order (last index fastest), sizes are in elements.
  */
 #ifndef KVMERGE_H
 #define KVMERGE_H
@@ -222,7 +223,7 @@ typedef struct kvmerge_groups_params {
     int32_t operations;    /* 0 .. end - first: each leaves a cell less */
     int32_t largest_group; /* most cells that become one, >= 1 */
     double key_cost;       /* >= 0: how much a distance between keys costs */
-    const float * keys;    /* [n][head_dim_k], as kvmerge_read_cells gives them */
+    const float * keys;    /* [n][head_dim_k] */
     const float * values;  /* [n][head_dim_v] */
     const double * rate;   /* [n], >= 0: attention that a query is expected to give each cell */
 } kvmerge_groups_params;
@@ -234,6 +235,10 @@ typedef struct kvmerge_groups_params {
  * and what nobody attends to is not merged. group: [n], the first member of each cell's group, or -1 for a dropped one. cost: the sum
  * of the prices; may be null. Needs no observer; any thread. Errors: ARGUMENT, NUMERIC (a rate that is negative or not finite). */
 KVMERGE_API kvmerge_status kvmerge_plan_groups(const kvmerge_groups_params * params, int32_t * group, double * cost);
+/* The same of cells where they lie, which is faster than to read them first: `cells[0..params->n)` of one layer and KV head, in position
+ * order. keys, values and the head dimensions of params are not looked at. Errors: STATE, ARGUMENT, UNSUPPORTED, NUMERIC. */
+KVMERGE_API kvmerge_status kvmerge_plan_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head, const int32_t * cells,
+                                              const kvmerge_groups_params * params, int32_t * group, double * cost);
 
 /* ---- scoring ---------------------------------------------------------------------------------------------------- */
 

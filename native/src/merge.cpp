@@ -234,6 +234,22 @@ void move_biases(kvmerge_observer & o, const kvmerge_plan & plan, int layer, int
 
 } // namespace
 
+namespace kvmerge {
+
+kvmerge_observer::Layer & cells_of(kvmerge_observer & o, int32_t layer, int32_t kv_head, const int32_t * cells, int32_t n) {
+    require(layer >= 0 && layer < o.params.n_layer, "no such layer");
+    require(kv_head >= 0 && kv_head < o.params.n_head_kv, "no such KV head");
+    require(n >= 0 && (cells || n == 0), "cells is null");
+    require_cache(o, layer);
+    auto & l = o.layers[layer];
+    for (int32_t i = 0; i < n; i++) {
+        require(cells[i] >= 0 && cells[i] < l.k.n_cells(), "no such cell");
+    }
+    return l;
+}
+
+} // namespace kvmerge
+
 extern "C" {
 
 kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmerge_plan * plan) {
@@ -295,19 +311,6 @@ kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmerge_plan * p
         }
         o.any_bias = std::any_of(o.bias.begin(), o.bias.end(), [](float b) { return b != 0; });
     });
-}
-
-static kvmerge_observer::Layer & cells_of(kvmerge_observer & o, int32_t layer, int32_t kv_head, const int32_t * cells,
-                                          int32_t n) {
-    require(layer >= 0 && layer < o.params.n_layer, "no such layer");
-    require(kv_head >= 0 && kv_head < o.params.n_head_kv, "no such KV head");
-    require(n >= 0 && (cells || n == 0), "cells is null");
-    require_cache(o, layer);
-    auto & l = o.layers[layer];
-    for (int32_t i = 0; i < n; i++) {
-        require(cells[i] >= 0 && cells[i] < l.k.n_cells(), "no such cell");
-    }
-    return l;
 }
 
 kvmerge_status kvmerge_read_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head, const int32_t * cells, int32_t n,

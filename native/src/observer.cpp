@@ -11,6 +11,9 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
+#include <functional>
+#include <utility>
 
 namespace {
 
@@ -89,35 +92,77 @@ void skip_rows(ScoreStatsArgs & a, int rows) {
     a.mask = a.mask ? a.mask + rows * a.mask_stride : nullptr;
 }
 
-void start_at(AttentionStatsArgs & a, int kv_head) {
-    a.p += std::ptrdiff_t(kv_head) * a.group * a.head_stride;
+// What a kernel does for one KV head.
+AttentionStatsArgs slice(AttentionStatsArgs a, int64_t h) {
+    a.p += h * a.group * a.head_stride;
+    a.n_kv_heads = 1;
+    a.mass = a.mass ? a.mass + h * a.mass_stride : nullptr;
+    a.entropy = a.entropy ? a.entropy + h * a.group * a.entropy_stride : nullptr;
+    return a;
 }
 
-void start_at(ScoreStatsArgs & a, int kv_head) {
-    a.q += std::ptrdiff_t(kv_head) * a.group * a.head_stride;
-    a.first_kv_head += kv_head;
+ScoreStatsArgs slice(ScoreStatsArgs a, int64_t h) {
+    a.q += h * a.group * a.head_stride;
+    a.first_kv_head += int(h);
+    a.n_kv_heads = 1;
+    a.mass = a.mass ? a.mass + h * a.mass_stride : nullptr;
+    a.entropy = a.entropy ? a.entropy + h * a.group * a.entropy_stride : nullptr;
+    return a;
 }
 
-// The host runs a slice of KV heads on each thread where that is worth starting threads for; a GPU takes all at once.
-template <class Args>
-void run(const Device & device, void (*Device::*kernel)(const Args &), const Args & all, int n_threads) {
-    constexpr int64_t WORTH_THREADS = 1 << 18; // scores: as many are read in the time that a thread takes to start
-    const int64_t scores = int64_t(all.n_kv_heads) * all.group * all.n_rows * all.n_cells;
-    if (&device != &host_device() || scores < WORTH_THREADS) {
-        (device.*kernel)(all);
-        return;
-    }
-    parallel_for(all.n_kv_heads, n_threads, [&](int64_t h) {
-        Args a = all;
-        a.n_kv_heads = 1;
-        start_at(a, int(h));
-        a.mass = all.mass ? all.mass + h * all.mass_stride : nullptr;
-        a.entropy = all.entropy ? all.entropy + h * all.group * all.entropy_stride : nullptr;
-        (device.*kernel)(a);
-    });
+QueryMomentsArgs slice(QueryMomentsArgs a, int64_t h) {
+    a.q += h * a.group * a.head_stride;
+    a.n_kv_heads = 1;
+    a.sum += h * a.dim;
+    a.second += h * a.dim * a.dim;
+    return a;
+}
+
+int64_t operations(const AttentionStatsArgs & a) {
+    return int64_t(a.n_kv_heads) * a.group * a.n_rows * a.n_cells;
+}
+
+int64_t operations(const ScoreStatsArgs & a) {
+    return int64_t(a.n_kv_heads) * a.group * a.n_rows * a.n_cells * a.keys.dim;
+}
+
+int64_t operations(const QueryMomentsArgs & a) {
+    return int64_t(a.n_kv_heads) * a.group * a.n_rows * a.dim * a.dim / 2;
 }
 
 } // namespace
+
+namespace kvmerge {
+
+// The kernels to run at one stop of the graph, none of which needs another's results. The host runs them a KV head at a time, on several threads where that is worth
+// starting them; a GPU takes all KV heads at once.
+class Stop {
+  public:
+    template <class Args>
+    void add(const Device & device, void (*Device::*kernel)(const Args &), const Args & all) {
+        constexpr int64_t WORTH_THREADS = 1 << 18; // as many are done in the time that a thread takes to start
+        if (&device != &host_device() || operations(all) < WORTH_THREADS) {
+            runs_.push_back([&device, kernel, all] { (device.*kernel)(all); });
+            return;
+        }
+        sliced_ = true;
+        for (int h = 0; h < all.n_kv_heads; h++) {
+            runs_.push_back([&device, kernel, a = slice(all, h)] { (device.*kernel)(a); });
+        }
+    }
+    // What a kernel reads, until all have run.
+    NodeData & keep(NodeData data) { return data_.emplace_back(std::move(data)); }
+    void run(int n_threads) {
+        parallel_for(int64_t(runs_.size()), sliced_ ? n_threads : 1, [&](int64_t i) { runs_[size_t(i)](); });
+    }
+
+  private:
+    std::vector<std::function<void()>> runs_;
+    std::deque<NodeData> data_;
+    bool sliced_ = false;
+};
+
+} // namespace kvmerge
 
 int kvmerge_observer::index_of(int number) const {
     const auto at = std::lower_bound(numbers.begin(), numbers.end(), number);
@@ -172,24 +217,29 @@ bool kvmerge_observer::saw_attention(const ggml_tensor * node, bool flash, int l
 }
 
 void kvmerge_observer::visit(ggml_tensor * node) {
+    Stop stop;
+    int layer;
     if (node->op == GGML_OP_SOFT_MAX) {
-        const int layer = index_of(layer_of(node->name, PROBABILITIES));
+        layer = index_of(layer_of(node->name, PROBABILITIES));
+        add_attention(stop, node, layer); // first, since it takes longest
         if (observes(KVMERGE_OBSERVE_QUERIES) && !layers[layer].stops_at_scores && layers[layer].in_place) {
-            visit_queries(node->src[0]->src[1], layer);
+            add_queries(stop, node->src[0]->src[1], layer);
         }
-        add_attention(node, layer);
-        return;
+    } else if (node->op == GGML_OP_FLASH_ATTN_EXT) {
+        layer = index_of(layer_of_flash(node));
+        add_flash_attention(stop, node, layer);
+    } else {
+        layer = index_of(layer_of(node->name, SCORES));
+        if (observes(KVMERGE_OBSERVE_QUERIES)) {
+            add_queries(stop, node->src[1], layer);
+        }
+        if (params.bias == KVMERGE_BIAS_EXACT && any_bias) {
+            add_exact_bias(node, layer);
+        }
     }
-    if (node->op == GGML_OP_FLASH_ATTN_EXT) {
-        add_flash_attention(node, index_of(layer_of_flash(node)));
-        return;
-    }
-    const int layer = index_of(layer_of(node->name, SCORES));
-    if (observes(KVMERGE_OBSERVE_QUERIES)) {
-        visit_queries(node->src[1], layer);
-    }
-    if (params.bias == KVMERGE_BIAS_EXACT && any_bias) {
-        add_exact_bias(node, layer);
+    stop.run(params.n_threads);
+    if (layers[layer].stats_device) {
+        check(*layers[layer].stats_device);
     }
 }
 
@@ -274,7 +324,7 @@ void kvmerge_observer::prepare(Layer & l, const ggml_tensor * node) {
     check(d);
 }
 
-void kvmerge_observer::visit_queries(const ggml_tensor * q, int layer) {
+void kvmerge_observer::add_queries(Stop & stop, const ggml_tensor * q, int layer) {
     Layer & l = layers[layer];
     if (q->type != GGML_TYPE_F32 || q->nb[0] != sizeof(float) || q->ne[2] != params.n_head || q->ne[3] != 1 ||
         q->ne[0] != l.k.dim()) {
@@ -284,10 +334,10 @@ void kvmerge_observer::visit_queries(const ggml_tensor * q, int layer) {
     if (!observes(KVMERGE_OBSERVE_QUERIES)) {
         return;
     }
-    NodeData data(q, *l.stats_device, params.ggml);
-    l.stats_device->query_moments({data.as<const float>(), floats(q->nb[2]), floats(q->nb[1]), params.n_head_kv, group(),
-                                   int(q->ne[1]), int(q->ne[0]), l.query_keep, l.query_sum.data(), l.query_second.data()});
-    check(*l.stats_device);
+    NodeData & data = stop.keep({q, *l.stats_device, params.ggml});
+    stop.add(*l.stats_device, &Device::query_moments,
+             QueryMomentsArgs{data.as<const float>(), floats(q->nb[2]), floats(q->nb[1]), params.n_head_kv, group(),
+                              int(q->ne[1]), int(q->ne[0]), l.query_keep, l.query_sum.data(), l.query_second.data()});
     l.query_weight = l.query_weight * l.query_keep + double(q->ne[1]) * group();
     l.query_keep = 1;
 }
@@ -361,7 +411,7 @@ void kvmerge_observer::in_window(const Args & args, Kernel && kernel) const {
     kernel(last);
 }
 
-void kvmerge_observer::add_attention(ggml_tensor * p, int layer) {
+void kvmerge_observer::add_attention(Stop & stop, ggml_tensor * p, int layer) {
     const int n_kv = int(p->ne[0]), n_rows = int(p->ne[1]);
     if (p->type != GGML_TYPE_F32 || p->nb[0] != sizeof(float) || p->ne[2] != params.n_head || p->ne[3] != 1 ||
         n_kv > params.n_cells || n_rows > params.n_tokens) {
@@ -373,7 +423,7 @@ void kvmerge_observer::add_attention(ggml_tensor * p, int layer) {
     if (entropies) {
         look_at_mask(p->src[1], n_kv, n_rows);
     }
-    NodeData data(p, *l.stats_device, params.ggml);
+    NodeData & data = stop.keep({p, *l.stats_device, params.ggml});
     AttentionStatsArgs args = {data.as<const float>(),
                                floats(p->nb[2]),
                                floats(p->nb[1]),
@@ -387,17 +437,16 @@ void kvmerge_observer::add_attention(ggml_tensor * p, int layer) {
                                entropies ? l.entropy.data() + ubatch_start : nullptr,
                                params.n_tokens,
                                visible_on(l)};
-    in_window(args, [&](const AttentionStatsArgs & a) { run(*l.stats_device, &Device::attention_stats, a, params.n_threads); });
-    check(*l.stats_device);
+    in_window(args, [&](const AttentionStatsArgs & a) { stop.add(*l.stats_device, &Device::attention_stats, a); });
     l.tokens_seen += n_rows;
 }
 
 // Flash attention leaves no matrix: the same statistics from its queries and the cached keys.
-void kvmerge_observer::add_flash_attention(ggml_tensor * node, int layer) {
+void kvmerge_observer::add_flash_attention(Stop & stop, ggml_tensor * node, int layer) {
     const ggml_tensor * q = node->src[0];
     const ggml_tensor * mask = node->src[3];
     Layer & l = layers[layer];
-    visit_queries(q, layer);
+    add_queries(stop, q, layer);
     if (!observes_attention()) {
         return;
     }
@@ -416,11 +465,8 @@ void kvmerge_observer::add_flash_attention(ggml_tensor * node, int layer) {
     if (&d != &l.k.device() && &d != &host_device()) {
         throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: its queries are on the GPU and its keys are not", layer));
     }
-    NodeData queries(q, d, params.ggml);
-    std::optional<NodeData> hidden;
-    if (mask) {
-        hidden.emplace(mask, d, params.ggml);
-    }
+    NodeData & queries = stop.keep({q, d, params.ggml});
+    NodeData * const hidden = mask ? &stop.keep({mask, d, params.ggml}) : nullptr;
     ScoreStatsArgs args = {queries.as<const float>(),
                            floats(q->nb[2]),
                            floats(q->nb[1]),
@@ -440,8 +486,7 @@ void kvmerge_observer::add_flash_attention(ggml_tensor * node, int layer) {
                            entropies ? l.entropy.data() + ubatch_start : nullptr,
                            params.n_tokens,
                            visible_on(l)};
-    in_window(args, [&](const ScoreStatsArgs & a) { run(d, &Device::score_stats, a, params.n_threads); });
-    check(d);
+    in_window(args, [&](const ScoreStatsArgs & a) { stop.add(d, &Device::score_stats, a); });
     l.tokens_seen += n_rows;
 }
 

@@ -14,6 +14,10 @@
 #include <optional>
 #include <vector>
 
+namespace kvmerge {
+class Stop;
+}
+
 struct kvmerge_observer {
     static constexpr uint64_t ALIVE = 0x6b766d6572676521; // tells a live handle from a freed or foreign one
     uint64_t magic = ALIVE;
@@ -71,10 +75,10 @@ struct kvmerge_observer {
     void saw_cache_write(ggml_tensor * node, bool is_key, int layer);
     bool saw_scores(int layer);
     bool saw_attention(const ggml_tensor * node, bool flash, int layer);
-    void visit_queries(const ggml_tensor * q, int layer);
+    void add_queries(kvmerge::Stop & stop, const ggml_tensor * q, int layer);
     void add_exact_bias(ggml_tensor * kq, int layer);
-    void add_attention(ggml_tensor * probabilities, int layer);
-    void add_flash_attention(ggml_tensor * node, int layer);
+    void add_attention(kvmerge::Stop & stop, ggml_tensor * probabilities, int layer);
+    void add_flash_attention(kvmerge::Stop & stop, ggml_tensor * node, int layer);
     template <class Args, class Kernel>
     void in_window(const Args & args, Kernel && kernel) const;
     void look_at_mask(const ggml_tensor * mask, int n_kv, int n_rows);
@@ -86,5 +90,7 @@ namespace kvmerge {
 
 // The observer behind a handle, or an ARGUMENT error for null and for handles that are not ours.
 kvmerge_observer & checked(kvmerge_observer * handle);
+// The layer whose cells are asked for, or an ARGUMENT error for one that is not there.
+kvmerge_observer::Layer & cells_of(kvmerge_observer & o, int32_t layer, int32_t kv_head, const int32_t * cells, int32_t n);
 
 } // namespace kvmerge

@@ -1,29 +1,75 @@
 // Planning: a border around the kernel.
 #include "kernels/kernels.hpp"
 #include "kvmerge.h"
+#include "observer.hpp"
 #include "status.hpp"
 
 #include <cmath>
+#include <numeric>
+#include <vector>
 
 using namespace kvmerge;
 
-extern "C" kvmerge_status kvmerge_plan_groups(const kvmerge_groups_params * params, int32_t * group, double * cost) {
+namespace {
+
+void check(const kvmerge_groups_params & p) {
+    require(p.n > 0, "n must be positive");
+    require(p.rate, "rate is null");
+    require(p.first >= 0 && p.first <= p.end && p.end <= p.n, "[first, end) must be within the cells");
+    require(p.operations >= 0 && p.operations <= p.end - p.first, "more operations than cells that may be touched");
+    require(p.largest_group >= 1, "largest_group must be positive");
+    require(p.key_cost >= 0 && std::isfinite(p.key_cost), "key_cost must not be negative");
+    for (int32_t i = 0; i < p.n; i++) {
+        if (!(p.rate[i] >= 0) || !std::isfinite(p.rate[i])) {
+            throw Error(KVMERGE_E_NUMERIC, text("cell %d: its rate is %g", i, p.rate[i]));
+        }
+    }
+}
+
+void plan(const CellView & keys, const CellView & values, int head, const int32_t * cells, const kvmerge_groups_params & p,
+          int32_t * group, double * cost) {
+    double sum;
+    kernels().plan_groups({keys, values, head, cells, p.n, p.rate, p.first, p.end, p.operations, p.largest_group, p.key_cost,
+                           group, cost ? cost : &sum});
+}
+
+// Rows of floats as a cache of one head.
+CellView rows(const float * x, int32_t n, int32_t dim) {
+    return {const_cast<float *>(x), CELL_F32, 0, dim, n, std::ptrdiff_t(dim) * std::ptrdiff_t(sizeof(float))};
+}
+
+} // namespace
+
+extern "C" {
+
+kvmerge_status kvmerge_plan_groups(const kvmerge_groups_params * params, int32_t * group, double * cost) {
     return guarded("kvmerge_plan_groups", [&] {
         require(params && group, "params or group is null");
         const kvmerge_groups_params & p = *params;
-        require(p.n > 0 && p.head_dim_k > 0 && p.head_dim_v > 0, "n and the head dimensions must be positive");
-        require(p.keys && p.values && p.rate, "keys, values or rate is null");
-        require(p.first >= 0 && p.first <= p.end && p.end <= p.n, "[first, end) must be within the cells");
-        require(p.operations >= 0 && p.operations <= p.end - p.first, "more operations than cells that may be touched");
-        require(p.largest_group >= 1, "largest_group must be positive");
-        require(p.key_cost >= 0 && std::isfinite(p.key_cost), "key_cost must not be negative");
-        for (int32_t i = 0; i < p.n; i++) {
-            if (!(p.rate[i] >= 0) || !std::isfinite(p.rate[i])) {
-                throw Error(KVMERGE_E_NUMERIC, text("cell %d: its rate is %g", i, p.rate[i]));
-            }
-        }
-        double sum;
-        kernels().plan_groups({p.keys, p.values, p.n, p.head_dim_k, p.head_dim_v, p.rate, p.first, p.end, p.operations,
-                               p.largest_group, p.key_cost, group, cost ? cost : &sum});
+        require(p.head_dim_k > 0 && p.head_dim_v > 0, "the head dimensions must be positive");
+        require(p.keys && p.values, "keys or values is null");
+        check(p);
+        std::vector<int32_t> all(size_t(p.n));
+        std::iota(all.begin(), all.end(), 0);
+        plan(rows(p.keys, p.n, p.head_dim_k), rows(p.values, p.n, p.head_dim_v), 0, all.data(), p, group, cost);
     });
 }
+
+kvmerge_status kvmerge_plan_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head, const int32_t * cells,
+                                  const kvmerge_groups_params * params, int32_t * group, double * cost) {
+    return guarded("kvmerge_plan_cells", [&] {
+        require(params && group, "params or group is null");
+        check(*params);
+        auto & o = checked(observer);
+        auto & l = cells_of(o, layer, kv_head, cells, params->n);
+        CellView keys = {}, values = {};
+        {
+            const std::lock_guard<std::mutex> lock(o.mirrors);
+            keys = l.k.on_host();
+            values = l.v.on_host();
+        }
+        plan(keys, values, kv_head, cells, *params, group, cost);
+    });
+}
+
+} // extern "C"

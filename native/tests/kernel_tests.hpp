@@ -485,10 +485,14 @@ static void test_entropy_of_known_rows(const Table & fast) {
 // Rounding may turn a choice between two operations of nearly the same price: what has to agree is what was paid in all.
 template <class Table>
 static void test_plan_groups(const Table & fast, Random & random) {
-    const int n = random.integer(1, 60), dim_k = random.integer(1, 70), dim_v = random.integer(1, 70);
+    const int n = random.integer(1, random.integer(0, 3) ? 60 : 150), heads = random.integer(1, 3),
+              n_cells = n + random.integer(0, 20);
+    const TestCells keys(random, heads, random.integer(1, 70), n_cells, true);
+    const TestCells values(random, heads, random.integer(1, 70), n_cells, true);
+    const auto which = some_cells(random, n_cells, n);
+    const int head = random.integer(0, heads - 1);
     const int first = random.integer(0, n), end = random.integer(first, n), operations = random.integer(0, end - first);
     const int largest = random.integer(1, 5);
-    const auto keys = normals(random, size_t(n) * dim_k), values = normals(random, size_t(n) * dim_v);
     Vec<double> rate(n);
     for (double & r : rate) {
         r = random.integer(0, 5) == 0 ? 0.0 : std::exp(double(random.normal()));
@@ -496,10 +500,11 @@ static void test_plan_groups(const Table & fast, Random & random) {
     const double key_cost = random.integer(0, 4) == 0 ? 0.0 : 0.3;
     Guarded<int32_t> group(n), expected(n);
     double cost, expected_cost;
-    fast.plan_groups(
-        {keys.data(), values.data(), n, dim_k, dim_v, rate.data(), first, end, operations, largest, key_cost, group, &cost});
-    reference.plan_groups({keys.data(), values.data(), n, dim_k, dim_v, rate.data(), first, end, operations, largest, key_cost,
-                           expected, &expected_cost});
+    PlanGroupsArgs args = {keys.view, values.view, head,    which.data(), n,     rate.data(), first,
+                           end,       operations,  largest, key_cost,     group, &cost};
+    fast.plan_groups(args);
+    args.group = expected, args.cost = &expected_cost;
+    reference.plan_groups(args);
     CHECK_NEAR(cost, expected_cost, 1e-5, 2e-3);
     int groups = 0;
     for (int i = 0; i < n; i++) {

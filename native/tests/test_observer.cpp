@@ -235,6 +235,40 @@ static void test_merge_and_move() {
     }
 }
 
+// Planning over cells where they lie is planning over what kvmerge_read_cells gives.
+static void test_plan_cells() {
+    for (const bool transposed : {false, true}) {
+        Fixture f(transposed);
+        kvmerge_observer * o = make(params_for(KVMERGE_OBSERVE_CELLS, KVMERGE_BIAS_NONE));
+        const int32_t cells[] = {2, 0, 7, 1, 5};
+        const double rate[] = {0.1, 3, 0.5, 0.4, 2};
+        kvmerge_groups_params p = {5, 0, 0, 0, 4, 2, 8, 0.5, nullptr, nullptr, rate};
+        int32_t there[5] = {9, 9, 9, 9, 9}, read[5];
+        double cost_there, cost_read;
+        CHECK(kvmerge_plan_cells(o, 0, 0, cells, &p, there, &cost_there) == KVMERGE_E_STATE); // nothing decoded yet
+        f.decode(o);
+        CHECK(kvmerge_plan_cells(o, 0, 0, cells, &p, there, &cost_there) == KVMERGE_OK);
+        float keys[5 * Fixture::DIM], values[5 * Fixture::DIM];
+        CHECK(kvmerge_read_cells(o, 0, 0, cells, 5, keys, values) == KVMERGE_OK);
+        p.head_dim_k = p.head_dim_v = Fixture::DIM;
+        p.keys = keys, p.values = values;
+        CHECK(kvmerge_plan_groups(&p, read, &cost_read) == KVMERGE_OK);
+        CHECK(std::memcmp(there, read, sizeof there) == 0 && cost_there == cost_read);
+
+        const int32_t outside[] = {2, 0, 8, 1, 5};
+        there[0] = 77;
+        CHECK(kvmerge_plan_cells(o, 0, 0, outside, &p, there, nullptr) == KVMERGE_E_ARGUMENT);
+        CHECK(kvmerge_plan_cells(o, 1, 0, cells, &p, there, nullptr) == KVMERGE_E_ARGUMENT);
+        CHECK(kvmerge_plan_cells(o, 0, 1, cells, &p, there, nullptr) == KVMERGE_E_ARGUMENT);
+        CHECK(kvmerge_plan_cells(o, 0, 0, nullptr, &p, there, nullptr) == KVMERGE_E_ARGUMENT);
+        CHECK(kvmerge_plan_cells(nullptr, 0, 0, cells, &p, there, nullptr) == KVMERGE_E_ARGUMENT);
+        p.operations = 5;
+        CHECK(kvmerge_plan_cells(o, 0, 0, cells, &p, there, nullptr) == KVMERGE_E_ARGUMENT);
+        CHECK(there[0] == 77);
+        CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+    }
+}
+
 // Where the softmax writes over its scores, one stop a layer shows the queries too, once the first graph has told so.
 static void test_queries_at_the_softmax() {
     float mean[2][4], second[2][16];
@@ -538,6 +572,7 @@ int main() {
         test_flash_attention();
         test_keep_everything_changes_nothing();
         test_merge_and_move();
+        test_plan_cells();
         test_folded_bias();
         test_exact_bias();
         test_window();

@@ -149,11 +149,10 @@ struct MergeCellsArgs {
 // Which cells of a head to drop and which to merge with their neighbours: the cheapest operation again and again, each of which leaves a
 // cell less (kvmerge_plan_groups has the prices).
 struct PlanGroupsArgs {
-    const float * keys;   // [n][dim_k], in position order
-    const float * values; // [n][dim_v]
+    CellView keys, values;
+    int head;
+    const int32_t * cells; // [n], in position order
     int n;
-    int dim_k;
-    int dim_v;
     const double * rate; // [n], >= 0: attention that each cell is expected to get from a query
     int first;           // cells [first, end) may be touched
     int end;

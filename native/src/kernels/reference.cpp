@@ -349,22 +349,26 @@ static void plan_groups(const PlanGroupsArgs & a) {
         std::vector<double> key, value;
         int size;
     };
-    std::vector<double> mean(a.dim_v, 0.0);
+    const int dim_k = a.keys.dim, dim_v = a.values.dim;
+    std::vector<float> keys(size_t(a.n) * dim_k), values(size_t(a.n) * dim_v);
+    gather_cells({a.keys, a.head, a.cells, a.n, keys.data()});
+    gather_cells({a.values, a.head, a.cells, a.n, values.data()});
+    std::vector<double> mean(dim_v, 0.0);
     double total = 0;
     for (int i = 0; i < a.n; i++) {
         total += a.rate[i];
     }
     for (int i = 0; i < a.n; i++) {
-        for (int d = 0; d < a.dim_v; d++) {
-            mean[d] += (total > 0 ? a.rate[i] / total : 1.0 / a.n) * a.values[size_t(i) * a.dim_v + d];
+        for (int d = 0; d < dim_v; d++) {
+            mean[d] += (total > 0 ? a.rate[i] / total : 1.0 / a.n) * values[size_t(i) * dim_v + d];
         }
     }
     std::vector<Group> groups;
     for (int i = 0; i < a.n; i++) {
         a.group[i] = i;
         if (i >= a.first && i < a.end) {
-            const float *key = a.keys + size_t(i) * a.dim_k, *value = a.values + size_t(i) * a.dim_v;
-            groups.push_back({i, a.rate[i], {key, key + a.dim_k}, {value, value + a.dim_v}, 1});
+            const float *key = keys.data() + size_t(i) * dim_k, *value = values.data() + size_t(i) * dim_v;
+            groups.push_back({i, a.rate[i], {key, key + dim_k}, {value, value + dim_v}, 1});
         }
     }
     const auto distance = [](const std::vector<double> & x, const std::vector<double> & y) {
@@ -400,7 +404,7 @@ static void plan_groups(const PlanGroupsArgs & a) {
                 continue;
             }
             const double rate = g.rate + h.rate, wg = g.rate / rate, wh = h.rate / rate;
-            const double sigma = std::sqrt(a.key_cost / a.dim_k) * distance(g.key, h.key);
+            const double sigma = std::sqrt(a.key_cost / dim_k) * distance(g.key, h.key);
             const double merge = rate * wg * wh * sigma *
                                  (distance(g.value, h.value) + sigma / 2 * distance(mixed(g.value, wg, h.value, wh), mean));
             if (merge < drop && merge < least) {

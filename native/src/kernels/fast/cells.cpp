@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 namespace kvmerge {
@@ -72,7 +73,7 @@ static void float_to_bf16(const float * in, std::ptrdiff_t n, uint16_t * out) {
     }
 }
 
-static void to_float(int32_t type, const void * in, std::ptrdiff_t n, float * out) {
+void to_float(int32_t type, const void * in, std::ptrdiff_t n, float * out) {
     if (n == 0) {
         return; // an empty vector's memory may be null
     }
@@ -123,31 +124,76 @@ static char * row_of(const CellView & v, int head, int32_t cell) {
 // a time, so that stores do too. T is an element's bits.
 constexpr int TILE = 64;
 
+// Some cells of a head, as rows: from[i] is the number of the cell that goes to row to[i] of out, [][dim]. Where cells come next is `next`, or 0.
 template <class T>
-static void read_transposed(const GatherCellsArgs & a) {
-    const int dim = a.view.dim;
-    const T * const head = static_cast<const T *>(a.view.data) + std::ptrdiff_t(a.head) * dim * a.view.n_cells;
-    std::vector<T> tile(size_t(TILE) * dim);
-    for (int i0 = 0; i0 < a.n; i0 += TILE) {
-        const int count = std::min(TILE, a.n - i0);
-        int j = 0;
-        for (; j + 4 <= dim; j += 4) { // four dimensions at once: a cell's number is read once, and its elements written as one
-            const T *const r0 = head + std::ptrdiff_t(j) * a.view.n_cells, *const r1 = r0 + a.view.n_cells,
-                           *const r2 = r1 + a.view.n_cells, *const r3 = r2 + a.view.n_cells;
-            for (int i = 0; i < count; i++) {
-                const int32_t c = a.cells[i0 + i];
-                const T four[4] = {r0[c], r1[c], r2[c], r3[c]};
-                std::memcpy(tile.data() + std::ptrdiff_t(i) * dim + j, four, sizeof four);
+static void turn(const CellView & view, const T * head, const int32_t * from, const int32_t * to, int n, int next, T * out) {
+    const int dim = view.dim;
+    int j = 0;
+    for (; j + 4 <= dim; j += 4) { // four dimensions at once: a cell's number is read once, and its elements written as one
+        const T *const r0 = head + std::ptrdiff_t(j) * view.n_cells, *const r1 = r0 + view.n_cells, *const r2 = r1 + view.n_cells,
+                       *const r3 = r2 + view.n_cells;
+        for (const T * row : {r0, r1, r2, r3}) {
+            if (next) {
+                __builtin_prefetch(row + next);
             }
         }
-        for (; j < dim; j++) {
-            const T * row = head + std::ptrdiff_t(j) * a.view.n_cells;
-            for (int i = 0; i < count; i++) {
-                tile[size_t(i) * dim + j] = row[a.cells[i0 + i]];
-            }
+        for (int i = 0; i < n; i++) {
+            const int32_t c = from[i];
+            const T four[4] = {r0[c], r1[c], r2[c], r3[c]};
+            std::memcpy(out + std::ptrdiff_t(to[i]) * dim + j, four, sizeof four);
         }
-        to_float(a.view.type, tile.data(), std::ptrdiff_t(count) * dim, a.out + size_t(i0) * dim);
     }
+    for (; j < dim; j++) {
+        const T * row = head + std::ptrdiff_t(j) * view.n_cells;
+        for (int i = 0; i < n; i++) {
+            out[std::ptrdiff_t(to[i]) * dim + j] = row[from[i]];
+        }
+    }
+}
+
+// Most of the cells there are: as they lie, which takes each cache line once, whatever order they are wanted in.
+template <class T>
+static void turn_all(const CellView & view, const T * head, const int32_t * cells, int n, T * out) {
+    constexpr int LINE = 64 / sizeof(T);
+    std::vector<int32_t> row(size_t(view.n_cells), -1);
+    for (int i = 0; i < n; i++) {
+        row[size_t(cells[i])] = i;
+    }
+    for (int c0 = 0; c0 < view.n_cells; c0 += LINE) {
+        int32_t from[LINE], to[LINE];
+        int count = 0;
+        for (int c = c0; c < std::min(c0 + LINE, view.n_cells); c++) {
+            if (row[size_t(c)] >= 0) {
+                from[count] = c;
+                to[count++] = row[size_t(c)];
+            }
+        }
+        turn(view, head, from, to, count, c0 + LINE < view.n_cells ? c0 + LINE : 0, out);
+    }
+    for (int i = 0; i < n; i++) { // a cell that is wanted twice has been written once
+        if (const int first = row[size_t(cells[i])]; first != i) {
+            std::memcpy(out + std::ptrdiff_t(i) * view.dim, out + std::ptrdiff_t(first) * view.dim, size_t(view.dim) * sizeof(T));
+        }
+    }
+}
+
+template <class T>
+static void read_transposed(const CellView & view, int h, const int32_t * cells, int n, T * out) {
+    const T * const head = static_cast<const T *>(view.data) + std::ptrdiff_t(h) * view.dim * view.n_cells;
+    if (n > view.n_cells / 4) {
+        turn_all(view, head, cells, n, out);
+        return;
+    }
+    int32_t to[TILE];
+    std::iota(to, to + TILE, 0);
+    for (int i = 0; i < n; i += TILE) {
+        turn(view, head, cells + i, to, std::min(TILE, n - i), 0, out + std::ptrdiff_t(i) * view.dim);
+    }
+}
+
+void copy_transposed(const CellView & view, int head, const int32_t * cells, int n, void * out) {
+    view.type == CELL_F32 ? read_transposed(view, head, cells, n, static_cast<uint32_t *>(out))
+                          : read_transposed(view, head, cells, n, static_cast<uint16_t *>(out));
 }
 
 template <class T>
@@ -180,10 +226,26 @@ static void write_transposed(const ScatterCellsArgs & a) {
 
 void gather_cells(const GatherCellsArgs & a) {
     if (a.view.transposed) {
-        a.view.type == CELL_F32 ? read_transposed<uint32_t>(a) : read_transposed<uint16_t>(a);
+        const size_t size = size_t(a.n) * a.view.dim;
+        if (a.view.type == CELL_F32) {
+            copy_transposed(a.view, a.head, a.cells, a.n, a.out);
+            return;
+        }
+        std::vector<uint16_t> rows(size);
+        copy_transposed(a.view, a.head, a.cells, a.n, rows.data());
+        to_float(a.view.type, rows.data(), std::ptrdiff_t(size), a.out);
         return;
     }
+    constexpr int AHEAD =
+        16; // rows that are on their way while one is read: they lie in no order that the processor could foresee
+    const std::ptrdiff_t bytes = std::ptrdiff_t(bytes_of(a.view.type, size_t(a.view.dim)));
     for (int i = 0; i < a.n; i++) {
+        if (i + AHEAD < a.n) {
+            const char * const row = row_of(a.view, a.head, a.cells[i + AHEAD]);
+            for (std::ptrdiff_t b = 0; b < bytes; b += 64) {
+                __builtin_prefetch(row + b);
+            }
+        }
         to_float(a.view.type, row_of(a.view, a.head, a.cells[i]), a.view.dim, a.out + size_t(i) * a.view.dim);
     }
 }

@@ -18,6 +18,11 @@ namespace KVMERGE_ISA {
 KVMERGE_KERNELS(KVMERGE_DECLARE)
 #undef KVMERGE_DECLARE
 
+// n elements of a cell type: of Q8_0, a multiple of its block.
+void to_float(int32_t type, const void * in, std::ptrdiff_t n, float * out);
+// Cells of a transposed view as rows of the same type: [n][dim].
+void copy_transposed(const CellView & view, int head, const int32_t * cells, int n, void * out);
+
 static constexpr std::ptrdiff_t BLOCK = 512; // single-precision partial sums are added up in double
 
 static inline float from_bits(int32_t bits) {

@@ -1,8 +1,8 @@
 // Which cells to drop and which to merge.
 #include "fast.hpp"
 
+#include <algorithm>
 #include <cmath>
-#include <memory>
 #include <numeric>
 #include <vector>
 
@@ -38,7 +38,10 @@ namespace {
 // Cells [first, end) ordered by cost, the cheapest on top; ties to the smaller index.
 class Heap {
   public:
-    Heap(const std::vector<double> & cost, int first, int end) : cost_(cost), at_(size_t(end)), heap_(size_t(end - first)) {
+    explicit Heap(const std::vector<double> & cost) : cost_(cost) {}
+    void fill(int first, int end) {
+        at_.resize(size_t(end));
+        heap_.resize(size_t(end - first));
         std::iota(heap_.begin(), heap_.end(), first);
         for (int i = 0; i < size(); i++) {
             at_[size_t(heap_[size_t(i)])] = i;
@@ -100,63 +103,63 @@ class Heap {
     std::vector<int> heap_;
 };
 
-// A group is named by its first member; until it is merged or dropped, a cell is a group of its own.
-class Planner {
+// One tensor's cells, read some at a time or one by one. Where they lie transposed, they are turned once: one by one would cost a cache line an
+// element.
+class Rows {
   public:
-    explicit Planner(const PlanGroupsArgs & a)
-        : a_(a), rate_(a.rate, a.rate + a.n), mean_(size_t(a.dim_v)), groups_(size_t(a.n)) {
-        const double total = std::accumulate(rate_.begin(), rate_.end(), 0.0);
-        for (int i = 0; i < a.n; i++) {
-            const float share = float(total > 0 ? rate_[size_t(i)] / total : 1.0 / a.n);
-            const float * const v = a.values + std::ptrdiff_t(i) * a.dim_v;
-#pragma omp simd
-            for (int d = 0; d < a.dim_v; d++) {
-                mean_[size_t(d)] += share * v[d];
-            }
-        }
-        cost_.assign(size_t(a.n), 0.0);
-        for (int i = a.first; i < a.end; i++) {
-            Group & g = group(i);
-            g.key = a.keys + std::ptrdiff_t(i) * a.dim_k;
-            g.value = a.values + std::ptrdiff_t(i) * a.dim_v;
-            g.from_mean = squared_distance(g.value, mean_.data(), a.dim_v);
-            g.next = i + 1 < a.end ? i + 1 : -1;
-            g.previous = i > a.first ? i - 1 : -1;
-            g.last = i;
-        }
-        for (int i = a.first; i < a.end; i++) {
-            price(i);
+    void point_at(const CellView & view, int head, const int32_t * cells, int n) {
+        view_ = view;
+        head_ = head;
+        cells_ = cells;
+        if (view.transposed) {
+            row_ = std::ptrdiff_t(view.dim) * (view.type == CELL_F32 ? 4 : 2);
+            turned_.resize(std::max(turned_.size(), size_t(n * row_)));
+            copy_transposed(view, head, cells, n, turned_.data());
         }
     }
-
-    void run() {
-        std::iota(a_.group, a_.group + a_.n, 0);
-        *a_.cost = 0;
-        Heap heap(cost_, a_.first, a_.end);
-        for (int done = 0; done < a_.operations; done++) {
-            const int g = heap.cheapest();
-            *a_.cost += cost_[size_t(g)];
-            if (group(g).merging) {
-                const int other = group(g).next;
-                absorb(g, other);
-                heap.remove(other);
-                reprice(heap, g);
-            } else {
-                heap.remove(g);
-                unlink(g);
-                for (int m = g; m >= 0; m = group(m).next_member) {
-                    a_.group[m] = -1;
-                }
-            }
-            reprice(heap, group(g).previous);
+    int dim() const { return view_.dim; }
+    // Cells i .. i+n-1: out [n][dim]
+    void read(int i, int n, float * out) const {
+        if (view_.transposed) {
+            to_float(view_.type, turned_.data() + i * row_, std::ptrdiff_t(n) * view_.dim, out);
+        } else {
+            gather_cells({view_, head_, cells_ + i, n, out});
         }
     }
 
   private:
+    CellView view_ = {};
+    int head_ = 0;
+    const int32_t * cells_ = nullptr;
+    std::ptrdiff_t row_ = 0; // bytes
+    std::vector<char> turned_;
+};
+
+// A group is named by its first member; until it is merged or dropped, a cell is a group of its own.
+class Planner {
+  public:
+    void run(const PlanGroupsArgs & a) {
+        a_ = a;
+        keys_.point_at(a.keys, a.head, a.cells, a.n);
+        values_.point_at(a.values, a.head, a.cells, a.n);
+        rate_.assign(a.rate, a.rate + a.n);
+        groups_.assign(size_t(a.n), Group());
+        cost_.resize(size_t(a.n));
+        vectors_.clear();
+        find_mean();
+        measure();
+        for (int i = a.first; i < a.end; i++) {
+            price(i);
+        }
+        heap_.fill(a.first, a.end);
+        choose();
+    }
+
+  private:
     struct Group {
-        const float *key = nullptr, *value = nullptr; // means of the members
-        std::unique_ptr<float[]> own;                 // where they are, of more than one
-        double from_mean = 0;                         // squared distance of the value from the mean of all
+        int vectors = -1;                 // in vectors_, once they are asked for: means of the members' keys and values
+        double from_mean = 0;             // squared distance of the value from the mean of all
+        double apart = 0, keys_apart = 0; // squared distances from the next
         int size = 1;
         int next = -1, previous = -1;    // in position order
         int next_member = -1, last = -1; // of the members
@@ -164,6 +167,86 @@ class Planner {
     };
 
     Group & group(int i) { return groups_[size_t(i)]; }
+
+    void choose() {
+        std::iota(a_.group, a_.group + a_.n, 0);
+        *a_.cost = 0;
+        for (int done = 0; done < a_.operations; done++) {
+            const int g = heap_.cheapest();
+            *a_.cost += cost_[size_t(g)];
+            if (group(g).merging) {
+                const int other = group(g).next;
+                absorb(g, other);
+                heap_.remove(other);
+                reprice(g);
+            } else {
+                heap_.remove(g);
+                unlink(g);
+                for (int m = g; m >= 0; m = group(m).next_member) {
+                    a_.group[m] = -1;
+                }
+            }
+            reprice(group(g).previous);
+        }
+    }
+
+    // The mean of the values, weighted by the rates.
+    void find_mean() {
+        const int dim = values_.dim();
+        mean_.assign(size_t(dim), 0.0f);
+        float * const tile = room(tile_, size_t(TILE) * dim);
+        const double total = std::accumulate(rate_.begin(), rate_.end(), 0.0);
+        for (int i0 = 0; i0 < a_.n; i0 += TILE) {
+            const int count = std::min(TILE, a_.n - i0);
+            values_.read(i0, count, tile);
+            for (int i = 0; i < count; i++) {
+                const float share = float(total > 0 ? rate_[size_t(i0 + i)] / total : 1.0 / a_.n);
+                const float * const v = tile + std::ptrdiff_t(i) * dim;
+#pragma omp simd
+                for (int d = 0; d < dim; d++) {
+                    mean_[size_t(d)] += share * v[d];
+                }
+            }
+        }
+    }
+
+    // What single cells cost needs no more than their distances: nothing is kept of them but that.
+    void measure() {
+        float * const keys = room(tile_, size_t(TILE + 1) * (keys_.dim() + values_.dim()));
+        float * const values = keys + std::ptrdiff_t(TILE + 1) * keys_.dim();
+        for (int i0 = a_.first; i0 < a_.end; i0 += TILE) {
+            const int last = std::min(i0 + TILE, a_.end - 1); // the next tile's first, for the last distance
+            keys_.read(i0, last - i0 + 1, keys);
+            values_.read(i0, last - i0 + 1, values);
+            for (int i = i0; i < std::min(i0 + TILE, a_.end); i++) {
+                Group & g = group(i);
+                const float * const k = keys + std::ptrdiff_t(i - i0) * keys_.dim();
+                const float * const v = values + std::ptrdiff_t(i - i0) * values_.dim();
+                g.from_mean = squared_distance(v, mean_.data(), values_.dim());
+                g.next = i + 1 < a_.end ? i + 1 : -1;
+                g.previous = i > a_.first ? i - 1 : -1;
+                g.last = i;
+                if (g.next >= 0) {
+                    g.keys_apart = squared_distance(k, k + keys_.dim(), keys_.dim());
+                    g.apart = squared_distance(v, v + values_.dim(), values_.dim());
+                }
+            }
+        }
+    }
+
+    // Reads a group's key and value, unless they are at hand.
+    void fetch(int i) {
+        if (group(i).vectors < 0) {
+            const size_t at = vectors_.size(), dim_k = size_t(keys_.dim());
+            group(i).vectors = int(at);
+            vectors_.resize(at + dim_k + values_.dim());
+            keys_.read(i, 1, vectors_.data() + at);
+            values_.read(i, 1, vectors_.data() + at + dim_k);
+        }
+    }
+    // Until the next fetch.
+    float * key(int i) { return vectors_.data() + group(i).vectors; }
+    float * value(int i) { return key(i) + keys_.dim(); }
 
     // Sets the cheaper operation of a group and its price.
     void price(int i) {
@@ -181,11 +264,10 @@ class Planner {
             return; // what nobody attends to has nothing to give to a merged cell
         }
         const double wa = ra / (ra + rb), wb = 1 - wa;
-        const double apart = squared_distance(a.value, b.value, a_.dim_v);
-        const double sigma = std::sqrt(a_.key_cost * squared_distance(a.key, b.key, a_.dim_k) / a_.dim_k);
+        const double sigma = std::sqrt(a_.key_cost * a.keys_apart / keys_.dim());
         // |wa Va + wb Vb - mean|^2 by the parallelogram identity, from distances at hand.
-        const double merged_from_mean = std::sqrt(std::fmax(0, wa * a.from_mean + wb * b.from_mean - wa * wb * apart));
-        const double merge = (ra + rb) * wa * wb * sigma * (std::sqrt(apart) + sigma / 2 * merged_from_mean);
+        const double merged_from_mean = std::sqrt(std::fmax(0, wa * a.from_mean + wb * b.from_mean - wa * wb * a.apart));
+        const double merge = (ra + rb) * wa * wb * sigma * (std::sqrt(a.apart) + sigma / 2 * merged_from_mean);
         if (merge < cost) {
             cost = merge;
             a.merging = true;
@@ -196,13 +278,9 @@ class Planner {
         Group &a = group(i), &b = group(j);
         const double rate = rate_[size_t(i)] + rate_[size_t(j)];
         const float share = float(rate_[size_t(j)] / rate);
-        std::unique_ptr<float[]> own(new float[size_t(a_.dim_k) + a_.dim_v]);
-        mix(a.key, b.key, share, a_.dim_k, own.get());
-        mix(a.value, b.value, share, a_.dim_v, own.get() + a_.dim_k);
-        a.own = std::move(own);
-        a.key = a.own.get();
-        a.value = a.own.get() + a_.dim_k;
-        a.from_mean = squared_distance(a.value, mean_.data(), a_.dim_v);
+        fetch(i), fetch(j);
+        mix(key(i), key(j), share, keys_.dim() + values_.dim());
+        a.from_mean = squared_distance(value(i), mean_.data(), values_.dim());
         a.size += b.size;
         rate_[size_t(i)] = rate;
         group(a.last).next_member = j;
@@ -213,10 +291,10 @@ class Planner {
         unlink(j);
     }
 
-    static void mix(const float * x, const float * y, float share, int n, float * out) {
+    static void mix(float * x, const float * y, float share, int n) {
 #pragma omp simd
         for (int i = 0; i < n; i++) {
-            out[i] = x[i] + share * (y[i] - x[i]);
+            x[i] += share * (y[i] - x[i]);
         }
     }
 
@@ -230,24 +308,42 @@ class Planner {
         }
     }
 
-    void reprice(Heap & heap, int i) {
-        if (i >= 0) {
-            price(i);
-            heap.changed(i);
+    // After it, or the group next to it, has changed.
+    void reprice(int i) {
+        if (i < 0) {
+            return;
         }
+        Group & g = group(i);
+        if (g.next >= 0) {
+            fetch(i), fetch(g.next);
+            g.keys_apart = squared_distance(key(i), key(g.next), keys_.dim());
+            g.apart = squared_distance(value(i), value(g.next), values_.dim());
+        }
+        price(i);
+        heap_.changed(i);
     }
 
-    const PlanGroupsArgs & a_;
+    static float * room(std::vector<float> & x, size_t n) {
+        x.resize(std::max(x.size(), n));
+        return x.data();
+    }
+
+    static constexpr int TILE = 64; // cells that are read at once, into memory that stays in the first cache
+
+    PlanGroupsArgs a_ = {};
+    Rows keys_, values_;
     std::vector<double> rate_;
-    std::vector<float> mean_; // of the values, weighted by the rates
+    std::vector<float> mean_, tile_, vectors_;
     std::vector<Group> groups_;
     std::vector<double> cost_;
+    Heap heap_{cost_};
 };
 
 } // namespace
 
 void plan_groups(const PlanGroupsArgs & a) {
-    Planner(a).run();
+    thread_local Planner planner; // its memory stays: at each call new to the process, it would cost as much as the planning
+    planner.run(a);
 }
 
 } // namespace KVMERGE_ISA

@@ -1207,6 +1207,72 @@ public class Kvmerge_h extends Kvmerge_h$shared {
         }
     }
 
+    private static class kvmerge_plan_cells {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_plan_cells");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_plan_cells(kvmerge_observer *observer, int32_t layer, int32_t kv_head, const int32_t *cells, const kvmerge_groups_params *params, int32_t *group, double *cost)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_plan_cells$descriptor() {
+        return kvmerge_plan_cells.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_plan_cells(kvmerge_observer *observer, int32_t layer, int32_t kv_head, const int32_t *cells, const kvmerge_groups_params *params, int32_t *group, double *cost)
+     * }
+     */
+    public static MethodHandle kvmerge_plan_cells$handle() {
+        return kvmerge_plan_cells.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_plan_cells(kvmerge_observer *observer, int32_t layer, int32_t kv_head, const int32_t *cells, const kvmerge_groups_params *params, int32_t *group, double *cost)
+     * }
+     */
+    public static MemorySegment kvmerge_plan_cells$address() {
+        return kvmerge_plan_cells.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_plan_cells(kvmerge_observer *observer, int32_t layer, int32_t kv_head, const int32_t *cells, const kvmerge_groups_params *params, int32_t *group, double *cost)
+     * }
+     */
+    public static int kvmerge_plan_cells(MemorySegment observer, int layer, int kv_head, MemorySegment cells, MemorySegment params, MemorySegment group, MemorySegment cost) {
+        var mh$ = kvmerge_plan_cells.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_plan_cells", observer, layer, kv_head, cells, params, group, cost);
+            }
+            return (int)mh$.invokeExact(observer, layer, kv_head, cells, params, group, cost);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
     private static class kvmerge_score {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
             Kvmerge_h.C_INT,

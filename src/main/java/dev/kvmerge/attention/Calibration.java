@@ -26,6 +26,7 @@ public record Calibration(String name, int layers, int kvHeads, int keyDimension
 
     private static final double LEAST_RATE = 1e-6;
     private static final double LEAST_NORM = 1e-3;
+    private static final float LARGEST = 88; // the exponential of more is no float
     private static final double[] LOGS =
             new double[1 << 13]; // of ages: a logarithm a cell is what planning can do without
 
@@ -119,16 +120,17 @@ public record Calibration(String name, int layers, int kvHeads, int keyDimension
     public double[] expected(CellStats cells) {
         float[] w = weights[cells.layer() * kvHeads + cells.kvHead()];
         int n = cells.size();
-        double[] log = new double[n];
+        float[] log = new float[n];
         for (int i = 0; i < n; i++) {
-            log[i] = logRate(cells.rate(i));
+            log[i] = Approximate.log((float) (cells.rate(i) + LEAST_RATE));
         }
         double[] expected = new double[n];
         for (int i = 0; i < n; i++) {
-            double before = log[Math.max(i - 1, 0)];
-            double after = log[Math.min(i + 1, n - 1)];
-            double age = logAge(cells.newest() + 1 - cells.position()[i]);
-            expected[i] = Math.exp(cells.prior()[i] + w[1] * log[i] + w[2] * before + w[3] * after + w[4] * age);
+            float before = log[Math.max(i - 1, 0)];
+            float after = log[Math.min(i + 1, n - 1)];
+            float age = (float) logAge(cells.newest() + 1 - cells.position()[i]);
+            expected[i] = Approximate.exp(
+                    Math.min(LARGEST, cells.prior()[i] + w[1] * log[i] + w[2] * before + w[3] * after + w[4] * age));
         }
         return expected;
     }

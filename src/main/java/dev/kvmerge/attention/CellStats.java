@@ -1,6 +1,6 @@
 package dev.kvmerge.attention;
 
-import dev.kvmerge.kernels.CellVectors;
+import dev.kvmerge.kernels.Cells;
 import dev.kvmerge.kernels.Observer;
 import java.util.function.Supplier;
 
@@ -17,9 +17,8 @@ public final class CellStats {
     private final float[] entropy;
     private final int[] count;
     private final float[] prior;
-    private final Supplier<CellVectors> vectorSource;
+    private final Cells cells;
     private final Supplier<Observer.QueryMoments> querySource;
-    private CellVectors vectors;
     private Observer.QueryMoments queries;
 
     /**
@@ -31,7 +30,7 @@ public final class CellStats {
      * @param entropy [n], of the token's own attention row, 0..1; all 0 when not observed
      * @param count [n], tokens merged into the cell, 1 for a plain one
      * @param prior [n], the log of the attention that is to be expected of the token itself, by a {@link Calibration}; all 0 without
-     * @param vectors reads keys and values when they are first asked for
+     * @param cells their keys and values; null if nobody asks for them
      * @param queries reads the query moments when they are first asked for
      */
     public CellStats(
@@ -43,7 +42,7 @@ public final class CellStats {
             float[] entropy,
             int[] count,
             float[] prior,
-            Supplier<CellVectors> vectors,
+            Cells cells,
             Supplier<Observer.QueryMoments> queries) {
         int n = position.length;
         if (n == 0
@@ -63,7 +62,7 @@ public final class CellStats {
         this.entropy = entropy;
         this.count = count;
         this.prior = prior;
-        this.vectorSource = vectors;
+        this.cells = cells;
         this.querySource = queries;
     }
 
@@ -125,12 +124,12 @@ public final class CellStats {
 
     /** Keys as cached, [size][dimension] in one array; a copy made at the first call. */
     public float[] keys() {
-        return vectors().keys();
+        return cells.keys();
     }
 
     /** Values, [size][dimension] in one array. */
     public float[] values() {
-        return vectors().values();
+        return cells.values();
     }
 
     /** Mean and second moment of the queries that the head has seen of late, in the frame of the cached keys. */
@@ -141,11 +140,8 @@ public final class CellStats {
         return queries;
     }
 
-    /** Keys and values where planning in native code reads them. */
-    public CellVectors vectors() {
-        if (vectors == null) {
-            vectors = vectorSource.get();
-        }
-        return vectors;
+    /** Plans over keys and values where they lie; as {@link Cells#groups}. */
+    public int[] groups(double[] rate, int first, int end, int operations, int largestGroup, double keyCost) {
+        return cells.groups(rate, first, end, operations, largestGroup, keyCost);
     }
 }

@@ -2,7 +2,7 @@ package dev.kvmerge.cache;
 
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.CellStats;
-import dev.kvmerge.kernels.CellVectors;
+import dev.kvmerge.kernels.Cells;
 import dev.kvmerge.kernels.Observer;
 import dev.kvmerge.llama.Shape;
 import java.util.Arrays;
@@ -126,10 +126,10 @@ final class CellTable {
     }
 
     /**
-     * What a planner sees of one layer and KV head; {@code vectors} reads the keys and values
-     * of the cells it is given.
+     * What a planner sees of one layer and KV head; {@code source} gives the keys and values
+     * of cells; null where nobody asks.
      */
-    CellStats stats(int pair, Function<int[], CellVectors> vectors, Supplier<Observer.QueryMoments> queries) {
+    CellStats stats(int pair, Function<int[], Cells> source, Supplier<Observer.QueryMoments> queries) {
         int[] at = order(pair);
         int n = at.length;
         int[] positions = new int[n];
@@ -156,7 +156,7 @@ final class CellTable {
                 entropies,
                 counts,
                 priors,
-                () -> vectors.apply(at),
+                source == null ? null : source.apply(at),
                 queries);
     }
 

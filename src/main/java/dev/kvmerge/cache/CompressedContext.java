@@ -399,7 +399,7 @@ public final class CompressedContext implements AutoCloseable {
     private CellStats stats(int pair, Supplier<CellVectors.Buffer> buffer) {
         return table.stats(
                 pair,
-                cells -> observer.readCells(pair / shape.kvHeads(), pair % shape.kvHeads(), cells, info, buffer.get()),
+                cells -> observer.cells(pair / shape.kvHeads(), pair % shape.kvHeads(), cells, info, buffer),
                 () -> observer.queryMoments(pair / shape.kvHeads(), pair % shape.kvHeads(), info));
     }
 

@@ -6,11 +6,8 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 
-/**
- * Keys and values of some cells of a layer and KV head, as F32. They lie in native memory, where planning reads them; who asks for arrays gets
- * copies. Read into a {@link Buffer}, they are overwritten by the next read into it.
- */
-public final class CellVectors {
+/** Keys and values that were read or made, as F32 in native memory. Read into a {@link Buffer}, they are overwritten by the next read into it. */
+public final class CellVectors implements Cells {
     private final int n;
     private final MemorySegment keySegment;
     private final MemorySegment valueSegment;
@@ -45,7 +42,7 @@ public final class CellVectors {
         return vectors;
     }
 
-    /** [n][keyDimension] in one array; the same at every call. */
+    @Override
     public float[] keys() {
         if (!keysCopied) {
             MemorySegment.copy(keySegment, ValueLayout.JAVA_FLOAT, 0, keys, 0, keys.length);
@@ -54,7 +51,7 @@ public final class CellVectors {
         return keys;
     }
 
-    /** [n][valueDimension] in one array; the same at every call. */
+    @Override
     public float[] values() {
         if (!valuesCopied) {
             MemorySegment.copy(valueSegment, ValueLayout.JAVA_FLOAT, 0, values, 0, values.length);
@@ -63,38 +60,18 @@ public final class CellVectors {
         return values;
     }
 
-    /**
-     * Which of these cells, in position order, to drop and which to merge with their neighbours: the cheapest operation, again and again
-     * (kvmerge_plan_groups in kvmerge.h has the prices).
-     *
-     * @param rate [n], not negative: attention that a query is expected to give each cell
-     * @param first cells [first, end) may be touched
-     * @param operations 0 to end - first: each leaves a cell less
-     * @param largestGroup most cells that become one
-     * @param keyCost how much a distance between keys costs
-     * @return [n]: the first member of each cell's group, or -1 for a dropped one
-     */
+    @Override
     public int[] groups(double[] rate, int first, int end, int operations, int largestGroup, double keyCost) {
         if (rate.length != n) {
             throw new IllegalArgumentException(rate.length + " rates of " + n + " cells");
         }
-        try (Arena local = Arena.ofConfined()) {
-            MemorySegment params = kvmerge_groups_params.allocate(local);
-            kvmerge_groups_params.n(params, n);
+        return Cells.groups(rate, first, end, operations, largestGroup, keyCost, (local, params, group) -> {
             kvmerge_groups_params.head_dim_k(params, keys.length / n);
             kvmerge_groups_params.head_dim_v(params, values.length / n);
-            kvmerge_groups_params.first(params, first);
-            kvmerge_groups_params.end(params, end);
-            kvmerge_groups_params.operations(params, operations);
-            kvmerge_groups_params.largest_group(params, largestGroup);
-            kvmerge_groups_params.key_cost(params, keyCost);
             kvmerge_groups_params.keys(params, keySegment);
             kvmerge_groups_params.values(params, valueSegment);
-            kvmerge_groups_params.rate(params, local.allocateFrom(ValueLayout.JAVA_DOUBLE, rate));
-            MemorySegment group = local.allocate(ValueLayout.JAVA_INT, n);
-            Kvmerge.check(Kvmerge_h.kvmerge_plan_groups(params, group, MemorySegment.NULL));
-            return group.toArray(ValueLayout.JAVA_INT);
-        }
+            return Kvmerge_h.kvmerge_plan_groups(params, group, MemorySegment.NULL);
+        });
     }
 
     /** Memory to read cells into, over and over. One thread's. */

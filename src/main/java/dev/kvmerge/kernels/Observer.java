@@ -15,11 +15,12 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.SymbolLookup;
 import java.lang.foreign.ValueLayout;
+import java.util.function.Supplier;
 
 /**
  * The native observer of one llama.cpp context: hand {@link #callback()} to the context, {@link #begin()} a block, decode it, read
- * {@link #stats()}, {@link #apply} a plan. Close it after its context. One thread at a time, but for {@link #readCells}, which may
- * run on several.
+ * {@link #stats()}, {@link #apply} a plan. Close it after its context. One thread at a time, but for {@link #readCells} and
+ * {@link #cells}, which may run on several.
  */
 public final class Observer implements AutoCloseable {
     /**
@@ -288,6 +289,57 @@ public final class Observer implements AutoCloseable {
                     kvmerge_key_rotation.neox(out) != 0,
                     kvmerge_key_rotation.hadamard(out));
         }
+    }
+
+    /**
+     * Cells of one layer and KV head, as they are when they are asked for.
+     *
+     * @param which cells, in position order
+     * @param buffer where arrays are read into
+     */
+    public Cells cells(int layer, int kvHead, int[] which, CacheInfo info, Supplier<CellVectors.Buffer> buffer) {
+        return new Cells() {
+            private CellVectors vectors;
+
+            private CellVectors vectors() {
+                if (vectors == null) {
+                    vectors = readCells(layer, kvHead, which, info, buffer.get());
+                }
+                return vectors;
+            }
+
+            @Override
+            public float[] keys() {
+                return vectors().keys();
+            }
+
+            @Override
+            public float[] values() {
+                return vectors().values();
+            }
+
+            @Override
+            public int[] groups(double[] rate, int first, int end, int operations, int largestGroup, double keyCost) {
+                if (rate.length != which.length) {
+                    throw new IllegalArgumentException(rate.length + " rates of " + which.length + " cells");
+                }
+                return Cells.groups(
+                        rate,
+                        first,
+                        end,
+                        operations,
+                        largestGroup,
+                        keyCost,
+                        (local, params, group) -> Kvmerge_h.kvmerge_plan_cells(
+                                open(),
+                                layer,
+                                kvHead,
+                                local.allocateFrom(ValueLayout.JAVA_INT, which),
+                                params,
+                                group,
+                                MemorySegment.NULL));
+            }
+        };
     }
 
     /** Reads cells of one layer and KV head. */

@@ -21,7 +21,7 @@ import dev.kvmerge.kernels.Bias;
  * share of its pair's, V_mean the mean of V weighted by m. A merged cell
  * stands for several: its logit is raised by the entropy of its weights, H(w), which keeps its members' mass (the Gibbs variational
  * principle), and which the native side folds into its key. docs/architecture.md has the derivation; the greedy choice itself is
- * kvmerge_plan_groups.
+ * kvmerge_plan_cells.
  *
  * @param sinks first tokens, never merged or dropped
  * @param recentShare share of the budget that the newest tokens have for themselves, neither merged nor dropped, 0..1
@@ -106,7 +106,7 @@ public record EntropyMerged(
             received[i] = cells.rate(i);
         }
         double[] expected = calibration == null ? received : calibration.expected(cells);
-        int[] group = cells.vectors().groups(expected, first, end, n - budget, largestGroup, keyCost);
+        int[] group = cells.groups(expected, first, end, n - budget, largestGroup, keyCost);
         return plan(group, received);
     }
 

@@ -47,7 +47,7 @@ class StrategyTest {
                 entropy,
                 count,
                 new float[n],
-                () -> vectors(keys, values),
+                vectors(keys, values),
                 null);
     }
 
@@ -97,7 +97,7 @@ class StrategyTest {
                 entropy,
                 count,
                 new float[n],
-                () -> vectors(keys, values),
+                vectors(keys, values),
                 () -> new Observer.QueryMoments(mean, second));
     }
 
@@ -280,7 +280,7 @@ class StrategyTest {
                 new float[n],
                 new int[n],
                 calibration.prior(0, keys, values),
-                () -> CellVectors.of(n, keys, values),
+                CellVectors.of(n, keys, values),
                 null);
         EntropyMerged blind = new EntropyMerged(0, 0, 8, 0.9, 1.5, 1, Bias.FOLDED, null);
         EntropyMerged foreseeing = new EntropyMerged(0, 0, 8, 0.9, 1.5, 1, Bias.FOLDED, calibration);
@@ -389,7 +389,7 @@ class StrategyTest {
                 new float[6],
                 new int[6],
                 new float[6],
-                () -> vectors(ones(6), values),
+                vectors(ones(6), values),
                 null);
         Plan plan = new Cam(1, 2, 1).plan(cells, 4);
         assertArrayEquals(new int[] {0, -1, -1, 3, 4, 5}, plan.target());
@@ -432,7 +432,7 @@ class StrategyTest {
                 new float[6],
                 new int[] {1, 1, 1, 1, 1, 1},
                 new float[6],
-                () -> vectors(keys, keys),
+                vectors(keys, keys),
                 () -> new Observer.QueryMoments(mean, second));
         Strategy bottleneck = new InformationBottleneck(1, 0.2, 1, Bias.FOLDED);
         assertArrayEquals(

@@ -77,16 +77,7 @@ public class PlanBenchmark {
             exposure[i] = n - i;
         }
         cells = new CellStats(
-                0,
-                0,
-                IntStream.range(0, n).toArray(),
-                mass,
-                exposure,
-                entropy,
-                count,
-                new float[n],
-                () -> vectors,
-                null);
+                0, 0, IntStream.range(0, n).toArray(), mass, exposure, entropy, count, new float[n], vectors, null);
     }
 
     @Benchmark

@@ -294,14 +294,15 @@ final class Problem {
 
     /** A block has come to a full head: as many cells as it has have to go. */
     private long plan() {
-        x = normals((long) cells * dim);
+        MemorySegment keys = halves((long) cells * kvHeads * dim);
+        MemorySegment values = arena.allocateFrom(ValueLayout.JAVA_SHORT, half);
         double[] rate = new double[cells];
         java.util.Arrays.setAll(rate, i -> Math.exp(3 * random.nextGaussian()));
-        args.pointer(floats(x))
-                .pointer(floats(normals((long) cells * dim)))
+        args.cells(keys, F16, false, dim, cells, 2L * kvHeads * dim)
+                .cells(values, F16, false, dim, cells, 2L * kvHeads * dim)
+                .integer(0)
+                .pointer(order(cells))
                 .integer(cells)
-                .integer(dim)
-                .integer(dim)
                 .pointer(arena.allocateFrom(ValueLayout.JAVA_DOUBLE, rate))
                 .integer(4)
                 .integer(cells - cells / 4)
@@ -310,7 +311,7 @@ final class Problem {
                 .real(1)
                 .pointer(zeros(cells))
                 .pointer(zeros(2));
-        return 8L * x.length;
+        return 2L * 2 * cells * dim;
     }
 
     private long convert(boolean toFloat) {
