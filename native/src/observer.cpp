@@ -92,22 +92,25 @@ void skip_rows(ScoreStatsArgs & a, int rows) {
     a.mask = a.mask ? a.mask + rows * a.mask_stride : nullptr;
 }
 
-// What a kernel does for one KV head.
-AttentionStatsArgs slice(AttentionStatsArgs a, int64_t h) {
-    a.p += h * a.group * a.head_stride;
+// The mass and entropy of one KV head.
+template <class Args>
+Args stats_of(Args a, int64_t h) {
     a.n_kv_heads = 1;
     a.mass = a.mass ? a.mass + h * a.mass_stride : nullptr;
     a.entropy = a.entropy ? a.entropy + h * a.group * a.entropy_stride : nullptr;
     return a;
 }
 
+// What a kernel does for one KV head.
+AttentionStatsArgs slice(AttentionStatsArgs a, int64_t h) {
+    a.p += h * a.group * a.head_stride;
+    return stats_of(a, h);
+}
+
 ScoreStatsArgs slice(ScoreStatsArgs a, int64_t h) {
     a.q += h * a.group * a.head_stride;
     a.first_kv_head += int(h);
-    a.n_kv_heads = 1;
-    a.mass = a.mass ? a.mass + h * a.mass_stride : nullptr;
-    a.entropy = a.entropy ? a.entropy + h * a.group * a.entropy_stride : nullptr;
-    return a;
+    return stats_of(a, h);
 }
 
 QueryMomentsArgs slice(QueryMomentsArgs a, int64_t h) {

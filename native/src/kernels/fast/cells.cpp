@@ -111,8 +111,7 @@ static void from_float(int32_t type, const float * in, std::ptrdiff_t n, void * 
     }
 }
 
-// Bytes of n elements: of Q8_0, n is a multiple of its block.
-static size_t bytes_of(int32_t type, size_t n) {
+size_t bytes_of(int32_t type, size_t n) {
     return type == CELL_F32 ? 4 * n : type == CELL_Q8_0 ? n / Q8_0_BLOCK * sizeof(BlockQ8_0) : 2 * n;
 }
 
@@ -132,8 +131,8 @@ static void turn(const CellView & view, const T * head, const int32_t * from, co
     for (; j + 4 <= dim; j += 4) { // four dimensions at once: a cell's number is read once, and its elements written as one
         const T *const r0 = head + std::ptrdiff_t(j) * view.n_cells, *const r1 = r0 + view.n_cells, *const r2 = r1 + view.n_cells,
                        *const r3 = r2 + view.n_cells;
-        for (const T * row : {r0, r1, r2, r3}) {
-            if (next) {
+        if (next) {
+            for (const T * row : {r0, r1, r2, r3}) {
                 __builtin_prefetch(row + next);
             }
         }
@@ -171,8 +170,9 @@ static void turn_all(const CellView & view, const T * head, const int32_t * cell
         turn(view, head, from, to, count, c0 + LINE < view.n_cells ? c0 + LINE : 0, out);
     }
     for (int i = 0; i < n; i++) { // a cell that is wanted twice has been written once
-        if (const int first = row[size_t(cells[i])]; first != i) {
-            std::memcpy(out + std::ptrdiff_t(i) * view.dim, out + std::ptrdiff_t(first) * view.dim, size_t(view.dim) * sizeof(T));
+        if (const int written = row[size_t(cells[i])]; written != i) {
+            std::memcpy(out + std::ptrdiff_t(i) * view.dim, out + std::ptrdiff_t(written) * view.dim,
+                        size_t(view.dim) * sizeof(T));
         }
     }
 }
@@ -236,8 +236,8 @@ void gather_cells(const GatherCellsArgs & a) {
         to_float(a.view.type, rows.data(), std::ptrdiff_t(size), a.out);
         return;
     }
-    constexpr int AHEAD =
-        16; // rows that are on their way while one is read: they lie in no order that the processor could foresee
+    // Rows that are on their way while one is read: they lie in no order that the processor could foresee.
+    constexpr int AHEAD = 16;
     const std::ptrdiff_t bytes = std::ptrdiff_t(bytes_of(a.view.type, size_t(a.view.dim)));
     for (int i = 0; i < a.n; i++) {
         if (i + AHEAD < a.n) {

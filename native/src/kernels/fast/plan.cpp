@@ -112,8 +112,7 @@ class Rows {
         head_ = head;
         cells_ = cells;
         if (view.transposed) {
-            row_ = std::ptrdiff_t(view.dim) * (view.type == CELL_F32 ? 4 : 2);
-            turned_.resize(std::max(turned_.size(), size_t(n * row_)));
+            turned_.resize(std::max(turned_.size(), bytes_of(view.type, size_t(n) * view.dim)));
             copy_transposed(view, head, cells, n, turned_.data());
         }
     }
@@ -121,7 +120,8 @@ class Rows {
     // Cells i .. i+n-1: out [n][dim]
     void read(int i, int n, float * out) const {
         if (view_.transposed) {
-            to_float(view_.type, turned_.data() + i * row_, std::ptrdiff_t(n) * view_.dim, out);
+            to_float(view_.type, turned_.data() + bytes_of(view_.type, size_t(i) * view_.dim), std::ptrdiff_t(n) * view_.dim,
+                     out);
         } else {
             gather_cells({view_, head_, cells_ + i, n, out});
         }
@@ -131,7 +131,6 @@ class Rows {
     CellView view_ = {};
     int head_ = 0;
     const int32_t * cells_ = nullptr;
-    std::ptrdiff_t row_ = 0; // bytes
     std::vector<char> turned_;
 };
 

@@ -62,16 +62,14 @@ public final class CellVectors implements Cells {
 
     @Override
     public int[] groups(double[] rate, int first, int end, int operations, int largestGroup, double keyCost) {
-        if (rate.length != n) {
-            throw new IllegalArgumentException(rate.length + " rates of " + n + " cells");
-        }
-        return Cells.groups(rate, first, end, operations, largestGroup, keyCost, (local, params, group) -> {
+        Planning planning = (local, params, group) -> {
             kvmerge_groups_params.head_dim_k(params, keys.length / n);
             kvmerge_groups_params.head_dim_v(params, values.length / n);
             kvmerge_groups_params.keys(params, keySegment);
             kvmerge_groups_params.values(params, valueSegment);
             return Kvmerge_h.kvmerge_plan_groups(params, group, MemorySegment.NULL);
-        });
+        };
+        return planning.groups(n, rate, first, end, operations, largestGroup, keyCost);
     }
 
     /** Memory to read cells into, over and over. One thread's. */

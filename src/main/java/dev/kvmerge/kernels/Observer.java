@@ -320,24 +320,15 @@ public final class Observer implements AutoCloseable {
 
             @Override
             public int[] groups(double[] rate, int first, int end, int operations, int largestGroup, double keyCost) {
-                if (rate.length != which.length) {
-                    throw new IllegalArgumentException(rate.length + " rates of " + which.length + " cells");
-                }
-                return Cells.groups(
-                        rate,
-                        first,
-                        end,
-                        operations,
-                        largestGroup,
-                        keyCost,
-                        (local, params, group) -> Kvmerge_h.kvmerge_plan_cells(
-                                open(),
-                                layer,
-                                kvHead,
-                                local.allocateFrom(ValueLayout.JAVA_INT, which),
-                                params,
-                                group,
-                                MemorySegment.NULL));
+                Planning planning = (local, params, group) -> Kvmerge_h.kvmerge_plan_cells(
+                        open(),
+                        layer,
+                        kvHead,
+                        local.allocateFrom(ValueLayout.JAVA_INT, which),
+                        params,
+                        group,
+                        MemorySegment.NULL);
+                return planning.groups(which.length, rate, first, end, operations, largestGroup, keyCost);
             }
         };
     }
