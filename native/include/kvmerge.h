@@ -60,7 +60,8 @@ enum kvmerge_observe_flag {
     KVMERGE_OBSERVE_CELLS = 0,   /* always: where K and V lie, which cells a batch fills */
     KVMERGE_OBSERVE_MASS = 1,    /* attention received by each cell */
     KVMERGE_OBSERVE_ENTROPY = 2, /* normalised entropy of each attention row */
-    KVMERGE_OBSERVE_QUERIES = 4, /* decayed mean and second moment of the roped queries, for the folded bias */
+    KVMERGE_OBSERVE_QUERIES = 4, /* decayed mean and second moment of the roped queries (of about 64 tokens a ubatch), for the
+                                    folded bias */
 };
 
 /* How a merged cell gets the log of the mass that its members had (the Gibbs bias). */
@@ -206,6 +207,11 @@ KVMERGE_API kvmerge_status kvmerge_read_cells(kvmerge_observer * observer, int32
 /* The inverse of kvmerge_read_cells: rounds to the cells' type. */
 KVMERGE_API kvmerge_status kvmerge_write_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head, const int32_t * cells,
                                                int32_t n, const float * keys, const float * values);
+/* What a log-linear model of attention takes from cells themselves. product[i]: weight . K_i, with the key as it was before its rotation to
+ * position[i]; length[i]: |V_i|. weight: [head_dim_k]; the others: [n]. May run on several threads. Errors: STATE, ARGUMENT, UNSUPPORTED. */
+KVMERGE_API kvmerge_status kvmerge_project_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head,
+                                                 const int32_t * cells, const int32_t * position, int32_t n, const float * weight,
+                                                 float * product, float * length);
 /* Rewrites K and V by a plan, in place. The whole plan is checked before the first cell is written.
  * K' = sum w_i R(p_pivot - p_i) K_i, V' = sum w_i V_i, bias H(w) = -sum w_i log w_i as params.bias says.
  * Errors: STATE, ARGUMENT (names layer, head and cell), UNSUPPORTED, NUMERIC. */
@@ -236,7 +242,9 @@ typedef struct kvmerge_groups_params {
  * of the prices; may be null. Needs no observer; any thread. Errors: ARGUMENT, NUMERIC (a rate that is negative or not finite). */
 KVMERGE_API kvmerge_status kvmerge_plan_groups(const kvmerge_groups_params * params, int32_t * group, double * cost);
 /* The same of cells where they lie, which is faster than to read them first: `cells[0..params->n)` of one layer and KV head, in position
- * order. keys, values and the head dimensions of params are not looked at. Errors: STATE, ARGUMENT, UNSUPPORTED, NUMERIC. */
+ * order. keys, values and the head dimensions of params are not looked at. What distances one call has worked out serve the next, until
+ * a cell is written by a decode, a shift of positions or this library. After anything else (llama_state_set_data, say) plan over
+ * kvmerge_read_cells instead, or make a new observer. Errors: STATE, ARGUMENT, UNSUPPORTED, NUMERIC. */
 KVMERGE_API kvmerge_status kvmerge_plan_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head, const int32_t * cells,
                                               const kvmerge_groups_params * params, int32_t * group, double * cost);
 

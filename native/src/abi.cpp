@@ -54,6 +54,7 @@ std::string describe() {
     FUNCTION(kvmerge_rotation)
     FUNCTION(kvmerge_read_cells)
     FUNCTION(kvmerge_write_cells)
+    FUNCTION(kvmerge_project_cells)
     FUNCTION(kvmerge_apply)
     FUNCTION(kvmerge_plan_groups)
     FUNCTION(kvmerge_plan_cells)

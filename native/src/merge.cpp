@@ -106,15 +106,17 @@ void add_head(Work & work, const kvmerge_observer & o, const kvmerge_plan & plan
     Work::Head head = {layer, kv_head, work.dest.size(), work.member.size(), 0, false};
     // How far a pivot's group moves to other positions.
     const auto shift = [&](int p) { return plan.new_position ? plan.new_position[first + size_t(p)] - position[p] : 0; };
-    std::vector<int32_t> next(n, -1); // where a pivot's next member goes
+    std::vector<int32_t> group(n, -1); // of a pivot
+    std::vector<size_t> next;          // of a group: where its next member goes
     int32_t total = 0;
     for (int c = 0; c < n; c++) {
         if (target[c] == c && (members[c] > 1 || dest[c] != c || shift(c) != 0)) {
-            next[c] = total;
+            group[c] = head.n_groups++;
+            next.push_back(head.first_member + size_t(total));
             work.start.push_back(total);
             work.dest.push_back(dest[c]);
+            work.bias.push_back(0);
             total += members[c];
-            head.n_groups++;
             head.merges |= members[c] > 1;
         }
     }
@@ -127,23 +129,20 @@ void add_head(Work & work, const kvmerge_observer & o, const kvmerge_plan & plan
     work.delta.resize(all);
     work.weight.resize(all);
     work.value_weight.resize(all);
-    std::vector<double> entropy(size_t(n), 0.0); // H(w), at the pivot
-    for (int c = 0; c < n; c++) {
-        const int p = target[c];
-        if (p < 0 || next[p] < 0) {
-            continue;
-        }
-        const size_t m = head.first_member + size_t(next[p]++);
-        work.member[m] = c;
-        work.weight[m] = members[p] == 1 ? 1.0f : weight[c];
-        work.value_weight[m] = plan.value_weight && members[p] > 1 ? plan.value_weight[first + size_t(c)] : work.weight[m];
-        work.delta[m] = (plan.pivot_frame ? position[p] - position[c] : 0) + shift(p);
-        entropy[p] += entropy_term(work.weight[m]);
-    }
     const float inverse = o.params.bias == KVMERGE_BIAS_FOLDED ? 1 / o.layers[layer].scale : 0.0f;
     for (int c = 0; c < n; c++) {
-        if (next[c] >= 0) {
-            work.bias.push_back(float(entropy[c]) * inverse);
+        const int p = target[c];
+        if (p < 0 || group[p] < 0) {
+            continue;
+        }
+        const bool alone = members[p] == 1;
+        const size_t m = next[size_t(group[p])]++;
+        work.member[m] = c;
+        work.weight[m] = alone ? 1.0f : weight[c];
+        work.value_weight[m] = plan.value_weight && !alone ? plan.value_weight[first + size_t(c)] : work.weight[m];
+        work.delta[m] = (plan.pivot_frame ? position[p] - position[c] : 0) + shift(p);
+        if (!alone) {
+            work.bias[head.first_group + size_t(group[p])] += float(entropy_term(weight[c])) * inverse;
         }
     }
     work.heads.push_back(head);
@@ -176,10 +175,20 @@ DeviceArray<T> uploaded(const Device & device, const std::vector<T> & x, const v
     return array;
 }
 
+// What planning knew of cells that are written to.
+void forget(kvmerge_observer::Layer & l, int kv_head, const int32_t * cells, size_t n) {
+    if (!l.neighbours.empty()) {
+        l.neighbours[size_t(kv_head)].rewritten(cells, n);
+    }
+}
+
 // Runs all of it: the heads of a layer or, on a GPU, of all of its layers in one launch.
 void run(kvmerge_observer & o, const Work & work, const Device & device) {
     if (work.heads.empty()) {
         return;
+    }
+    for (const Work::Head & h : work.heads) {
+        forget(o.layers[h.layer], h.kv_head, work.dest.data() + h.first_group, size_t(h.n_groups));
     }
     const void * const near = o.layers[work.heads[0].layer].k.tensor()->data;
     const auto start = uploaded(device, work.start, near), member = uploaded(device, work.member, near),
@@ -236,6 +245,11 @@ void move_biases(kvmerge_observer & o, const kvmerge_plan & plan, int layer, int
 
 namespace kvmerge {
 
+CellView on_host(kvmerge_observer & o, CellTensor & cells) {
+    const std::lock_guard<std::mutex> lock(o.mirrors);
+    return cells.on_host();
+}
+
 kvmerge_observer::Layer & cells_of(kvmerge_observer & o, int32_t layer, int32_t kv_head, const int32_t * cells, int32_t n) {
     require(layer >= 0 && layer < o.params.n_layer, "no such layer");
     require(kv_head >= 0 && kv_head < o.params.n_head_kv, "no such KV head");
@@ -264,6 +278,7 @@ kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmerge_plan * p
             }
         });
         if (o.params.bias == KVMERGE_BIAS_FOLDED) {
+            o.add_waiting_queries();
             for (int layer = 0; layer < o.params.n_layer; layer++) {
                 if (!(o.layers[layer].query_weight > 0)) {
                     throw Error(KVMERGE_E_STATE, text("layer %d: no queries observed yet to fold a bias along", layer));
@@ -316,19 +331,32 @@ kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmerge_plan * p
 kvmerge_status kvmerge_read_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head, const int32_t * cells, int32_t n,
                                   float * keys, float * values) {
     return guarded("kvmerge_read_cells", [&] {
-        auto & l = cells_of(checked(observer), layer, kv_head, cells, n);
-        kvmerge::CellView k = {}, v = {};
-        {
-            const std::lock_guard<std::mutex> lock(checked(observer).mirrors);
-            k = keys ? l.k.on_host() : k;
-            v = values ? l.v.on_host() : v;
-        }
+        kvmerge_observer & o = checked(observer);
+        auto & l = cells_of(o, layer, kv_head, cells, n);
         if (keys) {
-            kernels().gather_cells({k, kv_head, cells, n, keys});
+            kernels().gather_cells({on_host(o, l.k), kv_head, cells, n, keys});
         }
         if (values) {
-            kernels().gather_cells({v, kv_head, cells, n, values});
+            kernels().gather_cells({on_host(o, l.v), kv_head, cells, n, values});
         }
+    });
+}
+
+kvmerge_status kvmerge_project_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head, const int32_t * cells,
+                                     const int32_t * position, int32_t n, const float * weight, float * product, float * length) {
+    return guarded("kvmerge_project_cells", [&] {
+        kvmerge_observer & o = checked(observer);
+        auto & l = cells_of(o, layer, kv_head, cells, n);
+        require(weight && ((position && product && length) || n == 0), "position, weight, product or length is null");
+        std::vector<double> copied(size_t(l.rope.n_rot) / 2); // the frequencies may be a GPU's
+        const double * freq = l.rope.freq.data();
+        if (&l.k.device() != &host_device() && !copied.empty()) {
+            l.rope.freq.download(copied.data(), copied.size());
+            check(l.k.device());
+            freq = copied.data();
+        }
+        kernels().project_cells({on_host(o, l.k), on_host(o, l.v), kv_head, cells, position, n, weight, l.rope.n_rot, l.rope.neox,
+                                 freq, l.rope.hadamard, product, length});
     });
 }
 
@@ -336,6 +364,7 @@ kvmerge_status kvmerge_write_cells(kvmerge_observer * observer, int32_t layer, i
                                    const float * keys, const float * values) {
     return guarded("kvmerge_write_cells", [&] {
         auto & l = cells_of(checked(observer), layer, kv_head, cells, n);
+        forget(l, kv_head, cells, size_t(n));
         if (keys) {
             l.k.write(kv_head, cells, n, keys);
         }

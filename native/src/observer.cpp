@@ -35,6 +35,23 @@ constexpr const char * VALUE_CACHE = "cache_v_l";
 constexpr const char * SCORES = "kq-";
 constexpr const char * PROBABILITIES = "kq_soft_max-";
 
+// Whether a node can be of interest at all. A graph has a thousand and more, for each token of a generation: even to look at the clock would show.
+bool may_want(const ggml_tensor * node) {
+    switch (node->op) {
+    case GGML_OP_SET_ROWS:
+    case GGML_OP_SOFT_MAX:
+    case GGML_OP_FLASH_ATTN_EXT:
+        return true;
+    case GGML_OP_MUL_MAT:
+        return std::strncmp(node->name, SCORES, std::strlen(SCORES)) == 0;
+    case GGML_OP_ROPE:
+    case GGML_OP_CPY:
+        return node->view_src != nullptr;
+    default:
+        return false;
+    }
+}
+
 // Layer of a flash attention node, which has no name of its own: that of the cache its keys come from. -1 for another node.
 int layer_of_flash(const ggml_tensor * node) {
     const ggml_tensor * keys = node->src[1];
@@ -78,6 +95,14 @@ class NodeData {
     std::vector<char> copy_;
     void * data_ = nullptr;
 };
+
+int64_t nanos_since(std::chrono::steady_clock::time_point start) {
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
+}
+
+float inverse_log(int n) {
+    return n > 1 ? float(1 / std::log(double(n))) : 0.0f;
+}
 
 std::ptrdiff_t floats(size_t bytes) {
     return std::ptrdiff_t(bytes / sizeof(float));
@@ -143,7 +168,7 @@ class Stop {
   public:
     template <class Args>
     void add(const Device & device, void (*Device::*kernel)(const Args &), const Args & all) {
-        constexpr int64_t WORTH_THREADS = 1 << 18; // as many are done in the time that a thread takes to start
+        constexpr int64_t WORTH_THREADS = 1 << 23; // as many take longer than it takes until two threads have started
         if (&device != &host_device() || operations(all) < WORTH_THREADS) {
             runs_.push_back([&device, kernel, all] { (device.*kernel)(all); });
             return;
@@ -182,6 +207,15 @@ bool kvmerge_observer::wants(ggml_tensor * node) {
         const int key = layer_of(node->view_src->name, KEY_CACHE), value = layer_of(node->view_src->name, VALUE_CACHE);
         if (const int number = std::max(key, value); number >= 0) {
             saw_cache_write(node, key >= 0, index_of(number));
+        }
+        return false;
+    }
+    if ((node->op == GGML_OP_ROPE || node->op == GGML_OP_CPY) && node->view_src) { // keys that llama.cpp moves to other positions
+        const int number = layer_of(node->view_src->name, KEY_CACHE);
+        if (const int layer = number >= 0 ? index_of(number) : -1; layer >= 0) {
+            for (Neighbours & head : layers[layer].neighbours) {
+                head.all_rewritten();
+            }
         }
         return false;
     }
@@ -274,6 +308,7 @@ void kvmerge_observer::saw_cache_write(ggml_tensor * node, bool is_key, int laye
             l.rope = rope_of(node->src[0], found.dim(), layer, found.device(), params.ggml);
         }
         cells = std::move(found);
+        l.neighbours.clear();
     }
     cells.decoded();
     if (is_key && layer == 0) { // the first layer of a ubatch: which cells its tokens go to
@@ -292,6 +327,11 @@ void kvmerge_observer::saw_cache_write(ggml_tensor * node, bool is_key, int laye
         for (int64_t cell : index) {
             require(cell >= 0 && cell < params.n_cells, "a token was written to a cell outside the cache");
             token_cell.push_back(int32_t(cell));
+        }
+        for (Layer & written : layers) {
+            for (Neighbours & head : written.neighbours) {
+                head.rewritten(token_cell.data() + ubatch_start, size_t(n));
+            }
         }
         visible_of = nullptr;
     }
@@ -338,11 +378,47 @@ void kvmerge_observer::add_queries(Stop & stop, const ggml_tensor * q, int layer
         return;
     }
     NodeData & data = stop.keep({q, *l.stats_device, params.ggml});
+    if (q->ne[1] < ENOUGH_QUERIES && l.stats_device == &host_device()) { // for few, the kernel is mostly overhead
+        for (int64_t r = 0; r < q->ne[1]; r++) {
+            keep_query(l, data.as<const char>(size_t(r) * q->nb[1]), q->nb[2]);
+        }
+        return;
+    }
+    add_waiting_queries(l);
+    const int64_t step = std::max<int64_t>(1, q->ne[1] / ENOUGH_QUERIES), n_rows = (q->ne[1] + step - 1) / step;
     stop.add(*l.stats_device, &Device::query_moments,
-             QueryMomentsArgs{data.as<const float>(), floats(q->nb[2]), floats(q->nb[1]), params.n_head_kv, group(),
-                              int(q->ne[1]), int(q->ne[0]), l.query_keep, l.query_sum.data(), l.query_second.data()});
-    l.query_weight = l.query_weight * l.query_keep + double(q->ne[1]) * group();
+             QueryMomentsArgs{data.as<const float>(), floats(q->nb[2]), floats(q->nb[1]) * step, params.n_head_kv, group(),
+                              int(n_rows), int(q->ne[0]), l.query_keep, l.query_sum.data(), l.query_second.data()});
+    l.query_weight = l.query_weight * l.query_keep + double(n_rows) * group();
     l.query_keep = 1;
+}
+
+void kvmerge_observer::keep_query(Layer & l, const char * query, size_t head_bytes) {
+    if (l.n_queries == ENOUGH_QUERIES) {
+        add_waiting_queries(l);
+    }
+    const size_t dim = size_t(l.k.dim());
+    l.queries.resize(size_t(params.n_head) * ENOUGH_QUERIES * dim);
+    for (size_t h = 0; h < size_t(params.n_head); h++) {
+        std::memcpy(l.queries.data() + (h * ENOUGH_QUERIES + size_t(l.n_queries)) * dim, query + h * head_bytes,
+                    dim * sizeof(float));
+    }
+    l.n_queries++;
+}
+
+void kvmerge_observer::add_waiting_queries(Layer & l) {
+    if (l.n_queries == 0) {
+        return;
+    }
+    host_device().query_moments({l.queries.data(), std::ptrdiff_t(ENOUGH_QUERIES) * l.k.dim(), l.k.dim(), params.n_head_kv,
+                                 group(), l.n_queries, l.k.dim(), l.query_keep, l.query_sum.data(), l.query_second.data()});
+    l.query_weight = l.query_weight * l.query_keep + double(l.n_queries) * group();
+    l.query_keep = 1;
+    l.n_queries = 0;
+}
+
+void kvmerge_observer::add_waiting_queries() {
+    parallel_for(params.n_layer, params.n_threads, [&](int64_t layer) { add_waiting_queries(layers[size_t(layer)]); });
 }
 
 void kvmerge_observer::add_exact_bias(ggml_tensor * kq, int layer) {
@@ -360,30 +436,44 @@ void kvmerge_observer::add_exact_bias(ggml_tensor * kq, int layer) {
     data.write_back(kq, params.ggml);
 }
 
-// Counts the cells each row sees, once for each mask of a ubatch.
+// Counts the cells each row sees and finds the last that any does, once for each mask of a ubatch.
 void kvmerge_observer::look_at_mask(const ggml_tensor * mask, int n_kv, int n_rows) {
     const void * identity = mask ? mask->data : this;
-    if (visible_of == identity && int(inv_log_visible.size()) == n_rows) {
+    if (visible_of == identity && looked_at_rows == n_rows) {
         return;
     }
-    inv_log_visible.assign(size_t(n_rows), 0.0f);
-    std::optional<NodeData> data;
-    if (mask) {
-        data.emplace(mask, host_device(), params.ggml);
-    }
-    for (int r = 0; r < n_rows; r++) {
-        int visible = n_kv;
-        if (mask) {
-            visible = 0;
-            const char * row = data->as<const char>(size_t(r) * mask->nb[1]);
-            for (int c = 0; c < n_kv; c++) {
-                visible += mask->type == GGML_TYPE_F32 ? reinterpret_cast<const float *>(row)[c] > -INFINITY
-                                                       : reinterpret_cast<const uint16_t *>(row)[c] != 0xfc00; // half -inf
-            }
-        }
-        inv_log_visible[r] = visible > 1 ? float(1 / std::log(double(visible))) : 0.0f;
-    }
     visible_of = identity;
+    looked_at_rows = n_rows;
+    cells_seen = n_kv;
+    const bool entropies = observes(KVMERGE_OBSERVE_ENTROPY);
+    if (entropies) {
+        inv_log_visible.assign(size_t(n_rows), inverse_log(n_kv));
+    }
+    if (!mask || (!entropies && !is_host(mask, params.ggml))) {
+        return;
+    }
+    NodeData data(mask, host_device(), params.ggml);
+    const bool floats = mask->type == GGML_TYPE_F32;
+    cells_seen = 1;
+    for (int r = 0; r < n_rows; r++) {
+        const char * const row = data.as<const char>(size_t(r) * mask->nb[1]);
+        const auto sees = [&](int c) {
+            return floats ? reinterpret_cast<const float *>(row)[c] > -INFINITY
+                          : reinterpret_cast<const uint16_t *>(row)[c] != 0xfc00; // half -inf
+        };
+        int last = n_kv;
+        while (last > cells_seen && !sees(last - 1)) {
+            last--;
+        }
+        cells_seen = last;
+        if (entropies) {
+            int visible = 0;
+            for (int c = 0; c < n_kv; c++) {
+                visible += sees(c);
+            }
+            inv_log_visible[size_t(r)] = inverse_log(visible);
+        }
+    }
 }
 
 const float * kvmerge_observer::visible_on(Layer & l) {
@@ -423,9 +513,7 @@ void kvmerge_observer::add_attention(Stop & stop, ggml_tensor * p, int layer) {
     Layer & l = layers[layer];
     prepare(l, p);
     const bool entropies = observes(KVMERGE_OBSERVE_ENTROPY);
-    if (entropies) {
-        look_at_mask(p->src[1], n_kv, n_rows);
-    }
+    look_at_mask(p->src[1], n_kv, n_rows);
     NodeData & data = stop.keep({p, *l.stats_device, params.ggml});
     AttentionStatsArgs args = {data.as<const float>(),
                                floats(p->nb[2]),
@@ -433,7 +521,7 @@ void kvmerge_observer::add_attention(Stop & stop, ggml_tensor * p, int layer) {
                                params.n_head_kv,
                                group(),
                                n_rows,
-                               n_kv,
+                               cells_seen,
                                half_powers(),
                                l.mass.data(),
                                params.n_cells,
@@ -459,9 +547,7 @@ void kvmerge_observer::add_flash_attention(Stop & stop, ggml_tensor * node, int 
         throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: flash attention of an unexpected type or shape", layer));
     }
     const bool entropies = observes(KVMERGE_OBSERVE_ENTROPY);
-    if (entropies) {
-        look_at_mask(mask, n_kv, n_rows);
-    }
+    look_at_mask(mask, n_kv, n_rows);
     float cap;
     std::memcpy(&cap, &node->op_params[2], sizeof cap);
     const Device & d = *l.stats_device;
@@ -478,7 +564,7 @@ void kvmerge_observer::add_flash_attention(Stop & stop, ggml_tensor * node, int 
                            n_rows,
                            &d == &host_device() ? l.k.on_host() : l.k.on_device(),
                            0,
-                           n_kv,
+                           cells_seen,
                            mask ? hidden->as<const uint16_t>() : nullptr,
                            mask ? std::ptrdiff_t(mask->nb[1] / sizeof(uint16_t)) : 0,
                            l.scale,
@@ -582,6 +668,9 @@ bool kvmerge_eval_callback(struct ggml_tensor * tensor, bool ask, void * observe
     if (!o || !tensor || o->magic != kvmerge_observer::ALIVE) {
         return !ask; // nothing asked for, and the graph goes on
     }
+    if (ask && !may_want(tensor)) {
+        return false;
+    }
     const auto start = std::chrono::steady_clock::now();
     bool result = !ask;
     try {
@@ -595,13 +684,14 @@ bool kvmerge_eval_callback(struct ggml_tensor * tensor, bool ask, void * observe
     } catch (const std::exception & e) {
         o->error = Error(KVMERGE_E_STATE, e.what());
     }
-    o->nanos += std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
+    o->nanos += nanos_since(start);
     return result;
 }
 
 kvmerge_status kvmerge_observer_begin(kvmerge_observer * observer) {
     return guarded("kvmerge_observer_begin", [&] {
         kvmerge_observer & o = checked(observer);
+        o.add_waiting_queries();
         o.token_cell.clear();
         o.ubatch_start = 0;
         o.nanos = 0;
@@ -623,6 +713,9 @@ kvmerge_status kvmerge_observer_stats(kvmerge_observer * observer, kvmerge_block
         if (o.error) {
             throw *o.error;
         }
+        const auto start = std::chrono::steady_clock::now();
+        o.add_waiting_queries();
+        o.nanos += nanos_since(start);
         kvmerge_block_stats stats = {};
         stats.n_tokens = int32_t(o.token_cell.size());
         stats.token_cell = o.token_cell.data();
@@ -701,7 +794,8 @@ kvmerge_status kvmerge_query_moments(kvmerge_observer * observer, int32_t layer,
         require(layer >= 0 && layer < o.params.n_layer, "no such layer");
         require(kv_head >= 0 && kv_head < o.params.n_head_kv, "no such KV head");
         require(mean && second, "mean or second is null");
-        const auto & l = o.layers[layer];
+        auto & l = o.layers[layer];
+        o.add_waiting_queries(l);
         if (!(l.query_weight > 0)) {
             throw Error(KVMERGE_E_STATE, text("layer %d: no queries observed; observe them and decode something first", layer));
         }

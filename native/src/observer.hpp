@@ -4,10 +4,12 @@
 #include "cells.hpp"
 #include "device.hpp"
 #include "kvmerge.h"
+#include "neighbours.hpp"
 #include "rope.hpp"
 #include "status.hpp"
 
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -42,6 +44,10 @@ struct kvmerge_observer {
         kvmerge::DeviceArray<float> query_second;    // [n_head_kv][head_dim][head_dim]
         double query_weight = 0;                     // decayed number of queries in the moments
         float query_keep = 1;                        // decay that the moments have yet to get
+        std::vector<float> queries;                  // [n_head][ENOUGH_QUERIES][head_dim]: those that the moments have yet to get
+        int n_queries = 0;                           // tokens of them
+
+        std::deque<kvmerge::Neighbours> neighbours; // [n_head_kv], once somebody plans over the cells
     };
     std::vector<Layer> layers;
     std::vector<int32_t> numbers;                       // of the layers in the model, ascending
@@ -53,12 +59,17 @@ struct kvmerge_observer {
     bool any_bias = false;
     std::vector<int32_t> token_cell; // [tokens so far]
 
-    int ubatch_start = 0;               // index in the block of the current ubatch's first token
-    const void * visible_of = nullptr;  // the mask that inv_log_visible was counted from
+    int ubatch_start = 0;              // index in the block of the current ubatch's first token
+    const void * visible_of = nullptr; // the mask that the next three were counted from
+    int looked_at_rows = 0;
+    int cells_seen = 0;                 // 1 + the last cell that any row sees
     std::vector<float> inv_log_visible; // [tokens of the ubatch]
     int64_t nanos = 0;
     std::optional<kvmerge::Error> error; // the first that the callback met in this block
     std::mutex mirrors;                  // held while cells are brought to the host
+
+    // Tokens of a ubatch whose queries go into the moments: with the blocks before, more say nothing new of a direction.
+    static constexpr int ENOUGH_QUERIES = 64;
 
     bool observes(int flag) const { return (params.observe & flag) != 0; }
     bool observes_attention() const { return observes(KVMERGE_OBSERVE_MASS) || observes(KVMERGE_OBSERVE_ENTROPY); }
@@ -70,12 +81,15 @@ struct kvmerge_observer {
     bool wants(ggml_tensor * node); // the ask phase: learns where things are, says which nodes to stop at
     void visit(ggml_tensor * node); // a node that was asked for has just run
     void collect();                 // brings mass and entropy to the host
+    void add_waiting_queries();     // to the moments: of all layers,
+    void add_waiting_queries(Layer & layer);
 
   private:
     void saw_cache_write(ggml_tensor * node, bool is_key, int layer);
     bool saw_scores(int layer);
     bool saw_attention(const ggml_tensor * node, bool flash, int layer);
     void add_queries(kvmerge::Stop & stop, const ggml_tensor * q, int layer);
+    void keep_query(Layer & layer, const char * query, size_t head_bytes);
     void add_exact_bias(ggml_tensor * kq, int layer);
     void add_attention(kvmerge::Stop & stop, ggml_tensor * probabilities, int layer);
     void add_flash_attention(kvmerge::Stop & stop, ggml_tensor * node, int layer);
@@ -90,6 +104,8 @@ namespace kvmerge {
 
 // The observer behind a handle, or an ARGUMENT error for null and for handles that are not ours.
 kvmerge_observer & checked(kvmerge_observer * handle);
+// A layer's keys or values for reading on the host, on any thread.
+CellView on_host(kvmerge_observer & o, CellTensor & cells);
 // The layer whose cells are asked for, or an ARGUMENT error for one that is not there.
 kvmerge_observer::Layer & cells_of(kvmerge_observer & o, int32_t layer, int32_t kv_head, const int32_t * cells, int32_t n);
 

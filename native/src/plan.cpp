@@ -27,10 +27,10 @@ void check(const kvmerge_groups_params & p) {
 }
 
 void plan(const CellView & keys, const CellView & values, int head, const int32_t * cells, const kvmerge_groups_params & p,
-          int32_t * group, double * cost) {
+          int32_t * group, double * cost, Neighbour * known) {
     double sum;
     kernels().plan_groups({keys, values, head, cells, p.n, p.rate, p.first, p.end, p.operations, p.largest_group, p.key_cost,
-                           group, cost ? cost : &sum});
+                           group, cost ? cost : &sum, known});
 }
 
 // Rows of floats as a cache of one head.
@@ -51,7 +51,7 @@ kvmerge_status kvmerge_plan_groups(const kvmerge_groups_params * params, int32_t
         check(p);
         std::vector<int32_t> all(size_t(p.n));
         std::iota(all.begin(), all.end(), 0);
-        plan(rows(p.keys, p.n, p.head_dim_k), rows(p.values, p.n, p.head_dim_v), 0, all.data(), p, group, cost);
+        plan(rows(p.keys, p.n, p.head_dim_k), rows(p.values, p.n, p.head_dim_v), 0, all.data(), p, group, cost, nullptr);
     });
 }
 
@@ -62,13 +62,15 @@ kvmerge_status kvmerge_plan_cells(kvmerge_observer * observer, int32_t layer, in
         check(*params);
         auto & o = checked(observer);
         auto & l = cells_of(o, layer, kv_head, cells, params->n);
-        CellView keys = {}, values = {};
+        const CellView keys = on_host(o, l.k), values = on_host(o, l.v);
         {
             const std::lock_guard<std::mutex> lock(o.mirrors);
-            keys = l.k.on_host();
-            values = l.v.on_host();
+            while (l.neighbours.size() < size_t(o.params.n_head_kv)) {
+                l.neighbours.emplace_back(l.k.n_cells());
+            }
         }
-        plan(keys, values, kv_head, cells, *params, group, cost);
+        l.neighbours[size_t(kv_head)].use(
+            [&](Neighbour * known) { plan(keys, values, kv_head, cells, *params, group, cost, known); });
     });
 }
 

@@ -482,6 +482,38 @@ static void test_entropy_of_known_rows(const Table & fast) {
     CHECK_NEAR(entropy[0], 0, 1e-6, 0);
 }
 
+template <class Table>
+static void test_project_cells(const Table & fast, Random & random) {
+    const int n_cells = random.integer(1, 300), heads = random.integer(1, 3), n = random.integer(0, n_cells);
+    const bool rotated = random.integer(0, 3) == 0;
+    const TestCells keys(random, heads, rotated ? 64 : random.integer(1, 140), n_cells, true);
+    const TestCells values(random, heads, random.integer(1, 140), n_cells, true);
+    const int head = random.integer(0, heads - 1), n_rot = 2 * random.integer(0, keys.dim / 2);
+    const auto weight = normals(random, keys.dim);
+    Vec<double> freq(n_rot / 2 + 1);
+    for (int i = 0; i < n_rot / 2; i++) {
+        freq[i] = std::pow(10000.0, -2.0 * i / n_rot);
+    }
+    for (int again = 0; again < 2; again++) { // other positions at the same place
+        const auto which = some_cells(random, n_cells, n);
+        Vec<int32_t> position(n);
+        for (int32_t & p : position) {
+            p = random.integer(0, 100000);
+        }
+        Guarded<float> product(n), length(n), expected_product(n), expected_length(n);
+        ProjectCellsArgs args = {
+            keys.view, values.view,          head,        which.data(),     position.data(), n,     weight.data(),
+            n_rot,     random.integer(0, 1), freq.data(), rotated ? 64 : 0, product,         length};
+        fast.project_cells(args);
+        args.product = expected_product, args.length = expected_length;
+        reference.project_cells(args);
+        for (int i = 0; i < n; i++) {
+            CHECK_NEAR(product[i], expected_product[i], 1e-4, 1e-4);
+            CHECK_NEAR(length[i], expected_length[i], 1e-5, 1e-5);
+        }
+    }
+}
+
 // Rounding may turn a choice between two operations of nearly the same price: what has to agree is what was paid in all.
 template <class Table>
 static void test_plan_groups(const Table & fast, Random & random) {
@@ -501,7 +533,7 @@ static void test_plan_groups(const Table & fast, Random & random) {
     Guarded<int32_t> group(n), expected(n);
     double cost, expected_cost;
     PlanGroupsArgs args = {keys.view, values.view, head,    which.data(), n,     rate.data(), first,
-                           end,       operations,  largest, key_cost,     group, &cost};
+                           end,       operations,  largest, key_cost,     group, &cost,       nullptr};
     fast.plan_groups(args);
     args.group = expected, args.cost = &expected_cost;
     reference.plan_groups(args);
@@ -521,6 +553,40 @@ static void test_plan_groups(const Table & fast, Random & random) {
         }
     }
     CHECK(groups == n - operations);
+
+    // What a call leaves for the next changes nothing, and is true.
+    Vec<Neighbour> known(n_cells);
+    for (int again = 0; again < 2; again++) {
+        Guarded<int32_t> same(n);
+        double same_cost;
+        args.group = same, args.cost = &same_cost, args.known = known.data();
+        fast.plan_groups(args);
+        CHECK(std::equal(&group[0], &group[0] + n, &same[0]) && same_cost == cost);
+    }
+    const auto k = keys.all(head), v = values.all(head);
+    const auto apart = [](const Vec<float> & x, int dim, int a, int b) {
+        double sum = 0;
+        for (int i = 0; i < dim; i++) {
+            sum += std::pow(double(x[size_t(a) * dim + i]) - x[size_t(b) * dim + i], 2);
+        }
+        return sum;
+    };
+    for (int c = 0; c < n_cells; c++) {
+        if (known[c].next >= 0) {
+            CHECK_NEAR(known[c].keys, apart(k, keys.dim, c, known[c].next), 1e-6, 1e-4);
+            CHECK_NEAR(known[c].values, apart(v, values.dim, c, known[c].next), 1e-6, 1e-4);
+        }
+    }
+    // What a call is given it takes: cells that are said to be alike merge, at no cost.
+    if (operations > 0 && end - first > 1 && largest > 1) {
+        for (int i = first; i + 1 < end; i++) {
+            known[which[i]] = {which[i + 1], 0, 0};
+            rate[i] = rate[i + 1] = 1;
+        }
+        args.operations = 1, args.group = expected, args.cost = &expected_cost;
+        fast.plan_groups(args);
+        CHECK(expected_cost == 0);
+    }
 }
 
 template <class Table>

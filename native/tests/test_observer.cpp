@@ -6,6 +6,7 @@
 #include "ggml-backend.h"
 #include "ggml.h"
 
+#include <algorithm>
 #include <cstring>
 #include <set>
 #include <string>
@@ -189,6 +190,96 @@ static void test_statistics() {
     CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
 }
 
+// Cells behind the last that any row sees are not looked at, whoever sees most.
+static void test_unseen_cells() {
+    for (const int seen : {1, 3, 5, 8}) {
+        Fixture f;
+        kvmerge_observer * o = make(params_for(KVMERGE_OBSERVE_MASS, KVMERGE_BIAS_NONE));
+        std::vector<float> masked(Fixture::CELLS * Fixture::TOKENS, -INFINITY);
+        masked[size_t(seen % Fixture::TOKENS) * Fixture::CELLS + seen - 1] = 0;
+        Tensor mask(GGML_TYPE_F32, GGML_OP_NONE, "mask", Fixture::CELLS, Fixture::TOKENS, 1, masked.data());
+        f.soft_max.src[1] = &mask;
+        std::fill(f.p.begin(), f.p.end(), 1.0f);
+        f.decode(o);
+        kvmerge_block_stats s;
+        CHECK(kvmerge_observer_stats(o, &s) == KVMERGE_OK);
+        for (int c = 0; c < Fixture::CELLS; c++) { // of a mask out of reach nothing is known
+            CHECK(s.mass[c] == (c < seen || !on_host ? Fixture::TOKENS * Fixture::HEADS : 0));
+        }
+        CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+    }
+}
+
+// Of a large ubatch, the moments are those of tokens in even distances.
+static void test_many_queries() {
+    constexpr int N = 200, STEP = 3;
+    Fixture f;
+    Random random(5);
+    std::vector<float> q = random.normals(size_t(N) * Fixture::HEADS * Fixture::DIM);
+    Tensor many(GGML_TYPE_F32, GGML_OP_PERMUTE, "q", Fixture::DIM, N, Fixture::HEADS, q.data());
+    f.kq.src[1] = &many;
+    kvmerge_observer * o = make(params_for(KVMERGE_OBSERVE_QUERIES, KVMERGE_BIAS_NONE));
+    f.decode(o);
+    float mean[Fixture::DIM], second[Fixture::DIM * Fixture::DIM];
+    CHECK(kvmerge_query_moments(o, 0, 0, mean, second) == KVMERGE_OK);
+    for (int i = 0; i < Fixture::DIM; i++) {
+        for (int j = 0; j < Fixture::DIM; j++) {
+            double sum = 0, product = 0;
+            int n = 0;
+            for (int r = 0; r < N * Fixture::HEADS; r++) {
+                if (r % N % STEP == 0) {
+                    sum += q[size_t(r) * Fixture::DIM + i];
+                    product += double(q[size_t(r) * Fixture::DIM + i]) * q[size_t(r) * Fixture::DIM + j];
+                    n++;
+                }
+            }
+            CHECK_NEAR(mean[i], sum / n, 1e-6, 1e-5);
+            CHECK_NEAR(second[i * Fixture::DIM + j], product / n, 1e-6, 1e-5);
+        }
+    }
+    CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+}
+
+// Few queries at a time, as in a generation: none is lost, and a new block weighs the ones before down.
+static void test_few_queries() {
+    Fixture f;
+    Random random(6);
+    kvmerge_observer_params params = params_for(KVMERGE_OBSERVE_QUERIES, KVMERGE_BIAS_NONE);
+    params.n_tokens = 300;
+    kvmerge_observer * o = make(params);
+    double sum[Fixture::DIM] = {}, second[Fixture::DIM * Fixture::DIM] = {}, weight = 0;
+    for (const int calls : {2, 50, 0, 22}) {
+        CHECK(kvmerge_observer_begin(o) == KVMERGE_OK);
+        const auto decay = [](double & x) { x *= 0.7f; };
+        std::for_each(sum, std::end(sum), decay);
+        std::for_each(second, std::end(second), decay);
+        decay(weight);
+        for (int call = 0; call < calls; call++) {
+            for (float & x : f.q) {
+                x = float(random.normal());
+            }
+            f.decode(o);
+            for (int r = 0; r < Fixture::TOKENS * Fixture::HEADS; r++) {
+                const float * q = f.q.data() + r * Fixture::DIM;
+                for (int i = 0; i < Fixture::DIM; i++) {
+                    sum[i] += q[i];
+                    for (int j = 0; j < Fixture::DIM; j++) {
+                        second[i * Fixture::DIM + j] += double(q[i]) * q[j];
+                    }
+                }
+                weight++;
+            }
+        }
+        float mean_seen[Fixture::DIM], second_seen[Fixture::DIM * Fixture::DIM];
+        CHECK(kvmerge_query_moments(o, 0, 0, mean_seen, second_seen) == KVMERGE_OK);
+        for (int i = 0; i < Fixture::DIM * Fixture::DIM; i++) {
+            CHECK_NEAR(second_seen[i], second[i] / weight, 1e-5, 1e-5);
+            CHECK_NEAR(mean_seen[i % Fixture::DIM], sum[i % Fixture::DIM] / weight, 1e-5, 1e-5);
+        }
+    }
+    CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+}
+
 static void test_keep_everything_changes_nothing() {
     for (const bool transposed : {false, true}) {
         Fixture f(transposed);
@@ -253,7 +344,8 @@ static void test_plan_cells() {
         p.head_dim_k = p.head_dim_v = Fixture::DIM;
         p.keys = keys, p.values = values;
         CHECK(kvmerge_plan_groups(&p, read, &cost_read) == KVMERGE_OK);
-        CHECK(std::memcmp(there, read, sizeof there) == 0 && cost_there == cost_read);
+        CHECK(std::memcmp(there, read, sizeof there) == 0);
+        CHECK_NEAR(cost_there, cost_read, 1e-5, 0);
 
         const int32_t outside[] = {2, 0, 8, 1, 5};
         there[0] = 77;
@@ -265,6 +357,105 @@ static void test_plan_cells() {
         p.operations = 5;
         CHECK(kvmerge_plan_cells(o, 0, 0, cells, &p, there, nullptr) == KVMERGE_E_ARGUMENT);
         CHECK(there[0] == 77);
+        CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+    }
+}
+
+// Of keys that carry no rotation: those that do are the kernel test's.
+static void test_project_cells() {
+    for (const bool transposed : {false, true}) {
+        Fixture f(transposed);
+        kvmerge_observer * o = make(params_for(KVMERGE_OBSERVE_CELLS, KVMERGE_BIAS_NONE));
+        const int32_t cells[] = {2, 0, 7}, positions[] = {5, 9, 0};
+        const float weight[] = {1, -2, 3, 0.5f};
+        float product[3] = {9, 9, 9}, length[3], keys[3 * Fixture::DIM], values[3 * Fixture::DIM];
+        CHECK(kvmerge_project_cells(o, 0, 0, cells, positions, 3, weight, product, length) == KVMERGE_E_STATE);
+        f.decode(o);
+        CHECK(kvmerge_read_cells(o, 0, 0, cells, 3, keys, values) == KVMERGE_OK);
+        CHECK(kvmerge_project_cells(o, 0, 0, cells, positions, 3, weight, product, length) == KVMERGE_OK);
+        for (int c = 0; c < 3; c++) { // the fixture's keys carry no rotation
+            double sum = 0, square = 0;
+            for (int i = 0; i < Fixture::DIM; i++) {
+                sum += weight[i] * keys[c * Fixture::DIM + i];
+                square += values[c * Fixture::DIM + i] * values[c * Fixture::DIM + i];
+            }
+            CHECK_NEAR(product[c], sum, 1e-5, 0);
+            CHECK_NEAR(length[c], std::sqrt(square), 1e-5, 0);
+        }
+        product[0] = 77;
+        const int32_t outside[] = {2, 0, 8};
+        CHECK(kvmerge_project_cells(o, 0, 0, outside, positions, 3, weight, product, length) == KVMERGE_E_ARGUMENT);
+        CHECK(kvmerge_project_cells(o, 0, 0, cells, nullptr, 3, weight, product, length) == KVMERGE_E_ARGUMENT);
+        CHECK(kvmerge_project_cells(o, 0, 0, cells, positions, 3, nullptr, product, length) == KVMERGE_E_ARGUMENT);
+        CHECK(kvmerge_project_cells(o, 0, 0, cells, positions, 3, weight, nullptr, length) == KVMERGE_E_ARGUMENT);
+        CHECK(kvmerge_project_cells(o, 1, 0, cells, positions, 3, weight, product, length) == KVMERGE_E_ARGUMENT);
+        CHECK(kvmerge_project_cells(nullptr, 0, 0, cells, positions, 3, weight, product, length) == KVMERGE_E_ARGUMENT);
+        CHECK(product[0] == 77);
+        CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+    }
+}
+
+// What planning remembers of a cell it forgets when the cell is written, by whomever.
+static void test_plan_forgets() {
+    for (const bool transposed : {false, true}) {
+        Fixture f(transposed);
+        kvmerge_observer * o = make(params_for(KVMERGE_OBSERVE_CELLS, KVMERGE_BIAS_NONE));
+        f.decode(o);
+        const int32_t cells[] = {0, 1, 2, 3, 4, 5, 6, 7};
+        Random random(11);
+        const auto writing = [&](int how) { // changes some cells' keys and values
+            const int cell = random.integer(0, 2);
+            const int32_t which[] = {cell};
+            const auto x = random.normals(Fixture::DIM);
+            const auto at = [&](int i) { return transposed ? i * Fixture::CELLS + cell : cell * Fixture::DIM + i; };
+            if (how == 0) {
+                CHECK(kvmerge_write_cells(o, 0, 0, which, 1, x.data(), x.data()) == KVMERGE_OK);
+            } else if (how == 1) {
+                PlanArrays plan;
+                plan.target[cell] = cell == 0 ? 1 : 0;
+                plan.weight[0] = plan.weight[1] = plan.weight[2] = 1;
+                plan.weight[cell] = 0;
+                CHECK(plan.apply(o) == KVMERGE_OK);
+                PlanArrays moves; // 0 and 1 change places
+                std::swap(moves.dest[0], moves.dest[1]);
+                CHECK(moves.apply(o) == KVMERGE_OK);
+            } else if (how == 2) { // llama.cpp decodes
+                for (int i = 0; i < Fixture::DIM; i++) {
+                    f.k[cell * Fixture::DIM + i] = x[size_t(i)];
+                    f.v[at(i)] = x[size_t(i)];
+                }
+                CHECK(kvmerge_observer_begin(o) == KVMERGE_OK);
+                f.decode(o);
+            } else { // llama.cpp shifts positions
+                Tensor shift(GGML_TYPE_F32, GGML_OP_ROPE, "", Fixture::DIM, Fixture::CELLS, 1, f.k.data());
+                shift.view_src = &f.cache_k;
+                for (int i = 0; i < Fixture::DIM * Fixture::CELLS; i++) {
+                    f.k[i] = float(random.normal());
+                }
+                CHECK(!kvmerge_eval_callback(&shift, true, o));
+                CHECK(kvmerge_observer_begin(o) == KVMERGE_OK);
+                f.decode(o); // as it always does next: what is not in the host's memory is copied there anew
+            }
+        };
+        for (int round = 0; round < 200; round++) {
+            std::vector<double> rate;
+            for (int c = 0; c < Fixture::CELLS; c++) {
+                rate.push_back(std::exp(double(random.normal())));
+            }
+            kvmerge_groups_params p = {
+                Fixture::CELLS, Fixture::DIM, Fixture::DIM, 0, Fixture::CELLS, random.integer(0, 3), 3, 0.5,
+                nullptr,        nullptr,      rate.data()};
+            int32_t there[Fixture::CELLS], read[Fixture::CELLS];
+            double cost_there, cost_read;
+            CHECK(kvmerge_plan_cells(o, 0, 0, cells, &p, there, &cost_there) == KVMERGE_OK);
+            float keys[Fixture::CELLS * Fixture::DIM], values[Fixture::CELLS * Fixture::DIM];
+            CHECK(kvmerge_read_cells(o, 0, 0, cells, Fixture::CELLS, keys, values) == KVMERGE_OK);
+            p.keys = keys, p.values = values;
+            CHECK(kvmerge_plan_groups(&p, read, &cost_read) == KVMERGE_OK);
+            CHECK_NEAR(cost_there, cost_read, 1e-6, 1e-4);
+            CHECK(std::memcmp(there, read, sizeof there) == 0);
+            writing(random.integer(0, 3));
+        }
         CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
     }
 }
@@ -569,10 +760,15 @@ int main() {
     for (const bool host : {true, false}) {
         on_host = host;
         test_statistics();
+        test_unseen_cells();
+        test_many_queries();
+        test_few_queries();
         test_flash_attention();
         test_keep_everything_changes_nothing();
         test_merge_and_move();
         test_plan_cells();
+        test_plan_forgets();
+        test_project_cells();
         test_folded_bias();
         test_exact_bias();
         test_window();

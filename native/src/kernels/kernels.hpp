@@ -146,6 +146,29 @@ struct MergeCellsArgs {
     int n_heads;             // layers x KV heads, in one go
 };
 
+// What a log-linear model of attention takes from cells themselves: the product of a vector and the key as it was before its rotation (RoPE, as in
+// MergeHead), and the length of the value.
+struct ProjectCellsArgs {
+    CellView keys, values;
+    int head;
+    const int32_t * cells;    // [n]
+    const int32_t * position; // [n]: whose rotation each key carries
+    int n;
+    const float * weight; // [dim of keys]
+    int n_rot;
+    int neox;
+    const double * freq;
+    int hadamard;
+    float * product; // [n]
+    float * length;  // [n]
+};
+
+// Squared distances of a cell's key and value from those of the cell that comes next. Who writes to either forgets them.
+struct Neighbour {
+    int32_t next = -1; // a cell; -1: nothing is known
+    float keys = 0, values = 0;
+};
+
 // Which cells of a head to drop and which to merge with their neighbours: the cheapest operation again and again, each of which leaves a
 // cell less (kvmerge_plan_groups has the prices).
 struct PlanGroupsArgs {
@@ -161,6 +184,7 @@ struct PlanGroupsArgs {
     double key_cost;   // >= 0
     int32_t * group;   // [n], written: the first member of the cell's group, -1 for a dropped cell
     double * cost;     // sum of the prices of what was done
+    Neighbour * known; // null, or of every cell allocated: what a call before has left, and what this one leaves
 };
 
 // Half precision to and from single, IEEE 754 round to nearest even. Overflow gives infinity.
@@ -206,11 +230,12 @@ struct KlRowArgs {
     X(merge_cells, MergeCellsArgs)
 
 // Kernels on the host: what to do with a head's cells, and what llama.cpp brings there, logits.
-#define KVMERGE_HOST_KERNELS(X)       \
-    X(plan_groups, PlanGroupsArgs)    \
-    X(half_to_float, HalfToFloatArgs) \
-    X(float_to_half, FloatToHalfArgs) \
-    X(log_sum_exp, LogSumExpArgs)     \
+#define KVMERGE_HOST_KERNELS(X)        \
+    X(project_cells, ProjectCellsArgs) \
+    X(plan_groups, PlanGroupsArgs)     \
+    X(half_to_float, HalfToFloatArgs)  \
+    X(float_to_half, FloatToHalfArgs)  \
+    X(log_sum_exp, LogSumExpArgs)      \
     X(kl_row, KlRowArgs)
 
 #define KVMERGE_KERNELS(X)  \

@@ -341,6 +341,32 @@ static void merge_cells(const MergeCellsArgs & a) {
     }
 }
 
+static void project_cells(const ProjectCellsArgs & a) {
+    for (int c = 0; c < a.n; c++) {
+        std::vector<double> k(a.keys.dim);
+        for (int i = 0; i < a.keys.dim; i++) {
+            k[i] = element(a.keys, a.head, a.cells[c], i);
+        }
+        k = a.hadamard ? hadamard(k, a.hadamard) : k;
+        double product = 0, square = 0;
+        for (int i = a.n_rot; i < a.keys.dim; i++) {
+            product += a.weight[i] * k[i];
+        }
+        for (int i = 0; i < a.n_rot / 2; i++) {
+            const double angle = a.position[c] * a.freq[i];
+            const int x = a.neox ? i : 2 * i;
+            const int y = a.neox ? i + a.n_rot / 2 : 2 * i + 1;
+            product += a.weight[x] * (k[x] * std::cos(angle) + k[y] * std::sin(angle));
+            product += a.weight[y] * (k[y] * std::cos(angle) - k[x] * std::sin(angle));
+        }
+        for (int i = 0; i < a.values.dim; i++) {
+            square += std::pow(element(a.values, a.head, a.cells[c], i), 2);
+        }
+        a.product[c] = float(product);
+        a.length[c] = float(std::sqrt(square));
+    }
+}
+
 // The plainest form: all prices anew before each operation.
 static void plan_groups(const PlanGroupsArgs & a) {
     struct Group {

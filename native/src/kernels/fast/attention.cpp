@@ -160,23 +160,16 @@ void attention_stats(const AttentionStatsArgs & a) {
 }
 
 // A tile of scores is ROW_TILE queries by two vectors of cells, kept in registers while a dimension after another is added.
-#if defined(__AVX512F__)
-constexpr int VECTOR_FLOATS = 16, ROW_TILE = 8;
-#elif defined(__AVX2__)
-constexpr int VECTOR_FLOATS = 8, ROW_TILE = 6;
-#else
-constexpr int VECTOR_FLOATS = 4, ROW_TILE = 4;
-#endif
-constexpr int CELL_TILE = 2 * VECTOR_FLOATS;
-typedef float Vector __attribute__((vector_size(VECTOR_FLOATS * sizeof(float)), aligned(4), may_alias));
+constexpr int ROW_TILE = WIDTH == 16 ? 8 : WIDTH == 8 ? 6 : 4;
+constexpr int CELL_TILE = 2 * WIDTH;
 
 // scores[ROWS][stride] = queries * keys for one tile of cells. `keys` is [dim][stride], transposed.
 template <int ROWS>
 static inline void score_tile(const float * const * q, const float * keys, std::ptrdiff_t stride, int dim, float * scores) {
     Vector sum[ROWS][2] = {};
     for (int i = 0; i < dim; i++) {
-        const Vector k0 = *reinterpret_cast<const Vector *>(keys + i * stride);
-        const Vector k1 = *reinterpret_cast<const Vector *>(keys + i * stride + VECTOR_FLOATS);
+        const Vector k0 = load(keys + i * stride);
+        const Vector k1 = load(keys + i * stride + WIDTH);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++) {
             sum[r][0] += q[r][i] * k0;
@@ -186,7 +179,7 @@ static inline void score_tile(const float * const * q, const float * keys, std::
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++) {
         *reinterpret_cast<Vector *>(scores + r * stride) = sum[r][0];
-        *reinterpret_cast<Vector *>(scores + r * stride + VECTOR_FLOATS) = sum[r][1];
+        *reinterpret_cast<Vector *>(scores + r * stride + WIDTH) = sum[r][1];
     }
 }
 

@@ -121,7 +121,7 @@ static char * row_of(const CellView & v, int head, int32_t cell) {
 
 // Transposed, the cells of a head lie side by side along a dimension: walk them that way, so that loads share cache lines, a few cells at
 // a time, so that stores do too. T is an element's bits.
-constexpr int TILE = 64;
+constexpr int TILE = 128;
 
 // Some cells of a head, as rows: from[i] is the number of the cell that goes to row to[i] of out, [][dim]. Where cells come next is `next`, or 0.
 template <class T>
@@ -409,6 +409,82 @@ void merge_cells(const MergeCellsArgs & a) {
     std::vector<float> members;
     for (int i = 0; i < a.n_heads; i++) {
         merge_head(a.heads[i], rotations, members);
+    }
+}
+
+namespace {
+
+// The angles of some positions, kept for the next head: of most models all layers have the same, and all heads of a block do.
+class Angles {
+  public:
+    // Cosines of position i at [i][half], sines behind all of them.
+    const float * of(const int32_t * position, int n, const double * freq, int half) {
+        if (int(position_.size()) != n || int(freq_.size()) != half || !std::equal(position, position + n, position_.begin()) ||
+            !std::equal(freq, freq + half, freq_.begin())) {
+            position_.assign(position, position + n);
+            freq_.assign(freq, freq + half);
+            table_.resize(size_t(n) * 2 * half);
+            for (int i = 0; i < n; i++) {
+                float *const c = table_.data() + size_t(i) * half, *const s = c + size_t(n) * half;
+                const double turns = position[i] * 0.159154943091895336;
+#pragma omp simd
+                for (int j = 0; j < half; j++) {
+                    cos_sin_turns(turns * freq[j], c[j], s[j]);
+                }
+            }
+        }
+        return table_.data();
+    }
+
+  private:
+    std::vector<int32_t> position_;
+    std::vector<double> freq_;
+    std::vector<float> table_;
+};
+
+} // namespace
+
+static float dot(const float * x, const float * y, int n) {
+    Vector sum = {};
+    int i = 0;
+    for (; i + WIDTH <= n; i += WIDTH) {
+        sum += load(x + i) * load(y + i);
+    }
+    float rest = 0;
+    for (; i < n; i++) {
+        rest += x[i] * y[i];
+    }
+    return added_up(sum) + rest;
+}
+
+void project_cells(const ProjectCellsArgs & a) {
+    thread_local Angles angles;
+    const int half = a.n_rot / 2, dim = a.keys.dim;
+    const float *const cosine = angles.of(a.position, a.n, a.freq, half), *const sine = cosine + size_t(a.n) * half;
+    std::vector<float> rows(size_t(MEMBERS) * std::max(dim, a.values.dim));
+    for (int i0 = 0; i0 < a.n; i0 += MEMBERS) {
+        const int count = std::min(MEMBERS, a.n - i0);
+        gather_cells({a.keys, a.head, a.cells + i0, count, rows.data()});
+        if (a.hadamard) {
+            hadamard_transform(rows.data(), count * dim, a.hadamard);
+        }
+        for (int i = 0; i < count; i++) {
+            float * const k = rows.data() + std::ptrdiff_t(i) * dim;
+            const float *const c = cosine + std::ptrdiff_t(i0 + i) * half, *const s = sine + std::ptrdiff_t(i0 + i) * half;
+            const int stride = a.neox ? 1 : 2, apart = a.neox ? half : 1;
+#pragma omp simd
+            for (int j = 0; j < half; j++) {
+                const float x = k[stride * j], y = k[stride * j + apart];
+                k[stride * j] = x * c[j] + y * s[j];
+                k[stride * j + apart] = y * c[j] - x * s[j];
+            }
+            a.product[i0 + i] = dot(k, a.weight, dim);
+        }
+        gather_cells({a.values, a.head, a.cells + i0, count, rows.data()});
+        for (int i = 0; i < count; i++) {
+            const float * const v = rows.data() + std::ptrdiff_t(i) * a.values.dim;
+            a.length[i0 + i] = std::sqrt(dot(v, v, a.values.dim));
+        }
     }
 }
 

@@ -38,6 +38,31 @@ static inline int32_t to_bits(float x) {
     return bits;
 }
 
+// Vectors by name, for sums that have to stay in registers: of a reduction that is left to it, GCC 12 keeps the partial sums in memory.
+#if defined(__AVX512F__)
+constexpr int WIDTH = 16;
+#elif defined(__AVX2__)
+constexpr int WIDTH = 8;
+#else
+constexpr int WIDTH = 4;
+#endif
+typedef float Vector __attribute__((vector_size(WIDTH * sizeof(float)), aligned(4), may_alias));
+
+static inline Vector load(const float * x) {
+    return *reinterpret_cast<const Vector *>(x);
+}
+
+static inline float added_up(Vector v) {
+    float x[WIDTH];
+    std::memcpy(x, &v, sizeof v);
+    for (int width = WIDTH / 2; width > 0; width /= 2) {
+        for (int j = 0; j < width; j++) {
+            x[j] += x[j + width];
+        }
+    }
+    return x[0];
+}
+
 // exp(x) for x <= 88, error about 2 ulp; flushes to 0 below -87; NaN stays. Cephes expf polynomial.
 static inline float exp_bounded(float x) {
     const float c = x >= -87.0f ? x : -87.0f;

@@ -8,57 +8,59 @@
 namespace kvmerge {
 namespace KVMERGE_ISA {
 
-// Adds the products of ROWS queries to two rows of the upper triangle, from a column that is a multiple of the vector on.
-template <int ROWS>
-static inline void add_products(const float * q, std::ptrdiff_t stride, int i, int d, float * second) {
-    constexpr int VECTOR = 16;
-    const int pair = i + 1 < d;
-    float * const row0 = second + std::ptrdiff_t(i) * d;
-    float * const row1 = row0 + (pair ? d : 0);
-    float x0[ROWS], x1[ROWS];
-    for (int r = 0; r < ROWS; r++) {
-        x0[r] = q[r * stride + i];
-        x1[r] = pair ? q[r * stride + i + 1] : 0.0f;
-    }
-#pragma omp simd
-    for (int j = i / VECTOR * VECTOR; j < d; j++) {
-        float y0 = 0, y1 = 0;
-        for (int r = 0; r < ROWS; r++) {
-            y0 += x0[r] * q[r * stride + j];
-            y1 += x1[r] * q[r * stride + j];
+// So many queries at once, into memory that stays in the first cache.
+constexpr int QUERIES = 64;
+
+// Adds products of queries [n][stride] to a piece of their second moment: rows i .. i+7, the columns of a vector from j on. The sums stay in
+// registers over all queries.
+constexpr int PIECE = 8;
+
+static inline void add_products(const float * q, int n, int stride, int i, int j, int d, float * second) {
+    Vector sum[PIECE] = {};
+    for (int r = 0; r < n; r++) {
+        const float * const row = q + std::ptrdiff_t(r) * stride;
+        const Vector y = load(row + j);
+        for (int k = 0; k < PIECE; k++) {
+            sum[k] += row[i + k] * y;
         }
-        if (pair) {
-            row0[j] += y0;
-            row1[j] += y1;
-        } else {
-            row0[j] += y0;
+    }
+    for (int k = 0; k < PIECE && i + k < d; k++) {
+        float * const out = second + std::ptrdiff_t(i + k) * d + j;
+        for (int l = 0; l < std::min(WIDTH, d - j); l++) {
+            out[l] += sum[k][l];
         }
     }
 }
 
 void query_moments(const QueryMomentsArgs & a) {
-    const int d = a.dim;
+    const int d = a.dim, stride = (d + 15) / 16 * 16; // whole vectors and pieces, filled up with zeros
     for (std::ptrdiff_t i = 0; i < std::ptrdiff_t(a.n_kv_heads) * d; i++) {
         a.sum[i] *= a.keep;
     }
     for (std::ptrdiff_t i = 0; i < std::ptrdiff_t(a.n_kv_heads) * d * d; i++) {
         a.second[i] *= a.keep;
     }
+    std::vector<float> queries(size_t(QUERIES) * stride, 0.0f);
     for (int h = 0; h < a.n_kv_heads * a.group; h++) {
-        const float * const head = a.q + h * a.head_stride;
         float * const sum = a.sum + std::ptrdiff_t(h / a.group) * d;
         float * const second = a.second + std::ptrdiff_t(h / a.group) * d * d;
-        int r = 0;
-        for (; r + 4 <= a.n_rows; r += 4) {
-            add_rows<4>(head + r * a.row_stride, a.row_stride, d, sum);
-            for (int i = 0; i < d; i += 2) {
-                add_products<4>(head + r * a.row_stride, a.row_stride, i, d, second);
+        for (int r0 = 0; r0 < a.n_rows; r0 += QUERIES) {
+            const int n = std::min(QUERIES, a.n_rows - r0);
+            for (int r = 0; r < n; r++) {
+                const float * const q = a.q + h * a.head_stride + (r0 + r) * a.row_stride;
+                std::copy(q, q + d, queries.data() + std::ptrdiff_t(r) * stride);
             }
-        }
-        for (; r < a.n_rows; r++) {
-            add_rows<1>(head + r * a.row_stride, 0, d, sum);
-            for (int i = 0; i < d; i += 2) {
-                add_products<1>(head + r * a.row_stride, a.row_stride, i, d, second);
+            int r = 0;
+            for (; r + 4 <= n; r += 4) {
+                add_rows<4>(queries.data() + std::ptrdiff_t(r) * stride, stride, d, sum);
+            }
+            for (; r < n; r++) {
+                add_rows<1>(queries.data() + std::ptrdiff_t(r) * stride, 0, d, sum);
+            }
+            for (int i = 0; i < d; i += PIECE) {
+                for (int j = i / WIDTH * WIDTH; j < d; j += WIDTH) {
+                    add_products(queries.data(), n, stride, i, j, d, second);
+                }
             }
         }
     }
@@ -70,6 +72,15 @@ void query_moments(const QueryMomentsArgs & a) {
             }
         }
     }
+}
+
+// Divides a row and its right-hand side by the root of the diagonal element.
+static inline void eliminate(double * row, int i, int d, double & x) {
+    const double inverse = 1 / std::sqrt(row[i]);
+    for (int j = i; j < d; j++) {
+        row[j] *= inverse;
+    }
+    x *= inverse;
 }
 
 static void fold_one(const float * sum, const float * second, int d, double inverse_weight, double ridge, float * u) {
@@ -90,21 +101,27 @@ static void fold_one(const float * sum, const float * second, int d, double inve
         upper[size_t(i) * d + i] += ridge * trace / d;
         x[i] = sum[i] * inverse_weight;
     }
-    for (int i = 0; i < d; i++) {
-        double * const row = upper.data() + size_t(i) * d;
-        const double inverse = 1 / std::sqrt(row[i]);
-        for (int j = i; j < d; j++) {
-            row[j] *= inverse;
+    // Two columns at a time: each row below is read and written once for both.
+    for (int i = 0; i < d; i += 2) {
+        double *const row0 = upper.data() + size_t(i) * d, *const row1 = row0 + (i + 1 < d ? d : 0);
+        eliminate(row0, i, d, x[i]);
+        if (row1 == row0) {
+            break;
         }
-        x[i] /= row[i];
-        for (int r = i + 1; r < d; r++) {
+        const double f = row0[i + 1];
+        for (int j = i + 1; j < d; j++) {
+            row1[j] -= f * row0[j];
+        }
+        x[i + 1] -= f * x[i];
+        eliminate(row1, i + 1, d, x[i + 1]);
+        for (int r = i + 2; r < d; r++) {
             double * const below = upper.data() + size_t(r) * d;
-            const double f = row[r];
+            const double f0 = row0[r], f1 = row1[r];
 #pragma omp simd
             for (int j = r; j < d; j++) {
-                below[j] -= f * row[j];
+                below[j] -= f0 * row0[j] + f1 * row1[j];
             }
-            x[r] -= f * x[i];
+            x[r] -= f0 * x[i] + f1 * x[i + 1];
         }
     }
     for (int i = d - 1; i >= 0; i--) {

@@ -1084,6 +1084,74 @@ public class Kvmerge_h extends Kvmerge_h$shared {
         }
     }
 
+    private static class kvmerge_project_cells {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_project_cells");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_project_cells(kvmerge_observer *observer, int32_t layer, int32_t kv_head, const int32_t *cells, const int32_t *position, int32_t n, const float *weight, float *product, float *length)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_project_cells$descriptor() {
+        return kvmerge_project_cells.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_project_cells(kvmerge_observer *observer, int32_t layer, int32_t kv_head, const int32_t *cells, const int32_t *position, int32_t n, const float *weight, float *product, float *length)
+     * }
+     */
+    public static MethodHandle kvmerge_project_cells$handle() {
+        return kvmerge_project_cells.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_project_cells(kvmerge_observer *observer, int32_t layer, int32_t kv_head, const int32_t *cells, const int32_t *position, int32_t n, const float *weight, float *product, float *length)
+     * }
+     */
+    public static MemorySegment kvmerge_project_cells$address() {
+        return kvmerge_project_cells.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_project_cells(kvmerge_observer *observer, int32_t layer, int32_t kv_head, const int32_t *cells, const int32_t *position, int32_t n, const float *weight, float *product, float *length)
+     * }
+     */
+    public static int kvmerge_project_cells(MemorySegment observer, int layer, int kv_head, MemorySegment cells, MemorySegment position, int n, MemorySegment weight, MemorySegment product, MemorySegment length) {
+        var mh$ = kvmerge_project_cells.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_project_cells", observer, layer, kv_head, cells, position, n, weight, product, length);
+            }
+            return (int)mh$.invokeExact(observer, layer, kv_head, cells, position, n, weight, product, length);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
     private static class kvmerge_apply {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
             Kvmerge_h.C_INT,

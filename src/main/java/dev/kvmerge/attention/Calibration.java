@@ -1,6 +1,7 @@
 package dev.kvmerge.attention;
 
 import dev.kvmerge.KvmergeException;
+import java.util.Arrays;
 
 /**
  * How to foresee, for each layer and KV head of a model, the attention that a token will get: a log-linear (Poisson) regression, fitted to a
@@ -27,14 +28,6 @@ public record Calibration(String name, int layers, int kvHeads, int keyDimension
     private static final double LEAST_RATE = 1e-6;
     private static final double LEAST_NORM = 1e-3;
     private static final float LARGEST = 88; // the exponential of more is no float
-    private static final double[] LOGS =
-            new double[1 << 13]; // of ages: a logarithm a cell is what planning can do without
-
-    static {
-        for (int i = 1; i < LOGS.length; i++) {
-            LOGS[i] = Math.log(i);
-        }
-    }
 
     public Calibration {
         if (weights == null || weights.length != layers * kvHeads || !(decay >= 0 && decay <= 1)) {
@@ -62,8 +55,13 @@ public record Calibration(String name, int layers, int kvHeads, int keyDimension
         }
     }
 
-    private static double logAge(int age) {
-        return age < LOGS.length ? LOGS[age] : Math.log(age);
+    /** Refuses keys of another length. */
+    public void checkKeys(int dimension) {
+        if (dimension != keyDimension) {
+            throw new KvmergeException("the calibration '" + name + "' is for keys of " + keyDimension
+                    + " elements, the model's have " + dimension
+                    + ": make one with 'kvmerge calibrate', or use --calibration none");
+        }
     }
 
     /** The logarithm of a rate, as the regression takes it. */
@@ -72,65 +70,54 @@ public record Calibration(String name, int layers, int kvHeads, int keyDimension
     }
 
     /** The logarithm of a value's length, as the regression takes it. */
-    public static double logNorm(float[] values, int cell, int dimension) {
-        return Math.log(Math.sqrt(dot(values, cell * dimension, values, cell * dimension, dimension)) + LEAST_NORM);
+    public static double logLength(double length) {
+        return Math.log(length + LEAST_NORM);
+    }
+
+    /** A KV head's weights of the key's elements. */
+    public float[] keyWeights(int pair) {
+        return Arrays.copyOfRange(weights[pair], SCALARS, SCALARS + keyDimension);
     }
 
     /**
      * The part of the sum that is known when a token comes.
      *
      * @param pair layer * kvHeads + kvHead
-     * @param keys [cells][keyDimension], before their rotation
-     * @param values [cells][valueDimension]
+     * @param products [cells], of {@link #keyWeights} and each key as it was before its rotation
+     * @param lengths [cells], of the values
      * @return [cells]
      */
-    public float[] prior(int pair, float[] keys, float[] values) {
+    public float[] prior(int pair, float[] products, float[] lengths) {
         float[] w = weights[pair];
-        int n = keys.length / keyDimension;
-        int valueDimension = values.length / n;
-        float[] prior = new float[n];
-        for (int i = 0; i < n; i++) {
-            prior[i] = (float) (w[0]
-                    + w[5] * logNorm(values, i, valueDimension)
-                    + dot(w, SCALARS, keys, i * keyDimension, keyDimension));
+        float[] prior = new float[products.length];
+        for (int i = 0; i < prior.length; i++) {
+            prior[i] = (float) (w[0] + w[5] * logLength(lengths[i]) + products[i]);
         }
         return prior;
     }
 
-    /** Four sums at once, since Java may not reorder one. */
-    private static double dot(float[] x, int a, float[] y, int b, int n) {
-        float s0 = 0;
-        float s1 = 0;
-        float s2 = 0;
-        float s3 = 0;
-        int i = 0;
-        for (; i + 4 <= n; i += 4) {
-            s0 += x[a + i] * y[b + i];
-            s1 += x[a + i + 1] * y[b + i + 1];
-            s2 += x[a + i + 2] * y[b + i + 2];
-            s3 += x[a + i + 3] * y[b + i + 3];
-        }
-        for (; i < n; i++) {
-            s0 += x[a + i] * y[b + i];
-        }
-        return (s0 + s1) + (s2 + s3);
-    }
-
-    /** The attention that each cell is expected to get from a query to come. */
-    public double[] expected(CellStats cells) {
+    /**
+     * The attention that each cell is expected to get from a query to come.
+     *
+     * @param rates [cells], {@link CellStats#rate} of each
+     */
+    public double[] expected(CellStats cells, double[] rates) {
         float[] w = weights[cells.layer() * kvHeads + cells.kvHead()];
         int n = cells.size();
         float[] log = new float[n];
         for (int i = 0; i < n; i++) {
-            log[i] = Approximate.log((float) (cells.rate(i) + LEAST_RATE));
+            log[i] = Approximate.log((float) (rates[i] + LEAST_RATE));
         }
+        int[] position = cells.position();
+        float[] prior = cells.prior();
+        int now = cells.newest() + 1;
         double[] expected = new double[n];
         for (int i = 0; i < n; i++) {
             float before = log[Math.max(i - 1, 0)];
             float after = log[Math.min(i + 1, n - 1)];
-            float age = (float) logAge(cells.newest() + 1 - cells.position()[i]);
+            float age = Approximate.log(now - position[i]);
             expected[i] = Approximate.exp(
-                    Math.min(LARGEST, cells.prior()[i] + w[1] * log[i] + w[2] * before + w[3] * after + w[4] * age));
+                    Math.min(LARGEST, prior[i] + w[1] * log[i] + w[2] * before + w[3] * after + w[4] * age));
         }
         return expected;
     }

@@ -172,15 +172,13 @@ final class CellTable {
     /**
      * Takes the plans of all pairs and moves the table to what the cells will be.
      *
-     * @param plans one a pair
+     * @param plans one a pair, all of which have passed {@link #check}
      * @param budget cells that stay
      * @param back positions that every key is rotated back by, but that those which come to the start get 0, 1, 2, ...; llama.cpp rotates
      *     the newest cell itself
      * @return what the native side has to do; its arrays are the table's, until the next call
-     * @throws KvmergeException naming the layer and KV head of a plan that breaks the rules; nothing has moved then
      */
     Moves apply(Plan[] plans, int budget, int back) {
-        check(plans, budget); // all of them, before anything moves
         boolean weighted = Arrays.stream(plans).anyMatch(plan -> plan.valueWeight() != null);
         Moves moves = new Moves(
                 targets,
@@ -211,20 +209,19 @@ final class CellTable {
         return staying;
     }
 
-    private void check(Plan[] plans, int budget) {
-        Parallel.each(plans.length, pair -> {
-            try {
-                if (plans[pair] == null) {
-                    throw new IllegalStateException("is null");
-                }
-                plans[pair].check(used, budget);
-            } catch (IllegalStateException e) {
-                throw new KvmergeException(
-                        "the strategy's plan for layer " + pair / shape.kvHeads() + ", KV head "
-                                + pair % shape.kvHeads() + ": " + e.getMessage(),
-                        e);
+    /** Throws a KvmergeException naming the layer and KV head of a plan that breaks the rules. */
+    void check(int pair, Plan plan, int budget) {
+        try {
+            if (plan == null) {
+                throw new IllegalStateException("is null");
             }
-        });
+            plan.check(used, budget);
+        } catch (IllegalStateException e) {
+            throw new KvmergeException(
+                    "the strategy's plan for layer " + pair / shape.kvHeads() + ", KV head " + pair % shape.kvHeads()
+                            + ": " + e.getMessage(),
+                    e);
+        }
     }
 
     private void applyPair(int pair, Plan plan, boolean[] stays, int budget, int back, Moves moves) {
@@ -238,74 +235,69 @@ final class CellTable {
         float[] valueWeights = moves.valueWeights();
         int[] at = order(pair);
         int newest = at[used - 1];
+        int[] target = plan.target();
+        float[] weight = plan.weight();
+        float[] valueWeight = plan.valueWeight() == null ? weight : plan.valueWeight();
         // Pivots that already lie in a cell that stays, stay in it; the others take the free ones in order.
         boolean[] taken = new boolean[cells];
         for (int i = 0; i < used; i++) {
-            if (plan.target()[i] == i && stays[at[i]]) {
-                taken[at[i]] = true;
+            if (target[i] == i) {
+                taken[at[i]] = stays[at[i]];
+                if (weight[i] != 1) { // the rest comes from its members
+                    entropy[base + at[i]] *= weight[i];
+                    prior[base + at[i]] *= weight[i];
+                }
+            }
+        }
+        for (int i = 0; i < used; i++) {
+            if (target[i] == Plan.EVICTED) {
+                continue;
+            }
+            int cell = base + at[i];
+            targets[cell] = at[target[i]];
+            weights[cell] = weight[i];
+            if (valueWeights != null) {
+                valueWeights[cell] = valueWeight[i];
+            }
+            if (target[i] != i) {
+                int pivot = base + at[target[i]];
+                mass[pivot] += mass[cell];
+                entropy[pivot] += weight[i] * entropy[cell];
+                count[pivot] += count[cell];
+                prior[pivot] += weight[i] * prior[cell];
             }
         }
         int free = 0;
-        int[] nextPosition = new int[budget];
-        int[] nextFrame = new int[budget];
-        float[] nextMass = new float[budget];
-        float[] nextExposure = new float[budget];
-        float[] nextEntropy = new float[budget];
-        int[] nextCount = new int[budget];
-        float[] nextPrior = new float[budget];
-        int[] nextCell = new int[budget];
-        int[] groupOf = new int[used]; // by pivot
         int group = 0;
         for (int i = 0; i < used; i++) {
-            if (plan.target()[i] != i) {
+            if (target[i] != i) {
                 continue;
             }
-            int cell = at[i];
-            if (!stays[cell]) {
+            int from = base + at[i];
+            int to = at[i];
+            if (!stays[to]) {
                 while (taken[free] || !stays[free]) {
                     free++;
                 }
                 taken[free] = true;
-                cell = free;
+                to = free;
             }
-            destinations[base + at[i]] = cell;
-            nextCell[group] = cell;
-            nextPosition[group] = position[base + at[i]];
-            nextExposure[group] = exposure[base + at[i]];
-            nextFrame[group] = Math.max(group, frame[base + at[i]] - back);
+            destinations[from] = to;
+            order[base + group] = to;
+            to += base;
+            frame[to] = Math.max(group, frame[from] - back);
+            if (to != from) {
+                position[to] = position[from];
+                mass[to] = mass[from];
+                exposure[to] = exposure[from];
+                entropy[to] = entropy[from];
+                count[to] = count[from];
+                prior[to] = prior[from];
+            }
             if (newPositions != null && at[i] != newest) {
-                newPositions[base + at[i]] = nextFrame[group];
+                newPositions[from] = frame[to];
             }
-            groupOf[i] = group++;
-        }
-        for (int i = 0; i < used; i++) {
-            int p = plan.target()[i];
-            if (p == Plan.EVICTED) {
-                continue;
-            }
-            int cell = base + at[i];
-            targets[cell] = at[p];
-            weights[cell] = plan.weight()[i];
-            if (valueWeights != null) {
-                valueWeights[cell] = (plan.valueWeight() == null ? plan.weight() : plan.valueWeight())[i];
-            }
-            int g = groupOf[p];
-            nextMass[g] += mass[cell];
-            nextEntropy[g] += plan.weight()[i] * entropy[cell];
-            nextCount[g] += count[cell];
-            nextPrior[g] += plan.weight()[i] * prior[cell];
-        }
-        Arrays.fill(mass, base, base + cells, 0);
-        for (int g = 0; g < budget; g++) {
-            int cell = base + nextCell[g];
-            position[cell] = nextPosition[g];
-            frame[cell] = nextFrame[g];
-            mass[cell] = nextMass[g];
-            exposure[cell] = nextExposure[g];
-            entropy[cell] = nextEntropy[g];
-            count[cell] = nextCount[g];
-            prior[cell] = nextPrior[g];
-            order[base + g] = nextCell[g];
+            group++;
         }
     }
 }

@@ -5,7 +5,6 @@ import dev.kvmerge.attention.Calibration;
 import dev.kvmerge.attention.CellStats;
 import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.kernels.CellVectors;
-import dev.kvmerge.kernels.KeyRotation;
 import dev.kvmerge.kernels.Observer;
 import dev.kvmerge.llama.Context;
 import dev.kvmerge.llama.ContextOptions;
@@ -13,10 +12,6 @@ import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.llama.Shape;
 import java.lang.foreign.MemorySegment;
-import java.util.ArrayList;
-import java.util.List;
-import java.util.Map;
-import java.util.concurrent.ConcurrentHashMap;
 import java.util.function.Supplier;
 import java.util.stream.IntStream;
 
@@ -37,8 +32,6 @@ public final class CompressedContext implements AutoCloseable {
     private final boolean windows; // some of the model's layers have sliding windows
     private final Timings timings = new Timings();
     private final ThreadLocal<CellVectors.Buffer> buffers = ThreadLocal.withInitial(CellVectors.Buffer::new);
-    private final ThreadLocal<CellVectors.Buffer> newest = ThreadLocal.withInitial(CellVectors.Buffer::new);
-    private final List<KeyRotation> rotations = new ArrayList<>(); // of each layer, known with the cells' place
     private Observer.CacheInfo info;
     private Observer.Stats lastStats;
     private int decoded; // tokens so far
@@ -243,8 +236,8 @@ public final class CompressedContext implements AutoCloseable {
         }
         if (info == null) {
             info = observer.cacheInfo();
-            for (int layer = 0; layer < shape.layers(); layer++) {
-                rotations.add(observer.keyRotation(layer, info));
+            if (planner != null && planner.calibration() != null) {
+                planner.calibration().checkKeys(info.keyDimension());
             }
         }
         lastStats = stats;
@@ -263,16 +256,16 @@ public final class CompressedContext implements AutoCloseable {
         long start = System.nanoTime();
         Calibration calibration = planner.calibration();
         int[] positions = IntStream.range(position - cells.length, position).toArray();
-        Map<KeyRotation, KeyRotation.Undo> angles = new ConcurrentHashMap<>(); // of most models, one for all layers
         float[][] priors = new float[shape.pairs()][];
-        Parallel.each(shape.layers(), layer -> {
-            KeyRotation.Undo undo = angles.computeIfAbsent(rotations.get(layer), r -> r.undo(positions));
-            for (int h = 0; h < shape.kvHeads(); h++) {
-                CellVectors vectors = observer.readCells(layer, h, cells, info, newest.get());
-                undo.apply(vectors.keys());
-                int pair = layer * shape.kvHeads() + h;
-                priors[pair] = calibration.prior(pair, vectors.keys(), vectors.values());
-            }
+        Parallel.each(priors.length, pair -> {
+            Observer.Projection seen = observer.project(
+                    pair / shape.kvHeads(),
+                    pair % shape.kvHeads(),
+                    cells,
+                    positions,
+                    calibration.keyWeights(pair),
+                    info);
+            priors[pair] = calibration.prior(pair, seen.products(), seen.lengths());
         });
         timings.plan += System.nanoTime() - start;
         return priors;
@@ -291,6 +284,7 @@ public final class CompressedContext implements AutoCloseable {
         Plan[] plans = new Plan[shape.pairs()];
         Parallel.each(plans.length, pair -> {
             plans[pair] = planner.plan(stats(pair, buffers::get), budget);
+            table.check(pair, plans[pair], budget); // all of them, before anything moves
         });
         long planned = System.nanoTime();
         timings.plan += planned - start;
@@ -392,7 +386,7 @@ public final class CompressedContext implements AutoCloseable {
      */
     public CellStats unrotated(int layer, int kvHead) {
         CellStats cells = cells(layer, kvHead);
-        rotations.get(layer).undo(cells.position()).apply(cells.keys());
+        observer.keyRotation(layer, info).undo(cells.position(), cells.keys());
         return cells;
     }
 

@@ -176,8 +176,17 @@ public final class Calibrator {
         for (int i = 0; i < n; i++) {
             int t = i * SAMPLE + SAMPLE - 1;
             System.arraycopy(vectors.keys(), t * dimension, seen.keys[pair], i * dimension, dimension);
-            seen.norms[pair][i] = (float) Calibration.logNorm(vectors.values(), t, vectors.values().length / cells);
+            seen.norms[pair][i] =
+                    (float) Calibration.logLength(length(vectors.values(), t, vectors.values().length / cells));
         }
+    }
+
+    private static double length(float[] values, int cell, int dimension) {
+        double sum = 0;
+        for (int d = 0; d < dimension; d++) {
+            sum += (double) values[cell * dimension + d] * values[cell * dimension + d];
+        }
+        return Math.sqrt(sum);
     }
 
     private void read(int[] tokens, double power, int before, FullAttention.Look look) {

@@ -10,74 +10,48 @@ import java.util.Arrays;
  * @param hadamard size of the Hadamard matrices that the rotated keys were multiplied by for storage; 0 for none
  */
 public record KeyRotation(double[] frequency, boolean neox, int hadamard) {
-    /** Keys as they were before they were rotated: two heads of one layer share the angles of the same positions. */
-    public final class Undo {
-        private final int n;
-        private final float[] cosine; // [n][pairs]
-        private final float[] sine;
-
-        private Undo(int[] positions) {
-            n = positions.length;
-            int pairs = frequency.length;
-            cosine = new float[n * pairs];
-            sine = new float[n * pairs];
-            for (int i = 0; i < n; i++) {
-                for (int j = 0; j < pairs; j++) {
-                    double angle = positions[i] * frequency[j];
-                    cosine[i * pairs + j] = (float) Math.cos(angle);
-                    sine[i * pairs + j] = (float) Math.sin(angle);
-                }
+    /**
+     * Turns keys back to what they were before the rotation, in place.
+     *
+     * @param keys [positions][dimension], as cached
+     */
+    public void undo(int[] positions, float[] keys) {
+        int dimension = keys.length / positions.length;
+        int pairs = frequency.length;
+        for (int i = 0; i < positions.length; i++) {
+            int at = i * dimension;
+            if (hadamard > 0) {
+                hadamard(keys, at, dimension);
             }
-        }
-
-        /**
-         * Turns keys back, in place.
-         *
-         * @param keys [positions][dimension], as cached
-         */
-        public void apply(float[] keys) {
-            int dimension = keys.length / n;
-            int pairs = frequency.length;
-            for (int i = 0; i < n; i++) {
-                int at = i * dimension;
-                if (hadamard > 0) {
-                    hadamard(keys, at, dimension);
-                }
-                for (int j = 0; j < pairs; j++) {
-                    int a = at + (neox ? j : 2 * j);
-                    int b = at + (neox ? j + pairs : 2 * j + 1);
-                    float c = cosine[i * pairs + j];
-                    float s = sine[i * pairs + j];
-                    float x = keys[a];
-                    float y = keys[b];
-                    keys[a] = x * c + y * s;
-                    keys[b] = y * c - x * s;
-                }
-            }
-        }
-
-        /** An orthonormal Walsh-Hadamard transform of each run: its own inverse. */
-        private void hadamard(float[] x, int at, int dimension) {
-            float norm = (float) (1 / Math.sqrt(hadamard));
-            for (int half = 1; half < hadamard; half *= 2) {
-                for (int i = at; i < at + dimension; i += 2 * half) {
-                    for (int j = i; j < i + half; j++) {
-                        float a = x[j];
-                        float b = x[j + half];
-                        x[j] = a + b;
-                        x[j + half] = a - b;
-                    }
-                }
-            }
-            for (int i = at; i < at + dimension; i++) {
-                x[i] *= norm;
+            for (int j = 0; j < pairs; j++) {
+                int a = at + (neox ? j : 2 * j);
+                int b = at + (neox ? j + pairs : 2 * j + 1);
+                float c = (float) Math.cos(positions[i] * frequency[j]);
+                float s = (float) Math.sin(positions[i] * frequency[j]);
+                float x = keys[a];
+                float y = keys[b];
+                keys[a] = x * c + y * s;
+                keys[b] = y * c - x * s;
             }
         }
     }
 
-    /** What turns keys of these positions back to before the rotation. */
-    public Undo undo(int[] positions) {
-        return new Undo(positions);
+    /** An orthonormal Walsh-Hadamard transform of each run: its own inverse. */
+    private void hadamard(float[] x, int at, int dimension) {
+        float norm = (float) (1 / Math.sqrt(hadamard));
+        for (int half = 1; half < hadamard; half *= 2) {
+            for (int i = at; i < at + dimension; i += 2 * half) {
+                for (int j = i; j < i + half; j++) {
+                    float a = x[j];
+                    float b = x[j + half];
+                    x[j] = a + b;
+                    x[j + half] = a - b;
+                }
+            }
+        }
+        for (int i = at; i < at + dimension; i++) {
+            x[i] *= norm;
+        }
     }
 
     @Override

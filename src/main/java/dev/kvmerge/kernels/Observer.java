@@ -342,6 +342,42 @@ public final class Observer implements AutoCloseable {
                         Kvmerge_h.kvmerge_read_cells(open(), layer, kvHead, index, which.length, keys, values)));
     }
 
+    /**
+     * What a log-linear model of attention takes from cells themselves.
+     *
+     * @param products [cells], of a vector and each key as it was before its rotation
+     * @param lengths [cells], of the values
+     */
+    public record Projection(float[] products, float[] lengths) {}
+
+    /**
+     * Projects cells of one layer and KV head.
+     *
+     * @param positions [which], whose rotation each key carries
+     * @param weight [keyDimension]
+     */
+    public Projection project(int layer, int kvHead, int[] which, int[] positions, float[] weight, CacheInfo info) {
+        if (positions.length != which.length || weight.length != info.keyDimension()) {
+            throw new IllegalArgumentException(positions.length + " positions and " + weight.length + " weights of "
+                    + which.length + " cells with keys of " + info.keyDimension());
+        }
+        try (Arena local = Arena.ofConfined()) {
+            MemorySegment product = local.allocate(ValueLayout.JAVA_FLOAT, which.length);
+            MemorySegment length = local.allocate(ValueLayout.JAVA_FLOAT, which.length);
+            Kvmerge.check(Kvmerge_h.kvmerge_project_cells(
+                    open(),
+                    layer,
+                    kvHead,
+                    local.allocateFrom(ValueLayout.JAVA_INT, which),
+                    local.allocateFrom(ValueLayout.JAVA_INT, positions),
+                    which.length,
+                    local.allocateFrom(ValueLayout.JAVA_FLOAT, weight),
+                    product,
+                    length));
+            return new Projection(product.toArray(ValueLayout.JAVA_FLOAT), length.toArray(ValueLayout.JAVA_FLOAT));
+        }
+    }
+
     /** Writes the values of cells of one layer and KV head, rounding to the cells' type. values: [which][valueDimension] in one array. */
     public void writeValues(int layer, int kvHead, int[] which, float[] values, CacheInfo info) {
         if (values.length != which.length * info.valueDimension()) {

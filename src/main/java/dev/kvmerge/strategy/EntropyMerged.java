@@ -105,7 +105,7 @@ public record EntropyMerged(
         for (int i = 0; i < n; i++) {
             received[i] = cells.rate(i);
         }
-        double[] expected = calibration == null ? received : calibration.expected(cells);
+        double[] expected = calibration == null ? received : calibration.expected(cells, received);
         int[] group = cells.groups(expected, first, end, n - budget, largestGroup, keyCost);
         return plan(group, received);
     }

@@ -14,9 +14,8 @@ class CalibrationTest {
     @Test
     void foreseesByItsFormula() {
         Calibration calibration = new Calibration("c", 2, 1, 2, 0.9, new float[][] {WEIGHTS, new float[8]});
-        float[] keys = {1, 2, 0.5f, -1, 0, 0};
-        float[] values = {3, 4, 0, 0, 5, 12};
-        float[] prior = calibration.prior(0, keys, values);
+        assertArrayEquals(new float[] {2, -3}, calibration.keyWeights(0));
+        float[] prior = calibration.prior(0, new float[] {2 - 6, 1 + 3, 0}, new float[] {5, 0, 13});
         assertEquals(-1 + .7 * Math.log(5 + 1e-3) + 2 - 6, prior[0], 1e-5);
         assertEquals(-1 + .7 * Math.log(1e-3) + 1 + 3, prior[1], 1e-5);
         float[] mass = {6, 1, 2};
@@ -31,7 +30,7 @@ class CalibrationTest {
             double after = log[i == 2 ? 2 : i + 1];
             expected[i] = Math.exp(prior[i] + .5 * log[i] + .25 * before - .125 * after - .3 * age[i]);
         }
-        assertArrayEquals(expected, calibration.expected(cells), 1e-6);
+        assertArrayEquals(expected, calibration.expected(cells, new double[] {2, .5, 2}), 1e-6);
     }
 
     @Test
@@ -49,5 +48,9 @@ class CalibrationTest {
         assertTrue(assertThrows(KvmergeException.class, () -> fine.check(30, 3))
                 .getMessage()
                 .contains("--calibration none"));
+        fine.checkKeys(2);
+        assertTrue(assertThrows(KvmergeException.class, () -> fine.checkKeys(64))
+                .getMessage()
+                .contains("keys of 2 elements"));
     }
 }

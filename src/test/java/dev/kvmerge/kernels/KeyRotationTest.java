@@ -53,7 +53,7 @@ class KeyRotationTest {
                 expected[i * dimension + d] = (float) key[d];
             }
         }
-        rotation.undo(positions).apply(keys);
+        rotation.undo(positions, keys);
         assertArrayEquals(expected, keys, 3e-6f);
         assertEquals(rotation, new KeyRotation(frequency.clone(), rotation.neox(), rotation.hadamard()));
         assertEquals(

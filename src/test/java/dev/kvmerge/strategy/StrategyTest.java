@@ -279,7 +279,7 @@ class StrategyTest {
                 exposure(IntStream.range(0, n).toArray()),
                 new float[n],
                 new int[n],
-                calibration.prior(0, keys, values),
+                calibration.prior(0, new float[] {0, 0, 20, 0, 0, 0}, new float[] {3, 3, 3, 3, 3, 3}),
                 CellVectors.of(n, keys, values),
                 null);
         EntropyMerged blind = new EntropyMerged(0, 0, 8, 0.9, 1.5, 1, Bias.FOLDED, null);

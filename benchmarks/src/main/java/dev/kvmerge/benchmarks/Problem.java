@@ -69,6 +69,7 @@ final class Problem {
             case "gather_cells" -> gather(true);
             case "scatter_cells" -> gather(false);
             case "merge_cells" -> merge();
+            case "project_cells" -> project();
             case "plan_groups" -> plan();
             case "half_to_float" -> convert(true);
             case "float_to_half" -> convert(false);
@@ -244,20 +245,16 @@ final class Problem {
         java.util.Arrays.setAll(start, g -> GROUP_SIZE * g);
         int[] delta = new int[groups * GROUP_SIZE];
         float[] weight = new float[delta.length];
-        double[] freq = new double[dim / 2];
         for (int i = 0; i < delta.length; i++) {
             delta[i] = i % GROUP_SIZE - 1;
             weight[i] = 1f / GROUP_SIZE;
-        }
-        for (int i = 0; i < freq.length; i++) {
-            freq[i] = Math.pow(10000, -2.0 * i / dim);
         }
         MemorySegment members = order(groups * GROUP_SIZE);
         MemorySegment starts = arena.allocateFrom(ValueLayout.JAVA_INT, start);
         MemorySegment deltas = arena.allocateFrom(ValueLayout.JAVA_INT, delta);
         MemorySegment weights = floats(weight);
         MemorySegment destinations = arena.allocateFrom(ValueLayout.JAVA_INT, index);
-        MemorySegment frequencies = arena.allocateFrom(ValueLayout.JAVA_DOUBLE, freq);
+        MemorySegment frequencies = frequencies();
         MemorySegment bias = zeros(groups);
         MemorySegment direction = floats(normals(dim));
         Kernels.Struct first = null;
@@ -310,8 +307,35 @@ final class Problem {
                 .integer(8)
                 .real(1)
                 .pointer(zeros(cells))
-                .pointer(zeros(2));
+                .pointer(zeros(2))
+                .pointer(MemorySegment.NULL); // nothing is known from a call before
         return 2L * 2 * cells * dim;
+    }
+
+    private long project() {
+        MemorySegment keys = halves((long) cells * kvHeads * dim);
+        MemorySegment values = arena.allocateFrom(ValueLayout.JAVA_SHORT, half);
+        MemorySegment order = order(cells);
+        args.cells(keys, F16, false, dim, cells, 2L * kvHeads * dim)
+                .cells(values, F16, false, dim, cells, 2L * kvHeads * dim)
+                .integer(0)
+                .pointer(order)
+                .pointer(order)
+                .integer(cells)
+                .pointer(floats(normals(dim)))
+                .integer(dim)
+                .integer(0)
+                .pointer(frequencies())
+                .integer(0)
+                .pointer(zeros(cells))
+                .pointer(zeros(cells));
+        return 2L * 2 * cells * dim;
+    }
+
+    private MemorySegment frequencies() {
+        double[] freq = new double[dim / 2];
+        java.util.Arrays.setAll(freq, i -> Math.pow(10000, -2.0 * i / dim));
+        return arena.allocateFrom(ValueLayout.JAVA_DOUBLE, freq);
     }
 
     private long convert(boolean toFloat) {

@@ -1,0 +1,46 @@
+// What planning knows of a KV head's cells from the last time.
+#pragma once
+
+#include "kernels/kernels.hpp"
+
+#include <mutex>
+#include <vector>
+
+namespace kvmerge {
+
+// Distances between neighbours, for a cell most of which the next plan needs again: few cells are written between two.
+class Neighbours {
+  public:
+    explicit Neighbours(int n_cells) : known_(size_t(n_cells)), written_(size_t(n_cells), false) {}
+    // Cells are not what they were.
+    void rewritten(const int32_t * cells, size_t n) {
+        for (size_t i = 0; i < n; i++) {
+            written_[size_t(cells[i])] = true;
+        }
+    }
+    void all_rewritten() { written_.assign(written_.size(), true); }
+
+    // Calls plan with what is known, or with null while another thread plans over the same head.
+    template <class Plan>
+    void use(Plan && plan) {
+        const std::unique_lock<std::mutex> lock(in_use_, std::try_to_lock);
+        if (!lock) {
+            plan(nullptr);
+            return;
+        }
+        for (Neighbour & known : known_) {
+            if (known.next >= 0 && (written_[size_t(&known - known_.data())] || written_[size_t(known.next)])) {
+                known.next = -1;
+            }
+        }
+        written_.assign(written_.size(), false);
+        plan(known_.data());
+    }
+
+  private:
+    std::vector<Neighbour> known_; // by cell
+    std::vector<char> written_;    // by cell: since the last plan
+    std::mutex in_use_;
+};
+
+} // namespace kvmerge
