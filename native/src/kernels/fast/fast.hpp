@@ -21,8 +21,6 @@ KVMERGE_KERNELS(KVMERGE_DECLARE)
 // Bytes of n elements of a cell type, and reading them: of Q8_0, n is a multiple of its block.
 size_t bytes_of(int32_t type, size_t n);
 void to_float(int32_t type, const void * in, std::ptrdiff_t n, float * out);
-// Cells of a transposed view as rows of the same type: [n][dim].
-void copy_transposed(const CellView & view, int head, const int32_t * cells, int n, void * out);
 
 static constexpr std::ptrdiff_t BLOCK = 512; // single-precision partial sums are added up in double
 
