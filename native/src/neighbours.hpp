@@ -8,7 +8,7 @@
 
 namespace kvmerge {
 
-// Distances between neighbours, for a cell most of which the next plan needs again: few cells are written between two.
+// Distances between neighbours. The next plan needs most of them again: few cells are written in between.
 class Neighbours {
   public:
     explicit Neighbours(int n_cells) : known_(size_t(n_cells)), written_(size_t(n_cells), false) {}

@@ -389,6 +389,11 @@ void kvmerge_observer::add_queries(Stop & stop, const ggml_tensor * q, int layer
     stop.add(*l.stats_device, &Device::query_moments,
              QueryMomentsArgs{data.as<const float>(), floats(q->nb[2]), floats(q->nb[1]) * step, params.n_head_kv, group(),
                               int(n_rows), int(q->ne[0]), l.query_keep, l.query_sum.data(), l.query_second.data()});
+    count_queries(l, int(n_rows));
+}
+
+// Accounts for tokens whose queries a kernel adds to the moments.
+void kvmerge_observer::count_queries(Layer & l, int n_rows) {
     l.query_weight = l.query_weight * l.query_keep + double(n_rows) * group();
     l.query_keep = 1;
 }
@@ -412,12 +417,14 @@ void kvmerge_observer::add_waiting_queries(Layer & l) {
     }
     host_device().query_moments({l.queries.data(), std::ptrdiff_t(ENOUGH_QUERIES) * l.k.dim(), l.k.dim(), params.n_head_kv,
                                  group(), l.n_queries, l.k.dim(), l.query_keep, l.query_sum.data(), l.query_second.data()});
-    l.query_weight = l.query_weight * l.query_keep + double(l.n_queries) * group();
-    l.query_keep = 1;
+    count_queries(l, l.n_queries);
     l.n_queries = 0;
 }
 
 void kvmerge_observer::add_waiting_queries() {
+    if (std::none_of(layers.begin(), layers.end(), [](const Layer & l) { return l.n_queries > 0; })) {
+        return; // after a block of a prompt none are: no threads for nothing
+    }
     parallel_for(params.n_layer, params.n_threads, [&](int64_t layer) { add_waiting_queries(layers[size_t(layer)]); });
 }
 

@@ -90,6 +90,7 @@ struct kvmerge_observer {
     bool saw_attention(const ggml_tensor * node, bool flash, int layer);
     void add_queries(kvmerge::Stop & stop, const ggml_tensor * q, int layer);
     void keep_query(Layer & layer, const char * query, size_t head_bytes);
+    void count_queries(Layer & layer, int n_rows);
     void add_exact_bias(ggml_tensor * kq, int layer);
     void add_attention(kvmerge::Stop & stop, ggml_tensor * probabilities, int layer);
     void add_flash_attention(kvmerge::Stop & stop, ggml_tensor * node, int layer);

@@ -191,11 +191,6 @@ static void read_transposed(const CellView & view, int h, const int32_t * cells,
     }
 }
 
-static void copy_transposed(const CellView & view, int head, const int32_t * cells, int n, void * out) {
-    view.type == CELL_F32 ? read_transposed(view, head, cells, n, static_cast<uint32_t *>(out))
-                          : read_transposed(view, head, cells, n, static_cast<uint16_t *>(out));
-}
-
 template <class T>
 static void write_transposed(const ScatterCellsArgs & a) {
     const int dim = a.view.dim;
@@ -226,13 +221,13 @@ static void write_transposed(const ScatterCellsArgs & a) {
 
 void gather_cells(const GatherCellsArgs & a) {
     if (a.view.transposed) {
-        const size_t size = size_t(a.n) * a.view.dim;
         if (a.view.type == CELL_F32) {
-            copy_transposed(a.view, a.head, a.cells, a.n, a.out);
+            read_transposed(a.view, a.head, a.cells, a.n, a.out);
             return;
         }
+        const size_t size = size_t(a.n) * a.view.dim;
         std::vector<uint16_t> rows(size);
-        copy_transposed(a.view, a.head, a.cells, a.n, rows.data());
+        read_transposed(a.view, a.head, a.cells, a.n, rows.data());
         to_float(a.view.type, rows.data(), std::ptrdiff_t(size), a.out);
         return;
     }
