@@ -18,12 +18,6 @@ struct BlockQ8_0 {
 };
 static_assert(sizeof(BlockQ8_0) == 34, "as ggml lays it out");
 
-static float one_to_float(uint16_t half) {
-    float x;
-    half_to_float({&half, &x, 1});
-    return x;
-}
-
 static uint16_t one_to_half(float x) {
     uint16_t half;
     float_to_half({&x, &half, 1});
@@ -32,7 +26,7 @@ static uint16_t one_to_half(float x) {
 
 static void q8_0_to_float(const BlockQ8_0 * in, int n, float * out) {
     for (int b = 0; b < n / Q8_0_BLOCK; b++) {
-        const float scale = one_to_float(in[b].scale);
+        const float scale = value_of(Half{in[b].scale});
         for (int i = 0; i < Q8_0_BLOCK; i++) {
             out[b * Q8_0_BLOCK + i] = scale * in[b].x[i];
         }
@@ -56,13 +50,6 @@ static void float_to_q8_0(const float * in, int n, BlockQ8_0 * out) {
     }
 }
 
-static void bf16_to_float(const uint16_t * in, std::ptrdiff_t n, float * out) {
-    for (std::ptrdiff_t i = 0; i < n; i++) {
-        const uint32_t bits = uint32_t(in[i]) << 16;
-        std::memcpy(out + i, &bits, sizeof bits);
-    }
-}
-
 // Round to nearest even; NaN stays NaN.
 static void float_to_bf16(const float * in, std::ptrdiff_t n, uint16_t * out) {
     for (std::ptrdiff_t i = 0; i < n; i++) {
@@ -82,10 +69,10 @@ void to_float(int32_t type, const void * in, std::ptrdiff_t n, float * out) {
         std::memcpy(out, in, size_t(n) * sizeof(float));
         return;
     case CELL_F16:
-        half_to_float({static_cast<const uint16_t *>(in), out, n});
+        to_floats(static_cast<const Half *>(in), n, out);
         return;
     case CELL_BF16:
-        bf16_to_float(static_cast<const uint16_t *>(in), n, out);
+        to_floats(static_cast<const BFloat16 *>(in), n, out);
         return;
     default:
         q8_0_to_float(static_cast<const BlockQ8_0 *>(in), int(n), out);
@@ -120,12 +107,12 @@ static char * row_of(const CellView & v, int head, int32_t cell) {
 }
 
 // Transposed, the cells of a head lie side by side along a dimension: walk them that way, so that loads share cache lines, a few cells at
-// a time, so that stores do too. T is an element's bits.
+// a time, so that stores do too.
 constexpr int TILE = 128;
 
 // Some cells of a head, as rows: from[i] is the number of the cell that goes to row to[i] of out, [][dim]. Where cells come next is `next`, or 0.
 template <class T>
-static void turn(const CellView & view, const T * head, const int32_t * from, const int32_t * to, int n, int next, T * out) {
+static void turn(const CellView & view, const T * head, const int32_t * from, const int32_t * to, int n, int next, float * out) {
     const int dim = view.dim;
     int j = 0;
     for (; j + 4 <= dim; j += 4) { // four dimensions at once: a cell's number is read once, and its elements written as one
@@ -139,20 +126,20 @@ static void turn(const CellView & view, const T * head, const int32_t * from, co
         for (int i = 0; i < n; i++) {
             const int32_t c = from[i];
             const T four[4] = {r0[c], r1[c], r2[c], r3[c]};
-            std::memcpy(out + std::ptrdiff_t(to[i]) * dim + j, four, sizeof four);
+            four_to_floats(four, out + std::ptrdiff_t(to[i]) * dim + j);
         }
     }
     for (; j < dim; j++) {
         const T * row = head + std::ptrdiff_t(j) * view.n_cells;
         for (int i = 0; i < n; i++) {
-            out[std::ptrdiff_t(to[i]) * dim + j] = row[from[i]];
+            out[std::ptrdiff_t(to[i]) * dim + j] = value_of(row[from[i]]);
         }
     }
 }
 
 // Most of the cells there are: as they lie, which takes each cache line once, whatever order they are wanted in.
 template <class T>
-static void turn_all(const CellView & view, const T * head, const int32_t * cells, int n, T * out) {
+static void turn_all(const CellView & view, const T * head, const int32_t * cells, int n, float * out) {
     constexpr int LINE = 64 / sizeof(T);
     std::vector<int32_t> row(size_t(view.n_cells), -1);
     for (int i = 0; i < n; i++) {
@@ -172,22 +159,22 @@ static void turn_all(const CellView & view, const T * head, const int32_t * cell
     for (int i = 0; i < n; i++) { // a cell that is wanted twice has been written once
         if (const int written = row[size_t(cells[i])]; written != i) {
             std::memcpy(out + std::ptrdiff_t(i) * view.dim, out + std::ptrdiff_t(written) * view.dim,
-                        size_t(view.dim) * sizeof(T));
+                        size_t(view.dim) * sizeof(float));
         }
     }
 }
 
 template <class T>
-static void read_transposed(const CellView & view, int h, const int32_t * cells, int n, T * out) {
-    const T * const head = static_cast<const T *>(view.data) + std::ptrdiff_t(h) * view.dim * view.n_cells;
-    if (n > view.n_cells / 4) {
-        turn_all(view, head, cells, n, out);
+static void read_transposed(const GatherCellsArgs & a) {
+    const T * const head = static_cast<const T *>(a.view.data) + std::ptrdiff_t(a.head) * a.view.dim * a.view.n_cells;
+    if (a.n > a.view.n_cells / 4) {
+        turn_all(a.view, head, a.cells, a.n, a.out);
         return;
     }
     int32_t to[TILE];
     std::iota(to, to + TILE, 0);
-    for (int i = 0; i < n; i += TILE) {
-        turn(view, head, cells + i, to, std::min(TILE, n - i), 0, out + std::ptrdiff_t(i) * view.dim);
+    for (int i = 0; i < a.n; i += TILE) {
+        turn(a.view, head, a.cells + i, to, std::min(TILE, a.n - i), 0, a.out + std::ptrdiff_t(i) * a.view.dim);
     }
 }
 
@@ -221,15 +208,17 @@ static void write_transposed(const ScatterCellsArgs & a) {
 
 void gather_cells(const GatherCellsArgs & a) {
     if (a.view.transposed) {
-        if (a.view.type == CELL_F32) {
-            read_transposed(a.view, a.head, a.cells, a.n, a.out);
+        switch (a.view.type) {
+        case CELL_F32:
+            read_transposed<float>(a);
+            return;
+        case CELL_F16:
+            read_transposed<Half>(a);
+            return;
+        default:
+            read_transposed<BFloat16>(a);
             return;
         }
-        const size_t size = size_t(a.n) * a.view.dim;
-        std::vector<uint16_t> rows(size);
-        read_transposed(a.view, a.head, a.cells, a.n, rows.data());
-        to_float(a.view.type, rows.data(), std::ptrdiff_t(size), a.out);
-        return;
     }
     // Rows that are on their way while one is read: they lie in no order that the processor could foresee.
     constexpr int AHEAD = 16;

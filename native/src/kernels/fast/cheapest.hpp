@@ -47,7 +47,12 @@ class Cheapest {
         for (; i < n; i++) {
             least[0] = x[i] < least[0] ? x[i] : least[0];
         }
-        return *std::min_element(least, least + LANES);
+        for (size_t width = LANES / 2; width > 0; width /= 2) {
+            for (size_t j = 0; j < width; j++) {
+                least[j] = least[j + width] < least[j] ? least[j + width] : least[j];
+            }
+        }
+        return least[0];
     }
 
     static constexpr size_t RUN = 32;

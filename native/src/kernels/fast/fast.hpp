@@ -6,6 +6,11 @@
 
 #include <cmath>
 #include <cstring>
+#if defined(__F16C__)
+#    include <immintrin.h>
+#elif defined(__ARM_NEON)
+#    include <arm_neon.h>
+#endif
 
 #ifndef KVMERGE_ISA
 #    error "compile with -DKVMERGE_ISA=<namespace>"
@@ -50,7 +55,14 @@ static inline Vector load(const float * x) {
     return *reinterpret_cast<const Vector *>(x);
 }
 
+static inline void store(float * x, Vector v) {
+    *reinterpret_cast<Vector *>(x) = v;
+}
+
 static inline float added_up(Vector v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps(v);
+#else
     float x[WIDTH];
     std::memcpy(x, &v, sizeof v);
     for (int width = WIDTH / 2; width > 0; width /= 2) {
@@ -59,6 +71,87 @@ static inline float added_up(Vector v) {
         }
     }
     return x[0];
+#endif
+}
+
+// Elements of the types that cells have one by one.
+struct Half {
+    uint16_t bits;
+};
+struct BFloat16 {
+    uint16_t bits;
+};
+
+static inline float value_of(float x) {
+    return x;
+}
+
+static inline float value_of(BFloat16 x) {
+    return from_bits(int32_t(uint32_t(x.bits) << 16));
+}
+
+static inline float value_of(Half x) {
+    const uint32_t sign = uint32_t(x.bits & 0x8000) << 16;
+    const uint32_t rest = x.bits & 0x7fff;
+    if (rest >= 0x7c00) {
+        return from_bits(int32_t(sign | 0x7f800000 | ((rest & 0x3ff) << 13)));
+    }
+    // 2^112 shifts the exponent bias, subnormals included.
+    const float magnitude = from_bits(int32_t(rest << 13)) * from_bits(int32_t((127 + 112) << 23));
+    return from_bits(int32_t(sign | uint32_t(to_bits(magnitude))));
+}
+
+static inline Vector load(const BFloat16 * x) {
+    typedef uint16_t Bits __attribute__((vector_size(WIDTH * sizeof(uint16_t)), aligned(2), may_alias));
+    typedef uint32_t Wide __attribute__((vector_size(WIDTH * sizeof(uint32_t))));
+    return Vector(__builtin_convertvector(*reinterpret_cast<const Bits *>(x), Wide) << 16);
+}
+
+static inline Vector load(const Half * x) {
+#if defined(__AVX512F__)
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(x)));
+#elif defined(__F16C__)
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(x)));
+#elif defined(__ARM_NEON)
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t *>(x))));
+#else
+    Vector v;
+    for (int i = 0; i < WIDTH; i++) {
+        v[i] = value_of(x[i]);
+    }
+    return v;
+#endif
+}
+
+template <class T>
+static inline void four_to_floats(const T (&in)[4], float * out) {
+    for (int i = 0; i < 4; i++) {
+        out[i] = value_of(in[i]);
+    }
+}
+
+#if defined(__F16C__)
+static inline void four_to_floats(const Half (&in)[4], float * out) {
+    const uint64_t bits =
+        uint64_t(in[0].bits) | uint64_t(in[1].bits) << 16 | uint64_t(in[2].bits) << 32 | uint64_t(in[3].bits) << 48;
+    _mm_storeu_ps(out, _mm_cvtph_ps(_mm_cvtsi64_si128(int64_t(bits)))); // by way of memory it would wait for four stores
+}
+#elif defined(__ARM_NEON)
+static inline void four_to_floats(const Half (&in)[4], float * out) {
+    vst1q_f32(out, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&in[0].bits))));
+}
+#endif
+
+// Elements in a row, whatever their type.
+template <class T>
+static inline void to_floats(const T * in, std::ptrdiff_t n, float * out) {
+    std::ptrdiff_t i = 0;
+    for (; i + WIDTH <= n; i += WIDTH) {
+        store(out + i, load(in + i));
+    }
+    for (; i < n; i++) {
+        out[i] = value_of(in[i]);
+    }
 }
 
 // exp(x) for x <= 88, error about 2 ulp; flushes to 0 below -87; NaN stays. Cephes expf polynomial.

@@ -12,17 +12,6 @@
 namespace kvmerge {
 namespace KVMERGE_ISA {
 
-static inline float half_to_float_one(uint16_t h) {
-    const uint32_t sign = uint32_t(h & 0x8000) << 16;
-    const uint32_t rest = h & 0x7fff;
-    if (rest >= 0x7c00) {
-        return from_bits(int32_t(sign | 0x7f800000 | ((rest & 0x3ff) << 13)));
-    }
-    // 2^112 shifts the exponent bias, subnormals included.
-    const float x = from_bits(int32_t(rest << 13)) * from_bits(int32_t((127 + 112) << 23));
-    return from_bits(int32_t(sign | uint32_t(to_bits(x))));
-}
-
 static inline uint16_t float_to_half_one(float x) {
     const uint32_t bits = uint32_t(to_bits(x));
     const uint32_t sign = (bits >> 16) & 0x8000;
@@ -40,31 +29,12 @@ static inline uint16_t float_to_half_one(float x) {
     return uint16_t(sign | ((rest + 0xfff + odd - (uint32_t(112) << 23)) >> 13));
 }
 
-// In both, the descriptor is copied first: for all that the compiler knows, it could lie where the results go.
-void half_to_float(const HalfToFloatArgs & args) {
-    const HalfToFloatArgs a = args;
-    std::ptrdiff_t i = 0;
-#if defined(__AVX512F__)
-    for (; i + 16 <= a.n; i += 16) {
-        _mm512_storeu_ps(a.out + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(a.in + i))));
-    }
-#endif
-#if defined(__F16C__)
-    for (; i + 8 <= a.n; i += 8) {
-        _mm256_storeu_ps(a.out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(a.in + i))));
-    }
-#elif defined(__ARM_NEON)
-    for (; i + 4 <= a.n; i += 4) {
-        vst1q_f32(a.out + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(a.in + i))));
-    }
-#endif
-    for (; i < a.n; i++) {
-        a.out[i] = half_to_float_one(a.in[i]);
-    }
+void half_to_float(const HalfToFloatArgs & a) {
+    to_floats(reinterpret_cast<const Half *>(a.in), a.n, a.out);
 }
 
 void float_to_half(const FloatToHalfArgs & args) {
-    const FloatToHalfArgs a = args;
+    const FloatToHalfArgs a = args; // for all that the compiler knows, the descriptor could lie where the results go
     std::ptrdiff_t i = 0;
 #if defined(__AVX512F__)
     for (; i + 16 <= a.n; i += 16) {

@@ -57,7 +57,15 @@ class Planner {
             g.last = i;
         }
         recall();
-        a.values.transposed ? measure_transposed_values() : measure_values();
+        if (!a.values.transposed) {
+            measure_values();
+        } else if (a.values.type == CELL_F32) {
+            measure_transposed_values<float>();
+        } else if (a.values.type == CELL_F16) {
+            measure_transposed_values<Half>();
+        } else {
+            measure_transposed_values<BFloat16>();
+        }
         measure_pairs();
         price_cells();
         cheapest_.fill();
@@ -173,8 +181,8 @@ class Planner {
         }
     }
 
-    // The same where a dimension's elements lie side by side: in whatever order the cells lie, a few dimensions and a part of the cells at a time, which
-    // stays in the first cache.
+    // The same where a dimension's elements lie side by side: in whatever order the cells lie, a few dimensions at a time.
+    template <class T>
     void measure_transposed_values() {
         const int n = *std::max_element(a_.cells, a_.cells + a_.n) + 1;
         by_cell_.assign(size_t(n) * 2, 0.0f);
@@ -182,72 +190,67 @@ class Planner {
         for (int i = 0; i < a_.n; i++) {
             share[a_.cells[i]] += share_[size_t(i)];
         }
-        mean_.assign(size_t(dim_v_ + ROWS - 1), 0.0f);
-        for (int d = 0; d < dim_v_; d++) {
-            const size_t end = bytes_of(a_.values.type, size_t(n));
-            for (size_t at = 0; d + AHEAD < dim_v_ && at < end; at += 64) { // no processor foresees past a page's end
-                __builtin_prefetch(element(d + AHEAD, 0) + at);
-            }
-            for (int c = 0; c < n; c += PART) {
-                const int part = std::min(PART, n - c);
-                to_float(a_.values.type, element(d, c), part, room(tile_, PART));
-                mean_[size_t(d)] += weighted_sum(tile_.data(), share + c, part);
-            }
+        mean_.resize(size_t(dim_v_));
+        const std::ptrdiff_t stride = a_.values.n_cells;
+        const T * const head = static_cast<const T *>(a_.values.data) + std::ptrdiff_t(a_.head) * dim_v_ * stride;
+        int d = 0;
+        for (; d + ROWS <= dim_v_; d += ROWS) {
+            weighted_sums<ROWS>(head + d * stride, stride, share, n, mean_.data() + d);
         }
-        for (int c = 0; c < n; c += PART) {
-            for (int d = 0; d < dim_v_; d += ROWS) {
-                add_distances(rows(d, c, std::min(PART, n - c)), mean_.data() + d, std::min(PART, n - c), from_mean + c);
-            }
+        for (; d < dim_v_; d++) {
+            weighted_sums<1>(head + d * stride, stride, share, n, mean_.data() + d);
+        }
+        for (d = 0; d + ROWS <= dim_v_; d += ROWS) {
+            add_distances<ROWS>(head + d * stride, stride, mean_.data() + d, n, from_mean);
+        }
+        for (; d < dim_v_; d++) {
+            add_distances<1>(head + d * stride, stride, mean_.data() + d, n, from_mean);
         }
         for (int i = a_.first; i < a_.end; i++) {
             from_mean_[size_t(i)] = from_mean[a_.cells[i]];
         }
     }
 
-    static constexpr int ROWS = 4, PART = 512, AHEAD = 2;
-
-    // Where a dimension of a cell lies, transposed.
-    const char * element(int d, int c) const {
-        const size_t at = (size_t(a_.head) * dim_v_ + size_t(d)) * size_t(a_.values.n_cells) + size_t(c);
-        return static_cast<const char *>(a_.values.data) + bytes_of(a_.values.type, at);
-    }
-    // Cells c .. c+n-1 of ROWS dimensions from d on, [ROWS][PART]; dimensions that are not there are zero.
-    const float * rows(int d, int c, int n) {
-        float * const out = room(tile_, size_t(ROWS) * PART);
-        for (int r = 0; r < ROWS; r++) {
-            if (d + r < dim_v_) {
-                to_float(a_.values.type, element(d + r, c), n, out + r * PART);
-            } else {
-                std::fill(out + r * PART, out + r * PART + n, 0.0f);
-            }
-        }
-        return out;
-    }
+    static constexpr int ROWS = 4;
 
     // Elements without a weight may be anything: nobody has written there yet.
-    static float weighted_sum(const float * x, const float * weight, int n) {
-        Vector sum[2] = {};
+    template <int N, class T>
+    static void weighted_sums(const T * rows, std::ptrdiff_t stride, const float * weight, int n, float * out) {
+        Vector sum[N] = {};
         int i = 0;
-        for (; i + 2 * WIDTH <= n; i += 2 * WIDTH) {
-            for (int k = 0; k < 2; k++) {
-                const Vector w = load(weight + i + k * WIDTH);
-                sum[k] += w != 0 ? w * load(x + i + k * WIDTH) : Vector{};
+        for (; i + WIDTH <= n; i += WIDTH) {
+            const Vector w = load(weight + i);
+            for (int r = 0; r < N; r++) {
+                __builtin_prefetch(rows + (N + r) * stride + i); // no processor foresees past a page's end
+                const Vector x = load(rows + r * stride + i);
+                sum[r] += w * (w != 0 ? x : Vector{});
             }
         }
-        float rest = 0;
-        for (; i < n; i++) {
-            rest += weight[i] != 0 ? weight[i] * x[i] : 0;
+        for (int r = 0; r < N; r++) {
+            float rest = 0;
+            for (int j = i; j < n; j++) {
+                rest += weight[j] != 0 ? weight[j] * value_of(rows[r * stride + j]) : 0;
+            }
+            out[r] = added_up(sum[r]) + rest;
         }
-        return added_up(sum[0] + sum[1]) + rest;
     }
 
-    static void add_distances(const float * rows, const float * mean, int n, float * distance) {
-        const auto square = [](float x) { return x * x; };
-        const float m0 = mean[0], m1 = mean[1], m2 = mean[2], m3 = mean[3];
-#pragma omp simd
-        for (int i = 0; i < n; i++) {
-            distance[i] += (square(rows[i] - m0) + square(rows[PART + i] - m1)) +
-                           (square(rows[2 * PART + i] - m2) + square(rows[3 * PART + i] - m3));
+    template <int N, class T>
+    static void add_distances(const T * rows, std::ptrdiff_t stride, const float * mean, int n, float * distance) {
+        int i = 0;
+        for (; i + WIDTH <= n; i += WIDTH) {
+            Vector sum = load(distance + i);
+            for (int r = 0; r < N; r++) {
+                const Vector apart = load(rows + r * stride + i) - mean[r];
+                sum += apart * apart;
+            }
+            store(distance + i, sum);
+        }
+        for (; i < n; i++) {
+            for (int r = 0; r < N; r++) {
+                const float apart = value_of(rows[r * stride + i]) - mean[r];
+                distance[i] += apart * apart;
+            }
         }
     }
 
@@ -262,9 +265,14 @@ class Planner {
 
     // Reads what the choice will look at first, in one go: the cheapest operations' groups and those beside them.
     void fetch_likely() {
-        sorted_.assign(cost_.begin() + a_.first, cost_.begin() + a_.end);
-        const auto last = sorted_.begin() + (a_.operations - 1);
-        std::nth_element(sorted_.begin(), last, sorted_.end());
+        // A sample tells well enough: what is read in vain, or missing here, is a few cells.
+        constexpr int STEP = 8;
+        sample_.clear();
+        for (int i = a_.first; i < a_.end; i += STEP) {
+            sample_.push_back(cost_[size_t(i)]);
+        }
+        const auto last = sample_.begin() + std::min(a_.operations / STEP, int(sample_.size()) - 1);
+        std::nth_element(sample_.begin(), last, sample_.end());
         likely_.clear();
         int end = a_.first; // of what is on the list, or was looked at and is not
         for (int i = a_.first; i < a_.end; i++) {
@@ -400,7 +408,7 @@ class Planner {
     std::vector<float> mean_, share_, by_cell_, tile_, keys_, values_;
     std::vector<int> unknown_;
     std::vector<int32_t> likely_;
-    std::vector<double> sorted_;
+    std::vector<double> sample_;
     std::vector<Group> groups_;
     // By group: squared distances of its value from the mean of all, of its key and value from those of the next; its price.
     std::vector<double> rate_, from_mean_, keys_apart_, apart_, cost_;
