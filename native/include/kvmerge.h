@@ -234,6 +234,14 @@ typedef struct kvmerge_groups_params {
     const double * rate;   /* [n], >= 0: attention that a query is expected to give each cell */
 } kvmerge_groups_params;
 
+/* The attention that each of n cells, in position order, is expected to get from a query to come, by a log-linear model of what it got so far:
+ * exp(prior_i + w[0] log r_i + w[1] log r_{i-1} + w[2] log r_{i+1} + w[3] log(now - position_i)), r = rate + least; at most e^88. The first and the
+ * last cell are their own neighbours. Seven digits. Needs no observer; any thread. Errors: ARGUMENT (a position that is not before now), NUMERIC (a rate
+ * that is negative or not finite). */
+KVMERGE_API kvmerge_status kvmerge_expected_attention(int32_t n, const double * rate, const float * prior,
+                                                      const int32_t * position, int32_t now, double least, const float w[4],
+                                                      double * expected);
+
 /* Which cells to drop and which to merge with their neighbours: the cheapest operation, again and again. With m the rate, w_a = m_a /
  * (m_a + m_b), V_mean the mean of V weighted by m and sigma^2 = key_cost |K_a - K_b|^2 / d, the output of attention changes by about
  *   dropping a:      m_a |V_a - V_mean|

@@ -56,6 +56,7 @@ std::string describe() {
     FUNCTION(kvmerge_write_cells)
     FUNCTION(kvmerge_project_cells)
     FUNCTION(kvmerge_apply)
+    FUNCTION(kvmerge_expected_attention)
     FUNCTION(kvmerge_plan_groups)
     FUNCTION(kvmerge_plan_cells)
     FUNCTION(kvmerge_score)

@@ -12,6 +12,12 @@ using namespace kvmerge;
 
 namespace {
 
+void require_rate(int32_t cell, double rate) {
+    if (!(rate >= 0) || !std::isfinite(rate)) {
+        throw Error(KVMERGE_E_NUMERIC, text("cell %d: its rate is %g", cell, rate));
+    }
+}
+
 void check(const kvmerge_groups_params & p) {
     require(p.n > 0, "n must be positive");
     require(p.rate, "rate is null");
@@ -20,9 +26,7 @@ void check(const kvmerge_groups_params & p) {
     require(p.largest_group >= 1, "largest_group must be positive");
     require(p.key_cost >= 0 && std::isfinite(p.key_cost), "key_cost must not be negative");
     for (int32_t i = 0; i < p.n; i++) {
-        if (!(p.rate[i] >= 0) || !std::isfinite(p.rate[i])) {
-            throw Error(KVMERGE_E_NUMERIC, text("cell %d: its rate is %g", i, p.rate[i]));
-        }
+        require_rate(i, p.rate[i]);
     }
 }
 
@@ -41,6 +45,20 @@ CellView rows(const float * x, int32_t n, int32_t dim) {
 } // namespace
 
 extern "C" {
+
+kvmerge_status kvmerge_expected_attention(int32_t n, const double * rate, const float * prior, const int32_t * position,
+                                          int32_t now, double least, const float w[4], double * expected) {
+    return guarded("kvmerge_expected_attention", [&] {
+        require(n > 0, "n must be positive");
+        require(rate && prior && position && w && expected, "rate, prior, position, w or expected is null");
+        require(least > 0, "least must be positive");
+        for (int32_t i = 0; i < n; i++) {
+            require(position[i] < now && int64_t(now) - position[i] <= INT32_MAX, "a position is not before now");
+            require_rate(i, rate[i]);
+        }
+        kernels().expected_attention({n, rate, prior, position, now, least, w, expected});
+    });
+}
 
 kvmerge_status kvmerge_plan_groups(const kvmerge_groups_params * params, int32_t * group, double * cost) {
     return guarded("kvmerge_plan_groups", [&] {

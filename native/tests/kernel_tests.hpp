@@ -514,6 +514,34 @@ static void test_project_cells(const Table & fast, Random & random) {
     }
 }
 
+template <class Table>
+static void test_expected_attention(const Table & fast, Random & random) {
+    const int n = random.integer(1, 300);
+    Vec<double> rate(n);
+    for (double & r : rate) {
+        r = random.integer(0, 5) == 0 ? 0.0 : std::exp(3.0 * random.normal() - 6);
+    }
+    Vec<float> prior = normals(random, n), weight = normals(random, 4);
+    Vec<int32_t> position(n);
+    const int now = random.integer(n, 1000000);
+    for (int i = 0; i < n; i++) {
+        position[i] = now - (n - i) * random.integer(1, now / n);
+    }
+    prior[0] = random.integer(0, 3) ? prior[0] : random.integer(0, 1) ? 1000.0f : -1000.0f; // more and less than a float holds
+    Guarded<double> expected(n), exact(n);
+    ExpectedAttentionArgs args = {n, rate.data(), prior.data(), position.data(), now, 1e-6, weight.data(), expected};
+    fast.expected_attention(args);
+    args.expected = exact;
+    reference.expected_attention(args);
+    for (int i = 0; i < n; i++) {
+        CHECK_NEAR(expected[i], exact[i], 1e-30, 1e-4); // 1e-7 of logarithms that may be tens
+    }
+    prior[0] = NOT_A_NUMBER;
+    args.expected = expected;
+    fast.expected_attention(args);
+    CHECK(std::isnan(expected[0]) && (n == 1 || !std::isnan(expected[1])));
+}
+
 // Rounding may turn a choice between two operations of nearly the same price: what has to agree is what was paid in all.
 template <class Table>
 static void test_plan_groups(const Table & fast, Random & random) {

@@ -126,6 +126,24 @@ int main() {
         CHECK(group[3] == 3 && cost >= 0);
     }
 
+    // So does what foresees attention.
+    {
+        const double rates[2] = {1, 1}, negative[2] = {1, -1};
+        const float prior[2] = {0, 0}, w[4] = {1, 1, 1, 1};
+        const int32_t position[2] = {3, 5};
+        double expected[2] = {7, 7};
+        CHECK(kvmerge_expected_attention(0, rates, prior, position, 6, 1e-6, w, expected) == KVMERGE_E_ARGUMENT);
+        CHECK(kvmerge_expected_attention(2, nullptr, prior, position, 6, 1e-6, w, expected) == KVMERGE_E_ARGUMENT);
+        CHECK(kvmerge_expected_attention(2, rates, prior, position, 6, 1e-6, nullptr, expected) == KVMERGE_E_ARGUMENT);
+        CHECK(kvmerge_expected_attention(2, rates, prior, position, 6, 0, w, expected) == KVMERGE_E_ARGUMENT);
+        CHECK(kvmerge_expected_attention(2, rates, prior, position, 5, 1e-6, w, expected) == KVMERGE_E_ARGUMENT);
+        CHECK(kvmerge_expected_attention(2, negative, prior, position, 6, 1e-6, w, expected) == KVMERGE_E_NUMERIC);
+        CHECK(expected[0] == 7 && expected[1] == 7);
+        CHECK(kvmerge_expected_attention(2, rates, prior, position, 6, 1e-6, w, expected) == KVMERGE_OK);
+        CHECK_NEAR(expected[0], 3, 0, 1e-5);
+        CHECK_NEAR(expected[1], 1, 0, 1e-5);
+    }
+
     // The log keeps warnings and errors, with their continuations, and forgets what was taken.
     kvmerge_log * log = nullptr;
     char text[64];

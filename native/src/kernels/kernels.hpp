@@ -163,6 +163,20 @@ struct ProjectCellsArgs {
     float * length;  // [n]
 };
 
+// The attention that each cell is expected to get from a query to come, by a log-linear model of what it got so far:
+// exp(prior + w0 log r + w1 log of the r before + w2 log of the r after + w3 log age), the sum at most 88, with r = rate + least and age = now - position.
+// The first and the last cell are their own neighbours.
+struct ExpectedAttentionArgs {
+    int n;
+    const double * rate;      // [n], >= 0
+    const float * prior;      // [n]
+    const int32_t * position; // [n], below now
+    int32_t now;
+    double least;         // > 0
+    const float * weight; // [4]
+    double * expected;    // [n]
+};
+
 // Squared distances of a cell's key and value from those of the cell that comes next. Who writes to either forgets them.
 struct Neighbour {
     int32_t next = -1; // a cell; -1: nothing is known
@@ -230,12 +244,13 @@ struct KlRowArgs {
     X(merge_cells, MergeCellsArgs)
 
 // Kernels on the host: what to do with a head's cells, and what llama.cpp brings there, logits.
-#define KVMERGE_HOST_KERNELS(X)        \
-    X(project_cells, ProjectCellsArgs) \
-    X(plan_groups, PlanGroupsArgs)     \
-    X(half_to_float, HalfToFloatArgs)  \
-    X(float_to_half, FloatToHalfArgs)  \
-    X(log_sum_exp, LogSumExpArgs)      \
+#define KVMERGE_HOST_KERNELS(X)                  \
+    X(project_cells, ProjectCellsArgs)           \
+    X(expected_attention, ExpectedAttentionArgs) \
+    X(plan_groups, PlanGroupsArgs)               \
+    X(half_to_float, HalfToFloatArgs)            \
+    X(float_to_half, FloatToHalfArgs)            \
+    X(log_sum_exp, LogSumExpArgs)                \
     X(kl_row, KlRowArgs)
 
 #define KVMERGE_KERNELS(X)  \

@@ -367,6 +367,16 @@ static void project_cells(const ProjectCellsArgs & a) {
     }
 }
 
+static void expected_attention(const ExpectedAttentionArgs & a) {
+    for (int i = 0; i < a.n; i++) {
+        const int before = std::max(i - 1, 0), after = std::min(i + 1, a.n - 1);
+        const double sum = a.prior[i] + a.weight[0] * std::log(a.rate[i] + a.least) +
+                           a.weight[1] * std::log(a.rate[before] + a.least) + a.weight[2] * std::log(a.rate[after] + a.least) +
+                           a.weight[3] * std::log(double(a.now) - a.position[i]);
+        a.expected[i] = std::exp(std::min(sum, 88.0));
+    }
+}
+
 // The plainest form: all prices anew before each operation.
 static void plan_groups(const PlanGroupsArgs & a) {
     struct Group {

@@ -171,6 +171,25 @@ static inline float exp_bounded(float x) {
     return x < -87.0f ? 0.0f : scaled + (x - x);
 }
 
+// Natural logarithm of a positive normal number, to seven digits; of others, anything. Cephes logf polynomial.
+static inline float log_normal(float x) {
+    constexpr int32_t ROOT_OF_HALF = 0x3f3504f3; // the mantissa is from there to the root of 2
+    const int32_t bits = to_bits(x) - ROOT_OF_HALF;
+    const float exponent = float(bits >> 23);
+    const float f = from_bits((bits & 0x7fffff) + ROOT_OF_HALF) - 1.0f;
+    const float z = f * f;
+    float y = 7.0376836292e-2f;
+    y = y * f - 1.1514610310e-1f;
+    y = y * f + 1.1676998740e-1f;
+    y = y * f - 1.2420140846e-1f;
+    y = y * f + 1.4249322787e-1f;
+    y = y * f - 1.6668057665e-1f;
+    y = y * f + 2.0000714765e-1f;
+    y = y * f - 2.4999993993e-1f;
+    y = y * f + 3.3333331174e-1f;
+    return f + (f * z * y - exponent * 2.12194440e-4f - 0.5f * z) + exponent * 0.693359375f;
+}
+
 // p, p^1.5 or p^2.
 template <int HALF_POWERS>
 static inline float sharpened(float p) {

@@ -205,6 +205,17 @@ static float dot(const float * x, const float * y, int n) {
     return added_up(sum) + rest;
 }
 
+// Undoes RoPE: the pairs are elements of x and y, STRIDE apart.
+template <int STRIDE>
+static void turn_back(float * x, float * y, const float * c, const float * s, int half) {
+#pragma omp simd
+    for (int j = 0; j < half; j++) {
+        const float a = x[STRIDE * j], b = y[STRIDE * j];
+        x[STRIDE * j] = a * c[j] + b * s[j];
+        y[STRIDE * j] = b * c[j] - a * s[j];
+    }
+}
+
 void project_cells(const ProjectCellsArgs & a) {
     thread_local Angles angles;
     const int half = a.n_rot / 2, dim = a.keys.dim;
@@ -219,13 +230,7 @@ void project_cells(const ProjectCellsArgs & a) {
         for (int i = 0; i < count; i++) {
             float * const k = rows.data() + std::ptrdiff_t(i) * dim;
             const float *const c = cosine + std::ptrdiff_t(i0 + i) * half, *const s = sine + std::ptrdiff_t(i0 + i) * half;
-            const int stride = a.neox ? 1 : 2, apart = a.neox ? half : 1;
-#pragma omp simd
-            for (int j = 0; j < half; j++) {
-                const float x = k[stride * j], y = k[stride * j + apart];
-                k[stride * j] = x * c[j] + y * s[j];
-                k[stride * j + apart] = y * c[j] - x * s[j];
-            }
+            a.neox ? turn_back<1>(k, k + half, c, s, half) : turn_back<2>(k, k + 1, c, s, half);
             a.product[i0 + i] = dot(k, a.weight, dim);
         }
         gather_cells({a.values, a.head, a.cells + i0, count, rows.data()});

@@ -11,6 +11,27 @@
 namespace kvmerge {
 namespace KVMERGE_ISA {
 
+void expected_attention(const ExpectedAttentionArgs & a) {
+    std::vector<float> padded(size_t(a.n) + 2); // a neighbour on both sides
+    float * const log = padded.data() + 1;
+    const float least = float(a.least), w0 = a.weight[0], w1 = a.weight[1], w2 = a.weight[2], w3 = a.weight[3];
+    const double * const rate = a.rate;
+#pragma omp simd
+    for (int i = 0; i < a.n; i++) {
+        log[i] = log_normal(std::max(float(rate[i]) + least, 1.2e-38f));
+    }
+    log[-1] = log[0], log[a.n] = log[a.n - 1];
+    const float * const prior = a.prior;
+    const int32_t * const position = a.position;
+    double * const expected = a.expected;
+    const int32_t now = a.now;
+#pragma omp simd
+    for (int i = 0; i < a.n; i++) {
+        const float sum = prior[i] + w0 * log[i] + w1 * log[i - 1] + w2 * log[i + 1] + w3 * log_normal(float(now - position[i]));
+        expected[i] = exp_bounded(sum > 88.0f ? 88.0f : sum); // NaN stays
+    }
+}
+
 static double squared_distance(const float * x, const float * y, int n) {
     Vector sum = {};
     int i = 0;

@@ -1213,6 +1213,73 @@ public class Kvmerge_h extends Kvmerge_h$shared {
         }
     }
 
+    private static class kvmerge_expected_attention {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_DOUBLE,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_expected_attention");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_expected_attention(int32_t n, const double *rate, const float *prior, const int32_t *position, int32_t now, double least, const float w[4], double *expected)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_expected_attention$descriptor() {
+        return kvmerge_expected_attention.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_expected_attention(int32_t n, const double *rate, const float *prior, const int32_t *position, int32_t now, double least, const float w[4], double *expected)
+     * }
+     */
+    public static MethodHandle kvmerge_expected_attention$handle() {
+        return kvmerge_expected_attention.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_expected_attention(int32_t n, const double *rate, const float *prior, const int32_t *position, int32_t now, double least, const float w[4], double *expected)
+     * }
+     */
+    public static MemorySegment kvmerge_expected_attention$address() {
+        return kvmerge_expected_attention.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_expected_attention(int32_t n, const double *rate, const float *prior, const int32_t *position, int32_t now, double least, const float w[4], double *expected)
+     * }
+     */
+    public static int kvmerge_expected_attention(int n, MemorySegment rate, MemorySegment prior, MemorySegment position, int now, double least, MemorySegment w, MemorySegment expected) {
+        var mh$ = kvmerge_expected_attention.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_expected_attention", n, rate, prior, position, now, least, w, expected);
+            }
+            return (int)mh$.invokeExact(n, rate, prior, position, now, least, w, expected);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
     private static class kvmerge_plan_groups {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
             Kvmerge_h.C_INT,

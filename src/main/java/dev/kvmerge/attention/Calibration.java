@@ -1,6 +1,7 @@
 package dev.kvmerge.attention;
 
 import dev.kvmerge.KvmergeException;
+import dev.kvmerge.kernels.Foresight;
 import java.util.Arrays;
 
 /**
@@ -27,7 +28,6 @@ public record Calibration(String name, int layers, int kvHeads, int keyDimension
 
     private static final double LEAST_RATE = 1e-6;
     private static final double LEAST_NORM = 1e-3;
-    private static final float LARGEST = 88; // the exponential of more is no float
 
     public Calibration {
         if (weights == null || weights.length != layers * kvHeads || !(decay >= 0 && decay <= 1)) {
@@ -103,22 +103,7 @@ public record Calibration(String name, int layers, int kvHeads, int keyDimension
      */
     public double[] expected(CellStats cells, double[] rates) {
         float[] w = weights[cells.layer() * kvHeads + cells.kvHead()];
-        int n = cells.size();
-        float[] log = new float[n];
-        for (int i = 0; i < n; i++) {
-            log[i] = Approximate.log((float) (rates[i] + LEAST_RATE));
-        }
-        int[] position = cells.position();
-        float[] prior = cells.prior();
-        int now = cells.newest() + 1;
-        double[] expected = new double[n];
-        for (int i = 0; i < n; i++) {
-            float before = log[Math.max(i - 1, 0)];
-            float after = log[Math.min(i + 1, n - 1)];
-            float age = Approximate.log(now - position[i]);
-            expected[i] = Approximate.exp(
-                    Math.min(LARGEST, prior[i] + w[1] * log[i] + w[2] * before + w[3] * after + w[4] * age));
-        }
-        return expected;
+        return Foresight.expected(
+                rates, cells.prior(), cells.position(), cells.newest() + 1, LEAST_RATE, Arrays.copyOfRange(w, 1, 5));
     }
 }

@@ -23,21 +23,45 @@ final class CellTable {
 
     private final Shape shape;
     private final int cells;
-    private final int[] position; // [pair][cell], in the text
-    private final int[] frame; // the position whose rotation the key carries: another only in a context with a span
-    private final float[] mass;
-    private final float[] exposure; // queries that could attend to the cell, decayed as its mass is
-    private final float[] entropy;
-    private final int[] count;
-    private final float[] prior;
-    private final int[] order; // [pair][0..used): cells in position order
     private final int[] targets; // of Moves, made once: they are large
     private final float[] weights;
     private final int[] positions;
     private final int[] destinations;
     private final boolean keepsNewest;
+    private Columns now;
+    private Columns next; // what a rewrite makes of them
     private int[] held = {}; // the cells in use, in the order of the positions that llama.cpp knows them by
     private int used;
+
+    /**
+     * What is known of cells, [pair][cell].
+     *
+     * @param position in the text
+     * @param frame the position whose rotation the key carries: another only in a context with a span
+     * @param exposure queries that could attend to the cell, decayed as its mass is
+     * @param order [pair][0..used): cells in position order
+     */
+    private record Columns(
+            int[] position,
+            int[] frame,
+            float[] mass,
+            float[] exposure,
+            float[] entropy,
+            int[] count,
+            float[] prior,
+            int[] order) {
+        Columns(int n) {
+            this(
+                    new int[n],
+                    new int[n],
+                    new float[n],
+                    new float[n],
+                    new float[n],
+                    new int[n],
+                    new float[n],
+                    new int[n]);
+        }
+    }
 
     /**
      * An empty table.
@@ -49,14 +73,8 @@ final class CellTable {
         this.shape = shape;
         this.cells = cells;
         int n = Math.multiplyExact(shape.pairs(), cells);
-        position = new int[n];
-        frame = new int[n];
-        mass = new float[n];
-        exposure = new float[n];
-        entropy = new float[n];
-        count = new int[n];
-        prior = new float[n];
-        order = new int[n];
+        now = new Columns(n);
+        next = new Columns(n);
         targets = new int[n];
         weights = new float[n];
         positions = new int[n];
@@ -71,16 +89,10 @@ final class CellTable {
      * A block was decoded: its tokens took these cells, at consecutive positions from the first.
      *
      * @param firstFrame the position that llama.cpp was told of the first
-     * @param priors [pair][token], what a calibration says of the tokens; null for none
      */
-    void add(
-            int[] tokenCell,
-            int firstPosition,
-            int firstFrame,
-            Observer.Stats stats,
-            float[][] priors,
-            double massDecay) {
+    void add(int[] tokenCell, int firstPosition, int firstFrame, Observer.Stats stats, double massDecay) {
         int tokens = tokenCell.length;
+        float[] exposure = now.exposure;
         for (int i = 0; i < exposure.length; i++) {
             exposure[i] = (float) (exposure[i] * massDecay + tokens);
         }
@@ -88,14 +100,14 @@ final class CellTable {
             int base = pair * cells;
             for (int t = 0; t < tokens; t++) {
                 int cell = base + tokenCell[t];
-                position[cell] = firstPosition + t;
-                frame[cell] = firstFrame + t;
-                count[cell] = 1;
-                prior[cell] = priors == null ? 0 : priors[pair][t];
-                mass[cell] = 0;
+                now.position[cell] = firstPosition + t;
+                now.frame[cell] = firstFrame + t;
+                now.count[cell] = 1;
+                now.prior[cell] = 0;
+                now.mass[cell] = 0;
                 exposure[cell] = tokens - t;
-                entropy[cell] = stats.entropy() == null ? 0 : tokenEntropy(stats.entropy(), pair, t, tokens);
-                order[base + used + t] = tokenCell[t];
+                now.entropy[cell] = stats.entropy() == null ? 0 : tokenEntropy(stats.entropy(), pair, t, tokens);
+                now.order[base + used + t] = tokenCell[t];
             }
         }
         used += tokens;
@@ -103,9 +115,17 @@ final class CellTable {
         held = Arrays.copyOf(held, before + tokens);
         System.arraycopy(tokenCell, 0, held, before, tokens);
         if (stats.mass() != null) {
+            float[] mass = now.mass;
             for (int i = 0; i < mass.length; i++) {
                 mass[i] = (float) (mass[i] * massDecay + stats.mass()[i]);
             }
+        }
+    }
+
+    /** What a calibration says of a pair's newest tokens, by cell and prior; until then, 0. */
+    void foresee(int pair, int[] tokenCell, float[] priors) {
+        for (int t = 0; t < tokenCell.length; t++) {
+            now.prior[pair * cells + tokenCell[t]] = priors[t];
         }
     }
 
@@ -122,7 +142,7 @@ final class CellTable {
 
     /** The cells of a layer and KV head, oldest position first. */
     int[] order(int pair) {
-        return Arrays.copyOfRange(order, pair * cells, pair * cells + used);
+        return Arrays.copyOfRange(now.order, pair * cells, pair * cells + used);
     }
 
     /**
@@ -140,12 +160,12 @@ final class CellTable {
         float[] priors = new float[n];
         for (int i = 0; i < n; i++) {
             int cell = pair * cells + at[i];
-            positions[i] = position[cell];
-            masses[i] = mass[cell];
-            exposures[i] = exposure[cell];
-            entropies[i] = entropy[cell];
-            counts[i] = count[cell];
-            priors[i] = prior[cell];
+            positions[i] = now.position[cell];
+            masses[i] = now.mass[cell];
+            exposures[i] = now.exposure[cell];
+            entropies[i] = now.entropy[cell];
+            counts[i] = now.count[cell];
+            priors[i] = now.prior[cell];
         }
         return new CellStats(
                 pair / shape.kvHeads(),
@@ -170,32 +190,136 @@ final class CellTable {
             int[] newPositions) {}
 
     /**
-     * Takes the plans of all pairs and moves the table to what the cells will be.
+     * Starts to move the table to what the cells will be.
      *
-     * @param plans one a pair, all of which have passed {@link #check}
      * @param budget cells that stay
      * @param back positions that every key is rotated back by, but that those which come to the start get 0, 1, 2, ...; llama.cpp rotates
      *     the newest cell itself
-     * @return what the native side has to do; its arrays are the table's, until the next call
      */
-    Moves apply(Plan[] plans, int budget, int back) {
-        boolean weighted = Arrays.stream(plans).anyMatch(plan -> plan.valueWeight() != null);
-        Moves moves = new Moves(
-                targets,
-                weights,
-                weighted ? new float[position.length] : null,
-                positions,
-                destinations,
-                back > 0 ? new int[position.length] : null);
-        held = staying(budget);
-        boolean[] stays = new boolean[cells];
-        for (int cell : held) {
-            stays[cell] = true;
+    Rewrite rewrite(int budget, int back) {
+        return new Rewrite(budget, back);
+    }
+
+    /** Plans of all pairs on their way into the table, which stays as it is until the end. */
+    final class Rewrite {
+        private final int budget;
+        private final int back;
+        private final int[] staying;
+        private final boolean[] stays;
+        private final int[] newPositions;
+        private final Plan[] plans = new Plan[shape.pairs()];
+
+        private Rewrite(int budget, int back) {
+            this.budget = budget;
+            this.back = back;
+            this.staying = staying(budget);
+            this.stays = new boolean[cells];
+            for (int cell : staying) {
+                stays[cell] = true;
+            }
+            this.newPositions = back > 0 ? new int[now.position.length] : null;
         }
-        Parallel.each( // each has its own part of every array
-                plans.length, pair -> applyPair(pair, plans[pair], stays, budget, back, moves));
-        used = budget;
-        return moves;
+
+        /**
+         * Takes a pair's plan; of several pairs, on any threads.
+         *
+         * @throws KvmergeException naming the layer and KV head of a plan that breaks the rules
+         */
+        void stage(int pair, Plan plan) {
+            check(pair, plan, budget);
+            plans[pair] = plan;
+            int base = pair * cells;
+            Arrays.fill(targets, base, base + cells, NONE);
+            System.arraycopy(now.frame, base, positions, base, cells);
+            if (newPositions != null) {
+                System.arraycopy(now.frame, base, newPositions, base, cells);
+            }
+            int[] target = plan.target();
+            float[] weight = plan.weight();
+            // Pivots that already lie in a cell that stays, stay in it; the others take the free ones in order.
+            boolean[] taken = new boolean[cells];
+            for (int i = 0; i < used; i++) {
+                if (target[i] == i) {
+                    taken[now.order[base + i]] = true;
+                }
+            }
+            int free = 0;
+            int group = 0;
+            for (int i = 0; i < used; i++) {
+                if (target[i] != i) {
+                    continue;
+                }
+                int cell = now.order[base + i];
+                int from = base + cell;
+                if (!stays[cell]) {
+                    while (taken[free] || !stays[free]) {
+                        free++;
+                    }
+                    cell = free++;
+                }
+                int to = base + cell;
+                destinations[from] = cell;
+                next.order[base + group] = cell;
+                next.frame[to] = Math.max(group, now.frame[from] - back);
+                next.position[to] = now.position[from];
+                next.mass[to] = now.mass[from];
+                next.exposure[to] = now.exposure[from];
+                next.entropy[to] = weight[i] * now.entropy[from];
+                next.count[to] = now.count[from];
+                next.prior[to] = weight[i] * now.prior[from];
+                if (newPositions != null && i != used - 1) {
+                    newPositions[from] = next.frame[to];
+                }
+                group++;
+            }
+            for (int i = 0; i < used; i++) {
+                if (target[i] == Plan.EVICTED) {
+                    continue;
+                }
+                int cell = base + now.order[base + i];
+                int pivot = now.order[base + target[i]];
+                targets[cell] = pivot;
+                weights[cell] = weight[i];
+                if (target[i] != i) {
+                    int to = base + destinations[base + pivot];
+                    next.mass[to] += now.mass[cell];
+                    next.entropy[to] += weight[i] * now.entropy[cell];
+                    next.count[to] += now.count[cell];
+                    next.prior[to] += weight[i] * now.prior[cell];
+                }
+            }
+        }
+
+        /**
+         * Moves the table, when all pairs have been staged.
+         *
+         * @return what the native side has to do; its arrays are the table's, until the next rewrite
+         */
+        Moves commit() {
+            Moves moves = new Moves(targets, weights, valueWeights(), positions, destinations, newPositions);
+            Columns before = now;
+            now = next;
+            next = before;
+            held = staying;
+            used = budget;
+            return moves;
+        }
+
+        /** By cell; null where no plan has any. */
+        private float[] valueWeights() {
+            if (Arrays.stream(plans).allMatch(plan -> plan.valueWeight() == null)) {
+                return null;
+            }
+            float[] valueWeights = new float[now.position.length];
+            for (int pair = 0; pair < plans.length; pair++) {
+                Plan plan = plans[pair];
+                float[] weight = plan.valueWeight() == null ? plan.weight() : plan.valueWeight();
+                for (int i = 0; i < used; i++) {
+                    valueWeights[pair * cells + now.order[pair * cells + i]] = weight[i];
+                }
+            }
+            return valueWeights;
+        }
     }
 
     /** The cells that llama.cpp keeps, in the order of its positions. */
@@ -209,8 +333,7 @@ final class CellTable {
         return staying;
     }
 
-    /** Throws a KvmergeException naming the layer and KV head of a plan that breaks the rules. */
-    void check(int pair, Plan plan, int budget) {
+    private void check(int pair, Plan plan, int budget) {
         try {
             if (plan == null) {
                 throw new IllegalStateException("is null");
@@ -221,83 +344,6 @@ final class CellTable {
                     "the strategy's plan for layer " + pair / shape.kvHeads() + ", KV head " + pair % shape.kvHeads()
                             + ": " + e.getMessage(),
                     e);
-        }
-    }
-
-    private void applyPair(int pair, Plan plan, boolean[] stays, int budget, int back, Moves moves) {
-        int base = pair * cells;
-        Arrays.fill(targets, base, base + cells, NONE);
-        System.arraycopy(frame, base, positions, base, cells);
-        int[] newPositions = moves.newPositions();
-        if (newPositions != null) {
-            System.arraycopy(frame, base, newPositions, base, cells);
-        }
-        float[] valueWeights = moves.valueWeights();
-        int[] at = order(pair);
-        int newest = at[used - 1];
-        int[] target = plan.target();
-        float[] weight = plan.weight();
-        float[] valueWeight = plan.valueWeight() == null ? weight : plan.valueWeight();
-        // Pivots that already lie in a cell that stays, stay in it; the others take the free ones in order.
-        boolean[] taken = new boolean[cells];
-        for (int i = 0; i < used; i++) {
-            if (target[i] == i) {
-                taken[at[i]] = stays[at[i]];
-                if (weight[i] != 1) { // the rest comes from its members
-                    entropy[base + at[i]] *= weight[i];
-                    prior[base + at[i]] *= weight[i];
-                }
-            }
-        }
-        for (int i = 0; i < used; i++) {
-            if (target[i] == Plan.EVICTED) {
-                continue;
-            }
-            int cell = base + at[i];
-            targets[cell] = at[target[i]];
-            weights[cell] = weight[i];
-            if (valueWeights != null) {
-                valueWeights[cell] = valueWeight[i];
-            }
-            if (target[i] != i) {
-                int pivot = base + at[target[i]];
-                mass[pivot] += mass[cell];
-                entropy[pivot] += weight[i] * entropy[cell];
-                count[pivot] += count[cell];
-                prior[pivot] += weight[i] * prior[cell];
-            }
-        }
-        int free = 0;
-        int group = 0;
-        for (int i = 0; i < used; i++) {
-            if (target[i] != i) {
-                continue;
-            }
-            int from = base + at[i];
-            int to = at[i];
-            if (!stays[to]) {
-                while (taken[free] || !stays[free]) {
-                    free++;
-                }
-                taken[free] = true;
-                to = free;
-            }
-            destinations[from] = to;
-            order[base + group] = to;
-            to += base;
-            frame[to] = Math.max(group, frame[from] - back);
-            if (to != from) {
-                position[to] = position[from];
-                mass[to] = mass[from];
-                exposure[to] = exposure[from];
-                entropy[to] = entropy[from];
-                count[to] = count[from];
-                prior[to] = prior[from];
-            }
-            if (newPositions != null && at[i] != newest) {
-                newPositions[from] = frame[to];
-            }
-            group++;
         }
     }
 }

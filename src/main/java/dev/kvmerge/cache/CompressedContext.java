@@ -215,13 +215,16 @@ public final class CompressedContext implements AutoCloseable {
         if (pending == 0) {
             return;
         }
-        take();
+        int[] newest = take();
         if (planner != null && table.used() > options.cells()) {
-            compress();
+            compress(newest);
+        } else {
+            foresee(newest);
         }
     }
 
-    private void take() {
+    /** Takes what was observed; the cells of the newest tokens, which a calibration has yet to be asked about. */
+    private int[] take() {
         Observer.Stats stats = observer.stats();
         timings.observe += stats.nanos();
         timings.decode += decodedNanos - stats.nanos();
@@ -246,54 +249,57 @@ public final class CompressedContext implements AutoCloseable {
                 decoded - pending,
                 position - pending,
                 stats,
-                planner == null || planner.calibration() == null ? null : priors(stats.tokenCell()),
                 planner == null ? 1 : planner.massDecay());
         pending = 0;
+        return stats.tokenCell();
     }
 
-    /** What the calibration says of the newest tokens: [pair][token]. */
-    private float[][] priors(int[] cells) {
-        long start = System.nanoTime();
+    private void foresee(int[] newest) {
+        if (planner != null && planner.calibration() != null) {
+            long start = System.nanoTime();
+            Parallel.each(shape.pairs(), pair -> foresee(pair, newest));
+            timings.plan += System.nanoTime() - start;
+        }
+    }
+
+    private void foresee(int pair, int[] newest) {
         Calibration calibration = planner.calibration();
-        int[] positions = IntStream.range(position - cells.length, position).toArray();
-        float[][] priors = new float[shape.pairs()][];
-        Parallel.each(priors.length, pair -> {
-            Observer.Projection seen = observer.project(
-                    pair / shape.kvHeads(),
-                    pair % shape.kvHeads(),
-                    cells,
-                    positions,
-                    calibration.keyWeights(pair),
-                    info);
-            priors[pair] = calibration.prior(pair, seen.products(), seen.lengths());
-        });
-        timings.plan += System.nanoTime() - start;
-        return priors;
+        if (calibration == null) {
+            return;
+        }
+        Observer.Projection seen = observer.project(
+                pair / shape.kvHeads(),
+                pair % shape.kvHeads(),
+                newest,
+                IntStream.range(position - newest.length, position).toArray(),
+                calibration.keyWeights(pair),
+                info);
+        table.foresee(pair, newest, calibration.prior(pair, seen.products(), seen.lengths()));
     }
 
     /** Takes account of what was decoded since the last compression, without compressing: when nothing more is to come. */
     public void account() {
         if (pending > 0) {
-            take();
+            foresee(take());
         }
     }
 
-    private void compress() {
+    private void compress(int[] newest) {
         int budget = options.cells();
+        int back = options.span() > 0 ? Math.max(0, position - options.span()) : 0;
         long start = System.nanoTime();
+        CellTable.Rewrite rewrite = table.rewrite(budget, back);
         Plan[] plans = new Plan[shape.pairs()];
+        int[][] adding = new int[plans.length][]; // the cells' numbers, in the order that the plans know them by
         Parallel.each(plans.length, pair -> {
+            foresee(pair, newest);
             plans[pair] = planner.plan(stats(pair, buffers::get), budget);
-            table.check(pair, plans[pair], budget); // all of them, before anything moves
+            rewrite.stage(pair, plans[pair]);
+            adding[pair] = plans[pair].addedValues() != null ? table.order(pair) : null;
         });
         long planned = System.nanoTime();
         timings.plan += planned - start;
-        int[][] adding = new int[plans.length][]; // the cells' numbers, in the order that the plans know them by
-        for (int pair = 0; pair < plans.length; pair++) {
-            adding[pair] = plans[pair] != null && plans[pair].addedValues() != null ? table.order(pair) : null;
-        }
-        int back = options.span() > 0 ? Math.max(0, position - options.span()) : 0;
-        CellTable.Moves moves = table.apply(plans, budget, back);
+        CellTable.Moves moves = rewrite.commit();
         observer.apply(
                 moves.targets(),
                 moves.weights(),

@@ -6,10 +6,17 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import dev.kvmerge.KvmergeException;
+import dev.kvmerge.TestModel;
+import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
 
 class CalibrationTest {
     private static final float[] WEIGHTS = {-1, .5f, .25f, -.125f, -.3f, .7f, 2, -3};
+
+    @BeforeAll
+    static void library() {
+        TestModel.loadKernels();
+    }
 
     @Test
     void foreseesByItsFormula() {
@@ -31,6 +38,8 @@ class CalibrationTest {
             expected[i] = Math.exp(prior[i] + .5 * log[i] + .25 * before - .125 * after - .3 * age[i]);
         }
         assertArrayEquals(expected, calibration.expected(cells, new double[] {2, .5, 2}), 1e-6);
+        assertThrows(IllegalArgumentException.class, () -> calibration.expected(cells, new double[] {2, .5}));
+        assertThrows(KvmergeException.class, () -> calibration.expected(cells, new double[] {2, Double.NaN, 2}));
     }
 
     @Test

@@ -55,13 +55,10 @@ class CellTableTest {
                     of[t] = position + t;
                 }
             }
-            table.add(
-                    tokenCell,
-                    position,
-                    position,
-                    new Observer.Stats(tokenCell, mass, null, SHAPE.layers(), 0),
-                    priors,
-                    0.9);
+            table.add(tokenCell, position, position, new Observer.Stats(tokenCell, mass, null, SHAPE.layers(), 0), 0.9);
+            for (int pair = 0; pair < priors.length; pair++) {
+                table.foresee(pair, tokenCell, priors[pair]);
+            }
             position += n;
             if (table.used() > budget) {
                 Plan[] plans = new Plan[SHAPE.pairs()];
@@ -69,7 +66,7 @@ class CellTableTest {
                     plans[pair] = randomPlan(table.stats(pair, null, null), budget, random);
                 }
                 int used = table.used();
-                CellTable.Moves moves = table.apply(plans, budget, 0);
+                CellTable.Moves moves = rewritten(table, plans, budget, 0);
                 for (int pair = 0; pair < plans.length; pair++) {
                     move(contents.get(pair), moves, pair, cells);
                 }
@@ -107,7 +104,7 @@ class CellTableTest {
         for (int round = 0; round < 15; round++) {
             int[] tokenCell = new int[block];
             java.util.Arrays.setAll(tokenCell, t -> free.pollFirst());
-            table.add(tokenCell, position, next, new Observer.Stats(tokenCell, null, null, SHAPE.layers(), 0), null, 1);
+            table.add(tokenCell, position, next, new Observer.Stats(tokenCell, null, null, SHAPE.layers(), 0), 1);
             position += block;
             for (int pair = 0; pair < SHAPE.pairs(); pair++) {
                 int[] more = Arrays.copyOf(carried[pair], carried[pair].length + block);
@@ -127,7 +124,7 @@ class CellTableTest {
                 orders[pair] = table.order(pair);
             }
             int back = Math.max(0, next - span);
-            CellTable.Moves moves = table.apply(plans, budget, back);
+            CellTable.Moves moves = rewritten(table, plans, budget, back);
             for (int pair = 0; pair < plans.length; pair++) {
                 int[] left = new int[budget];
                 int group = 0;
@@ -155,6 +152,14 @@ class CellTableTest {
                 }
             }
         }
+    }
+
+    private static CellTable.Moves rewritten(CellTable table, Plan[] plans, int budget, int back) {
+        CellTable.Rewrite rewrite = table.rewrite(budget, back);
+        for (int pair = 0; pair < plans.length; pair++) {
+            rewrite.stage(pair, plans[pair]);
+        }
+        return rewrite.commit();
     }
 
     private static Plan randomPlan(CellStats cells, int budget, Random random) {

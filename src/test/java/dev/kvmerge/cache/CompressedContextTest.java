@@ -116,9 +116,11 @@ class CompressedContextTest {
 
     /** The same plan for all heads. */
     private void apply(CompressedContext context, Plan plan, int budget) {
-        Plan[] plans = new Plan[model.shape().pairs()];
-        Arrays.fill(plans, plan);
-        CellTable.Moves moves = context.table().apply(plans, budget, 0);
+        CellTable.Rewrite rewrite = context.table().rewrite(budget, 0);
+        for (int pair = 0; pair < model.shape().pairs(); pair++) {
+            rewrite.stage(pair, plan);
+        }
+        CellTable.Moves moves = rewrite.commit();
         context.observer()
                 .apply(moves.targets(), moves.weights(), null, moves.positions(), moves.destinations(), null, true);
     }

@@ -70,6 +70,7 @@ final class Problem {
             case "scatter_cells" -> gather(false);
             case "merge_cells" -> merge();
             case "project_cells" -> project();
+            case "expected_attention" -> expected();
             case "plan_groups" -> plan();
             case "half_to_float" -> convert(true);
             case "float_to_half" -> convert(false);
@@ -330,6 +331,22 @@ final class Problem {
                 .pointer(zeros(cells))
                 .pointer(zeros(cells));
         return 2L * 2 * cells * dim;
+    }
+
+    private long expected() {
+        double[] rate = new double[cells];
+        java.util.Arrays.setAll(rate, i -> random.nextDouble());
+        int[] position = new int[cells];
+        java.util.Arrays.setAll(position, i -> i);
+        args.integer(cells)
+                .pointer(arena.allocateFrom(ValueLayout.JAVA_DOUBLE, rate))
+                .pointer(floats(normals(cells)))
+                .pointer(arena.allocateFrom(ValueLayout.JAVA_INT, position))
+                .integer(cells)
+                .real(1e-6)
+                .pointer(floats(normals(4)))
+                .pointer(zeros(2L * cells));
+        return 24L * cells;
     }
 
     private MemorySegment frequencies() {
