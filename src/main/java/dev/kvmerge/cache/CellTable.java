@@ -34,32 +34,32 @@ final class CellTable {
     private int used;
 
     /**
-     * What is known of cells, [pair][cell].
+     * What is known of the cells in use, [pair][0..used) in position order.
      *
+     * @param cell its number
      * @param position in the text
      * @param frame the position whose rotation the key carries: another only in a context with a span
      * @param exposure queries that could attend to the cell, decayed as its mass is
-     * @param order [pair][0..used): cells in position order
      */
     private record Columns(
+            int[] cell,
             int[] position,
             int[] frame,
             float[] mass,
             float[] exposure,
             float[] entropy,
             int[] count,
-            float[] prior,
-            int[] order) {
+            float[] prior) {
         Columns(int n) {
             this(
                     new int[n],
                     new int[n],
+                    new int[n],
                     new float[n],
                     new float[n],
                     new float[n],
                     new int[n],
-                    new float[n],
-                    new int[n]);
+                    new float[n]);
         }
     }
 
@@ -92,41 +92,35 @@ final class CellTable {
      */
     void add(int[] tokenCell, int firstPosition, int firstFrame, Observer.Stats stats, double massDecay) {
         int tokens = tokenCell.length;
-        float[] exposure = now.exposure;
-        for (int i = 0; i < exposure.length; i++) {
-            exposure[i] = (float) (exposure[i] * massDecay + tokens);
-        }
         for (int pair = 0; pair < shape.pairs(); pair++) {
             int base = pair * cells;
+            for (int i = base; i < base + used; i++) {
+                now.exposure[i] = (float) (now.exposure[i] * massDecay + tokens);
+            }
             for (int t = 0; t < tokens; t++) {
-                int cell = base + tokenCell[t];
-                now.position[cell] = firstPosition + t;
-                now.frame[cell] = firstFrame + t;
-                now.count[cell] = 1;
-                now.prior[cell] = 0;
-                now.mass[cell] = 0;
-                exposure[cell] = tokens - t;
-                now.entropy[cell] = stats.entropy() == null ? 0 : tokenEntropy(stats.entropy(), pair, t, tokens);
-                now.order[base + used + t] = tokenCell[t];
+                int i = base + used + t;
+                now.cell[i] = tokenCell[t];
+                now.position[i] = firstPosition + t;
+                now.frame[i] = firstFrame + t;
+                now.mass[i] = 0;
+                now.exposure[i] = tokens - t;
+                now.entropy[i] = stats.entropy() == null ? 0 : tokenEntropy(stats.entropy(), pair, t, tokens);
+                now.count[i] = 1;
+                now.prior[i] = 0;
+            }
+            for (int i = base; stats.mass() != null && i < base + used + tokens; i++) {
+                now.mass[i] = (float) (now.mass[i] * massDecay + stats.mass()[base + now.cell[i]]);
             }
         }
-        used += tokens;
         int before = held.length;
         held = Arrays.copyOf(held, before + tokens);
         System.arraycopy(tokenCell, 0, held, before, tokens);
-        if (stats.mass() != null) {
-            float[] mass = now.mass;
-            for (int i = 0; i < mass.length; i++) {
-                mass[i] = (float) (mass[i] * massDecay + stats.mass()[i]);
-            }
-        }
+        used += tokens;
     }
 
-    /** What a calibration says of a pair's newest tokens, by cell and prior; until then, 0. */
-    void foresee(int pair, int[] tokenCell, float[] priors) {
-        for (int t = 0; t < tokenCell.length; t++) {
-            now.prior[pair * cells + tokenCell[t]] = priors[t];
-        }
+    /** What a calibration says of a pair's newest tokens; until then, 0. */
+    void foresee(int pair, float[] priors) {
+        System.arraycopy(priors, 0, now.prior, pair * cells + used - priors.length, priors.length);
     }
 
     /** Mean over the KV head's query heads. */
@@ -142,7 +136,7 @@ final class CellTable {
 
     /** The cells of a layer and KV head, oldest position first. */
     int[] order(int pair) {
-        return Arrays.copyOfRange(now.order, pair * cells, pair * cells + used);
+        return ofPair(now.cell, pair);
     }
 
     /**
@@ -150,34 +144,25 @@ final class CellTable {
      * of cells; null where nobody asks.
      */
     CellStats stats(int pair, Function<int[], Cells> source, Supplier<Observer.QueryMoments> queries) {
-        int[] at = order(pair);
-        int n = at.length;
-        int[] positions = new int[n];
-        float[] masses = new float[n];
-        float[] exposures = new float[n];
-        float[] entropies = new float[n];
-        int[] counts = new int[n];
-        float[] priors = new float[n];
-        for (int i = 0; i < n; i++) {
-            int cell = pair * cells + at[i];
-            positions[i] = now.position[cell];
-            masses[i] = now.mass[cell];
-            exposures[i] = now.exposure[cell];
-            entropies[i] = now.entropy[cell];
-            counts[i] = now.count[cell];
-            priors[i] = now.prior[cell];
-        }
         return new CellStats(
                 pair / shape.kvHeads(),
                 pair % shape.kvHeads(),
-                positions,
-                masses,
-                exposures,
-                entropies,
-                counts,
-                priors,
-                source == null ? null : source.apply(at),
+                ofPair(now.position, pair),
+                ofPair(now.mass, pair),
+                ofPair(now.exposure, pair),
+                ofPair(now.entropy, pair),
+                ofPair(now.count, pair),
+                ofPair(now.prior, pair),
+                source == null ? null : source.apply(order(pair)),
                 queries);
+    }
+
+    private int[] ofPair(int[] column, int pair) {
+        return Arrays.copyOfRange(column, pair * cells, pair * cells + used);
+    }
+
+    private float[] ofPair(float[] column, int pair) {
+        return Arrays.copyOfRange(column, pair * cells, pair * cells + used);
     }
 
     /** What to write where, for every layer and KV head, in kvmerge_plan's terms: [pair][cell]. */
@@ -230,63 +215,81 @@ final class CellTable {
             plans[pair] = plan;
             int base = pair * cells;
             Arrays.fill(targets, base, base + cells, NONE);
-            System.arraycopy(now.frame, base, positions, base, cells);
-            if (newPositions != null) {
-                System.arraycopy(now.frame, base, newPositions, base, cells);
-            }
+            int[] cell = order(pair);
             int[] target = plan.target();
             float[] weight = plan.weight();
-            // Pivots that already lie in a cell that stays, stay in it; the others take the free ones in order.
             boolean[] taken = new boolean[cells];
+            int[] pivots = new int[budget];
+            int[] group = new int[used]; // of a pivot
+            int groups = 0;
             for (int i = 0; i < used; i++) {
+                positions[base + cell[i]] = now.frame[base + i];
                 if (target[i] == i) {
-                    taken[now.order[base + i]] = true;
+                    taken[cell[i]] = true;
+                    group[i] = groups;
+                    pivots[groups++] = i;
                 }
             }
+            // Pivots that already lie in a cell that stays, stay in it; the others take the free ones in order.
             int free = 0;
-            int group = 0;
-            for (int i = 0; i < used; i++) {
-                if (target[i] != i) {
-                    continue;
-                }
-                int cell = now.order[base + i];
-                int from = base + cell;
-                if (!stays[cell]) {
+            for (int g = 0; g < budget; g++) {
+                int from = cell[pivots[g]];
+                int to = from;
+                if (!stays[from]) {
                     while (taken[free] || !stays[free]) {
                         free++;
                     }
-                    cell = free++;
+                    to = free++;
                 }
-                int to = base + cell;
-                destinations[from] = cell;
-                next.order[base + group] = cell;
-                next.frame[to] = Math.max(group, now.frame[from] - back);
-                next.position[to] = now.position[from];
-                next.mass[to] = now.mass[from];
-                next.exposure[to] = now.exposure[from];
-                next.entropy[to] = weight[i] * now.entropy[from];
-                next.count[to] = now.count[from];
-                next.prior[to] = weight[i] * now.prior[from];
-                if (newPositions != null && i != used - 1) {
-                    newPositions[from] = next.frame[to];
-                }
-                group++;
+                destinations[base + from] = to;
+                next.cell[base + g] = to;
+                targets[base + from] = from;
+                weights[base + from] = weight[pivots[g]];
+            }
+            // A column at a time: these loops are what the compiler is good at.
+            move(now.position, next.position, base, pivots);
+            move(now.mass, next.mass, base, pivots);
+            move(now.exposure, next.exposure, base, pivots);
+            move(now.entropy, next.entropy, base, pivots);
+            move(now.count, next.count, base, pivots);
+            move(now.prior, next.prior, base, pivots);
+            for (int g = 0; g < budget; g++) {
+                next.frame[base + g] = Math.max(g, now.frame[base + pivots[g]] - back);
+            }
+            for (int g = 0; newPositions != null && g < budget; g++) { // llama.cpp rotates the newest
+                newPositions[base + cell[pivots[g]]] =
+                        g == budget - 1 ? now.frame[base + used - 1] : next.frame[base + g];
             }
             for (int i = 0; i < used; i++) {
-                if (target[i] == Plan.EVICTED) {
-                    continue;
+                if (target[i] == i && weight[i] != 1) { // the rest comes from its members
+                    int to = base + group[i];
+                    next.entropy[to] *= weight[i];
+                    next.prior[to] *= weight[i];
                 }
-                int cell = base + now.order[base + i];
-                int pivot = now.order[base + target[i]];
-                targets[cell] = pivot;
-                weights[cell] = weight[i];
-                if (target[i] != i) {
-                    int to = base + destinations[base + pivot];
-                    next.mass[to] += now.mass[cell];
-                    next.entropy[to] += weight[i] * now.entropy[cell];
-                    next.count[to] += now.count[cell];
-                    next.prior[to] += weight[i] * now.prior[cell];
+            }
+            for (int i = 0; i < used; i++) {
+                if (target[i] != i && target[i] != Plan.EVICTED) {
+                    targets[base + cell[i]] = cell[target[i]];
+                    weights[base + cell[i]] = weight[i];
+                    int from = base + i;
+                    int to = base + group[target[i]];
+                    next.mass[to] += now.mass[from];
+                    next.entropy[to] += weight[i] * now.entropy[from];
+                    next.count[to] += now.count[from];
+                    next.prior[to] += weight[i] * now.prior[from];
                 }
+            }
+        }
+
+        private static void move(int[] from, int[] to, int base, int[] pivots) {
+            for (int g = 0; g < pivots.length; g++) {
+                to[base + g] = from[base + pivots[g]];
+            }
+        }
+
+        private static void move(float[] from, float[] to, int base, int[] pivots) {
+            for (int g = 0; g < pivots.length; g++) {
+                to[base + g] = from[base + pivots[g]];
             }
         }
 
@@ -315,7 +318,7 @@ final class CellTable {
                 Plan plan = plans[pair];
                 float[] weight = plan.valueWeight() == null ? plan.weight() : plan.valueWeight();
                 for (int i = 0; i < used; i++) {
-                    valueWeights[pair * cells + now.order[pair * cells + i]] = weight[i];
+                    valueWeights[pair * cells + now.cell[pair * cells + i]] = weight[i];
                 }
             }
             return valueWeights;

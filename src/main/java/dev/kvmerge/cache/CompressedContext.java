@@ -257,24 +257,24 @@ public final class CompressedContext implements AutoCloseable {
     private void foresee(int[] newest) {
         if (planner != null && planner.calibration() != null) {
             long start = System.nanoTime();
-            Parallel.each(shape.pairs(), pair -> foresee(pair, newest));
+            int[] positions = positions(newest);
+            Parallel.each(shape.pairs(), pair -> foresee(pair, newest, positions));
             timings.plan += System.nanoTime() - start;
         }
     }
 
-    private void foresee(int pair, int[] newest) {
+    private int[] positions(int[] newest) {
+        return IntStream.range(position - newest.length, position).toArray();
+    }
+
+    private void foresee(int pair, int[] newest, int[] positions) {
         Calibration calibration = planner.calibration();
         if (calibration == null) {
             return;
         }
         Observer.Projection seen = observer.project(
-                pair / shape.kvHeads(),
-                pair % shape.kvHeads(),
-                newest,
-                IntStream.range(position - newest.length, position).toArray(),
-                calibration.keyWeights(pair),
-                info);
-        table.foresee(pair, newest, calibration.prior(pair, seen.products(), seen.lengths()));
+                pair / shape.kvHeads(), pair % shape.kvHeads(), newest, positions, calibration.keyWeights(pair), info);
+        table.foresee(pair, calibration.prior(pair, seen.products(), seen.lengths()));
     }
 
     /** Takes account of what was decoded since the last compression, without compressing: when nothing more is to come. */
@@ -289,10 +289,11 @@ public final class CompressedContext implements AutoCloseable {
         int back = options.span() > 0 ? Math.max(0, position - options.span()) : 0;
         long start = System.nanoTime();
         CellTable.Rewrite rewrite = table.rewrite(budget, back);
+        int[] positions = positions(newest);
         Plan[] plans = new Plan[shape.pairs()];
         int[][] adding = new int[plans.length][]; // the cells' numbers, in the order that the plans know them by
         Parallel.each(plans.length, pair -> {
-            foresee(pair, newest);
+            foresee(pair, newest, positions);
             plans[pair] = planner.plan(stats(pair, buffers::get), budget);
             rewrite.stage(pair, plans[pair]);
             adding[pair] = plans[pair].addedValues() != null ? table.order(pair) : null;

@@ -57,7 +57,7 @@ class CellTableTest {
             }
             table.add(tokenCell, position, position, new Observer.Stats(tokenCell, mass, null, SHAPE.layers(), 0), 0.9);
             for (int pair = 0; pair < priors.length; pair++) {
-                table.foresee(pair, tokenCell, priors[pair]);
+                table.foresee(pair, priors[pair]);
             }
             position += n;
             if (table.used() > budget) {
