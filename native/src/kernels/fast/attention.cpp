@@ -5,9 +5,6 @@
 #include <cmath>
 #include <limits>
 #include <vector>
-#if defined(__AVX512F__)
-#    include <immintrin.h>
-#endif
 
 namespace kvmerge {
 namespace KVMERGE_ISA {

@@ -64,19 +64,11 @@ void to_float(int32_t type, const void * in, std::ptrdiff_t n, float * out) {
     if (n == 0) {
         return; // an empty vector's memory may be null
     }
-    switch (type) {
-    case CELL_F32:
-        std::memcpy(out, in, size_t(n) * sizeof(float));
-        return;
-    case CELL_F16:
-        to_floats(static_cast<const Half *>(in), n, out);
-        return;
-    case CELL_BF16:
-        to_floats(static_cast<const BFloat16 *>(in), n, out);
-        return;
-    default:
+    if (type == CELL_Q8_0) {
         q8_0_to_float(static_cast<const BlockQ8_0 *>(in), int(n), out);
+        return;
     }
+    with_elements(type, in, [&](const auto * x) { to_floats(x, n, out); });
 }
 
 static void from_float(int32_t type, const float * in, std::ptrdiff_t n, void * out) {
@@ -165,8 +157,8 @@ static void turn_all(const CellView & view, const T * head, const int32_t * cell
 }
 
 template <class T>
-static void read_transposed(const GatherCellsArgs & a) {
-    const T * const head = static_cast<const T *>(a.view.data) + std::ptrdiff_t(a.head) * a.view.dim * a.view.n_cells;
+static void read_transposed(const GatherCellsArgs & a, const T * data) {
+    const T * const head = data + std::ptrdiff_t(a.head) * a.view.dim * a.view.n_cells;
     if (a.n > a.view.n_cells / 4) {
         turn_all(a.view, head, a.cells, a.n, a.out);
         return;
@@ -208,17 +200,8 @@ static void write_transposed(const ScatterCellsArgs & a) {
 
 void gather_cells(const GatherCellsArgs & a) {
     if (a.view.transposed) {
-        switch (a.view.type) {
-        case CELL_F32:
-            read_transposed<float>(a);
-            return;
-        case CELL_F16:
-            read_transposed<Half>(a);
-            return;
-        default:
-            read_transposed<BFloat16>(a);
-            return;
-        }
+        with_elements(a.view.type, a.view.data, [&](const auto * x) { read_transposed(a, x); });
+        return;
     }
     // Rows that are on their way while one is read: they lie in no order that the processor could foresee.
     constexpr int AHEAD = 16;

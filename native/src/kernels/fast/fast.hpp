@@ -154,6 +154,21 @@ static inline void to_floats(const T * in, std::ptrdiff_t n, float * out) {
     }
 }
 
+// Calls body with data as what elements of its type are. Not Q8_0, which has none one by one.
+template <class Body>
+static inline void with_elements(int32_t type, const void * data, Body && body) {
+    switch (type) {
+    case CELL_F32:
+        body(static_cast<const float *>(data));
+        return;
+    case CELL_F16:
+        body(static_cast<const Half *>(data));
+        return;
+    default:
+        body(static_cast<const BFloat16 *>(data));
+    }
+}
+
 // exp(x) for x <= 88, error about 2 ulp; flushes to 0 below -87; NaN stays. Cephes expf polynomial.
 static inline float exp_bounded(float x) {
     const float c = x >= -87.0f ? x : -87.0f;

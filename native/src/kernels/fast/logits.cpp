@@ -3,11 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#if defined(__F16C__)
-#    include <immintrin.h>
-#elif defined(__ARM_NEON)
-#    include <arm_neon.h>
-#endif
 
 namespace kvmerge {
 namespace KVMERGE_ISA {

@@ -88,6 +88,17 @@ static void add_value(const float * v, float w, int n, float * value) {
     }
 }
 
+// Adds w times what RoPE makes of the pairs of x and y, STRIDE apart.
+template <int STRIDE>
+static void add_turned(const float * x, const float * y, const float * c, const float * s, float w, int half, float * to_x,
+                       float * to_y) {
+#pragma omp simd
+    for (int i = 0; i < half; i++) {
+        to_x[STRIDE * i] += w * (x[STRIDE * i] * c[i] - y[STRIDE * i] * s[i]);
+        to_y[STRIDE * i] += w * (x[STRIDE * i] * s[i] + y[STRIDE * i] * c[i]);
+    }
+}
+
 // Adds w times a key, rotated by RoPE over delta positions.
 static void add_key(const MergeHead & h, const float * k, float w, int32_t delta, float * key, Rotations & rotations) {
     const int half = h.n_rot / 2;
@@ -100,19 +111,7 @@ static void add_key(const MergeHead & h, const float * k, float w, int32_t delta
         return;
     }
     const float *const c = rotations.over(delta, h.freq, half), *const s = c + half;
-    if (h.neox) {
-#pragma omp simd
-        for (int i = 0; i < half; i++) {
-            key[i] += w * (k[i] * c[i] - k[i + half] * s[i]);
-            key[i + half] += w * (k[i] * s[i] + k[i + half] * c[i]);
-        }
-    } else {
-#pragma omp simd
-        for (int i = 0; i < half; i++) {
-            key[2 * i] += w * (k[2 * i] * c[i] - k[2 * i + 1] * s[i]);
-            key[2 * i + 1] += w * (k[2 * i] * s[i] + k[2 * i + 1] * c[i]);
-        }
-    }
+    h.neox ? add_turned<1>(k, k + half, c, s, w, half, key, key + half) : add_turned<2>(k, k + 1, c, s, w, half, key, key + 1);
 }
 
 // Members are read so many at a time: into memory that stays in the first caches, and is not new to the process at each call.

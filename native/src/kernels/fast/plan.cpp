@@ -78,14 +78,10 @@ class Planner {
             g.last = i;
         }
         recall();
-        if (!a.values.transposed) {
-            measure_values();
-        } else if (a.values.type == CELL_F32) {
-            measure_transposed_values<float>();
-        } else if (a.values.type == CELL_F16) {
-            measure_transposed_values<Half>();
+        if (a.values.transposed) {
+            with_elements(a.values.type, a.values.data, [&](const auto * x) { measure_transposed_values(x); });
         } else {
-            measure_transposed_values<BFloat16>();
+            measure_values();
         }
         measure_pairs();
         price_cells();
@@ -204,7 +200,7 @@ class Planner {
 
     // The same where a dimension's elements lie side by side: in whatever order the cells lie, a few dimensions at a time.
     template <class T>
-    void measure_transposed_values() {
+    void measure_transposed_values(const T * data) {
         const int n = *std::max_element(a_.cells, a_.cells + a_.n) + 1;
         by_cell_.assign(size_t(n) * 2, 0.0f);
         float *const share = by_cell_.data(), *const from_mean = share + n;
@@ -213,7 +209,7 @@ class Planner {
         }
         mean_.resize(size_t(dim_v_));
         const std::ptrdiff_t stride = a_.values.n_cells;
-        const T * const head = static_cast<const T *>(a_.values.data) + std::ptrdiff_t(a_.head) * dim_v_ * stride;
+        const T * const head = data + std::ptrdiff_t(a_.head) * dim_v_ * stride;
         int d = 0;
         for (; d + ROWS <= dim_v_; d += ROWS) {
             weighted_sums<ROWS>(head + d * stride, stride, share, n, mean_.data() + d);

@@ -219,53 +219,42 @@ final class CellTable {
             int[] target = plan.target();
             float[] weight = plan.weight();
             boolean[] taken = new boolean[cells];
-            int[] pivots = new int[budget];
-            int[] group = new int[used]; // of a pivot
-            int groups = 0;
             for (int i = 0; i < used; i++) {
                 positions[base + cell[i]] = now.frame[base + i];
-                if (target[i] == i) {
-                    taken[cell[i]] = true;
-                    group[i] = groups;
-                    pivots[groups++] = i;
-                }
+                taken[cell[i]] = target[i] == i;
             }
             // Pivots that already lie in a cell that stays, stay in it; the others take the free ones in order.
             int free = 0;
-            for (int g = 0; g < budget; g++) {
-                int from = cell[pivots[g]];
-                int to = from;
-                if (!stays[from]) {
+            int[] group = new int[used]; // of a pivot
+            int groups = 0;
+            for (int i = 0; i < used; i++) {
+                if (target[i] != i) {
+                    continue;
+                }
+                int destination = cell[i];
+                if (!stays[destination]) {
                     while (taken[free] || !stays[free]) {
                         free++;
                     }
-                    to = free++;
+                    destination = free++;
                 }
-                destinations[base + from] = to;
-                next.cell[base + g] = to;
-                targets[base + from] = from;
-                weights[base + from] = weight[pivots[g]];
-            }
-            // A column at a time: these loops are what the compiler is good at.
-            move(now.position, next.position, base, pivots);
-            move(now.mass, next.mass, base, pivots);
-            move(now.exposure, next.exposure, base, pivots);
-            move(now.entropy, next.entropy, base, pivots);
-            move(now.count, next.count, base, pivots);
-            move(now.prior, next.prior, base, pivots);
-            for (int g = 0; g < budget; g++) {
-                next.frame[base + g] = Math.max(g, now.frame[base + pivots[g]] - back);
-            }
-            for (int g = 0; newPositions != null && g < budget; g++) { // llama.cpp rotates the newest
-                newPositions[base + cell[pivots[g]]] =
-                        g == budget - 1 ? now.frame[base + used - 1] : next.frame[base + g];
-            }
-            for (int i = 0; i < used; i++) {
-                if (target[i] == i && weight[i] != 1) { // the rest comes from its members
-                    int to = base + group[i];
-                    next.entropy[to] *= weight[i];
-                    next.prior[to] *= weight[i];
+                destinations[base + cell[i]] = destination;
+                targets[base + cell[i]] = cell[i];
+                weights[base + cell[i]] = weight[i];
+                int from = base + i;
+                int to = base + groups;
+                next.cell[to] = destination;
+                next.position[to] = now.position[from];
+                next.frame[to] = Math.max(groups, now.frame[from] - back);
+                next.mass[to] = now.mass[from];
+                next.exposure[to] = now.exposure[from];
+                next.entropy[to] = weight[i] * now.entropy[from]; // the rest comes from its members
+                next.count[to] = now.count[from];
+                next.prior[to] = weight[i] * now.prior[from];
+                if (newPositions != null) { // llama.cpp rotates the newest
+                    newPositions[base + cell[i]] = i == used - 1 ? now.frame[from] : next.frame[to];
                 }
+                group[i] = groups++;
             }
             for (int i = 0; i < used; i++) {
                 if (target[i] != i && target[i] != Plan.EVICTED) {
@@ -278,18 +267,6 @@ final class CellTable {
                     next.count[to] += now.count[from];
                     next.prior[to] += weight[i] * now.prior[from];
                 }
-            }
-        }
-
-        private static void move(int[] from, int[] to, int base, int[] pivots) {
-            for (int g = 0; g < pivots.length; g++) {
-                to[base + g] = from[base + pivots[g]];
-            }
-        }
-
-        private static void move(float[] from, float[] to, int base, int[] pivots) {
-            for (int g = 0; g < pivots.length; g++) {
-                to[base + g] = from[base + pivots[g]];
             }
         }
 

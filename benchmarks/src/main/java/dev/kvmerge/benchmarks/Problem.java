@@ -336,12 +336,10 @@ final class Problem {
     private long expected() {
         double[] rate = new double[cells];
         java.util.Arrays.setAll(rate, i -> random.nextDouble());
-        int[] position = new int[cells];
-        java.util.Arrays.setAll(position, i -> i);
         args.integer(cells)
                 .pointer(arena.allocateFrom(ValueLayout.JAVA_DOUBLE, rate))
                 .pointer(floats(normals(cells)))
-                .pointer(arena.allocateFrom(ValueLayout.JAVA_INT, position))
+                .pointer(order(cells))
                 .integer(cells)
                 .real(1e-6)
                 .pointer(floats(normals(4)))
