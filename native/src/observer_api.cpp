@@ -1,0 +1,237 @@
+// kvmerge.h's functions on an observer: handles and arguments are checked here, and nothing is thrown across the border.
+#include "llama_graph.hpp"
+#include "observer.hpp"
+#include "status.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <memory>
+
+namespace {
+
+using namespace kvmerge;
+
+int64_t nanos_since(std::chrono::steady_clock::time_point start) {
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
+}
+
+} // namespace
+
+namespace kvmerge {
+
+kvmerge_observer & checked(kvmerge_observer * handle) {
+    if (!handle) {
+        throw Error(KVMERGE_E_ARGUMENT, "the observer is null");
+    }
+    if (handle->magic != kvmerge_observer::ALIVE) {
+        throw Error(KVMERGE_E_ARGUMENT, "not an observer, or one that was freed");
+    }
+    return *handle;
+}
+
+} // namespace kvmerge
+
+extern "C" {
+
+kvmerge_status kvmerge_observer_create(const kvmerge_observer_params * params, kvmerge_observer ** out) {
+    return guarded("kvmerge_observer_create", [&] {
+        require(params && out, "params or out is null");
+        kvmerge_observer_params p = *params;
+        require(p.n_layer > 0 && p.n_layer <= 65536, "n_layer must be 1..65536");
+        require(p.n_head > 0 && p.n_head_kv > 0 && p.n_head % p.n_head_kv == 0,
+                "n_head must be a positive multiple of n_head_kv");
+        require(p.n_cells > 0 && p.n_tokens > 0, "n_cells and n_tokens must be positive");
+        require(p.observe >= 0 && p.observe < 8, "observe must be KVMERGE_OBSERVE_* flags");
+        require(p.bias >= KVMERGE_BIAS_NONE && p.bias <= KVMERGE_BIAS_EXACT, "bias must be one of KVMERGE_BIAS_*");
+        require(p.mass_power == 1 || p.mass_power == 1.5f || p.mass_power == 2, "mass_power must be 1, 1.5 or 2");
+        require(p.mass_window >= 0, "mass_window must not be negative");
+        require(p.query_decay >= 0 && p.query_decay <= 1, "query_decay must be 0..1");
+        require(p.n_threads > 0 && p.n_threads <= 1024, "n_threads must be 1..1024");
+        require(p.device == KVMERGE_DEVICE_CPU || p.device == KVMERGE_DEVICE_CUDA, "device must be one of KVMERGE_DEVICE_*");
+        require(p.ggml.tensor_get && p.ggml.tensor_set && p.ggml.buffer_is_host, "ggml entry points are missing");
+        if (p.bias == KVMERGE_BIAS_FOLDED) {
+            require(p.ridge > 0 && std::isfinite(p.ridge), "ridge must be positive");
+            p.observe |= KVMERGE_OBSERVE_QUERIES;
+        }
+        auto made = std::make_unique<kvmerge_observer>();
+        made->params = p;
+        made->device = p.device == KVMERGE_DEVICE_CUDA ? &cuda_device() : &host_device();
+        made->layers.resize(size_t(p.n_layer));
+        for (int32_t i = 0; i < p.n_layer; i++) {
+            const int32_t number = p.layers ? p.layers[i] : i;
+            require(number >= 0 && (i == 0 || number > made->numbers.back()), "layers must be ascending numbers of layers");
+            made->numbers.push_back(number);
+        }
+        made->params.layers = p.layers ? made->numbers.data() : nullptr;
+        const size_t cells = size_t(p.n_layer) * p.n_head_kv * p.n_cells;
+        if (p.observe & KVMERGE_OBSERVE_MASS || p.observe & KVMERGE_OBSERVE_ENTROPY) {
+            made->mass.assign(cells, 0.0f);
+        }
+        if (p.observe & KVMERGE_OBSERVE_ENTROPY) {
+            made->entropy.assign(size_t(p.n_layer) * p.n_head * p.n_tokens, 0.0f);
+        }
+        if (p.bias == KVMERGE_BIAS_EXACT) {
+            made->bias.assign(cells, 0.0f);
+        }
+        made->token_cell.reserve(size_t(p.n_tokens));
+        *out = made.release();
+    });
+}
+
+kvmerge_status kvmerge_observer_free(kvmerge_observer * observer) {
+    return guarded("kvmerge_observer_free", [&] {
+        kvmerge_observer & o = checked(observer);
+        o.magic = 0;
+        delete &o;
+    });
+}
+
+bool kvmerge_eval_callback(struct ggml_tensor * tensor, bool ask, void * observer) {
+    auto * o = static_cast<kvmerge_observer *>(observer);
+    if (!o || !tensor || o->magic != kvmerge_observer::ALIVE) {
+        return !ask; // nothing asked for, and the graph goes on
+    }
+    if (ask && !may_want(tensor)) {
+        return false;
+    }
+    const auto start = std::chrono::steady_clock::now();
+    bool result = !ask;
+    try {
+        if (ask) {
+            result = !o->error && o->wants(tensor);
+        } else if (!o->error) {
+            o->visit(tensor);
+        }
+    } catch (const Error & e) {
+        o->error = e;
+    } catch (const std::exception & e) {
+        o->error = Error(KVMERGE_E_STATE, e.what());
+    }
+    o->nanos += nanos_since(start);
+    return result;
+}
+
+kvmerge_status kvmerge_observer_begin(kvmerge_observer * observer) {
+    return guarded("kvmerge_observer_begin", [&] {
+        kvmerge_observer & o = checked(observer);
+        o.add_waiting_queries();
+        o.token_cell.clear();
+        o.ubatch_start = 0;
+        o.nanos = 0;
+        o.error.reset();
+        for (auto & l : o.layers) {
+            l.tokens_seen = 0;
+            l.query_keep *= o.params.query_decay;
+            if (l.mass.size()) {
+                l.mass.zero();
+            }
+        }
+    });
+}
+
+kvmerge_status kvmerge_observer_stats(kvmerge_observer * observer, kvmerge_block_stats * out) {
+    return guarded("kvmerge_observer_stats", [&] {
+        kvmerge_observer & o = checked(observer);
+        require(out, "out is null");
+        if (o.error) {
+            throw *o.error;
+        }
+        const auto start = std::chrono::steady_clock::now();
+        o.add_waiting_queries();
+        o.nanos += nanos_since(start);
+        kvmerge_block_stats stats = {};
+        stats.n_tokens = int32_t(o.token_cell.size());
+        stats.token_cell = o.token_cell.data();
+        for (const auto & l : o.layers) {
+            stats.n_layer_seen += stats.n_tokens > 0 && l.tokens_seen == stats.n_tokens;
+        }
+        o.collect();
+        if (!o.mass.empty()) {
+            for (float m : o.mass) {
+                if (!std::isfinite(m)) {
+                    throw Error(KVMERGE_E_NUMERIC, "the attention has NaN or infinite entries");
+                }
+            }
+            stats.mass = o.mass.data();
+        }
+        stats.entropy = o.entropy.empty() ? nullptr : o.entropy.data();
+        stats.observe_nanos = o.nanos;
+        *out = stats;
+    });
+}
+
+kvmerge_status kvmerge_observer_cache_info(kvmerge_observer * observer, kvmerge_cache_info * out) {
+    return guarded("kvmerge_observer_cache_info", [&] {
+        kvmerge_observer & o = checked(observer);
+        require(out, "out is null");
+        if (o.error) {
+            throw *o.error;
+        }
+        kvmerge_cache_info info = {};
+        const auto name = [](const CellTensor & t, char(&to)[16]) { std::snprintf(to, sizeof to, "%s", t.type_name()); };
+        for (size_t i = 0; i < o.layers.size(); i++) {
+            const auto & l = o.layers[i];
+            if (!l.k.tensor() || !l.v.tensor()) {
+                throw Error(KVMERGE_E_STATE,
+                            text("layer %zu: no KV cache seen; decode something first, and use a model whose every layer has "
+                                 "an ordinary KV cache",
+                                 i));
+            }
+            info.bytes += l.k.bytes() + l.v.bytes();
+        }
+        for (const auto & other : o.other_bytes) {
+            info.bytes += other.second;
+        }
+        const auto & l = o.layers[0];
+        info.n_cells = l.k.n_cells();
+        info.head_dim_k = l.k.dim();
+        info.head_dim_v = l.v.dim();
+        info.v_transposed = l.v.transposed();
+        std::snprintf(info.device, sizeof info.device, "%s", l.k.device().name);
+        name(l.k, info.type_k);
+        name(l.v, info.type_v);
+        *out = info;
+    });
+}
+
+kvmerge_status kvmerge_rotation(kvmerge_observer * observer, int32_t layer, kvmerge_key_rotation * out, double * frequency) {
+    return guarded("kvmerge_rotation", [&] {
+        kvmerge_observer & o = checked(observer);
+        require(layer >= 0 && layer < o.params.n_layer, "no such layer");
+        require(out, "out is null");
+        const auto & l = o.layers[layer];
+        if (!l.k.tensor()) {
+            throw Error(KVMERGE_E_STATE, text("layer %d: no KV cache seen; decode something first", layer));
+        }
+        *out = {l.rope.n_rot, l.rope.neox, l.rope.hadamard};
+        if (frequency && l.rope.n_rot > 0) {
+            l.rope.freq.download(frequency, size_t(l.rope.n_rot) / 2);
+            check(l.k.device());
+        }
+    });
+}
+
+kvmerge_status kvmerge_query_moments(kvmerge_observer * observer, int32_t layer, int32_t kv_head, float * mean, float * second) {
+    return guarded("kvmerge_query_moments", [&] {
+        kvmerge_observer & o = checked(observer);
+        require(layer >= 0 && layer < o.params.n_layer, "no such layer");
+        require(kv_head >= 0 && kv_head < o.params.n_head_kv, "no such KV head");
+        require(mean && second, "mean or second is null");
+        auto & l = o.layers[layer];
+        o.add_waiting_queries(l);
+        if (!(l.query_weight > 0)) {
+            throw Error(KVMERGE_E_STATE, text("layer %d: no queries observed; observe them and decode something first", layer));
+        }
+        const size_t dim = size_t(l.k.dim());
+        const float inverse = float(1 / l.query_weight);
+        l.query_sum.download(mean, dim, kv_head * dim);
+        l.query_second.download(second, dim * dim, kv_head * dim * dim);
+        check(*l.stats_device);
+        std::for_each(mean, mean + dim, [&](float & x) { x *= inverse; });
+        std::for_each(second, second + dim * dim, [&](float & x) { x *= inverse; });
+    });
+}
+
+} // extern "C"
