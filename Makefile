@@ -16,7 +16,7 @@ DOWNLOADS := $(or $(KVMERGE_DOWNLOADS),downloads)
 JAR := target/kvmerge.jar
 HEADERS := $(DOWNLOADS)/llama.cpp-headers/llama.h
 NATIVE := build/native/.built
-JAVA_SOURCES := $(shell find src/main jextract/generated -name '*.java') pom.xml
+JAVA_SOURCES := $(shell find src/*/src/main jextract/generated -name '*.java') pom.xml $(wildcard src/*/pom.xml)
 NATIVE_SOURCES := $(shell find native -type f)
 
 .PHONY: run quickstart test test-native test-java test-cuda test-rpc bench bench-table jmh benchmarks build setup cuda llama-cuda llama-rpc bindings format clean help
@@ -118,7 +118,7 @@ format:
 
 ## clean: delete what was built; downloads/ and results/ stay
 clean:
-	rm -rf target build benchmarks/target
+	rm -rf target src/*/target build benchmarks/target
 
 ## help: this list
 help:

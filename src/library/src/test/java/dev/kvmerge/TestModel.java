@@ -1,27 +1,28 @@
 package dev.kvmerge;
 
-import dev.kvmerge.eval.Text;
 import dev.kvmerge.kernels.Kvmerge;
 import dev.kvmerge.llama.Backend;
 import dev.kvmerge.llama.LlamaLibrary;
 import dev.kvmerge.llama.Model;
-import dev.kvmerge.models.Catalogue;
+import java.io.IOException;
+import java.io.UncheckedIOException;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Arrays;
 
 /** The real model and the real book, loaded once for all tests. */
 public final class TestModel {
     public static final Path HOME =
-            Path.of(System.getProperty("kvmerge.home", ".")).toAbsolutePath();
+            Path.of(System.getProperty("kvmerge.home", ".")).toAbsolutePath().normalize();
     private static Model model;
     private static int[] book;
 
     private TestModel() {}
 
-    public static Catalogue catalogue() {
+    /** Where 'make setup' puts what it fetches. */
+    public static Path downloads() {
         String elsewhere = System.getenv("KVMERGE_DOWNLOADS");
-        return Catalogue.read(
-                HOME.resolve("models.txt"), elsewhere == null ? HOME.resolve("downloads") : Path.of(elsewhere));
+        return elsewhere == null ? HOME.resolve("downloads") : Path.of(elsewhere);
     }
 
     /** Loads our own native library. */
@@ -32,26 +33,30 @@ public final class TestModel {
     /** Loads the native libraries: 'make build setup' brings them. */
     public static LlamaLibrary library() {
         loadKernels();
-        Catalogue catalogue = catalogue();
-        return LlamaLibrary.load(catalogue.locate(catalogue.find("llama.cpp")), false);
+        String arch = System.getProperty("os.arch").equals("aarch64") ? "arm64" : "x64";
+        return LlamaLibrary.load(downloads().resolve("llama.cpp-linux-" + arch), false);
     }
 
     public static synchronized Model model() {
         if (model == null) {
-            model = Model.load(library(), path("smollm2-135m"), Backend.CPU, 0);
+            model = Model.load(library(), path(), Backend.CPU, 0);
         }
         return model;
     }
 
-    public static Path path(String name) {
-        Catalogue catalogue = catalogue();
-        return catalogue.locate(catalogue.find(name));
+    /** The model's file. */
+    public static Path path() {
+        return downloads().resolve("models/SmolLM2-135M-Instruct.Q4_1.gguf");
     }
 
     /** Tokens of the book. */
     public static synchronized int[] book(int offset, int n) {
         if (book == null) {
-            book = model().tokenize(Text.read(path("alice")).content());
+            try {
+                book = model().tokenize(Files.readString(downloads().resolve("texts/alice.txt")));
+            } catch (IOException e) {
+                throw new UncheckedIOException(e);
+            }
         }
         return Arrays.copyOfRange(book, offset, offset + n);
     }

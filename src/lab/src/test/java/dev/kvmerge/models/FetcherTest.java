@@ -150,7 +150,7 @@ class FetcherTest {
 
     @Test
     void theRealListIsWhole() throws IOException {
-        Catalogue catalogue = TestModel.catalogue();
+        Catalogue catalogue = Catalogue.read(TestModel.HOME.resolve("models.txt"), TestModel.downloads());
         for (Catalogue.Entry e : catalogue.entries()) {
             if ((e.kind() == Catalogue.Kind.MODEL || e.kind() == Catalogue.Kind.TEXT) && catalogue.isHere(e)) {
                 assertEquals(e.bytes(), Files.size(catalogue.locate(e)), e.name());
