@@ -2,25 +2,6 @@
 
 namespace kvmerge {
 
-namespace {
-
-int32_t type_of(ggml_type type) {
-    switch (type) {
-    case GGML_TYPE_F32:
-        return CELL_F32;
-    case GGML_TYPE_F16:
-        return CELL_F16;
-    case GGML_TYPE_BF16:
-        return CELL_BF16;
-    case GGML_TYPE_Q8_0:
-        return CELL_Q8_0;
-    default:
-        return -1;
-    }
-}
-
-} // namespace
-
 bool is_host(const ggml_tensor * t, const kvmerge_ggml & ggml) {
     ggml_backend_buffer * const buffer = t->view_src ? t->view_src->buffer : t->buffer;
     return t->data && buffer && ggml.buffer_is_host(buffer);
@@ -36,24 +17,12 @@ std::vector<char> download(const ggml_tensor * t, const kvmerge_ggml & ggml) {
     return copy;
 }
 
-CellTensor::CellTensor(ggml_tensor * t, bool transposed, int n_head_kv, const Device & preferred, const kvmerge_ggml & ggml,
-                       int layer, const char * which)
-    : tensor_(t), ggml_(&ggml) {
-    const int32_t type = type_of(t->type);
-    view_ = {t->data, type, transposed, int(t->ne[0] / n_head_kv), int(t->ne[1]), std::ptrdiff_t(t->nb[1])};
-    const bool block_fits = type != CELL_Q8_0 || (!transposed && view_.dim % 32 == 0);
-    if (type < 0 || !block_fits) {
-        throw Error(KVMERGE_E_UNSUPPORTED,
-                    text("layer %d: %s cells of ggml type %d are not handled%s; use f16, f32, bf16 or q8_0 (-ctk, -ctv)", layer,
-                         which, int(t->type), block_fits ? "" : " at this head size"));
-    }
-    if (t->ne[2] != 1 || t->ne[3] != 1) {
-        throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: %s cells of %lld streams are not handled; use one sequence", layer,
-                                                which, (long long)t->ne[2]));
-    }
-    if (!t->buffer) {
-        throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: %s cells are in no buffer", layer, which));
-    }
+CellTensor::CellTensor(ggml_tensor * t, const CacheLayout & layout, int n_head_kv, const Device & preferred,
+                       const kvmerge_ggml & ggml)
+    : tensor_(t), view_{t->data,           layout.type,
+                        layout.transposed, layout.row / n_head_kv,
+                        layout.n_cells,    std::ptrdiff_t(t->nb[1])},
+      ggml_(&ggml) {
     host_ = is_host(t, ggml);
     const bool reachable = !host_ && &preferred != &host_device() && preferred.owns(t->data);
     device_ = reachable ? &preferred : &host_device();

@@ -3,6 +3,7 @@
 
 #include "device.hpp"
 #include "kvmerge.h"
+#include "llama_graph.hpp"
 
 #include "ggml.h"
 
@@ -15,17 +16,16 @@ namespace kvmerge {
 std::vector<char> download(const ggml_tensor * tensor, const kvmerge_ggml & ggml);
 bool is_host(const ggml_tensor * tensor, const kvmerge_ggml & ggml);
 
-// One of the two cache tensors of a layer. K is always [n_embd][n_cells] in ggml's order, a row a cell; V is that with flash
-// attention on, and transposed ([n_cells][n_embd]) with it off.
+// One of the two cache tensors of a layer. K is always [n_embd][n_cells] in ggml's order, a row a cell; V is that with
+// flash attention on, and transposed ([n_cells][n_embd]) with it off.
 //
-// Three cases. Host memory: everything works in place. Memory that the CUDA part can reach: kernels work in place, and the host reads a
-// mirror. Any other: the mirror is worked on, and uploaded.
+// Three cases. Host memory: everything works in place. Memory that the CUDA part can reach: kernels work in place, and
+// the host reads a mirror. Any other: the mirror is worked on, and uploaded.
 class CellTensor {
   public:
     CellTensor() = default;
-    // Throws UNSUPPORTED when the tensor's type or layout is one that the kernels would get wrong. `which` is "K" or "V".
-    CellTensor(ggml_tensor * tensor, bool transposed, int n_head_kv, const Device & preferred, const kvmerge_ggml & ggml,
-               int layer, const char * which);
+    CellTensor(ggml_tensor * tensor, const CacheLayout & layout, int n_head_kv, const Device & preferred,
+               const kvmerge_ggml & ggml);
 
     ggml_tensor * tensor() const { return tensor_; }
     const Device & device() const { return *device_; }
@@ -36,9 +36,9 @@ class CellTensor {
     const char * type_name() const; // "f16" and so on
 
     void decoded() { fresh_ = false; } // llama.cpp wrote to it
-    CellView on_device();              // for kernels of device(); brings the mirror up to date where that is what they work on
-    void written();                    // kernels of device() have written
-    CellView on_host();                // for reading on the host; brings the mirror up to date
+    CellView on_device(); // for kernels of device(); brings the mirror up to date where that is what they work on
+    void written();       // kernels of device() have written
+    CellView on_host();   // for reading on the host; brings the mirror up to date
     void write(int kv_head, const int32_t * cells, int n, const float * in);
 
   private:

@@ -1,30 +1,40 @@
-// What is assumed of llama.cpp's graph: the names of its nodes and caches, and how attention looks in it.
+// Everything that is assumed of llama.cpp (v0.5.0), in one place: names and parameters of graph nodes, how attention
+// and the cache look in them, and what is refused because it looks otherwise. Taking a new llama.cpp means reading this
+// file against its source.
+//
+// The graph of a layer, as far as it matters (src/llama-graph.cpp, src/llama-kv-cache.cpp):
+//   SET_ROWS            into cache_k_l<N> and cache_v_l<N>, rows given by I64 indices; V's are single elements where it
+//   is stored transposed MUL_MAT             kq-<N>: scores, [n_kv][tokens][heads] from K (source 0) and the rotated
+//   queries (source 1) SCALE, UNARY tanh   soft-capping of the scores, in some models SOFT_MAX kq_soft_max-<N>: the
+//   mask is source 1, sinks are source 2; parameters are scale and ALiBi's bias FLASH_ATTN_EXT      instead of the last
+//   three: Q, K, V, mask and sinks; parameters are scale, ALiBi's bias and the soft cap
+// The cache (one tensor a layer for K and one for V) is [n_embd][cells][streams]. Its cells are a multiple of 256.
+// Tokens go to the first free cells. A cell has one position, and the mask lets a token see the cells of its sequence
+// that are not after it. A shift of positions rotates cache_k_l<N> by a graph of its own: ROPE in place, or a CPY where
+// cells are quantised.
 #pragma once
+
+#include "kernels/kernels.hpp"
 
 #include "ggml.h"
 
-#include <cstdlib>
+#include <cstdint>
 #include <cstring>
 
 namespace kvmerge {
 
-// Layer number of a node named "<prefix><number>", or -1.
-inline int layer_of(const char * name, const char * prefix) {
-    const size_t n = std::strlen(prefix);
-    if (std::strncmp(name, prefix, n) != 0) {
-        return -1;
-    }
-    char * end = nullptr;
-    const long layer = std::strtol(name + n, &end, 10);
-    return end != name + n && *end == '\0' && layer >= 0 && layer < 65536 ? int(layer) : -1;
-}
+enum class NodeKind { OTHER, KEY_WRITE, VALUE_WRITE, KEY_SHIFT, SCORES, PROBABILITIES, FLASH_ATTENTION };
 
-inline constexpr const char * KEY_CACHE = "cache_k_l";
-inline constexpr const char * VALUE_CACHE = "cache_v_l";
-inline constexpr const char * SCORES = "kq-";
-inline constexpr const char * PROBABILITIES = "kq_soft_max-";
+// What a node is to the observer. The layer is the model's number.
+struct GraphNode {
+    NodeKind kind = NodeKind::OTHER;
+    int layer = -1;
+};
 
-// Whether a node can be of interest at all. A graph has a thousand and more, for each token of a generation: even to look at the clock would show.
+GraphNode classify(const ggml_tensor * node);
+
+// Whether a node can be of interest at all. A graph has a thousand nodes and more, for each token of a generation: even
+// a look at the clock for each would show.
 inline bool may_want(const ggml_tensor * node) {
     switch (node->op) {
     case GGML_OP_SET_ROWS:
@@ -32,7 +42,7 @@ inline bool may_want(const ggml_tensor * node) {
     case GGML_OP_FLASH_ATTN_EXT:
         return true;
     case GGML_OP_MUL_MAT:
-        return std::strncmp(node->name, SCORES, std::strlen(SCORES)) == 0;
+        return std::strncmp(node->name, "kq-", 3) == 0;
     case GGML_OP_ROPE:
     case GGML_OP_CPY:
         return node->view_src != nullptr;
@@ -41,21 +51,54 @@ inline bool may_want(const ggml_tensor * node) {
     }
 }
 
-// Layer of a flash attention node, which has no name of its own: that of the cache its keys come from. -1 for another node.
-inline int layer_of_flash(const ggml_tensor * node) {
-    const ggml_tensor * keys = node->src[1];
-    while (keys && keys->op == GGML_OP_CPY) { // F32 keys are cast to half precision first
-        keys = keys->src[0];
-    }
-    return keys && keys->view_src ? layer_of(keys->view_src->name, KEY_CACHE) : -1;
-}
+// One of a layer's two cache tensors. `which` is "K" or "V".
+struct CacheLayout {
+    CellType type;
+    bool transposed;
+    int row; // elements a cell, of all KV heads
+    int n_cells;
+};
+// Throws UNSUPPORTED for a type or layout that the kernels would get wrong.
+CacheLayout cache_of(const ggml_tensor * write, int n_head_kv, int layer, const char * which);
 
-// Whether a softmax follows its scores right away and writes over them. Then nothing was written anywhere else since the scores were
-// made, so that the queries are still where they were, and one stop a layer shows both.
-inline bool is_in_place(const ggml_tensor * soft_max) {
-    const ggml_tensor * scores = soft_max->src[0];
-    return scores && scores->op == GGML_OP_MUL_MAT && layer_of(scores->name, SCORES) >= 0 && scores->data == soft_max->data &&
-           scores->data;
-}
+// How a layer attends: read from its softmax or flash attention node.
+struct Attention {
+    const ggml_tensor * mask = nullptr;
+    float scale = 1; // of the scores where they are small
+    float cap = 0;   // scores are cap * tanh(score / cap); 0: they are not capped
+    bool in_place = false;
+};
+// Throws UNSUPPORTED for attention that depends on more than queries, keys and the mask.
+Attention attention_of(const ggml_tensor * node, int layer);
+
+// Of a mask: whether a row hides a cell.
+struct MaskRow {
+    const char * row;
+    bool floats;
+    bool sees(int cell) const {
+        constexpr uint16_t HALF_MINUS_INFINITY = 0xfc00;
+        return floats ? reinterpret_cast<const float *>(row)[cell] > -__builtin_inff()
+                      : reinterpret_cast<const uint16_t *>(row)[cell] != HALF_MINUS_INFINITY;
+    }
+};
+
+// How the keys that a node writes were rotated (RoPE, Su et al. 2021).
+struct KeySource {
+    const ggml_tensor * rope = nullptr; // null: they carry no rotation
+    int first = 0;                      // dimension of a key that the node's own start at
+    int hadamard = 0; // size of the matrices that the rotated keys were multiplied by for storage; 0: they were not
+};
+// Throws UNSUPPORTED for keys that change after their rotation.
+KeySource key_source(const ggml_tensor * write, int head_dim, int layer);
+
+// The parameters of a ROPE node.
+struct RopeParams {
+    int n_dims, mode, n_ctx_orig;
+    int first; // dimension that the rotated ones start at
+    float base, scale, ext_factor, attn_factor, beta_fast, beta_slow;
+    // What the node multiplies the rotated dimensions by, besides rotating them (YaRN, Peng et al. 2023).
+    float magnitude() const;
+};
+RopeParams rope_params(const ggml_tensor * rope);
 
 } // namespace kvmerge

@@ -44,8 +44,8 @@ struct kvmerge_observer {
         kvmerge::DeviceArray<float> query_second;    // [n_head_kv][head_dim][head_dim]
         double query_weight = 0;                     // decayed number of queries in the moments
         float query_keep = 1;                        // decay that the moments have yet to get
-        std::vector<float> queries;                  // [n_head][ENOUGH_QUERIES][head_dim]: those that the moments have yet to get
-        int n_queries = 0;                           // tokens of them
+        std::vector<float> queries; // [n_head][ENOUGH_QUERIES][head_dim]: those that the moments have yet to get
+        int n_queries = 0;          // tokens of them
 
         std::deque<kvmerge::Neighbours> neighbours; // [n_head_kv], once somebody plans over the cells
     };
@@ -65,10 +65,12 @@ struct kvmerge_observer {
     int cells_seen = 0;                 // 1 + the last cell that any row sees
     std::vector<float> inv_log_visible; // [tokens of the ubatch]
     int64_t nanos = 0;
-    std::optional<kvmerge::Error> error; // the first that the callback met in this block
-    std::mutex mirrors;                  // held while cells are brought to the host
+    std::optional<kvmerge::Error> error;     // the first that the callback met in this block
+    std::mutex mirrors;                      // held while cells are brought to the host
+    const ggml_tensor * asked_for = nullptr; // the node to stop at next
 
-    // Tokens of a ubatch whose queries go into the moments: with the blocks before, more say nothing new of a direction.
+    // Tokens of a ubatch whose queries go into the moments: with the blocks before, more say nothing new of a
+    // direction.
     static constexpr int ENOUGH_QUERIES = 64;
 
     bool observes(int flag) const { return (params.observe & flag) != 0; }
@@ -86,6 +88,7 @@ struct kvmerge_observer {
 
   private:
     void saw_cache_write(ggml_tensor * node, bool is_key, int layer);
+    void saw_tokens(const ggml_tensor * rows);
     bool saw_scores(int layer);
     bool saw_attention(const ggml_tensor * node, bool flash, int layer);
     void add_queries(kvmerge::Stop & stop, const ggml_tensor * q, int layer);
@@ -108,6 +111,7 @@ kvmerge_observer & checked(kvmerge_observer * handle);
 // A layer's keys or values for reading on the host, on any thread.
 CellView on_host(kvmerge_observer & o, CellTensor & cells);
 // The layer whose cells are asked for, or an ARGUMENT error for one that is not there.
-kvmerge_observer::Layer & cells_of(kvmerge_observer & o, int32_t layer, int32_t kv_head, const int32_t * cells, int32_t n);
+kvmerge_observer::Layer & cells_of(kvmerge_observer & o, int32_t layer, int32_t kv_head, const int32_t * cells,
+                                   int32_t n);
 
 } // namespace kvmerge

@@ -14,11 +14,11 @@ struct Rope {
     int n_rot = 0; // rotated dimensions of a key; 0: the keys carry no rotation
     bool neox = false;
     DeviceArray<double> freq; // [n_rot/2]: radians a position
-    int hadamard = 0;         // llama.cpp stores quantised keys rotated by Hadamard matrices of this size; 0: it did not
+    int hadamard = 0; // llama.cpp stores quantised keys rotated by Hadamard matrices of this size; 0: it did not
 };
 
-// `key`: the tensor that is written to the cache. Walks back through views to the node that made it.
+// `write`: the node that writes keys to the cache.
 // Throws UNSUPPORTED for rotations that depend on more than one position (M-RoPE) or that a merge cannot follow.
-Rope rope_of(const ggml_tensor * key, int head_dim, int layer, const Device & device, const kvmerge_ggml & ggml);
+Rope rope_of(const ggml_tensor * write, int head_dim, int layer, const Device & device, const kvmerge_ggml & ggml);
 
 } // namespace kvmerge

@@ -1,0 +1,295 @@
+// What an observer adds up at a stop of the graph: attention received, row entropies, moments of queries.
+#include "llama_graph.hpp"
+#include "observer.hpp"
+#include "parallel.hpp"
+#include "status.hpp"
+#include "stop.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace {
+
+using namespace kvmerge;
+
+float inverse_log(int n) {
+    return n > 1 ? float(1 / std::log(double(n))) : 0.0f;
+}
+
+std::ptrdiff_t floats(size_t bytes) {
+    return std::ptrdiff_t(bytes / sizeof(float));
+}
+
+void skip_rows(AttentionStatsArgs & a, int rows) {
+    a.p += rows * a.row_stride;
+}
+
+void skip_rows(ScoreStatsArgs & a, int rows) {
+    a.q += rows * a.row_stride;
+    a.mask = a.mask ? a.mask + rows * a.mask_stride : nullptr;
+}
+
+} // namespace
+
+// Where a layer's statistics are added up: on the GPU where its attention is computed there, else on the host.
+void kvmerge_observer::prepare(Layer & l, const ggml_tensor * node) {
+    const bool here = device->owns(node->data) && (device == &host_device() || !is_host(node, params.ggml));
+    if (l.stats_device) {
+        if (l.stats_device != &host_device() && !here) {
+            throw Error(KVMERGE_E_UNSUPPORTED, text("node %s moved from the GPU to the host", node->name));
+        }
+        return;
+    }
+    const Device & d = here ? *device : host_device();
+    l.stats_device = &d;
+    const size_t n_kv = size_t(params.n_head_kv), dim = size_t(l.k.dim());
+    if (observes_attention()) {
+        l.mass = DeviceArray<float>(d, n_kv * params.n_cells, node->data);
+        l.mass.zero();
+    }
+    if (observes(KVMERGE_OBSERVE_ENTROPY)) {
+        l.entropy = DeviceArray<float>(d, size_t(params.n_head) * params.n_tokens, node->data);
+        l.entropy.zero();
+        l.inv_log_visible = DeviceArray<float>(d, size_t(params.n_tokens), node->data);
+    }
+    if (observes(KVMERGE_OBSERVE_QUERIES)) {
+        l.query_sum = DeviceArray<float>(d, n_kv * dim, node->data);
+        l.query_second = DeviceArray<float>(d, n_kv * dim * dim, node->data);
+        l.query_sum.zero();
+        l.query_second.zero();
+    }
+    check(d);
+}
+
+void kvmerge_observer::add_queries(Stop & stop, const ggml_tensor * q, int layer) {
+    Layer & l = layers[layer];
+    if (q->type != GGML_TYPE_F32 || q->nb[0] != sizeof(float) || q->ne[2] != params.n_head || q->ne[3] != 1 ||
+        q->ne[0] != l.k.dim()) {
+        throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: queries of an unexpected type or shape", layer));
+    }
+    prepare(l, q);
+    if (!observes(KVMERGE_OBSERVE_QUERIES)) {
+        return;
+    }
+    NodeData & data = stop.keep({q, *l.stats_device, params.ggml});
+    if (q->ne[1] < ENOUGH_QUERIES && l.stats_device == &host_device()) { // for few, the kernel is mostly overhead
+        for (int64_t r = 0; r < q->ne[1]; r++) {
+            keep_query(l, data.as<const char>(size_t(r) * q->nb[1]), q->nb[2]);
+        }
+        return;
+    }
+    add_waiting_queries(l);
+    const int64_t step = std::max<int64_t>(1, q->ne[1] / ENOUGH_QUERIES), n_rows = (q->ne[1] + step - 1) / step;
+    stop.add(*l.stats_device, &Device::query_moments,
+             QueryMomentsArgs{data.as<const float>(), floats(q->nb[2]), floats(q->nb[1]) * step, params.n_head_kv,
+                              group(), int(n_rows), int(q->ne[0]), l.query_keep, l.query_sum.data(),
+                              l.query_second.data()});
+    count_queries(l, int(n_rows));
+}
+
+// Accounts for tokens whose queries a kernel adds to the moments.
+void kvmerge_observer::count_queries(Layer & l, int n_rows) {
+    l.query_weight = l.query_weight * l.query_keep + double(n_rows) * group();
+    l.query_keep = 1;
+}
+
+void kvmerge_observer::keep_query(Layer & l, const char * query, size_t head_bytes) {
+    if (l.n_queries == ENOUGH_QUERIES) {
+        add_waiting_queries(l);
+    }
+    const size_t dim = size_t(l.k.dim());
+    l.queries.resize(size_t(params.n_head) * ENOUGH_QUERIES * dim);
+    for (size_t h = 0; h < size_t(params.n_head); h++) {
+        std::memcpy(l.queries.data() + (h * ENOUGH_QUERIES + size_t(l.n_queries)) * dim, query + h * head_bytes,
+                    dim * sizeof(float));
+    }
+    l.n_queries++;
+}
+
+void kvmerge_observer::add_waiting_queries(Layer & l) {
+    if (l.n_queries == 0) {
+        return;
+    }
+    host_device().query_moments({l.queries.data(), std::ptrdiff_t(ENOUGH_QUERIES) * l.k.dim(), l.k.dim(),
+                                 params.n_head_kv, group(), l.n_queries, l.k.dim(), l.query_keep, l.query_sum.data(),
+                                 l.query_second.data()});
+    count_queries(l, l.n_queries);
+    l.n_queries = 0;
+}
+
+void kvmerge_observer::add_waiting_queries() {
+    if (std::none_of(layers.begin(), layers.end(), [](const Layer & l) { return l.n_queries > 0; })) {
+        return; // after a block of a prompt none are: no threads for nothing
+    }
+    parallel_for(params.n_layer, params.n_threads, [&](int64_t layer) { add_waiting_queries(layers[size_t(layer)]); });
+}
+
+void kvmerge_observer::add_exact_bias(ggml_tensor * kq, int layer) {
+    NodeData data(kq, host_device(), params.ggml);
+    const float inverse = 1 / layers[layer].scale;
+    for (int64_t h = 0; h < kq->ne[2]; h++) {
+        const float * b = bias.data() + head_index(layer, int(h) / group()) * params.n_cells;
+        for (int64_t r = 0; r < kq->ne[1]; r++) {
+            float * row = data.as<float>(size_t(h) * kq->nb[2] + size_t(r) * kq->nb[1]);
+            for (int64_t c = 0; c < kq->ne[0]; c++) {
+                row[c] += b[c] * inverse;
+            }
+        }
+    }
+    data.write_back(kq, params.ggml);
+}
+
+// Counts the cells each row sees and finds the last that any does, once for each mask of a ubatch.
+void kvmerge_observer::look_at_mask(const ggml_tensor * mask, int n_kv, int n_rows) {
+    const void * identity = mask ? mask->data : this;
+    if (visible_of == identity && looked_at_rows == n_rows) {
+        return;
+    }
+    visible_of = identity;
+    looked_at_rows = n_rows;
+    cells_seen = n_kv;
+    const bool entropies = observes(KVMERGE_OBSERVE_ENTROPY);
+    if (entropies) {
+        inv_log_visible.assign(size_t(n_rows), inverse_log(n_kv));
+    }
+    if (!mask || (!entropies && !is_host(mask, params.ggml))) {
+        return;
+    }
+    NodeData data(mask, host_device(), params.ggml);
+    const bool floats = mask->type == GGML_TYPE_F32;
+    cells_seen = 1;
+    for (int r = 0; r < n_rows; r++) {
+        const MaskRow row = {data.as<const char>(size_t(r) * mask->nb[1]), floats};
+        int last = n_kv;
+        while (last > cells_seen && !row.sees(last - 1)) {
+            last--;
+        }
+        cells_seen = last;
+        if (entropies) {
+            int visible = 0;
+            for (int c = 0; c < n_kv; c++) {
+                visible += row.sees(c);
+            }
+            inv_log_visible[size_t(r)] = inverse_log(visible);
+        }
+    }
+}
+
+const float * kvmerge_observer::visible_on(Layer & l) {
+    if (!observes(KVMERGE_OBSERVE_ENTROPY)) {
+        return nullptr;
+    }
+    l.inv_log_visible.upload(inv_log_visible.data(), inv_log_visible.size());
+    return l.inv_log_visible.data();
+}
+
+// Calls a kernel for the rows whose attention counts: all, or the last few for the mass, and then all for the
+// entropies.
+template <class Args, class Kernel>
+void kvmerge_observer::in_window(const Args & args, Kernel && kernel) const {
+    const int skipped = params.mass_window > 0 ? args.n_rows - std::min(args.n_rows, params.mass_window) : 0;
+    if (skipped == 0) {
+        kernel(args);
+        return;
+    }
+    if (args.entropy) {
+        Args all = args;
+        all.mass = nullptr;
+        kernel(all);
+    }
+    Args last = args;
+    last.n_rows -= skipped;
+    skip_rows(last, skipped);
+    last.entropy = nullptr;
+    kernel(last);
+}
+
+void kvmerge_observer::add_attention(Stop & stop, ggml_tensor * p, int layer) {
+    const int n_kv = int(p->ne[0]), n_rows = int(p->ne[1]);
+    if (p->type != GGML_TYPE_F32 || p->nb[0] != sizeof(float) || p->ne[2] != params.n_head || p->ne[3] != 1 ||
+        n_kv > params.n_cells || n_rows > params.n_tokens) {
+        throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: attention of an unexpected type or shape", layer));
+    }
+    Layer & l = layers[layer];
+    prepare(l, p);
+    const bool entropies = observes(KVMERGE_OBSERVE_ENTROPY);
+    look_at_mask(attention_of(p, layer).mask, n_kv, n_rows);
+    NodeData & data = stop.keep({p, *l.stats_device, params.ggml});
+    AttentionStatsArgs args = {data.as<const float>(),
+                               floats(p->nb[2]),
+                               floats(p->nb[1]),
+                               params.n_head_kv,
+                               group(),
+                               n_rows,
+                               cells_seen,
+                               half_powers(),
+                               l.mass.data(),
+                               params.n_cells,
+                               entropies ? l.entropy.data() + ubatch_start : nullptr,
+                               params.n_tokens,
+                               visible_on(l)};
+    in_window(args, [&](const AttentionStatsArgs & a) { stop.add(*l.stats_device, &Device::attention_stats, a); });
+    l.tokens_seen += n_rows;
+}
+
+// Flash attention leaves no matrix: the same statistics from its queries and the cached keys.
+void kvmerge_observer::add_flash_attention(Stop & stop, ggml_tensor * node, int layer) {
+    const Attention attention = attention_of(node, layer);
+    const ggml_tensor * q = node->src[0];
+    const ggml_tensor * mask = attention.mask;
+    Layer & l = layers[layer];
+    add_queries(stop, q, layer);
+    if (!observes_attention()) {
+        return;
+    }
+    const int n_kv = int(node->src[1]->ne[1]), n_rows = int(q->ne[1]);
+    if (n_kv > l.k.n_cells() || n_rows > params.n_tokens ||
+        (mask && (mask->type != GGML_TYPE_F16 || mask->ne[0] != n_kv || mask->ne[1] < n_rows))) {
+        throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: flash attention of an unexpected type or shape", layer));
+    }
+    const bool entropies = observes(KVMERGE_OBSERVE_ENTROPY);
+    look_at_mask(mask, n_kv, n_rows);
+    const Device & d = *l.stats_device;
+    if (&d != &l.k.device() && &d != &host_device()) {
+        throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: its queries are on the GPU and its keys are not", layer));
+    }
+    NodeData & queries = stop.keep({q, d, params.ggml});
+    NodeData * const hidden = mask ? &stop.keep({mask, d, params.ggml}) : nullptr;
+    ScoreStatsArgs args = {queries.as<const float>(),
+                           floats(q->nb[2]),
+                           floats(q->nb[1]),
+                           params.n_head_kv,
+                           group(),
+                           n_rows,
+                           &d == &host_device() ? l.k.on_host() : l.k.on_device(),
+                           0,
+                           cells_seen,
+                           mask ? hidden->as<const uint16_t>() : nullptr,
+                           mask ? std::ptrdiff_t(mask->nb[1] / sizeof(uint16_t)) : 0,
+                           l.scale,
+                           attention.cap,
+                           half_powers(),
+                           l.mass.data(),
+                           params.n_cells,
+                           entropies ? l.entropy.data() + ubatch_start : nullptr,
+                           params.n_tokens,
+                           visible_on(l)};
+    in_window(args, [&](const ScoreStatsArgs & a) { stop.add(d, &Device::score_stats, a); });
+    l.tokens_seen += n_rows;
+}
+
+void kvmerge_observer::collect() {
+    for (size_t i = 0; i < layers.size(); i++) {
+        const Layer & l = layers[i];
+        if (l.mass.size()) {
+            l.mass.download(mass.data() + i * l.mass.size(), l.mass.size());
+        }
+        if (l.entropy.size()) {
+            l.entropy.download(entropy.data() + i * l.entropy.size(), l.entropy.size());
+        }
+        if (l.stats_device) {
+            check(*l.stats_device);
+        }
+    }
+}
