@@ -3,14 +3,16 @@
 // file against its source.
 //
 // The graph of a layer, as far as it matters (src/llama-graph.cpp, src/llama-kv-cache.cpp):
-//   SET_ROWS            into cache_k_l<N> and cache_v_l<N>, rows given by I64 indices; V's are single elements where it
-//   is stored transposed MUL_MAT             kq-<N>: scores, [n_kv][tokens][heads] from K (source 0) and the rotated
-//   queries (source 1) SCALE, UNARY tanh   soft-capping of the scores, in some models SOFT_MAX kq_soft_max-<N>: the
-//   mask is source 1, sinks are source 2; parameters are scale and ALiBi's bias FLASH_ATTN_EXT      instead of the last
-//   three: Q, K, V, mask and sinks; parameters are scale, ALiBi's bias and the soft cap
-// The cache (one tensor a layer for K and one for V) is [n_embd][cells][streams]. Its cells are a multiple of 256.
+// - SET_ROWS into cache_k_l<N> and cache_v_l<N>: rows are given by I64 indices, and V's are single elements where it is
+//   stored transposed.
+// - MUL_MAT kq-<N>: scores [n_kv][tokens][heads], from K (source 0) and the rotated queries (source 1).
+// - SCALE, UNARY (tanh), SCALE: the scores' soft cap, in some models.
+// - SOFT_MAX kq_soft_max-<N>: source 1 is the mask, source 2 the sinks; parameters are the scale and ALiBi's bias.
+// - FLASH_ATTN_EXT instead of the last three: Q, K, V, mask, sinks; parameters are scale, ALiBi's bias and the soft cap.
+//
+// The cache is a tensor for K and one for V in each layer, [n_embd][cells][streams]. Its cells are a multiple of 256.
 // Tokens go to the first free cells. A cell has one position, and the mask lets a token see the cells of its sequence
-// that are not after it. A shift of positions rotates cache_k_l<N> by a graph of its own: ROPE in place, or a CPY where
+// that are not after it. A shift of positions rotates cache_k_l<N> in a graph of its own: ROPE in place, or a CPY where
 // cells are quantised.
 #pragma once
 
