@@ -1,15 +1,19 @@
-# kvmerge. 'make help' lists what there is.
+# kvmerge. A plain 'make' lists what there is.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
 
+ifneq ($(filter-out help clean check-lines,$(or $(MAKECMDGOALS),help)),) # these need no JDK
 JDK := $(shell bin/find-jdk)
 ifeq ($(JDK),)
 $(error no JDK 25: see above)
 endif
+endif
 export JAVA_HOME := $(JDK)
 # Maven's own libraries use what newer JDKs warn about.
 export MAVEN_OPTS += --sun-misc-unsafe-memory-access=allow
-MVN := mvn -q -B
+MAVEN := $(if $(shell command -v mvn),mvn,./mvnw)
+MVN := $(MAVEN) -q -B
 JOBS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 DOWNLOADS := $(or $(KVMERGE_DOWNLOADS),downloads)
 
@@ -19,7 +23,8 @@ NATIVE := build/native/.built
 JAVA_SOURCES := $(shell find src/*/src/main jextract/generated -name '*.java') pom.xml $(wildcard src/*/pom.xml)
 NATIVE_SOURCES := $(shell find native -type f)
 
-.PHONY: run quickstart test test-native test-java test-cuda test-rpc bench bench-table jmh benchmarks build setup cuda llama-cuda llama-rpc bindings format clean help
+.PHONY: run quickstart test test-native test-java test-fast test-cuda test-rpc bench bench-table jmh benchmarks build setup \
+    cuda llama-cuda llama-rpc bindings docs performance check-lines format clean help
 
 ## run: set everything up, then run the main experiment on the small model and the book (results/)
 run: build setup
@@ -62,7 +67,11 @@ test-native: build $(if $(CI),cuda)
 	ctest --test-dir build/sanitized --output-on-failure
 
 test-java: build setup
-	mvn -B -ntp test
+	$(MAVEN) -B -ntp test
+
+## test-fast: the tests that need nothing but a JDK and Maven
+test-fast:
+	$(MAVEN) -B -ntp test -Dgroups=fast
 
 ## cuda: build the CUDA part (libkvmerge-cuda.so); needs no GPU. CUDA_ARCHS="80 90" narrows it
 CUDA_ARCHS ?= 80 86 89 90 120
@@ -109,6 +118,10 @@ benchmarks: build setup
 ## bindings: regenerate jextract/generated from the headers (needs jextract on the PATH, or JEXTRACT=path)
 bindings: $(HEADERS)
 	jextract/generate.sh $(DOWNLOADS)/llama.cpp-headers
+
+## check-lines: list lines of more than 120 columns
+check-lines:
+	@bin/check-lines
 
 ## format: format the Java and C++ sources
 format:

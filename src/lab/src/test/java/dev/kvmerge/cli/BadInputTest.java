@@ -11,12 +11,14 @@ import java.io.InputStream;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 
 /** Every mistake gets one line that names the thing and the remedy, the right exit code, and loses nothing. */
+@Tag("model")
 class BadInputTest {
     private static final int FAILED = 1;
     private static final int USAGE = 2;

@@ -16,10 +16,12 @@ import java.util.List;
 import java.util.Map;
 import java.util.concurrent.TimeUnit;
 import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
 /** The commands on the real model and the real book, small. */
+@Tag("model")
 class EndToEndTest {
     private static final String[] SMALL = {"--tokens", "320", "--block", "32", "--compression", "0.5,0.7"};
 

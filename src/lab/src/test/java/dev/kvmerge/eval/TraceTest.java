@@ -3,8 +3,10 @@ package dev.kvmerge.eval;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertNull;
 
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 
+@Tag("fast")
 class TraceTest {
     private static final double NONE = Double.NaN;
 

@@ -13,10 +13,12 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
 import java.util.stream.Stream;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
 /** Fetching from a package on this machine, through the real npm. */
+@Tag("npm")
 class FetcherTest {
     private static final String TEXT = "It was a bright cold day in April.\n";
 

@@ -8,8 +8,10 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.TestModel;
 import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 
+@Tag("native")
 class CalibrationTest {
     private static final float[] WEIGHTS = {-1, .5f, .25f, -.125f, -.3f, .7f, 2, -3};
 

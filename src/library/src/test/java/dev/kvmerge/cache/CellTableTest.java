@@ -16,6 +16,7 @@ import net.jqwik.api.ForAll;
 import net.jqwik.api.Property;
 
 /** The table against a plain model of the cells: contents are lists of positions, moved as kvmerge_apply would move them. */
+@net.jqwik.api.Tag("fast")
 class CellTableTest {
     private static final Shape SHAPE = Shape.of(2, 4, 2);
 

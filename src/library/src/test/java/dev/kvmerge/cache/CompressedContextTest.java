@@ -23,9 +23,11 @@ import java.lang.foreign.ValueLayout;
 import java.util.Arrays;
 import java.util.List;
 import java.util.stream.IntStream;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 
 /** The real model's cells, through llama.cpp. */
+@Tag("model")
 class CompressedContextTest {
     private final Model model = TestModel.model();
 

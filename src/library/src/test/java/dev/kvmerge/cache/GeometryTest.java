@@ -17,11 +17,13 @@ import java.lang.foreign.ValueLayout;
 import java.nio.file.Path;
 import java.util.Random;
 import java.util.stream.Stream;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.MethodSource;
 
 /** The shapes and rotations of the models that users bring, on tiny ones with random weights. */
+@Tag("native")
 class GeometryTest {
     @TempDir
     Path folder;

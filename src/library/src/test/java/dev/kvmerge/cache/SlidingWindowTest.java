@@ -21,12 +21,14 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Random;
 import java.util.Set;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
 
 /** A model in which every second layer has a sliding window, as Gemma's: the others are compressed, and those with windows left alone. */
+@Tag("native")
 class SlidingWindowTest {
     private static final int WINDOW = 48;
     private static final int BLOCK = 32;

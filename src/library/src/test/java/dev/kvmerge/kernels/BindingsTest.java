@@ -19,9 +19,11 @@ import java.util.TreeSet;
 import java.util.stream.Collectors;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 
 /** The generated bindings against the header as the native library was compiled. */
+@Tag("native")
 class BindingsTest {
     private static List<String> abi;
 

@@ -7,6 +7,7 @@ import java.util.Random;
 import net.jqwik.api.ForAll;
 import net.jqwik.api.Property;
 
+@net.jqwik.api.Tag("fast")
 class KeyRotationTest {
     /** Turned and, where asked, multiplied by Hadamard's matrix, by definition, in double precision. */
     private static double[] cached(double[] key, KeyRotation r, int position) {

@@ -24,9 +24,12 @@ import net.jqwik.api.ForAll;
 import net.jqwik.api.Property;
 import net.jqwik.api.Provide;
 import net.jqwik.api.constraints.IntRange;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 
 /** Strategies on hand-made attention, and the laws that all of them keep. */
+@Tag("native")
+@net.jqwik.api.Tag("native")
 class StrategyTest {
     private static final int DIM = 4;
 
