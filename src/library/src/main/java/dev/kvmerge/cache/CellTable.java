@@ -13,8 +13,8 @@ import java.util.function.Supplier;
  * What every cell holds, for each layer and KV head: llama.cpp's own record of a cell (one position, the same for all heads) stops
  * being true once heads keep different tokens. No native code: the bookkeeping alone.
  *
- * <p>The cells that stay are 0 .. budget-2 and the newest token's own, so that llama.cpp refills the ones behind them and its attention
- * stays short. In a model with sliding windows they are those of the newest positions: llama.cpp frees a position in all layers at once,
+ * <p>The cells that stay are 0 .. budget-2 and the one of llama.cpp's newest position, so that llama.cpp refills the ones behind them and
+ * its attention stays short. In a model with sliding windows they are those of the newest positions: llama.cpp frees a position in all layers at once,
  * and the layers with windows need theirs.
  */
 final class CellTable {
@@ -178,8 +178,7 @@ final class CellTable {
      * Starts to move the table to what the cells will be.
      *
      * @param budget cells that stay
-     * @param back positions that every key is rotated back by, but that those which come to the start get 0, 1, 2, ...; llama.cpp rotates
-     *     the newest cell itself
+     * @param back positions that every key is rotated back by, but that those which come to the start get 0, 1, 2, ...
      */
     Rewrite rewrite(int budget, int back) {
         return new Rewrite(budget, back);
@@ -197,7 +196,7 @@ final class CellTable {
         private Rewrite(int budget, int back) {
             this.budget = budget;
             this.back = back;
-            this.staying = staying(budget);
+            this.staying = staying(budget, back);
             this.stays = new boolean[cells];
             for (int cell : staying) {
                 stays[cell] = true;
@@ -251,8 +250,8 @@ final class CellTable {
                 next.entropy[to] = weight[i] * now.entropy[from]; // the rest comes from its members
                 next.count[to] = now.count[from];
                 next.prior[to] = weight[i] * now.prior[from];
-                if (newPositions != null) { // llama.cpp rotates the newest
-                    newPositions[base + cell[i]] = i == used - 1 ? now.frame[from] : next.frame[to];
+                if (newPositions != null) {
+                    newPositions[base + cell[i]] = next.frame[to];
                 }
                 group[i] = groups++;
             }
@@ -302,14 +301,14 @@ final class CellTable {
         }
     }
 
-    /** The cells that llama.cpp keeps, in the order of its positions. */
-    private int[] staying(int budget) {
+    /** The cells that llama.cpp keeps, in the order of its positions: the newest that stays is {@code back} before the newest there is. */
+    private int[] staying(int budget, int back) {
         if (keepsNewest) {
             return Arrays.copyOfRange(held, used - budget, used);
         }
         int[] staying = new int[budget];
         Arrays.setAll(staying, c -> c);
-        staying[budget - 1] = held[used - 1];
+        staying[budget - 1] = held[used - 1 - back];
         return staying;
     }
 

@@ -317,16 +317,13 @@ public final class CompressedContext implements AutoCloseable {
         if (windows) {
             context.removePositions(0, position - budget);
         } else {
-            // llama.cpp's record: cells 0 .. budget-2 keep the positions they first had, which are those numbers, and
-            // the
-            // newest stays.
-            context.removePositions(budget - 1, position - 1);
-        }
-        if (back > 0) {
-            // The keys of cells 0 .. budget-2 are rotated already, and their positions need only be past: llama.cpp
-            // moves the newest.
-            context.shiftPositions(position - 1, position, -back);
+            // llama.cpp's record: cells 0 .. budget-2 keep the positions they first had, which are those numbers. Behind
+            // them one cell stays, and the text goes on after its position: in a context with a span that is not the
+            // newest one. So llama.cpp never shifts positions, and never rotates keys: its shift would multiply all keys
+            // by YaRN's factor each time.
             position -= back;
+            context.removePositions(budget - 1, position - 1);
+            context.removePositions(position, position + back);
         }
         timings.apply += System.nanoTime() - planned;
     }

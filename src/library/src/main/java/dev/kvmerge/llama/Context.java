@@ -219,21 +219,6 @@ public final class Context implements AutoCloseable {
         }
     }
 
-    /**
-     * Shifts the cells of sequence 0 with positions in [from, to): llama.cpp rotates their keys at the next decode.
-     *
-     * @throws KvmergeException if this cache cannot
-     */
-    public void shiftPositions(int from, int to, int by) {
-        if (from < 0 || to < from || from + by < 0) {
-            throw new IllegalArgumentException("not a shift of positions: [" + from + ", " + to + ") by " + by);
-        }
-        if (!Llama_h.llama_memory_can_shift(memory())) {
-            throw new KvmergeException("llama.cpp cannot shift this model's positions");
-        }
-        Llama_h.llama_memory_seq_add(memory(), 0, from, to, by);
-    }
-
     /** The newest position in the cache, or -1 when it is empty. */
     public int newestPosition() {
         return Llama_h.llama_memory_seq_pos_max(memory(), 0);

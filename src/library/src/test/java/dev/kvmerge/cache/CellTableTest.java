@@ -101,11 +101,13 @@ class CellTableTest {
                 new TreeSet<>(IntStream.range(0, budget + block).boxed().toList());
         int position = 0; // in the text
         int next = 0; // llama.cpp's
+        List<Integer> held = new ArrayList<>(); // cells, in the order of llama.cpp's positions
         int[][] carried = new int[SHAPE.pairs()][0]; // positions whose rotation the keys carry, in order
         for (int round = 0; round < 15; round++) {
             int[] tokenCell = new int[block];
             java.util.Arrays.setAll(tokenCell, t -> free.pollFirst());
             table.add(tokenCell, position, next, new Observer.Stats(tokenCell, null, null, SHAPE.layers(), 0), 1);
+            Arrays.stream(tokenCell).forEach(held::add);
             position += block;
             for (int pair = 0; pair < SHAPE.pairs(); pair++) {
                 int[] more = Arrays.copyOf(carried[pair], carried[pair].length + block);
@@ -136,9 +138,8 @@ class CellTableTest {
                         continue;
                     }
                     left[group] = Math.max(group, carried[pair][i] - back);
-                    boolean newest = i == orders[pair].length - 1; // llama.cpp rotates it
                     if (back > 0) {
-                        assertEquals(newest ? carried[pair][i] : left[group], moves.newPositions()[cell]);
+                        assertEquals(left[group], moves.newPositions()[cell]);
                     }
                     group++;
                 }
@@ -146,12 +147,13 @@ class CellTableTest {
                 assertTrue(left[budget - 1] < span);
             }
             next -= back;
-            int newest = tokenCell[block - 1];
-            for (int cell = budget - 1; cell < budget + block; cell++) {
-                if (cell != newest) {
-                    free.add(cell);
-                }
+            int last = held.remove(held.size() - 1 - back); // whose position is the newest that stays
+            for (int cell : held.subList(budget - 1, held.size())) {
+                assertTrue(cell >= budget - 1);
+                free.add(cell);
             }
+            held = new ArrayList<>(held.subList(0, budget - 1));
+            held.add(last);
         }
     }
 

@@ -1,0 +1,56 @@
+package dev.kvmerge.cache;
+
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+
+import dev.kvmerge.TestModel;
+import dev.kvmerge.TinyGguf;
+import dev.kvmerge.TinyGguf.Geometry;
+import dev.kvmerge.llama.Backend;
+import dev.kvmerge.llama.ContextOptions.CellType;
+import dev.kvmerge.llama.Model;
+import dev.kvmerge.strategy.StreamingLlm;
+import java.lang.foreign.ValueLayout;
+import java.nio.file.Path;
+import java.util.Arrays;
+import java.util.Random;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.MethodSource;
+
+/** Positions that are numbered anew, on models with every rotation. */
+class SpanTest {
+    private static final int CELLS = 48;
+    private static final int BLOCK = 16;
+
+    @TempDir
+    Path folder;
+
+    /** Attention with RoPE depends on distances alone: a window of the newest cells sees the same, wherever its positions start. */
+    @ParameterizedTest
+    @MethodSource("dev.kvmerge.cache.GeometryTest#geometries")
+    void aSpanChangesNothingForAWindow(Geometry g) {
+        int[] tokens = new Random(7).ints(20 * BLOCK, 0, TinyGguf.VOCABULARY).toArray();
+        try (Model model =
+                Model.load(TestModel.library(), TinyGguf.write(folder.resolve("tiny.gguf"), g), Backend.CPU, 0)) {
+            CacheOptions growing = CacheOptions.of(CELLS, BLOCK).withCellTypes(CellType.F32, CellType.F32);
+            float[] expected = read(model, tokens, growing, tokens.length);
+            // A span of the cells alone, one that the text passes in mid-block, and one that it reaches at a block's end.
+            for (int span : new int[] {CELLS, CELLS + 27, CELLS + 2 * BLOCK}) {
+                assertArrayEquals(expected, read(model, tokens, growing.withSpan(span), span), 1e-3f, "span " + span);
+            }
+        }
+    }
+
+    /** Logits after the last block, in which the positions are as many as told. */
+    private static float[] read(Model model, int[] tokens, CacheOptions options, int positions) {
+        try (CompressedContext context = new CompressedContext(model, new StreamingLlm(0), options)) {
+            for (int at = 0; at < tokens.length; at += BLOCK) {
+                context.decode(Arrays.copyOfRange(tokens, at, at + BLOCK));
+            }
+            assertEquals(positions - 1, context.context().newestPosition());
+            assertEquals(CELLS, context.used());
+            return context.logits().toArray(ValueLayout.JAVA_FLOAT);
+        }
+    }
+}
