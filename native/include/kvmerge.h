@@ -160,7 +160,9 @@ typedef struct kvmerge_plan {
 
 /* Version of this library, "major.minor.patch". */
 KVMERGE_API const char * kvmerge_version(void);
-/* The instruction set its kernels run with on this machine: "avx512", "avx2", "neon" or "generic". */
+/* The instruction set its kernels run with on this machine: "avx512", "avx2", "neon" or "generic". It is the best that the
+ * CPU has, or the one that the environment variable KVMERGE_ISA names, read at the first call. Where that is not there it is
+ * "", and every function that needs kernels returns UNSUPPORTED and says what there is. */
 KVMERGE_API const char * kvmerge_isa(void);
 /* The message of this thread's last error; "" when there was none. Valid until this thread's next call. */
 KVMERGE_API const char * kvmerge_last_error(void);
@@ -168,7 +170,7 @@ KVMERGE_API const char * kvmerge_last_error(void);
  * languages are tested against. */
 KVMERGE_API const char * kvmerge_abi(void);
 
-/* Whether a KVMERGE_DEVICE_* can be used. Errors: UNSUPPORTED, and the message says what is missing. */
+/* Whether a KVMERGE_DEVICE_*, and what KVMERGE_ISA names, can be used. Errors: ARGUMENT; UNSUPPORTED, and the message says what is missing. */
 KVMERGE_API kvmerge_status kvmerge_device_check(int32_t device);
 
 /* ---- observing -------------------------------------------------------------------------------------------------- */

@@ -35,7 +35,9 @@ const char * kvmerge_version(void) {
 }
 
 const char * kvmerge_isa(void) {
-    return kernels().isa;
+    const char * isa = "";
+    guarded("kvmerge_isa", [&] { isa = kernels().isa; });
+    return isa;
 }
 
 const char * kvmerge_last_error(void) {

@@ -3,8 +3,9 @@
 #include "kernels/kernels.hpp"
 
 #include <cstring>
+#include <exception>
 
-extern "C" __attribute__((visibility("default"))) int kvmerge_bench_kernel(const char * name, const void * args, size_t size) {
+extern "C" __attribute__((visibility("default"))) int kvmerge_bench_kernel(const char * name, const void * args, size_t size) try {
     const kvmerge::KernelTable & table = kvmerge::kernels();
 #define KVMERGE_CALL(kernel, Args)                               \
     if (std::strcmp(name, #kernel) == 0) {                       \
@@ -16,6 +17,8 @@ extern "C" __attribute__((visibility("default"))) int kvmerge_bench_kernel(const
     }
     KVMERGE_KERNELS(KVMERGE_CALL)
 #undef KVMERGE_CALL
+    return -1;
+} catch (const std::exception &) { // KVMERGE_ISA names what is not there
     return -1;
 }
 

@@ -1,5 +1,6 @@
 // The observer and the merge on a graph made by hand: tensors as llama.cpp names and lays them out, without llama.cpp.
 #include "check.hpp"
+#include "isa.hpp"
 #include "kvmerge.h"
 #include "observer.hpp"
 
@@ -756,6 +757,7 @@ static void test_layers_left_alone() {
 }
 
 int main() {
+    skip_without_isa();
     test_queries_at_the_softmax();
     for (const bool host : {true, false}) {
         on_host = host;

@@ -1,5 +1,6 @@
 // The scoring entries of the C ABI, and what they refuse.
 #include "check.hpp"
+#include "isa.hpp"
 #include "kvmerge.h"
 
 #include <cstring>
@@ -36,9 +37,10 @@ static void test_spans() {
 }
 
 int main() {
+    skip_without_isa();
     test_spans();
     Random random(11);
-    for (int round = 0; round < 50; round++) {
+    for (int round = 0; round < int(test_rounds(50)); round++) {
         const int rows = random.integer(1, 9), vocab = random.integer(2, 4001);
         auto a = random.normals(size_t(rows) * vocab), b = a;
         for (size_t i = 0; i < a.size(); i++) {

@@ -1,56 +1,95 @@
-// Chooses the kernels for the machine it runs on, once.
+// Chooses the kernels for the machine it runs on, once: the best that its CPU has, or what KVMERGE_ISA names.
+#include "../status.hpp"
 #include "kernels.hpp"
 
-#include <vector>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#if defined(__x86_64__)
+#    include <cpuid.h>
+#endif
 
 namespace kvmerge {
 
-#if defined(__x86_64__) || defined(_M_X64)
-namespace avx512 {
-const KernelTable & table();
-}
-namespace avx2 {
-const KernelTable & table();
-}
-namespace generic {
-const KernelTable & table();
-}
+#if defined(__x86_64__)
+#    define KVMERGE_ISAS(X) X(avx512) X(avx2) X(generic)
 #elif defined(__aarch64__)
-namespace neon {
-const KernelTable & table();
+#    define KVMERGE_ISAS(X) X(neon)
+#else
+#    define KVMERGE_ISAS(X) X(generic)
+#endif
+
+// CMakeLists.txt makes one object for each, in which this function is the only symbol that others see.
+#define KVMERGE_DECLARE(isa)        \
+    namespace isa {                 \
+    const KernelTable & table();    \
+    }
+KVMERGE_ISAS(KVMERGE_DECLARE)
+#undef KVMERGE_DECLARE
+
+namespace {
+
+// Whether CPU and operating system have what CMakeLists.txt compiles for. Not by calling table(), which is compiled so itself.
+#if defined(__x86_64__)
+bool has_avx2() {
+    unsigned a, b, c = 0, d;
+    const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C); // __builtin_cpu_supports does not know it in every compiler
+    return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+bool has_avx512() {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+#if defined(__aarch64__)
+bool has_neon() {
+    return true;
 }
 #else
-namespace generic {
-const KernelTable & table();
+bool has_generic() {
+    return true;
 }
 #endif
 
-const KernelTable * const * runnable_kernels() {
-    static const std::vector<const KernelTable *> tables = [] {
-        std::vector<const KernelTable *> found;
-#if defined(__x86_64__) || defined(_M_X64)
-        __builtin_cpu_init();
-        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-            __builtin_cpu_supports("avx512vl")) {
-            found.push_back(&avx512::table());
+struct Isa {
+    const char * name;
+    bool (*runs_here)();
+    const KernelTable & (*table)();
+};
+
+// Best first.
+const Isa isas[] = {
+#define KVMERGE_ENTRY(isa) {#isa, has_##isa, isa::table},
+    KVMERGE_ISAS(KVMERGE_ENTRY)
+#undef KVMERGE_ENTRY
+};
+
+const KernelTable & choose(const char * name) {
+    std::string available;
+    for (const Isa & isa : isas) {
+        if (!isa.runs_here()) {
+            continue;
         }
-        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) { // every AVX2 machine has F16C
-            found.push_back(&avx2::table());
+        if (!name || std::strcmp(name, isa.name) == 0) {
+            return isa.table();
         }
-        found.push_back(&generic::table());
-#elif defined(__aarch64__)
-        found.push_back(&neon::table());
-#else
-        found.push_back(&generic::table());
-#endif
-        found.push_back(nullptr);
-        return found;
-    }();
-    return tables.data();
+        available += (available.empty() ? "" : ", ") + std::string(isa.name);
+    }
+    throw Error(KVMERGE_E_UNSUPPORTED, text("KVMERGE_ISA is '%.32s': this machine has %s; unset it for the best of them", name,
+                                            available.c_str()));
 }
+
+} // namespace
 
 const KernelTable & kernels() {
-    return *runnable_kernels()[0];
+    static const KernelTable & chosen = [&]() -> const KernelTable & {
+#if defined(__x86_64__)
+        __builtin_cpu_init();
+#endif
+        const char * const name = std::getenv("KVMERGE_ISA");
+        return choose(name && *name ? name : nullptr);
+    }();
+    return chosen;
 }
 
 } // namespace kvmerge

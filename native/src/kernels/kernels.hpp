@@ -266,9 +266,8 @@ struct KernelTable {
 
 // Plain loops in double precision: what the others are tested against.
 const KernelTable & reference_kernels();
-// Every fast table that this machine's CPU can run, best first; ends with a null pointer. Never empty.
-const KernelTable * const * runnable_kernels();
-// The best of them.
+// The fast ones: the best that this machine's CPU has, or what the environment's KVMERGE_ISA names. Throws UNSUPPORTED at every call where that
+// is not there.
 const KernelTable & kernels();
 
 } // namespace kvmerge
