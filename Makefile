@@ -23,8 +23,9 @@ NATIVE := build/native/.built
 JAVA_SOURCES := $(shell find src/*/src/main jextract/generated -name '*.java') pom.xml $(wildcard src/*/pom.xml)
 NATIVE_SOURCES := $(shell find native -type f)
 
-.PHONY: run quickstart test test-native test-java test-fast test-cuda test-rpc bench bench-table jmh benchmarks build setup \
-    cuda llama-cuda llama-rpc bindings docs performance check-lines format clean help
+.PHONY: run quickstart test test-native test-threads test-clang test-emulated test-java test-fast test-cuda test-rpc \
+    bench bench-table jmh benchmarks build setup cuda llama-cuda llama-rpc bindings docs performance check-lines \
+    format clean help
 
 ## run: set everything up, then run the main experiment on the small model and the book (results/)
 run: build setup
@@ -50,21 +51,39 @@ $(JAR): $(JAVA_SOURCES)
 $(HEADERS): | $(JAR)
 	@bin/kvmerge models fetch llama.cpp-headers
 
+# $(call native-build,FOLDER,OPTIONS): the native library and its tests in build/FOLDER.
+define native-build
+@cmake -S native -B build/$(1) -DKVMERGE_LLAMA_INCLUDE="$(abspath $(DOWNLOADS))/llama.cpp-headers" \
+    -DKVMERGE_WERROR=$(if $(CI),ON,OFF) $(2) > /dev/null
+@cmake --build build/$(1) --parallel $(JOBS) > build/$(1)/log 2>&1 || { cat build/$(1)/log; exit 1; }
+endef
+
 $(NATIVE): $(NATIVE_SOURCES) | $(HEADERS)
-	@echo "building the native library (ten seconds)"
-	@cmake -S native -B build/native -DKVMERGE_LLAMA_INCLUDE=$(abspath $(DOWNLOADS)/llama.cpp-headers) \
-	    -DKVMERGE_WERROR=$(if $(CI),ON,OFF) > /dev/null
-	@cmake --build build/native --parallel $(JOBS) > build/native/log 2>&1 || { cat build/native/log; exit 1; }
+	@echo "building the native library (half a minute)"
+	$(call native-build,native)
 	@touch $@
 
-## test: build and run all tests, native (with sanitizers too) and Java
+## test: build and run all tests: native, at each instruction set of this CPU and with sanitizers too, and Java
 test: test-native test-java
 
-test-native: build $(if $(CI),cuda)
+test-native: build $(if $(CI),cuda test-clang test-emulated) test-threads
 	ctest --test-dir build/native --output-on-failure
-	@cmake -S native -B build/sanitized -DKVMERGE_LLAMA_INCLUDE=$(abspath $(DOWNLOADS)/llama.cpp-headers) -DKVMERGE_SANITIZE=ON > /dev/null
-	@cmake --build build/sanitized --parallel $(JOBS) > build/sanitized/log 2>&1 || { cat build/sanitized/log; exit 1; }
+	$(call native-build,sanitized,-DKVMERGE_SANITIZE=address)
 	ctest --test-dir build/sanitized --output-on-failure
+
+## test-threads: the native tests that use threads, with ThreadSanitizer
+test-threads: | $(HEADERS)
+	$(call native-build,threads,-DKVMERGE_SANITIZE=thread)
+	KVMERGE_TEST_SHARE=0.2 ctest --test-dir build/threads --output-on-failure -R 'parallel|observer|score|isa'
+
+## test-clang: the native tests as clang compiles them
+test-clang: | $(HEADERS)
+	$(call native-build,clang,-DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++)
+	ctest --test-dir build/clang --output-on-failure
+
+## test-emulated: the native tests under qemu as Nehalem (generic), Haswell (AVX2) and 64-bit Arm (NEON)
+test-emulated: $(NATIVE)
+	bin/test-emulated
 
 test-java: build setup
 	$(MAVEN) -B -ntp test

@@ -19,6 +19,10 @@
  *  - nothing is written when an argument is refused;
  *  - an observer belongs to one thread at a time, but for kvmerge_read_cells and kvmerge_plan_cells, which may run on
  *    several. Arrays are C order (last index fastest), sizes are in elements.
+ *  - n_threads is the most threads that a call works on, the caller's among them. They come from one pool of the process,
+ *    made at the first call that wants it, which holds no more than the machine has processors; where the system starts
+ *    fewer, fewer do the work. Calls from several threads at once share it. A forked process starts one of its own. The
+ *    library stays loaded after dlclose, for the pool sleeps in it.
  */
 #ifndef KVMERGE_H
 #define KVMERGE_H
@@ -160,9 +164,9 @@ typedef struct kvmerge_plan {
 
 /* Version of this library, "major.minor.patch". */
 KVMERGE_API const char * kvmerge_version(void);
-/* The instruction set its kernels run with on this machine: "avx512", "avx2", "neon" or "generic". It is the best that the
- * CPU has, or the one that the environment variable KVMERGE_ISA names, read at the first call. Where that is not there it is
- * "", and every function that needs kernels returns UNSUPPORTED and says what there is. */
+/* The instruction set its kernels run with on this machine: "avx512", "avx2", "neon" or "generic". It is the best that
+ * the CPU has, or the one that the environment variable KVMERGE_ISA names, read at the first call. Where that is not there
+ * it is "", and every function that needs kernels returns UNSUPPORTED and says what there is. */
 KVMERGE_API const char * kvmerge_isa(void);
 /* The message of this thread's last error; "" when there was none. Valid until this thread's next call. */
 KVMERGE_API const char * kvmerge_last_error(void);
@@ -170,7 +174,8 @@ KVMERGE_API const char * kvmerge_last_error(void);
  * languages are tested against. */
 KVMERGE_API const char * kvmerge_abi(void);
 
-/* Whether a KVMERGE_DEVICE_*, and what KVMERGE_ISA names, can be used. Errors: ARGUMENT; UNSUPPORTED, and the message says what is missing. */
+/* Whether a KVMERGE_DEVICE_*, and what KVMERGE_ISA names, can be used. Errors: ARGUMENT; UNSUPPORTED, and the message says
+ * what is missing. */
 KVMERGE_API kvmerge_status kvmerge_device_check(int32_t device);
 
 /* ---- observing -------------------------------------------------------------------------------------------------- */

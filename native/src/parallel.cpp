@@ -1,5 +1,6 @@
-// The pool of threads behind parallel_for. It is made at the first call that wants one, and never ends: its threads sleep, and a process that exits
-// ends them with itself. So that none wakes up in a library that was unloaded, this one stays (CMakeLists.txt: nodelete).
+// The pool of threads behind parallel_for. It is made at the first call that wants one, and never ends: its threads
+// sleep, and a process that exits ends them with itself. So that none wakes up in a library that was unloaded, this one
+// stays (CMakeLists.txt: nodelete).
 #include "parallel.hpp"
 
 #include <condition_variable>
@@ -80,7 +81,8 @@ class Pool {
         *link = job.next;
     }
 
-    // Starts threads until there is a sleeping one for each helper. Where one cannot be started, those that there are have to do.
+    // Starts threads until there is a sleeping one for each helper. Where one cannot be started, those that there are
+    // have to do.
     void grow(int64_t helpers) {
         while (idle_ - wanted_ < helpers && size_ < limit_) {
             try {
@@ -130,8 +132,8 @@ Pool & pool() {
         Pool * const fresh = new (memory) Pool;
 #if !defined(_WIN32)
         // A forked process has the pool as it was, and none of its threads: it starts with an empty one.
-        pthread_atfork([] { reinterpret_cast<Pool *>(memory)->before_fork(); }, [] { reinterpret_cast<Pool *>(memory)->after_fork(); },
-                       [] { new (memory) Pool; });
+        pthread_atfork([] { reinterpret_cast<Pool *>(memory)->before_fork(); },
+                       [] { reinterpret_cast<Pool *>(memory)->after_fork(); }, [] { new (memory) Pool; });
 #endif
         return fresh;
     }();

@@ -1,11 +1,12 @@
-// What the JMH benchmarks call: any kernel of the list, by name. The descriptor's size is checked, its pointers are not, so this is not in
-// the library.
+// What the JMH benchmarks call: any kernel of the list, by name. The descriptor's size is checked, its pointers are
+// not, so this is not in the library.
 #include "kernels/kernels.hpp"
 
 #include <cstring>
 #include <exception>
 
-extern "C" __attribute__((visibility("default"))) int kvmerge_bench_kernel(const char * name, const void * args, size_t size) try {
+extern "C" __attribute__((visibility("default"))) int kvmerge_bench_kernel(const char * name, const void * args,
+                                                                           size_t size) try {
     const kvmerge::KernelTable & table = kvmerge::kernels();
 #define KVMERGE_CALL(kernel, Args)                               \
     if (std::strcmp(name, #kernel) == 0) {                       \

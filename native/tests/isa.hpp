@@ -15,7 +15,20 @@ inline void skip_without_isa() {
     std::printf("instruction set: %s\n", kvmerge_isa());
 }
 
-// How often a test repeats itself with other numbers: fewer times where KVMERGE_TEST_SHARE, 0..1, says so, as under emulation.
+// Whether a process with threads can fork and start threads: under ThreadSanitizer and in qemu's emulation it cannot.
+inline bool threads_can_fork() {
+#if defined(__SANITIZE_THREAD__)
+    return false;
+#elif defined(__has_feature)
+#    if __has_feature(thread_sanitizer)
+    return false;
+#    endif
+#endif
+    return !std::getenv("KVMERGE_TEST_EMULATED");
+}
+
+// How often a test repeats itself with other numbers: fewer times where KVMERGE_TEST_SHARE, 0..1, says so, as under
+// emulation.
 inline unsigned test_rounds(unsigned usual) {
     const char * const share = std::getenv("KVMERGE_TEST_SHARE");
     const double rounds = share ? usual * std::atof(share) : usual;

@@ -29,11 +29,12 @@ KVMERGE_ISAS(KVMERGE_DECLARE)
 
 namespace {
 
-// Whether CPU and operating system have what CMakeLists.txt compiles for. Not by calling table(), which is compiled so itself.
+// Whether CPU and operating system have what CMakeLists.txt compiles for. Not by calling table(), which is compiled so
+// itself.
 #if defined(__x86_64__)
 bool has_avx2() {
     unsigned a, b, c = 0, d;
-    const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C); // __builtin_cpu_supports does not know it in every compiler
+    const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C); // clang 14's __builtin_cpu_supports knows it not
     return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 bool has_avx512() {
@@ -75,8 +76,8 @@ const KernelTable & choose(const char * name) {
         }
         available += (available.empty() ? "" : ", ") + std::string(isa.name);
     }
-    throw Error(KVMERGE_E_UNSUPPORTED, text("KVMERGE_ISA is '%.32s': this machine has %s; unset it for the best of them", name,
-                                            available.c_str()));
+    throw Error(KVMERGE_E_UNSUPPORTED, text("KVMERGE_ISA is '%.32s': this machine has %s; unset it for the best of them",
+                                            name, available.c_str()));
 }
 
 } // namespace

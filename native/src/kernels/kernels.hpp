@@ -1,7 +1,9 @@
-// The list of kernels. Each is one line in KVMERGE_CELL_KERNELS or KVMERGE_HOST_KERNELS and one descriptor struct; the reference, the
-// CPU versions, CUDA's (of the first list), the dispatcher and the tests are all generated from that line, so none can lack one.
+// The list of kernels. Each is one line in KVMERGE_CELL_KERNELS or KVMERGE_HOST_KERNELS and one descriptor struct; the
+// reference, the CPU versions, CUDA's (of the first list), the dispatcher and the tests are all generated from that
+// line, so none can lack one.
 //
-// A descriptor holds plain pointers: into host memory for the CPU, into device memory for CUDA. A kernel has finished when it returns.
+// A descriptor holds plain pointers: into host memory for the CPU, into device memory for CUDA. A kernel has finished
+// when it returns.
 #pragma once
 
 #include <cstddef>
@@ -11,8 +13,8 @@ namespace kvmerge {
 
 enum CellType : int32_t { CELL_F32, CELL_F16, CELL_BF16, CELL_Q8_0 };
 
-// Where the cells of one of a layer's cache tensors lie. Row-wise, element i of a cell of head h is the (h * dim + i)th of the cell's row;
-// transposed (never Q8_0), it is at h * dim + i rows of n_cells elements.
+// Where the cells of one of a layer's cache tensors lie. Row-wise, element i of a cell of head h is the (h * dim + i)th
+// of the cell's row; transposed (never Q8_0), it is at h * dim + i rows of n_cells elements.
 struct CellView {
     void * data;
     int32_t type;              // CellType
@@ -39,8 +41,9 @@ struct AttentionStatsArgs {
     const float * inv_log_visible; // [n_rows]: 1 / ln(cells the row sees), 0 where it sees one; null where entropy is
 };
 
-// The same statistics without a matrix of probabilities, from the queries and the cached keys: what flash attention leaves to see.
-// Score of a query and a cell: scale * q.k, or cap * tanh(scale * q.k / cap) where cap is not 0; hidden cells count as absent.
+// The same statistics without a matrix of probabilities, from the queries and the cached keys: what flash attention
+// leaves to see. Score of a query and a cell: scale * q.k, or cap * tanh(scale * q.k / cap) where cap is not 0; hidden
+// cells count as absent.
 struct ScoreStatsArgs {
     const float * q;            // element (head h, row r, dimension i) at h*head_stride + r*row_stride + i
     std::ptrdiff_t head_stride; // elements
@@ -90,8 +93,9 @@ struct QueryMomentsArgs {
     float * second; // [n_kv_heads][dim][dim], both triangles
 };
 
-// The direction u along which a bias is folded into a key: u = (C + ridge * tr(C)/d * I)^-1 mean, so that u.q is as near to 1
-// as a ridge regression over the queries makes it. C is a second moment. mean and C are given as sums, inverse_weight makes them means.
+// The direction u along which a bias is folded into a key: u = (C + ridge * tr(C)/d * I)^-1 mean, so that u.q is as
+// near to 1 as a ridge regression over the queries makes it. C is a second moment. mean and C are given as sums,
+// inverse_weight makes them means.
 struct FoldDirectionArgs {
     const float * sum;    // [n][dim]
     const float * second; // [n][dim][dim], symmetric positive semidefinite
@@ -139,15 +143,15 @@ struct MergeHead {
     int hadamard;        // size of the Hadamard matrix that keys are stored rotated by; 0 for none
 };
 
-// Every group becomes K' = sum w R(delta) K + bias u, V' = sum v V, in its destination. A destination may be another group's member:
-// all groups are read before any is written.
+// Every group becomes K' = sum w R(delta) K + bias u, V' = sum v V, in its destination. A destination may be another
+// group's member: all groups are read before any is written.
 struct MergeCellsArgs {
     const MergeHead * heads; // [n_heads], in host memory
     int n_heads;             // layers x KV heads, in one go
 };
 
-// What a log-linear model of attention takes from cells themselves: the product of a vector and the key as it was before its rotation (RoPE, as in
-// MergeHead), and the length of the value.
+// What a log-linear model of attention takes from cells themselves: the product of a vector and the key as it was
+// before its rotation (RoPE, as in MergeHead), and the length of the value.
 struct ProjectCellsArgs {
     CellView keys, values;
     int head;
@@ -164,8 +168,8 @@ struct ProjectCellsArgs {
 };
 
 // The attention that each cell is expected to get from a query to come, by a log-linear model of what it got so far:
-// exp(prior + w0 log r + w1 log of the r before + w2 log of the r after + w3 log age), the sum at most 88, with r = rate + least and age = now - position.
-// The first and the last cell are their own neighbours.
+// exp(prior + w0 log r + w1 log of the r before + w2 log of the r after + w3 log age), the sum at most 88, with r =
+// rate + least and age = now - position. The first and the last cell are their own neighbours.
 struct ExpectedAttentionArgs {
     int n;
     const double * rate;      // [n], >= 0
@@ -177,14 +181,15 @@ struct ExpectedAttentionArgs {
     double * expected;    // [n]
 };
 
-// Squared distances of a cell's key and value from those of the cell that comes next. Who writes to either forgets them.
+// Squared distances of a cell's key and value from those of the cell that comes next. Who writes to either forgets
+// them.
 struct Neighbour {
     int32_t next = -1; // a cell; -1: nothing is known
     float keys = 0, values = 0;
 };
 
-// Which cells of a head to drop and which to merge with their neighbours: the cheapest operation again and again, each of which leaves a
-// cell less (kvmerge_plan_groups has the prices).
+// Which cells of a head to drop and which to merge with their neighbours: the cheapest operation again and again, each
+// of which leaves a cell less (kvmerge_plan_groups has the prices).
 struct PlanGroupsArgs {
     CellView keys, values;
     int head;
@@ -266,8 +271,8 @@ struct KernelTable {
 
 // Plain loops in double precision: what the others are tested against.
 const KernelTable & reference_kernels();
-// The fast ones: the best that this machine's CPU has, or what the environment's KVMERGE_ISA names. Throws UNSUPPORTED at every call where that
-// is not there.
+// The fast ones: the best that this machine's CPU has, or what the environment's KVMERGE_ISA names. Throws UNSUPPORTED
+// at every call where that is not there.
 const KernelTable & kernels();
 
 } // namespace kvmerge

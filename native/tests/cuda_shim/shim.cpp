@@ -65,6 +65,7 @@ void entry() {
 #endif
     (*body)();
     to_scheduler(State::DONE);
+    stop("a thread that was done was run again"); // else the process would end here, as if all were well
 }
 
 void resume(size_t i) {
@@ -83,13 +84,12 @@ void resume(size_t i) {
 // Runs the lanes of a warp until all of them wait for the block or are done.
 void run_warp(size_t first, size_t last) {
     for (;;) {
-        size_t at_warp = 0, done = 0;
+        size_t at_warp = 0;
         for (size_t i = first; i < last; i++) {
             if (fibers[i]->state == State::READY) {
                 resume(i);
             }
             at_warp += fibers[i]->state == State::AT_WARP;
-            done += fibers[i]->state == State::DONE;
         }
         if (at_warp == 0) {
             return;

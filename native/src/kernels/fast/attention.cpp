@@ -9,8 +9,9 @@
 namespace kvmerge {
 namespace KVMERGE_ISA {
 
-// log2 of x >= 0, times x: the exponent, and a polynomial for the mantissa in [1, 2) with error below 2e-6 (degree 6, minimax by Lawson's
-// iteration). An absolute error is what counts here: the terms are weighted by probabilities. 0 gives 0, NaN stays.
+// log2 of x >= 0, times x: the exponent, and a polynomial for the mantissa in [1, 2) with error below 2e-6 (degree 6,
+// minimax by Lawson's iteration). An absolute error is what counts here: the terms are weighted by probabilities. 0
+// gives 0, NaN stays.
 constexpr float LOG2_0 = 1.845698535e-6f, LOG2_1 = 1.442495346f, LOG2_2 = -0.7177910805f, LOG2_3 = 0.4565216005f,
                 LOG2_4 = -0.2765406370f, LOG2_5 = 0.1210021526f, LOG2_6 = -0.02569106035f;
 constexpr double LN_2 = 0.693147180559945309;
@@ -39,7 +40,8 @@ static inline __m512 add_times_log2(__m512 x, __m512 sum) {
 #endif
 
 #if defined(__AVX512F__)
-// The square root instruction is slower than memory; an approximate reciprocal root and a step of Newton's are not, and as exact.
+// The square root instruction is slower than memory; an approximate reciprocal root and a step of Newton's are not, and
+// as exact.
 template <int HALF_POWERS>
 static inline __m512 sharpened_lanes(__m512 x) {
     if (HALF_POWERS == 2) {
@@ -156,7 +158,8 @@ void attention_stats(const AttentionStatsArgs & a) {
     a.half_powers == 2 ? attention_stats_of<2>(a) : a.half_powers == 3 ? attention_stats_of<3>(a) : attention_stats_of<4>(a);
 }
 
-// A tile of scores is ROW_TILE queries by two vectors of cells, kept in registers while a dimension after another is added.
+// A tile of scores is ROW_TILE queries by two vectors of cells, kept in registers while a dimension after another is
+// added.
 constexpr int ROW_TILE = WIDTH == 16 ? 8 : WIDTH == 8 ? 6 : 4;
 constexpr int CELL_TILE = 2 * WIDTH;
 
@@ -184,7 +187,9 @@ static inline void score_tile(const float * const * q, const float * keys, std::
 template <int HALF_POWERS>
 static inline float finish_row(float * s, const uint16_t * mask, int n, float scale, float cap, float * mass) {
     const float hidden = -std::numeric_limits<float>::infinity();
-    float max = hidden;
+    // Where the maximum starts: in clang every OpenMP maximum does, in GCC at minus infinity.
+    constexpr float NOTHING = std::numeric_limits<float>::lowest();
+    float max = NOTHING;
     if (cap != 0) {
         for (int c = 0; c < n; c++) {
             s[c] = cap * std::tanh(scale * s[c] / cap);
@@ -205,7 +210,7 @@ static inline float finish_row(float * s, const uint16_t * mask, int n, float sc
     for (int c = 0; c < n; c++) {
         max = s[c] > max ? s[c] : max;
     }
-    if (max == hidden) { // sees nothing, or nothing but NaN, which the sums below would show
+    if (max == NOTHING) { // sees nothing, or nothing but NaN, which the sums below would show
         float sum = 0;
         for (int c = 0; c < n; c++) {
             sum += s[c] == hidden ? 0.0f : s[c];
