@@ -23,9 +23,9 @@ NATIVE := build/native/.built
 JAVA_SOURCES := $(shell find src/*/src/main jextract/generated -name '*.java') pom.xml $(wildcard src/*/pom.xml)
 NATIVE_SOURCES := $(shell find native -type f)
 
-.PHONY: run quickstart test test-native test-threads test-clang test-emulated test-java test-fast test-cuda test-rpc \
-    bench bench-table jmh benchmarks build setup cuda llama-cuda llama-rpc bindings docs performance check-lines \
-    format clean help
+.PHONY: run quickstart test test-native test-threads test-clang test-emulated test-java test-fast test-relied-on \
+    test-cuda test-rpc bench bench-table jmh benchmarks build setup cuda llama-cuda llama-rpc bindings relied-on docs \
+    performance check-lines format clean help
 
 ## run: set everything up, then run the main experiment on the small model and the book (results/)
 run: build setup
@@ -100,6 +100,11 @@ cuda: build/native/libkvmerge-cuda.so
 build/native/libkvmerge-cuda.so: $(CUDA_SOURCES) | $(NATIVE)
 	@bin/build-cuda library $@ $(CUDA_ARCHS)
 
+## test-relied-on: whether the llama.cpp that was fetched has what kvmerge relies on (jextract/relied-on.txt)
+test-relied-on: build setup
+	ctest --test-dir build/native --output-on-failure -R relied_on
+	$(MAVEN) -B -ntp test -pl src/library -Dtest=ReliedOnTest
+
 ## test-cuda: the CUDA kernels and an experiment on the GPU that is here, against the CPU
 test-cuda: cuda setup
 	bin/test-cuda
@@ -122,9 +127,10 @@ BENCH_JAVA := $(JDK)/bin/java --sun-misc-unsafe-memory-access=allow --add-module
 bench: benchmarks
 	$(BENCH_JAVA) dev.kvmerge.benchmarks.Table $(BENCH)
 
-## bench-table: the same, written into docs/performance.md
+## bench-table: the same, written into docs/kernels.md
 bench-table: benchmarks
-	$(BENCH_JAVA) dev.kvmerge.benchmarks.Table --write docs/performance.md
+	$(BENCH_JAVA) dev.kvmerge.benchmarks.Table > build/kernels.md
+	bin/kvmerge docs --take kernels build/kernels.md
 
 ## jmh: any JMH benchmark of benchmarks/, as in make jmh JMH='PlanBenchmark -f 1'
 jmh: benchmarks
@@ -137,6 +143,21 @@ benchmarks: build setup
 ## bindings: regenerate jextract/generated from the headers (needs jextract on the PATH, or JEXTRACT=path)
 bindings: $(HEADERS)
 	jextract/generate.sh $(DOWNLOADS)/llama.cpp-headers
+	@$(MAKE) relied-on
+
+## relied-on: write jextract/relied-on.txt, the list of what kvmerge relies on in llama.cpp
+relied-on:
+	@$(MVN) test-compile -pl src/library
+	@$(JDK)/bin/java --enable-native-access=ALL-UNNAMED -Dkvmerge.home=$(CURDIR) \
+	    -cp src/library/target/classes:src/library/target/test-classes dev.kvmerge.ReliedOn
+
+## docs: write the pages of docs that are made of docs/templates and docs/results, and of the command line
+docs: $(JAR)
+	bin/kvmerge docs
+
+## performance: run what docs/results lacks in results/performance (hours), and write the pages
+performance: build setup
+	bin/performance
 
 ## check-lines: list lines of more than 120 columns
 check-lines:

@@ -19,13 +19,10 @@ import org.openjdk.jmh.runner.options.TimeValue;
 import org.openjdk.jmh.runner.options.VerboseMode;
 
 /**
- * Runs {@link KernelBenchmark} over the list of kernels and prints the table: {@code [--quick] [--only PREFIX] [--write FILE]}. Quick is
- * one shape and size, in under two minutes; write replaces what is between the two markers in a file. Where the python3 of the path, or the
- * one that PYTHON names, has PyTorch, that is timed too.
+ * Runs {@link KernelBenchmark} over the list of kernels and prints the table: {@code [--quick] [--only PREFIX]}. Quick is
+ * one shape and size, in under two minutes. Where the python3 of the path, or the one that PYTHON names, has PyTorch, that is timed too.
  */
 public final class Table {
-    private static final String BEGIN = "<!-- kernels: begin, written by 'make bench-table' -->";
-    private static final String END = "<!-- kernels: end -->";
     private static final List<String> WITH_JAVA = List.of(
             "attention_stats",
             "attention_stats+entropy",
@@ -81,12 +78,7 @@ public final class Table {
             }
             System.err.println(c + " " + nanos.get(c));
         }
-        String table = table(nanos);
-        System.out.print(table);
-        int write = arguments.indexOf("--write");
-        if (write >= 0) {
-            replace(Path.of(arguments.get(write + 1)), table);
-        }
+        System.out.print(table(nanos));
     }
 
     private static List<String> kernels() {
@@ -202,18 +194,5 @@ public final class Table {
         } catch (IOException | RuntimeException e) {
             return System.getProperty("os.arch");
         }
-    }
-
-    private static void replace(Path file, String table) throws IOException {
-        String text = Files.readString(file);
-        int begin = text.indexOf(BEGIN);
-        int end = text.indexOf(END);
-        if (begin < 0 || end < begin) {
-            throw new IOException(
-                    file + " has no place for the table: it goes between '" + BEGIN + "' and '" + END + "'");
-        }
-        Path part = file.resolveSibling(file.getFileName() + ".part");
-        Files.writeString(part, text.substring(0, begin) + BEGIN + "\n" + table + text.substring(end));
-        Files.move(part, file, java.nio.file.StandardCopyOption.REPLACE_EXISTING);
     }
 }

@@ -348,7 +348,7 @@ final class ExperimentCommand implements Runnable {
                 new ArrayList<>());
     }
 
-    private static String cpu() {
+    static String cpu() {
         try {
             for (String line : Files.readAllLines(Path.of("/proc/cpuinfo"))) {
                 if (line.startsWith("model name")) {

@@ -21,6 +21,7 @@ import picocli.CommandLine.ScopeType;
             AblateCommand.class,
             EndlessCommand.class,
             ReportCommand.class,
+            DocsCommand.class,
             ExperimentCommand.class,
             PerplexityCommand.class,
             AnalyzeCommand.class,
@@ -43,7 +44,7 @@ public final class Main {
     @Option(names = "--stacktrace", scope = ScopeType.INHERIT, description = "on failure, print where it came from")
     private boolean stacktrace;
 
-    private Main() {}
+    Main() {}
 
     public static void main(String[] args) {
         int code = run(args);

@@ -14,11 +14,13 @@ import java.lang.foreign.ValueLayout;
 import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.Random;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.MethodSource;
 
 /** Positions that are numbered anew, on models with every rotation. */
+@Tag("native")
 class SpanTest {
     private static final int CELLS = 48;
     private static final int BLOCK = 16;
