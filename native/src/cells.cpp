@@ -17,11 +17,9 @@ std::vector<char> download(const ggml_tensor * t, const kvmerge_ggml & ggml) {
     return copy;
 }
 
-CellTensor::CellTensor(ggml_tensor * t, const CacheLayout & layout, int n_head_kv, const Device & preferred,
-                       const kvmerge_ggml & ggml)
-    : tensor_(t), view_{t->data,           layout.type,
-                        layout.transposed, layout.row / n_head_kv,
-                        layout.n_cells,    std::ptrdiff_t(t->nb[1])},
+CellTensor::CellTensor(ggml_tensor * t, const CacheLayout & layout, const Device & preferred, const kvmerge_ggml & ggml)
+    : tensor_(t), view_{t->data,         layout.type,    layout.transposed,
+                        layout.head_dim, layout.n_cells, std::ptrdiff_t(t->nb[1])},
       ggml_(&ggml) {
     host_ = is_host(t, ggml);
     const bool reachable = !host_ && &preferred != &host_device() && preferred.owns(t->data);

@@ -24,10 +24,14 @@ bool is_host(const ggml_tensor * tensor, const kvmerge_ggml & ggml);
 class CellTensor {
   public:
     CellTensor() = default;
-    CellTensor(ggml_tensor * tensor, const CacheLayout & layout, int n_head_kv, const Device & preferred,
-               const kvmerge_ggml & ggml);
+    CellTensor(ggml_tensor * tensor, const CacheLayout & layout, const Device & preferred, const kvmerge_ggml & ggml);
 
     ggml_tensor * tensor() const { return tensor_; }
+    // Whether this is the tensor as it was seen first. Another context's may have come to the same address.
+    bool is_of(const ggml_tensor * t) const {
+        return t == tensor_ && t->data == view_.data && int(t->ne[1]) == view_.n_cells &&
+               std::ptrdiff_t(t->nb[1]) == view_.cell_bytes;
+    }
     const Device & device() const { return *device_; }
     int n_cells() const { return view_.n_cells; }
     int dim() const { return view_.dim; }

@@ -54,6 +54,37 @@ const ggml_tensor * through_views(const ggml_tensor * t) {
     return t;
 }
 
+// The node that rotated keys, looked for where keys may be put together or changed; null where there is none.
+const ggml_tensor * find_rope(const ggml_tensor * t, int depth = 8) {
+    if (!t || depth == 0 || t->op == GGML_OP_ROPE) {
+        return depth == 0 ? nullptr : t;
+    }
+    if (const ggml_tensor * found = find_rope(t->src[0], depth - 1)) {
+        return found;
+    }
+    const bool two = t->op == GGML_OP_CONCAT || t->op == GGML_OP_ADD || t->op == GGML_OP_MUL;
+    return two ? find_rope(t->src[1], depth - 1) : nullptr;
+}
+
+bool is_hadamard(const ggml_tensor * t) {
+    return t && t->op == GGML_OP_MUL_MAT && t->src[0] &&
+           std::strncmp(t->src[0]->name, HADAMARD, std::strlen(HADAMARD)) == 0;
+}
+
+// What a cache write makes rows of: [head_dim][KV heads][tokens]. Null where that is not to be seen.
+const ggml_tensor * heads_of(const ggml_tensor * write) {
+    const ggml_tensor * t = write->src[0];
+    if (t && t->op == GGML_OP_VIEW) {
+        return t->src[0];
+    }
+    if (!t || t->op != GGML_OP_RESHAPE) {
+        return nullptr;
+    }
+    t = t->src[0]; // of a transposed V: [n_embd][tokens], made of the heads, and padded where other layers' are larger
+    t = t && t->op == GGML_OP_PAD ? t->src[0] : t;
+    return t && (t->op == GGML_OP_RESHAPE || t->op == GGML_OP_CONT) ? t->src[0] : nullptr;
+}
+
 int cell_type_of(ggml_type type) {
     switch (type) {
     case GGML_TYPE_F32:
@@ -99,12 +130,24 @@ CacheLayout cache_of(const ggml_tensor * write, int n_head_kv, int layer, const 
     const ggml_tensor * t = write->view_src;
     const int type = cell_type_of(t->type);
     const bool transposed = which[0] == 'V' && write->ne[0] == 1; // its rows are written one element at a time
-    const int64_t head_dim = t->ne[0] / n_head_kv;
-    const bool block_fits = type != CELL_Q8_0 || (!transposed && head_dim % 32 == 0);
-    if (t->ne[0] % n_head_kv != 0) {
-        throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: %s cells of %lld elements do not divide into %d KV heads",
-                                                layer, which, (long long)t->ne[0], n_head_kv));
+    const ggml_tensor * heads = heads_of(write);
+    if (t->ne[0] % n_head_kv != 0 || (heads && heads->ne[1] != n_head_kv)) {
+        throw Error(KVMERGE_E_UNSUPPORTED,
+                    heads
+                        ? text("layer %d has %lld KV heads of %lld where %d were expected: models whose layers differ "
+                               "are not handled",
+                               layer, (long long)heads->ne[1], (long long)heads->ne[0], n_head_kv)
+                        : text("layer %d: %s cells of %lld elements do not divide into %d KV heads", layer, which,
+                               (long long)t->ne[0], n_head_kv));
     }
+    const int64_t head_dim = t->ne[0] / n_head_kv;
+    if (heads && heads->ne[0] != head_dim) { // V may be padded to the largest layer's
+        throw Error(KVMERGE_E_UNSUPPORTED,
+                    text("layer %d: %s cells of %lld elements a head hold %lld: models whose layers differ are not "
+                         "handled",
+                         layer, which, (long long)head_dim, (long long)heads->ne[0]));
+    }
+    const bool block_fits = type != CELL_Q8_0 || (!transposed && head_dim % 32 == 0);
     if (type < 0 || !block_fits) {
         throw Error(
             KVMERGE_E_UNSUPPORTED,
@@ -118,7 +161,7 @@ CacheLayout cache_of(const ggml_tensor * write, int n_head_kv, int layer, const 
     if (!t->buffer) {
         throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: %s cells are in no buffer", layer, which));
     }
-    return {CellType(type), transposed, int(t->ne[0]), int(t->ne[1])};
+    return {CellType(type), transposed, int(head_dim), int(t->ne[1])};
 }
 
 Attention attention_of(const ggml_tensor * node, int layer) {
@@ -128,25 +171,51 @@ Attention attention_of(const ggml_tensor * node, int layer) {
                     text("layer %d: ALiBi attention is not handled: its bias depends on the cell's position", layer));
     }
     Attention a;
-    a.mask = node->src[flash ? 3 : 1];
     a.scale = param(node, 0);
     if (flash) {
+        a.queries = node->src[0];
+        a.mask = node->src[3];
+        a.sinks = node->src[4];
         a.cap = param(node, 2);
         return a;
     }
+    a.mask = node->src[1];
+    a.sinks = node->src[2];
+    const ggml_tensor * scores = node->src[0];
+    for (; scores && (scores->op == GGML_OP_SCALE || scores->op == GGML_OP_UNARY); scores = scores->src[0]) {
+        a.changed = true;
+        a.scale *= scores->op == GGML_OP_SCALE ? param(scores, 0) : 1;
+    }
+    if (!scores || scores->op != GGML_OP_MUL_MAT || layer_of(scores->name, SCORES) < 0) {
+        throw Error(KVMERGE_E_UNSUPPORTED,
+                    text("layer %d: scores that something is added to before the softmax are not handled", layer));
+    }
+    a.queries = scores->src[1];
     // Where a softmax follows its scores right away and writes over them, nothing was written anywhere else since the
     // scores were made: the queries are still where they were, and one stop a layer shows both.
-    const ggml_tensor * scores = node->src[0];
-    a.in_place = scores && scores->op == GGML_OP_MUL_MAT && layer_of(scores->name, SCORES) >= 0 &&
-                 scores->data == node->data && scores->data;
+    a.in_place = !a.changed && scores->data == node->data && scores->data;
     return a;
+}
+
+void check_shift(const ggml_tensor * node, int layer) {
+    const ggml_tensor * t = through_views(node);
+    if (t && t->op == GGML_OP_CPY) {
+        t = through_views(t->src[0]);
+    }
+    t = is_hadamard(t) ? through_views(t->src[1]) : t;
+    if (t && t->op == GGML_OP_ROPE && std::fabs(rope_params(t).magnitude() - 1) > 1e-5f) {
+        throw Error(
+            KVMERGE_E_UNSUPPORTED,
+            text("layer %d: llama.cpp's shift of positions multiplies all keys by YaRN's factor, %.3f, each time: "
+                 "shift none, and give kvmerge_apply new positions",
+                 layer, double(rope_params(t).magnitude())));
+    }
 }
 
 KeySource key_source(const ggml_tensor * write, int head_dim, int layer) {
     const ggml_tensor * node = through_views(write->src[0]);
     KeySource key;
-    if (node && node->op == GGML_OP_MUL_MAT && node->src[0] &&
-        std::strncmp(node->src[0]->name, HADAMARD, std::strlen(HADAMARD)) == 0) {
+    if (is_hadamard(node)) {
         key.hadamard = int(node->src[0]->ne[0]);
         if (key.hadamard <= 0 || head_dim % key.hadamard != 0 || (key.hadamard & (key.hadamard - 1)) != 0) {
             throw Error(KVMERGE_E_UNSUPPORTED,
@@ -154,19 +223,32 @@ KeySource key_source(const ggml_tensor * write, int head_dim, int layer) {
         }
         node = through_views(node->src[1]);
     }
+    if (node && node->op == GGML_OP_CONCAT && node->op_params[0] == 0) { // a rotated part and one that is not
+        const ggml_tensor * parts[2];
+        for (int i = 0; i < 2; i++) {
+            parts[i] = through_views(node->src[i]);
+            while (parts[i] && parts[i]->op == GGML_OP_REPEAT) { // one part for all heads
+                parts[i] = through_views(parts[i]->src[0]);
+            }
+        }
+        for (int i = 0; i < 2; i++) {
+            if (parts[i] && parts[i]->op == GGML_OP_ROPE && !find_rope(parts[1 - i])) {
+                key.rope = parts[i];
+                key.first = i == 0 ? 0 : int(node->src[0]->ne[0]);
+                return key;
+            }
+        }
+    }
     if (node && node->op == GGML_OP_ROPE) {
         key.rope = node;
         return key;
     }
-    // No rotation right before the cache: either none at all, or something follows it that a rotation does not commute
-    // with.
-    for (int depth = 0; node && depth < 8; depth++, node = node->src[0]) {
-        if (node->op == GGML_OP_ROPE) {
-            throw Error(KVMERGE_E_UNSUPPORTED,
-                        text("layer %d: the keys change after their RoPE rotation, so they cannot be "
-                             "rotated to another position",
-                             layer));
-        }
+    // No rotation right before the cache: either none at all, or something follows that rotations do not commute with.
+    if (find_rope(node)) {
+        throw Error(KVMERGE_E_UNSUPPORTED,
+                    text("layer %d: the keys change after their RoPE rotation, so they cannot be rotated to another "
+                         "position",
+                         layer));
     }
     return key;
 }

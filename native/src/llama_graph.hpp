@@ -8,7 +8,8 @@
 // - MUL_MAT kq-<N>: scores [n_kv][tokens][heads], from K (source 0) and the rotated queries (source 1).
 // - SCALE, UNARY (tanh), SCALE: the scores' soft cap, in some models.
 // - SOFT_MAX kq_soft_max-<N>: source 1 is the mask, source 2 the sinks; parameters are the scale and ALiBi's bias.
-// - FLASH_ATTN_EXT instead of the last three: Q, K, V, mask, sinks; parameters are scale, ALiBi's bias and the soft cap.
+// - FLASH_ATTN_EXT instead of the last three: Q, K, V, mask, sinks; parameters are scale, ALiBi's bias and the soft
+// cap.
 //
 // The cache is a tensor for K and one for V in each layer, [n_embd][cells][streams]. Its cells are a multiple of 256.
 // Tokens go to the first free cells. A cell has one position, and the mask lets a token see the cells of its sequence
@@ -57,21 +58,27 @@ inline bool may_want(const ggml_tensor * node) {
 struct CacheLayout {
     CellType type;
     bool transposed;
-    int row; // elements a cell, of all KV heads
+    int head_dim; // elements a cell and KV head
     int n_cells;
 };
-// Throws UNSUPPORTED for a type or layout that the kernels would get wrong.
+// Throws UNSUPPORTED for a type or layout that the kernels would get wrong, and for another number of KV heads.
 CacheLayout cache_of(const ggml_tensor * write, int n_head_kv, int layer, const char * which);
 
 // How a layer attends: read from its softmax or flash attention node.
 struct Attention {
+    const ggml_tensor * queries = nullptr; // [head_dim][tokens][heads]
     const ggml_tensor * mask = nullptr;
-    float scale = 1; // of the scores where they are small
-    float cap = 0;   // scores are cap * tanh(score / cap); 0: they are not capped
-    bool in_place = false;
+    const ggml_tensor * sinks = nullptr; // a logit for each head that takes part in the softmax without a cell
+    float scale = 1;                     // of the scores where they are small
+    float cap = 0;                       // of flash attention: scores are cap * tanh(score / cap); 0: they are not
+    bool changed = false;                // the scores change before the softmax, by a soft cap
+    bool in_place = false;               // the softmax writes over its scores
 };
 // Throws UNSUPPORTED for attention that depends on more than queries, keys and the mask.
 Attention attention_of(const ggml_tensor * node, int layer);
+
+// Keys that llama.cpp shifts to other positions. Throws UNSUPPORTED where that changes their length.
+void check_shift(const ggml_tensor * node, int layer);
 
 // Of a mask: whether a row hides a cell.
 struct MaskRow {

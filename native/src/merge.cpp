@@ -50,6 +50,9 @@ void check(const kvmerge_observer & o, const kvmerge_plan & plan, int layer, int
         if (c >= o.layers[layer].k.n_cells()) { // the observer may have been made for more cells than the context has
             refuse(layer, head, c, "it is outside the cache");
         }
+        if (!o.is_of_sequence(c)) {
+            refuse(layer, head, c, "the newest token does not see it: it is empty, or another sequence's");
+        }
         if (p < 0 || p >= n) {
             refuse(layer, head, c, "its target is outside the cache");
         }

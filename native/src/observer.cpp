@@ -29,13 +29,14 @@ bool kvmerge_observer::wants(ggml_tensor * node) {
         break;
     case NodeKind::KEY_SHIFT:
         if (layer >= 0) {
+            check_shift(node, layer);
             for (Neighbours & head : layers[layer].neighbours) {
                 head.all_rewritten();
             }
         }
         break;
     case NodeKind::SCORES:
-        stop = layer >= 0 && saw_scores(layer);
+        stop = layer >= 0 && saw_scores(node, layer);
         break;
     case NodeKind::PROBABILITIES:
     case NodeKind::FLASH_ATTENTION:
@@ -48,21 +49,80 @@ bool kvmerge_observer::wants(ggml_tensor * node) {
     return stop;
 }
 
-bool kvmerge_observer::saw_scores(int layer) {
+bool kvmerge_observer::saw_scores(const ggml_tensor * node, int layer) {
     Layer & l = layers[layer];
+    if (!l.k.tensor()) {
+        throw Error(KVMERGE_E_UNSUPPORTED,
+                    text("layer %d keeps no keys: models whose layers share them are not handled", layer));
+    }
+    check_queries(node->src[1], layer);
     l.stops_at_scores = (observes(KVMERGE_OBSERVE_QUERIES) && !(l.in_place && observes_attention())) ||
                         (params.bias == KVMERGE_BIAS_EXACT && any_bias);
     return l.stops_at_scores;
 }
 
-bool kvmerge_observer::saw_attention(const ggml_tensor * node, bool flash, int layer) {
-    const Attention attention = attention_of(node, layer);
-    if (flash && params.bias == KVMERGE_BIAS_EXACT) {
-        throw Error(KVMERGE_E_UNSUPPORTED, "an exact bias needs flash attention off: there are no scores to add it to");
+// Heads that differ between layers show here, before anything is written.
+void kvmerge_observer::check_queries(const ggml_tensor * q, int layer) const {
+    if (q->ne[2] != params.n_head || q->ne[0] != layers[layer].k.dim() || q->ne[3] != 1) {
+        throw Error(
+            KVMERGE_E_UNSUPPORTED,
+            text("layer %d has %lld query heads of %lld where %d of %d were expected: models whose layers differ, "
+                 "and several sequences, are not handled",
+                 layer, (long long)q->ne[2], (long long)q->ne[0], params.n_head, layers[layer].k.dim()));
     }
-    layers[layer].scale = attention.scale;
-    layers[layer].in_place = attention.in_place;
+}
+
+bool kvmerge_observer::saw_attention(const ggml_tensor * node, bool flash, int layer) {
+    Layer & l = layers[layer];
+    const Attention attention = attention_of(node, layer);
+    if (params.bias == KVMERGE_BIAS_EXACT) {
+        if (flash) {
+            throw Error(KVMERGE_E_UNSUPPORTED,
+                        "an exact bias needs flash attention off: there are no scores to add it to");
+        }
+        if (attention.changed) {
+            throw Error(KVMERGE_E_UNSUPPORTED,
+                        text("layer %d: an exact bias would be added before the scores' soft cap: fold it", layer));
+        }
+    }
+    if (flash) {
+        check_queries(attention.queries, layer);
+        if (observes_attention() && attention.sinks) {
+            throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: flash attention with sinks is not observed: turn it off "
+                                                    "(-fa off)",
+                                                    layer));
+        }
+    }
+    if (layer == 0 && attention.mask) {
+        saw_mask(attention.mask);
+    }
+    l.scale = attention.scale;
+    l.in_place = attention.in_place;
     return observes_attention() || (flash && observes(KVMERGE_OBSERVE_QUERIES));
+}
+
+// The newest token sees all cells of its sequence: those that it does not see are empty, or another's.
+void kvmerge_observer::saw_mask(const ggml_tensor * mask) {
+    in_sequence.clear();
+    const size_t n_rows = token_cell.size() - size_t(ubatch_start);
+    if (!is_host(mask, params.ggml) || mask->op != GGML_OP_NONE || size_t(mask->ne[1]) < n_rows || n_rows == 0) {
+        return; // not to be read before the graph has run
+    }
+    const MaskRow newest = {static_cast<const char *>(mask->data) + (n_rows - 1) * mask->nb[1],
+                            mask->type == GGML_TYPE_F32};
+    for (int c = 0; c < int(mask->ne[0]); c++) {
+        in_sequence.push_back(newest.sees(c));
+    }
+    for (size_t t = size_t(ubatch_start); t < token_cell.size(); t++) {
+        if (size_t(token_cell[t]) >= in_sequence.size() || !in_sequence[size_t(token_cell[t])]) {
+            throw Error(KVMERGE_E_UNSUPPORTED, "the newest token of a batch does not see the others: several sequences "
+                                               "are not handled; use a context for each");
+        }
+    }
+}
+
+bool kvmerge_observer::is_of_sequence(int cell) const {
+    return in_sequence.empty() || (size_t(cell) < in_sequence.size() && in_sequence[size_t(cell)]);
 }
 
 void kvmerge_observer::visit(ggml_tensor * node) {
@@ -102,21 +162,33 @@ void kvmerge_observer::saw_cache_write(ggml_tensor * node, bool is_key, int laye
     }
     Layer & l = layers[layer];
     CellTensor & cells = is_key ? l.k : l.v;
-    if (cells.tensor() != cache) {
+    if (another_context || (cells.tensor() && !cells.is_of(cache))) { // the first one's memory may be gone
+        another_context = true;
+        throw Error(KVMERGE_E_STATE,
+                    text("layer %d: this is another llama_context's cache; an observer belongs to one", layer));
+    }
+    if (!cells.tensor()) {
         const CacheLayout layout = cache_of(node, params.n_head_kv, layer, is_key ? "K" : "V");
         if (layout.n_cells > params.n_cells) {
             throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: a cache of %d cells, and the observer was made for %d",
                                                     layer, layout.n_cells, params.n_cells));
         }
-        const CellTensor & first = layers[0].k;
-        if (is_key && first.tensor() && layout.n_cells != first.n_cells()) {
+        const CellTensor & first = is_key ? layers[0].k : layers[0].v;
+        if (first.tensor() && layout.n_cells != first.n_cells()) {
             throw Error(
                 KVMERGE_E_UNSUPPORTED,
                 text("layer %d has %d cells where the first has %d: give params.layers without the layers that have "
                      "sliding windows",
                      layer, layout.n_cells, first.n_cells()));
         }
-        CellTensor found(cache, layout, params.n_head_kv, *device, params.ggml);
+        if (first.tensor() && layout.head_dim != first.dim()) {
+            throw Error(
+                KVMERGE_E_UNSUPPORTED,
+                text("layer %d: %s heads of %d elements where the first layer's have %d: models whose layers differ "
+                     "are not handled",
+                     layer, is_key ? "K" : "V", layout.head_dim, first.dim()));
+        }
+        CellTensor found(cache, layout, *device, params.ggml);
         if (is_key) {
             l.rope = rope_of(node, found.dim(), layer, found.device(), params.ggml);
         }

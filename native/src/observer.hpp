@@ -57,6 +57,7 @@ struct kvmerge_observer {
     std::vector<float> entropy; // [n_layer][n_head][n_tokens]
     std::vector<float> bias;    // [n_layer][n_head_kv][n_cells], used with KVMERGE_BIAS_EXACT
     bool any_bias = false;
+    bool another_context = false;    // the graph of another llama_context was seen, for good
     std::vector<int32_t> token_cell; // [tokens so far]
 
     int ubatch_start = 0;              // index in the block of the current ubatch's first token
@@ -64,6 +65,7 @@ struct kvmerge_observer {
     int looked_at_rows = 0;
     int cells_seen = 0;                 // 1 + the last cell that any row sees
     std::vector<float> inv_log_visible; // [tokens of the ubatch]
+    std::vector<char> in_sequence;      // [n_kv]: cells that the newest token sees; empty: not known
     int64_t nanos = 0;
     std::optional<kvmerge::Error> error;     // the first that the callback met in this block
     std::mutex mirrors;                      // held while cells are brought to the host
@@ -77,7 +79,8 @@ struct kvmerge_observer {
     bool observes_attention() const { return observes(KVMERGE_OBSERVE_MASS) || observes(KVMERGE_OBSERVE_ENTROPY); }
     int half_powers() const { return int(2 * params.mass_power); }
     int group() const { return params.n_head / params.n_head_kv; }
-    int index_of(int number) const; // of a layer of the model; -1: it is left alone
+    int index_of(int number) const;      // of a layer of the model; -1: it is left alone
+    bool is_of_sequence(int cell) const; // as far as the last mask showed
     size_t head_index(int layer, int kv_head) const { return size_t(layer) * params.n_head_kv + kv_head; }
 
     bool wants(ggml_tensor * node); // the ask phase: learns where things are, says which nodes to stop at
@@ -89,7 +92,9 @@ struct kvmerge_observer {
   private:
     void saw_cache_write(ggml_tensor * node, bool is_key, int layer);
     void saw_tokens(const ggml_tensor * rows);
-    bool saw_scores(int layer);
+    bool saw_scores(const ggml_tensor * node, int layer);
+    void check_queries(const ggml_tensor * q, int layer) const;
+    void saw_mask(const ggml_tensor * mask);
     bool saw_attention(const ggml_tensor * node, bool flash, int layer);
     void add_queries(kvmerge::Stop & stop, const ggml_tensor * q, int layer);
     void keep_query(Layer & layer, const char * query, size_t head_bytes);

@@ -20,12 +20,19 @@ Rope rope_of(const ggml_tensor * write, int head_dim, int layer, const Device & 
         throw Error(KVMERGE_E_UNSUPPORTED,
                     text("layer %d: RoPE mode %d (several positions a token) is not handled", layer, p.mode));
     }
-    if (p.n_dims <= 0 || p.n_dims > head_dim || p.n_dims % 2 != 0 || p.first != 0) {
-        throw Error(KVMERGE_E_UNSUPPORTED,
-                    text("layer %d: RoPE over %d of %d dimensions is not handled", layer, p.n_dims, head_dim));
-    }
-    rope.n_rot = p.n_dims;
+    const int first = key.first + p.first;
     rope.neox = (p.mode & GGML_ROPE_TYPE_NEOX) != 0;
+    rope.n_rot = first + p.n_dims;
+    if (p.n_dims <= 0 || p.n_dims % 2 != 0 || rope.n_rot > head_dim) {
+        throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: RoPE over the dimensions %d to %d of %d is not handled",
+                                                layer, first, rope.n_rot, head_dim));
+    }
+    if (first != 0 && (rope.neox || first % 2 != 0)) {
+        throw Error(KVMERGE_E_UNSUPPORTED,
+                    text("layer %d: keys of an unrotated part of %d dimensions and a rotated one in NEOX order are not "
+                         "handled",
+                         layer, first));
+    }
     const int pairs = p.n_dims / 2;
     // YaRN (Peng et al. 2023): low frequencies are interpolated, high ones are not, a ramp between. Linear in the
     // position.
@@ -38,14 +45,15 @@ Rope rope_of(const ggml_tensor * write, int head_dim, int layer, const Device & 
     if (const ggml_tensor * factors = key.rope->src[2]) {
         ggml.tensor_get(factors, factor.data(), 0, factor.size() * sizeof(float));
     }
-    std::vector<double> freq(static_cast<size_t>(pairs));
+    const int still = first / 2; // pairs of neighbours before the rotated part: they turn by nothing
+    std::vector<double> freq(static_cast<size_t>(still + pairs));
     for (int i = 0; i < pairs; i++) {
         const double extrapolated = std::pow(double(p.base), -2.0 * i / p.n_dims) / factor[size_t(i)];
         double mix = 0;
         if (p.ext_factor != 0) {
             mix = p.ext_factor * (1 - std::clamp((i - low) / std::max(0.001, high - low), 0.0, 1.0));
         }
-        freq[size_t(i)] = extrapolated * (p.scale * (1 - mix) + mix);
+        freq[size_t(still + i)] = extrapolated * (p.scale * (1 - mix) + mix);
     }
     rope.freq = DeviceArray<double>(device, freq.size(), write->view_src->data);
     rope.freq.upload(freq.data(), freq.size());

@@ -51,7 +51,7 @@ class GeometryTest {
                 Model.load(TestModel.library(), TinyGguf.write(folder.resolve("tiny.gguf"), g), Backend.CPU, 0)) {
             assertEquals(g.heads(), model.shape().heads());
             assertEquals(g.kvHeads(), model.shape().kvHeads());
-            CacheOptions options = CacheOptions.unlimited(32, 32).withCellTypes(CellType.F32, CellType.F32);
+            CacheOptions options = CacheOptions.unlimited(32, 32).withThreads(1).withCellTypes(CellType.F32, CellType.F32);
             try (CompressedContext context = new CompressedContext(model, null, options)) {
                 int[] tokens = new Random(2).ints(32, 0, TinyGguf.VOCABULARY).toArray();
                 tokens[late] = tokens[early];
@@ -88,7 +88,7 @@ class GeometryTest {
         try (Model model = Model.load(
                         TestModel.library(), TinyGguf.write(folder.resolve("tiny.gguf"), g), Backend.CPU, 0);
                 CompressedContext context = new CompressedContext(
-                        model, null, CacheOptions.unlimited(32, 32).withCellTypes(CellType.F32, CellType.F32))) {
+                        model, null, CacheOptions.unlimited(32, 32).withThreads(1).withCellTypes(CellType.F32, CellType.F32))) {
             int[] tokens = new Random(5).ints(32, 0, TinyGguf.VOCABULARY).toArray();
             tokens[29] = tokens[3];
             context.decode(tokens);
@@ -132,7 +132,7 @@ class GeometryTest {
         try (Model model =
                 Model.load(TestModel.library(), TinyGguf.write(folder.resolve("tiny.gguf"), g), Backend.CPU, 0)) {
             for (FlashAttention flash : FlashAttention.values()) {
-                CacheOptions options = CacheOptions.of(48, 32).withFlashAttention(flash);
+                CacheOptions options = CacheOptions.of(48, 32).withThreads(1).withFlashAttention(flash);
                 try (CompressedContext context = new CompressedContext(model, new EntropyMerged(), options)) {
                     Random random = new Random(3);
                     for (int block = 0; block < 6; block++) {
