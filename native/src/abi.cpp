@@ -151,6 +151,10 @@ std::string describe() {
 } // namespace
 
 extern "C" const char * kvmerge_abi(void) {
-    static const std::string text = describe();
-    return text.c_str();
+    try {
+        static const std::string text = describe();
+        return text.c_str();
+    } catch (...) { // out of memory, and the next call tries again
+        return "";
+    }
 }

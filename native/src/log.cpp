@@ -1,4 +1,5 @@
 // Versions, errors, and llama.cpp's log.
+#include "handles.hpp"
 #include "kernels/kernels.hpp"
 #include "status.hpp"
 
@@ -18,8 +19,6 @@ void set_last_error(const char * message) noexcept {
 } // namespace kvmerge
 
 struct kvmerge_log {
-    static constexpr uint64_t ALIVE = 0x6b766d6c6f67212b;
-    uint64_t magic = ALIVE;
     std::mutex mutex;
     bool echo = false;
     bool keeping = false; // the last line was kept, so its continuation is too
@@ -27,6 +26,11 @@ struct kvmerge_log {
 };
 
 using namespace kvmerge;
+
+static Handles<kvmerge_log> & logs() {
+    static Handles<kvmerge_log> handles(3, "log");
+    return handles;
+}
 
 extern "C" {
 
@@ -49,41 +53,35 @@ kvmerge_status kvmerge_log_create(bool echo, kvmerge_log ** out) {
         require(out, "out is null");
         auto log = std::make_unique<kvmerge_log>();
         log->echo = echo;
-        *out = log.release();
+        *out = logs().add(std::move(log));
     });
-}
-
-static kvmerge_log & checked_log(kvmerge_log * log) {
-    require(log && log->magic == kvmerge_log::ALIVE, "not a log, or one that was freed");
-    return *log;
 }
 
 kvmerge_status kvmerge_log_free(kvmerge_log * log) {
-    return guarded("kvmerge_log_free", [&] {
-        checked_log(log).magic = 0;
-        delete log;
-    });
+    return guarded("kvmerge_log_free", [&] { logs().remove(log); });
 }
 
 void kvmerge_log_callback(int32_t level, const char * text, void * handle) {
     constexpr int32_t WARN = 3, CONTINUED = 5; // ggml_log_level
     constexpr size_t MOST = 4096;
-    auto * log = static_cast<kvmerge_log *>(handle);
-    if (!log || !text || log->magic != kvmerge_log::ALIVE) {
+    const Handles<kvmerge_log>::Use use(logs(), static_cast<kvmerge_log *>(handle), Access::SHARED);
+    if (!text || use.status() != KVMERGE_OK) {
         return;
     }
+    kvmerge_log & log = use.object();
     try {
-        const std::lock_guard<std::mutex> lock(log->mutex);
-        if (log->echo) {
+        const std::lock_guard<std::mutex> lock(log.mutex);
+        if (log.echo) {
             std::fputs(text, stderr);
         }
         if (level != CONTINUED) {
-            log->keeping = level >= WARN;
+            log.keeping = level >= WARN;
         }
-        if (log->keeping) {
-            log->kept += text;
-            if (log->kept.size() > MOST) {
-                log->kept.erase(0, log->kept.size() - MOST);
+        if (log.keeping) {
+            const size_t length = std::strlen(text);
+            log.kept.append(text + length - std::min(length, MOST));
+            if (log.kept.size() > MOST) {
+                log.kept.erase(0, log.kept.size() - MOST);
             }
         }
     } catch (...) { // a log line is not worth a crash
@@ -92,7 +90,8 @@ void kvmerge_log_callback(int32_t level, const char * text, void * handle) {
 
 kvmerge_status kvmerge_log_take(kvmerge_log * log, char * text, size_t size) {
     return guarded("kvmerge_log_take", [&] {
-        kvmerge_log & l = checked_log(log);
+        const Handles<kvmerge_log>::Use use(logs(), log, Access::SHARED);
+        kvmerge_log & l = logs().entered(use);
         require(text && size > 0, "text is null or size is 0");
         const std::lock_guard<std::mutex> lock(l.mutex);
         const size_t n = std::min(size - 1, l.kept.size());

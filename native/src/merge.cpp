@@ -1,4 +1,5 @@
 // Rewriting cells by a plan.
+#include "cell_access.hpp"
 #include "device.hpp"
 #include "observer.hpp"
 #include "parallel.hpp"
@@ -6,6 +7,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <mutex>
+#include <optional>
+#include <utility>
 
 namespace {
 
@@ -28,10 +32,11 @@ struct Work {
     throw Error(KVMERGE_E_ARGUMENT, text("layer %d, KV head %d, cell %d: %s", layer, head, cell, what));
 }
 
-void require_cache(const kvmerge_observer & o, int layer) {
-    if (!o.layers[layer].k.tensor() || !o.layers[layer].v.tensor()) {
-        throw Error(KVMERGE_E_STATE, text("layer %d: no KV cache seen; decode something first", layer));
-    }
+// How many positions the key of cell c is rotated by on its way into the group of pivot p. `first` is the head's place in the arrays.
+int64_t rotation_of(const kvmerge_plan & plan, size_t first, int c, int p) {
+    const int64_t pivot = plan.position[first + size_t(p)];
+    const int64_t to_pivot = plan.pivot_frame ? pivot - plan.position[first + size_t(c)] : 0;
+    return to_pivot + (plan.new_position ? plan.new_position[first + size_t(p)] - pivot : 0);
 }
 
 // Checks one head of the plan; `taken` holds, of each cell, the layer's last head that goes there. Throws ARGUMENT.
@@ -64,6 +69,9 @@ void check(const kvmerge_observer & o, const kvmerge_plan & plan, int layer, int
         }
         if (plan.value_weight && !std::isfinite(plan.value_weight[first + size_t(c)])) {
             refuse(layer, head, c, "its value's weight is not finite");
+        }
+        if (const int64_t way = rotation_of(plan, first, c, p); way > INT32_MAX || way < -INT32_MAX) {
+            refuse(layer, head, c, "the position that its key goes to is more than 2^31 - 1 away");
         }
         sum[p] += weight[c];
         if (c == p) {
@@ -103,17 +111,15 @@ double entropy_term(double w) {
 void add_head(Work & work, const kvmerge_observer & o, const kvmerge_plan & plan, int layer, int kv_head) {
     const int n = o.params.n_cells;
     const size_t first = o.head_index(layer, kv_head) * n;
-    const int32_t *target = plan.target + first, *position = plan.position + first, *dest = plan.dest + first;
+    const int32_t *target = plan.target + first, *dest = plan.dest + first;
     const float * weight = plan.weight + first;
     const std::vector<int32_t> members = group_sizes(target, n);
     Work::Head head = {layer, kv_head, work.dest.size(), work.member.size(), 0, false};
-    // How far a pivot's group moves to other positions.
-    const auto shift = [&](int p) { return plan.new_position ? plan.new_position[first + size_t(p)] - position[p] : 0; };
     std::vector<int32_t> group(n, -1); // of a pivot
     std::vector<size_t> next;          // of a group: where its next member goes
     int32_t total = 0;
     for (int c = 0; c < n; c++) {
-        if (target[c] == c && (members[c] > 1 || dest[c] != c || shift(c) != 0)) {
+        if (target[c] == c && (members[c] > 1 || dest[c] != c || rotation_of(plan, first, c, c) != 0)) {
             group[c] = head.n_groups++;
             next.push_back(head.first_member + size_t(total));
             work.start.push_back(total);
@@ -143,7 +149,7 @@ void add_head(Work & work, const kvmerge_observer & o, const kvmerge_plan & plan
         work.member[m] = c;
         work.weight[m] = alone ? 1.0f : weight[c];
         work.value_weight[m] = plan.value_weight && !alone ? plan.value_weight[first + size_t(c)] : work.weight[m];
-        work.delta[m] = (plan.pivot_frame ? position[p] - position[c] : 0) + shift(p);
+        work.delta[m] = int32_t(rotation_of(plan, first, c, p));
         if (!alone) {
             work.bias[head.first_group + size_t(group[p])] += float(entropy_term(weight[c])) * inverse;
         }
@@ -152,7 +158,8 @@ void add_head(Work & work, const kvmerge_observer & o, const kvmerge_plan & plan
 }
 
 // The directions that a layer's biases are folded along: [n_head_kv][dim], where its cells are handled.
-DeviceArray<float> fold_directions(const kvmerge_observer & o, kvmerge_observer::Layer & l) {
+DeviceArray<float> fold_directions(kvmerge_observer & o, int layer) {
+    auto & l = o.layers[layer];
     const Device &there = *l.stats_device, &here = l.k.device();
     const void * const near = l.k.tensor()->data;
     const int dim = l.k.dim();
@@ -161,11 +168,16 @@ DeviceArray<float> fold_directions(const kvmerge_observer & o, kvmerge_observer:
     there.fold_direction(
         {l.query_sum.data(), l.query_second.data(), o.params.n_head_kv, dim, 1 / l.query_weight, o.params.ridge, u.data()});
     check(there);
+    std::vector<float> copy(n);
+    u.download(copy.data(), n);
+    check(there);
+    if (!std::all_of(copy.begin(), copy.end(), [](float x) { return std::isfinite(x); })) {
+        throw Error(KVMERGE_E_NUMERIC, text("layer %d: the queries have NaN or infinite elements", layer));
+    }
     if (&there == &here) {
         return u;
     }
-    std::vector<float> copy(n); // attention and cells in different places: a layer whose cells stay on the host
-    u.download(copy.data(), n);
+    // Attention and cells in different places: a layer whose cells stay on the host.
     DeviceArray<float> moved(here, n, near);
     moved.upload(copy.data(), n);
     return moved;
@@ -178,101 +190,174 @@ DeviceArray<T> uploaded(const Device & device, const std::vector<T> & x, const v
     return array;
 }
 
-// What planning knew of cells that are written to.
-void forget(kvmerge_observer::Layer & l, int kv_head, const int32_t * cells, size_t n) {
-    if (!l.neighbours.empty()) {
-        l.neighbours[size_t(kv_head)].rewritten(cells, n);
-    }
-}
-
-// Runs all of it: the heads of a layer or, on a GPU, of all of its layers in one launch.
-void run(kvmerge_observer & o, const Work & work, const Device & device) {
-    if (work.heads.empty()) {
-        return;
-    }
-    for (const Work::Head & h : work.heads) {
-        forget(o.layers[h.layer], h.kv_head, work.dest.data() + h.first_group, size_t(h.n_groups));
-    }
-    const void * const near = o.layers[work.heads[0].layer].k.tensor()->data;
-    const auto start = uploaded(device, work.start, near), member = uploaded(device, work.member, near),
-               delta = uploaded(device, work.delta, near), dest = uploaded(device, work.dest, near);
-    const auto weight = uploaded(device, work.weight, near), value_weight = uploaded(device, work.value_weight, near),
-               bias = uploaded(device, work.bias, near);
-    std::vector<DeviceArray<float>> directions(o.layers.size());
-    std::vector<MergeHead> heads;
-    size_t scratch_size = 0;
-    for (const Work::Head & h : work.heads) {
-        auto & l = o.layers[h.layer];
-        const bool folds = h.merges && o.params.bias == KVMERGE_BIAS_FOLDED;
-        if (folds && directions[h.layer].size() == 0) {
-            directions[h.layer] = fold_directions(o, l);
+// A part of a plan on its way to one device: what can be refused or lack memory happens when it is made, before anything is written.
+class Rewrite {
+  public:
+    Rewrite(kvmerge_observer & o, Work && plan, const Device & device) : work_(std::move(plan)), device_(&device) {
+        if (work_.heads.empty()) {
+            return;
         }
-        const size_t start_of = h.first_group + heads.size(); // a start more for each head before
-        heads.push_back({l.k.on_device(), l.v.on_device(), h.kv_head, h.n_groups, start.data() + start_of,
-                         member.data() + h.first_member, delta.data() + h.first_member, weight.data() + h.first_member,
-                         value_weight.data() + h.first_member, dest.data() + h.first_group,
-                         folds ? bias.data() + h.first_group : nullptr,
-                         folds ? directions[h.layer].data() + size_t(h.kv_head) * l.k.dim() : nullptr, nullptr, l.rope.n_rot,
-                         l.rope.neox, l.rope.freq.data(), l.rope.hadamard});
-        scratch_size += size_t(h.n_groups) * (l.k.dim() + l.v.dim());
+        near_ = o.layers[work_.heads[0].layer].k.tensor()->data;
+        start_ = uploaded(device, work_.start, near_), member_ = uploaded(device, work_.member, near_);
+        delta_ = uploaded(device, work_.delta, near_), dest_ = uploaded(device, work_.dest, near_);
+        weight_ = uploaded(device, work_.weight, near_), value_weight_ = uploaded(device, work_.value_weight, near_);
+        bias_ = uploaded(device, work_.bias, near_);
+        directions_.resize(o.layers.size());
+        for (const Work::Head & h : work_.heads) {
+            auto & l = o.layers[h.layer];
+            const bool folds = h.merges && o.params.bias == KVMERGE_BIAS_FOLDED;
+            if (folds && directions_[h.layer].size() == 0) {
+                directions_[h.layer] = fold_directions(o, h.layer);
+            }
+            const size_t start_of = h.first_group + heads_.size(); // a start more for each head before
+            heads_.push_back({l.k.on_device(), l.v.on_device(), h.kv_head, h.n_groups, start_.data() + start_of,
+                              member_.data() + h.first_member, delta_.data() + h.first_member, weight_.data() + h.first_member,
+                              value_weight_.data() + h.first_member, dest_.data() + h.first_group,
+                              folds ? bias_.data() + h.first_group : nullptr,
+                              folds ? directions_[h.layer].data() + size_t(h.kv_head) * l.k.dim() : nullptr, nullptr,
+                              l.rope.n_rot, l.rope.neox, l.rope.freq.data(), l.rope.hadamard});
+            scratch_size_ += size_t(h.n_groups) * (l.k.dim() + l.v.dim());
+        }
+        check(device);
     }
-    const DeviceArray<float> scratch(device, scratch_size, near);
-    size_t at = 0;
-    for (MergeHead & h : heads) {
-        h.scratch = scratch.data() + at;
-        at += size_t(h.n_groups) * (h.k.dim + h.v.dim);
+
+    // Elements of scratch that run() needs, where near() lies.
+    size_t scratch_size() const { return scratch_size_; }
+    const void * near() const { return near_; }
+
+    // All of its layers in one go, which a GPU does in one launch.
+    void run(kvmerge_observer & o, float * scratch) {
+        if (heads_.empty()) {
+            return;
+        }
+        for (const Work::Head & h : work_.heads) {
+            forget(o.layers[h.layer], h.kv_head, work_.dest.data() + h.first_group, size_t(h.n_groups));
+        }
+        for (MergeHead & h : heads_) {
+            h.scratch = scratch;
+            scratch += size_t(h.n_groups) * (h.k.dim + h.v.dim);
+        }
+        device_->merge_cells({heads_.data(), int(heads_.size())});
+        check(*device_);
     }
-    check(device);
-    device.merge_cells({heads.data(), int(heads.size())});
-    check(device);
+
+    // Brings what was worked on in a copy to where it belongs.
+    void finish(kvmerge_observer & o) const {
+        for (size_t i = 0; i < work_.heads.size(); i++) {
+            if (i == 0 || work_.heads[i].layer != work_.heads[i - 1].layer) {
+                o.layers[work_.heads[i].layer].k.written();
+                o.layers[work_.heads[i].layer].v.written();
+            }
+        }
+    }
+
+  private:
+    Work work_;
+    const Device * device_;
+    const void * near_ = nullptr;
+    DeviceArray<int32_t> start_, member_, delta_, dest_;
+    DeviceArray<float> weight_, value_weight_, bias_;
+    std::vector<DeviceArray<float>> directions_;
+    std::vector<MergeHead> heads_;
+    size_t scratch_size_ = 0;
+};
+
+// Scratch for as many threads as run at once.
+class Scratch {
+  public:
+    Scratch(int n_threads, size_t size) {
+        for (int i = 0; i < n_threads; i++) {
+            free_.emplace_back(host_device(), size, nullptr);
+        }
+    }
+    template <class Body>
+    void with(Body && body) {
+        const Borrowed borrowed(*this);
+        body(borrowed.memory.data());
+    }
+
+  private:
+    struct Borrowed {
+        Scratch & from;
+        DeviceArray<float> memory;
+        explicit Borrowed(Scratch & from) : from(from) {
+            const std::lock_guard<std::mutex> lock(from.mutex_);
+            memory = std::move(from.free_.back());
+            from.free_.pop_back();
+        }
+        ~Borrowed() {
+            const std::lock_guard<std::mutex> lock(from.mutex_);
+            from.free_.push_back(std::move(memory)); // there was room for it before
+        }
+    };
+    std::mutex mutex_;
+    std::vector<DeviceArray<float>> free_;
+};
+
+// The rewriting of all layers: those that the device cannot reach are the host's, a layer's K and V lie together.
+std::vector<Rewrite> rewrites_of(kvmerge_observer & o, const kvmerge_plan & plan) {
+    const auto add_layer = [&](Work & work, int layer, const Device & device) {
+        for (int head = 0; head < o.params.n_head_kv && &o.layers[layer].k.device() == &device; head++) {
+            add_head(work, o, plan, layer, head);
+        }
+    };
+    for (auto & l : o.layers) { // what comes from a backend does so one after the other
+        l.k.on_device(), l.v.on_device();
+    }
+    std::vector<std::optional<Rewrite>> by_layer(o.layers.size());
+    parallel_for(o.params.n_layer, o.params.n_threads, [&](int64_t layer) {
+        Work work;
+        add_layer(work, int(layer), host_device());
+        by_layer[size_t(layer)].emplace(o, std::move(work), host_device());
+    });
+    std::vector<Rewrite> all;
+    for (auto & one : by_layer) {
+        all.push_back(std::move(*one));
+    }
+    if (o.device != &host_device()) {
+        Work work;
+        for (int layer = 0; layer < o.params.n_layer; layer++) {
+            add_layer(work, layer, *o.device);
+        }
+        all.emplace_back(o, std::move(work), *o.device);
+    }
+    return all;
 }
 
 // With exact biases, the table follows the cells: b' = sum w_i b_i + H(w).
-void move_biases(kvmerge_observer & o, const kvmerge_plan & plan, int layer, int head) {
+void move_biases(const kvmerge_observer & o, const kvmerge_plan & plan, int layer, int head, std::vector<float> & moved) {
     const int n = o.params.n_cells;
     const size_t first = o.head_index(layer, head) * n;
     const int32_t * target = plan.target + first;
     const std::vector<int32_t> members = group_sizes(target, n);
-    std::vector<float> next(n, 0.0f);
     for (int c = 0; c < n; c++) {
         if (target[c] >= 0) {
             const double w = members[target[c]] == 1 ? 1.0 : plan.weight[first + c];
-            const float b = float(w * o.bias[first + c] + entropy_term(w));
-            next[plan.dest[first + target[c]]] += b;
+            const double before = o.bias.empty() ? 0 : o.bias[first + c];
+            moved[first + size_t(plan.dest[first + target[c]])] += float(w * before + entropy_term(w));
         }
     }
-    std::copy(next.begin(), next.end(), o.bias.begin() + std::ptrdiff_t(first));
+}
+
+std::vector<float> moved_biases(const kvmerge_observer & o, const kvmerge_plan & plan) {
+    std::vector<float> moved;
+    if (o.params.bias == KVMERGE_BIAS_EXACT) {
+        moved.resize(o.head_index(o.params.n_layer, 0) * o.params.n_cells);
+        for (int layer = 0; layer < o.params.n_layer; layer++) {
+            for (int head = 0; head < o.params.n_head_kv; head++) {
+                move_biases(o, plan, layer, head, moved);
+            }
+        }
+    }
+    return moved;
 }
 
 } // namespace
 
-namespace kvmerge {
-
-CellView on_host(kvmerge_observer & o, CellTensor & cells) {
-    const std::lock_guard<std::mutex> lock(o.mirrors);
-    return cells.on_host();
-}
-
-kvmerge_observer::Layer & cells_of(kvmerge_observer & o, int32_t layer, int32_t kv_head, const int32_t * cells, int32_t n) {
-    require(layer >= 0 && layer < o.params.n_layer, "no such layer");
-    require(kv_head >= 0 && kv_head < o.params.n_head_kv, "no such KV head");
-    require(n >= 0 && (cells || n == 0), "cells is null");
-    require_cache(o, layer);
-    auto & l = o.layers[layer];
-    for (int32_t i = 0; i < n; i++) {
-        require(cells[i] >= 0 && cells[i] < l.k.n_cells(), "no such cell");
-    }
-    return l;
-}
-
-} // namespace kvmerge
-
-extern "C" {
-
-kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmerge_plan * plan) {
-    return guarded("kvmerge_apply", [&] {
-        kvmerge_observer & o = checked(observer);
+extern "C" kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmerge_plan * plan) {
+    return on_observer("kvmerge_apply", observer, Access::ALONE, [&](kvmerge_observer & o) {
         require(plan && plan->target && plan->weight && plan->position && plan->dest, "the plan or one of its arrays is null");
+        require_whole(o);
         parallel_for(o.params.n_layer, o.params.n_threads, [&](int64_t layer) {
             require_cache(o, int(layer));
             std::vector<int32_t> taken(o.params.n_cells, -1);
@@ -282,99 +367,38 @@ kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmerge_plan * p
         });
         if (o.params.bias == KVMERGE_BIAS_FOLDED) {
             o.add_waiting_queries();
-            for (int layer = 0; layer < o.params.n_layer; layer++) {
-                if (!(o.layers[layer].query_weight > 0)) {
-                    throw Error(KVMERGE_E_STATE, text("layer %d: no queries observed yet to fold a bias along", layer));
-                }
+        }
+        for (int layer = 0; layer < o.params.n_layer && o.params.bias != KVMERGE_BIAS_NONE; layer++) {
+            if (o.params.bias == KVMERGE_BIAS_FOLDED && !(o.layers[layer].query_weight > 0)) {
+                throw Error(KVMERGE_E_STATE, text("layer %d: no queries observed yet to fold a bias along", layer));
+            }
+            if (!(o.layers[layer].scale > 0)) {
+                throw Error(KVMERGE_E_STATE, text("layer %d: no attention seen yet that a bias could be scaled to", layer));
             }
         }
-        // Layers that the GPU cannot reach are the host's. A layer's K and V lie together.
-        const auto add_layer = [&](Work & work, int layer, const Device & device) {
-            for (int head = 0; head < o.params.n_head_kv && &o.layers[layer].k.device() == &device; head++) {
-                add_head(work, o, *plan, layer, head);
-            }
-        };
-        std::vector<char> written(o.layers.size(), 0); // what goes to and from a backend does so one after the other
-        for (auto & l : o.layers) {
-            l.k.on_device(), l.v.on_device();
+        std::vector<Rewrite> rewrites = rewrites_of(o, *plan);
+        std::vector<float> biases = moved_biases(o, *plan);
+        const auto host_end = rewrites.begin() + o.params.n_layer;
+        size_t largest = 0;
+        std::for_each(rewrites.begin(), host_end, [&](const Rewrite & r) { largest = std::max(largest, r.scratch_size()); });
+        Scratch scratch(std::min(o.params.n_threads, o.params.n_layer), largest);
+        DeviceArray<float> elsewhere;
+        if (host_end != rewrites.end()) {
+            elsewhere = DeviceArray<float>(*o.device, host_end->scratch_size(), host_end->near());
         }
+
+        Writing writing(o);
         parallel_for(o.params.n_layer, o.params.n_threads, [&](int64_t layer) {
-            Work work;
-            add_layer(work, int(layer), host_device());
-            run(o, work, host_device());
-            written[size_t(layer)] = !work.heads.empty();
+            scratch.with([&](float * mine) { rewrites[size_t(layer)].run(o, mine); });
         });
-        if (o.device != &host_device()) {
-            Work work;
-            for (int layer = 0; layer < o.params.n_layer; layer++) {
-                add_layer(work, layer, *o.device);
-            }
-            run(o, work, *o.device);
-            for (const Work::Head & h : work.heads) {
-                written[size_t(h.layer)] = true;
-            }
+        if (host_end != rewrites.end()) {
+            host_end->run(o, elsewhere.data());
         }
-        for (size_t i = 0; i < o.layers.size(); i++) {
-            if (written[i]) {
-                o.layers[i].k.written();
-                o.layers[i].v.written();
-            }
+        for (const Rewrite & r : rewrites) { // what goes to a backend does so one after the other
+            r.finish(o);
         }
-        if (o.params.bias == KVMERGE_BIAS_EXACT) {
-            for (int layer = 0; layer < o.params.n_layer; layer++) {
-                for (int head = 0; head < o.params.n_head_kv; head++) {
-                    move_biases(o, *plan, layer, head);
-                }
-            }
-        }
+        o.bias.swap(biases);
         o.any_bias = std::any_of(o.bias.begin(), o.bias.end(), [](float b) { return b != 0; });
+        writing.done();
     });
 }
-
-kvmerge_status kvmerge_read_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head, const int32_t * cells, int32_t n,
-                                  float * keys, float * values) {
-    return guarded("kvmerge_read_cells", [&] {
-        kvmerge_observer & o = checked(observer);
-        auto & l = cells_of(o, layer, kv_head, cells, n);
-        if (keys) {
-            kernels().gather_cells({on_host(o, l.k), kv_head, cells, n, keys});
-        }
-        if (values) {
-            kernels().gather_cells({on_host(o, l.v), kv_head, cells, n, values});
-        }
-    });
-}
-
-kvmerge_status kvmerge_project_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head, const int32_t * cells,
-                                     const int32_t * position, int32_t n, const float * weight, float * product, float * length) {
-    return guarded("kvmerge_project_cells", [&] {
-        kvmerge_observer & o = checked(observer);
-        auto & l = cells_of(o, layer, kv_head, cells, n);
-        require(weight && ((position && product && length) || n == 0), "position, weight, product or length is null");
-        std::vector<double> copied(size_t(l.rope.n_rot) / 2); // the frequencies may be a GPU's
-        const double * freq = l.rope.freq.data();
-        if (&l.k.device() != &host_device() && !copied.empty()) {
-            l.rope.freq.download(copied.data(), copied.size());
-            check(l.k.device());
-            freq = copied.data();
-        }
-        kernels().project_cells({on_host(o, l.k), on_host(o, l.v), kv_head, cells, position, n, weight, l.rope.n_rot, l.rope.neox,
-                                 freq, l.rope.hadamard, product, length});
-    });
-}
-
-kvmerge_status kvmerge_write_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head, const int32_t * cells, int32_t n,
-                                   const float * keys, const float * values) {
-    return guarded("kvmerge_write_cells", [&] {
-        auto & l = cells_of(checked(observer), layer, kv_head, cells, n);
-        forget(l, kv_head, cells, size_t(n));
-        if (keys) {
-            l.k.write(kv_head, cells, n, keys);
-        }
-        if (values) {
-            l.v.write(kv_head, cells, n, values);
-        }
-    });
-}
-
-} // extern "C"

@@ -173,6 +173,11 @@ void kvmerge_observer::saw_cache_write(ggml_tensor * node, bool is_key, int laye
             throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: a cache of %d cells, and the observer was made for %d",
                                                     layer, layout.n_cells, params.n_cells));
         }
+        if (params.n_cells - layout.n_cells >= 256) { // arrays would be of the larger size
+            throw Error(KVMERGE_E_UNSUPPORTED,
+                        text("layer %d: a cache of %d cells, and the observer was made for %d: make it for llama_n_ctx",
+                             layer, layout.n_cells, params.n_cells));
+        }
         const CellTensor & first = is_key ? layers[0].k : layers[0].v;
         if (first.tensor() && layout.n_cells != first.n_cells()) {
             throw Error(
@@ -205,6 +210,7 @@ void kvmerge_observer::saw_cache_write(ggml_tensor * node, bool is_key, int laye
 void kvmerge_observer::saw_tokens(const ggml_tensor * rows) {
     require(rows->type == GGML_TYPE_I64, "cell indices of another type than I64");
     ubatch_start = int(token_cell.size());
+    token_cell.reserve(size_t(params.n_tokens)); // what kvmerge_observer_stats() gives stays where it is
     const int64_t n = rows->ne[0];
     for (Layer & seen : layers) { // an observation window is over the newest queries alone
         if (params.mass_window > 0 && n >= params.mass_window && seen.mass.size()) {

@@ -3,6 +3,7 @@
 
 #include "cells.hpp"
 #include "device.hpp"
+#include "handles.hpp"
 #include "kvmerge.h"
 #include "neighbours.hpp"
 #include "rope.hpp"
@@ -21,9 +22,6 @@ class Stop;
 }
 
 struct kvmerge_observer {
-    static constexpr uint64_t ALIVE = 0x6b766d6572676521; // tells a live handle from a freed or foreign one
-    uint64_t magic = ALIVE;
-
     kvmerge_observer_params params;
     const kvmerge::Device * device; // the one that params ask for; what it cannot reach, the CPU handles
 
@@ -57,6 +55,7 @@ struct kvmerge_observer {
     std::vector<float> entropy; // [n_layer][n_head][n_tokens]
     std::vector<float> bias;    // [n_layer][n_head_kv][n_cells], used with KVMERGE_BIAS_EXACT
     bool any_bias = false;
+    bool torn = false;               // writing cells failed midway
     bool another_context = false;    // the graph of another llama_context was seen, for good
     std::vector<int32_t> token_cell; // [tokens so far]
 
@@ -68,6 +67,7 @@ struct kvmerge_observer {
     std::vector<char> in_sequence;      // [n_kv]: cells that the newest token sees; empty: not known
     int64_t nanos = 0;
     std::optional<kvmerge::Error> error;     // the first that the callback met in this block
+    const kvmerge::Error out_of_memory{KVMERGE_E_MEMORY, "out of memory"}; // made while there is some
     std::mutex mirrors;                      // held while cells are brought to the host
     const ggml_tensor * asked_for = nullptr; // the node to stop at next
 
@@ -111,12 +111,14 @@ struct kvmerge_observer {
 
 namespace kvmerge {
 
-// The observer behind a handle, or an ARGUMENT error for null and for handles that are not ours.
-kvmerge_observer & checked(kvmerge_observer * handle);
-// A layer's keys or values for reading on the host, on any thread.
-CellView on_host(kvmerge_observer & o, CellTensor & cells);
-// The layer whose cells are asked for, or an ARGUMENT error for one that is not there.
-kvmerge_observer::Layer & cells_of(kvmerge_observer & o, int32_t layer, int32_t kv_head, const int32_t * cells,
-                                   int32_t n);
+Handles<kvmerge_observer> & observers();
+// Runs an entry's body on the observer behind a handle, if this thread may enter it.
+template <class Body>
+kvmerge_status on_observer(const char * entry, kvmerge_observer * handle, Access access, Body && body) noexcept {
+    return guarded(entry, [&] {
+        const Handles<kvmerge_observer>::Use use(observers(), handle, access);
+        body(observers().entered(use));
+    });
+}
 
 } // namespace kvmerge

@@ -13,22 +13,59 @@ namespace {
 
 using namespace kvmerge;
 
+void check_params(const kvmerge_observer_params & p) {
+    constexpr double MOST = 1099511627776; // 2^40: more elements than any memory holds, and products of four sizes stay countable
+    require(p.n_layer > 0 && p.n_layer <= 65536, "n_layer must be 1..65536");
+    require(p.n_head > 0 && p.n_head <= 65536 && p.n_head_kv > 0 && p.n_head % p.n_head_kv == 0,
+            "n_head must be 1..65536, and a multiple of n_head_kv");
+    require(p.n_cells > 0 && p.n_tokens > 0, "n_cells and n_tokens must be positive");
+    require(double(p.n_layer) * p.n_head_kv * p.n_cells <= MOST, "n_layer * n_head_kv * n_cells must be at most 2^40");
+    require(double(p.n_layer) * p.n_head * p.n_tokens <= MOST, "n_layer * n_head * n_tokens must be at most 2^40");
+    require(p.observe >= 0 && p.observe < 8, "observe must be KVMERGE_OBSERVE_* flags");
+    require(p.bias >= KVMERGE_BIAS_NONE && p.bias <= KVMERGE_BIAS_EXACT, "bias must be one of KVMERGE_BIAS_*");
+    require(p.mass_power == 1 || p.mass_power == 1.5f || p.mass_power == 2, "mass_power must be 1, 1.5 or 2");
+    require(p.mass_window >= 0, "mass_window must not be negative");
+    require(p.query_decay >= 0 && p.query_decay <= 1, "query_decay must be 0..1");
+    require(p.n_threads > 0 && p.n_threads <= 1024, "n_threads must be 1..1024");
+    require(p.device == KVMERGE_DEVICE_CPU || p.device == KVMERGE_DEVICE_CUDA, "device must be one of KVMERGE_DEVICE_*");
+    require(p.ggml.tensor_get && p.ggml.tensor_set && p.ggml.buffer_is_host, "ggml entry points are missing");
+    require(p.bias != KVMERGE_BIAS_FOLDED || (p.ridge > 0 && std::isfinite(p.ridge)), "ridge must be positive");
+}
+
 int64_t nanos_since(std::chrono::steady_clock::time_point start) {
     return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
+}
+
+// Runs what the callback has to do. The first error of a block is kept for kvmerge_observer_stats(), and nothing more is looked at.
+template <class Body>
+void watching(kvmerge_observer & o, Body && body) noexcept {
+    if (o.error) {
+        return;
+    }
+    try {
+        try {
+            body();
+        } catch (const Error & e) {
+            o.error = e;
+        } catch (const std::bad_alloc &) {
+            o.error = Error(KVMERGE_E_MEMORY, "out of memory");
+        } catch (const std::exception & e) {
+            o.error = Error(KVMERGE_E_STATE, e.what());
+        } catch (...) {
+            o.error = Error(KVMERGE_E_STATE, "unknown error");
+        }
+    } catch (...) { // no memory for the message
+        o.error = o.out_of_memory;
+    }
 }
 
 } // namespace
 
 namespace kvmerge {
 
-kvmerge_observer & checked(kvmerge_observer * handle) {
-    if (!handle) {
-        throw Error(KVMERGE_E_ARGUMENT, "the observer is null");
-    }
-    if (handle->magic != kvmerge_observer::ALIVE) {
-        throw Error(KVMERGE_E_ARGUMENT, "not an observer, or one that was freed");
-    }
-    return *handle;
+Handles<kvmerge_observer> & observers() {
+    static Handles<kvmerge_observer> handles(1, "observer");
+    return handles;
 }
 
 } // namespace kvmerge
@@ -39,23 +76,11 @@ kvmerge_status kvmerge_observer_create(const kvmerge_observer_params * params, k
     return guarded("kvmerge_observer_create", [&] {
         require(params && out, "params or out is null");
         kvmerge_observer_params p = *params;
-        require(p.n_layer > 0 && p.n_layer <= 65536, "n_layer must be 1..65536");
-        require(p.n_head > 0 && p.n_head_kv > 0 && p.n_head % p.n_head_kv == 0,
-                "n_head must be a positive multiple of n_head_kv");
-        require(p.n_cells > 0 && p.n_tokens > 0, "n_cells and n_tokens must be positive");
-        require(p.observe >= 0 && p.observe < 8, "observe must be KVMERGE_OBSERVE_* flags");
-        require(p.bias >= KVMERGE_BIAS_NONE && p.bias <= KVMERGE_BIAS_EXACT, "bias must be one of KVMERGE_BIAS_*");
-        require(p.mass_power == 1 || p.mass_power == 1.5f || p.mass_power == 2, "mass_power must be 1, 1.5 or 2");
-        require(p.mass_window >= 0, "mass_window must not be negative");
-        require(p.query_decay >= 0 && p.query_decay <= 1, "query_decay must be 0..1");
-        require(p.n_threads > 0 && p.n_threads <= 1024, "n_threads must be 1..1024");
-        require(p.device == KVMERGE_DEVICE_CPU || p.device == KVMERGE_DEVICE_CUDA, "device must be one of KVMERGE_DEVICE_*");
-        require(p.ggml.tensor_get && p.ggml.tensor_set && p.ggml.buffer_is_host, "ggml entry points are missing");
+        check_params(p);
+        auto made = std::make_unique<kvmerge_observer>();
         if (p.bias == KVMERGE_BIAS_FOLDED) {
-            require(p.ridge > 0 && std::isfinite(p.ridge), "ridge must be positive");
             p.observe |= KVMERGE_OBSERVE_QUERIES;
         }
-        auto made = std::make_unique<kvmerge_observer>();
         made->params = p;
         made->device = p.device == KVMERGE_DEVICE_CUDA ? &cuda_device() : &host_device();
         made->layers.resize(size_t(p.n_layer));
@@ -65,62 +90,49 @@ kvmerge_status kvmerge_observer_create(const kvmerge_observer_params * params, k
             made->numbers.push_back(number);
         }
         made->params.layers = p.layers ? made->numbers.data() : nullptr;
-        const size_t cells = size_t(p.n_layer) * p.n_head_kv * p.n_cells;
-        if (p.observe & KVMERGE_OBSERVE_MASS || p.observe & KVMERGE_OBSERVE_ENTROPY) {
-            made->mass.assign(cells, 0.0f);
-        }
-        if (p.observe & KVMERGE_OBSERVE_ENTROPY) {
-            made->entropy.assign(size_t(p.n_layer) * p.n_head * p.n_tokens, 0.0f);
-        }
-        if (p.bias == KVMERGE_BIAS_EXACT) {
-            made->bias.assign(cells, 0.0f);
-        }
-        made->token_cell.reserve(size_t(p.n_tokens));
-        *out = made.release();
+        *out = observers().add(std::move(made));
     });
 }
 
 kvmerge_status kvmerge_observer_free(kvmerge_observer * observer) {
-    return guarded("kvmerge_observer_free", [&] {
-        kvmerge_observer & o = checked(observer);
-        o.magic = 0;
-        delete &o;
-    });
+    return guarded("kvmerge_observer_free", [&] { observers().remove(observer); });
 }
 
-bool kvmerge_eval_callback(struct ggml_tensor * tensor, bool ask, void * observer) {
-    auto * o = static_cast<kvmerge_observer *>(observer);
-    if (!o || !tensor || o->magic != kvmerge_observer::ALIVE) {
+bool kvmerge_eval_callback(struct ggml_tensor * tensor, bool ask, void * handle) {
+    if (!tensor || (ask && !may_want(tensor))) {
         return !ask; // nothing asked for, and the graph goes on
     }
-    if (ask && !may_want(tensor)) {
-        return false;
+    auto * const observer = static_cast<kvmerge_observer *>(handle);
+    const Handles<kvmerge_observer>::Use use(observers(), observer, Access::ALONE);
+    if (use.status() != KVMERGE_OK) {
+        if (use.status() == KVMERGE_E_STATE) {
+            observers().miss(observer);
+        }
+        return !ask;
     }
+    kvmerge_observer & o = use.object();
     const auto start = std::chrono::steady_clock::now();
     bool result = !ask;
-    try {
+    watching(o, [&] {
         if (ask) {
-            result = !o->error && o->wants(tensor);
-        } else if (!o->error) {
-            o->visit(tensor);
+            result = o.wants(tensor);
+        } else {
+            o.visit(tensor);
         }
-    } catch (const Error & e) {
-        o->error = e;
-    } catch (const std::exception & e) {
-        o->error = Error(KVMERGE_E_STATE, e.what());
-    }
-    o->nanos += nanos_since(start);
+    });
+    o.nanos += nanos_since(start);
     return result;
 }
 
 kvmerge_status kvmerge_observer_begin(kvmerge_observer * observer) {
-    return guarded("kvmerge_observer_begin", [&] {
-        kvmerge_observer & o = checked(observer);
+    return on_observer("kvmerge_observer_begin", observer, Access::ALONE, [&](kvmerge_observer & o) {
         o.add_waiting_queries();
         o.token_cell.clear();
         o.ubatch_start = 0;
         o.nanos = 0;
         o.error.reset();
+        o.asked_for = nullptr;
+        observers().forget_missed(observer);
         for (auto & l : o.layers) {
             l.tokens_seen = 0;
             l.query_keep *= o.params.query_decay;
@@ -132,9 +144,11 @@ kvmerge_status kvmerge_observer_begin(kvmerge_observer * observer) {
 }
 
 kvmerge_status kvmerge_observer_stats(kvmerge_observer * observer, kvmerge_block_stats * out) {
-    return guarded("kvmerge_observer_stats", [&] {
-        kvmerge_observer & o = checked(observer);
+    return on_observer("kvmerge_observer_stats", observer, Access::ALONE, [&](kvmerge_observer & o) {
         require(out, "out is null");
+        if (observers().missed(observer)) {
+            throw Error(KVMERGE_E_STATE, "another thread was inside a call with this observer while llama.cpp decoded");
+        }
         if (o.error) {
             throw *o.error;
         }
@@ -147,7 +161,9 @@ kvmerge_status kvmerge_observer_stats(kvmerge_observer * observer, kvmerge_block
         for (const auto & l : o.layers) {
             stats.n_layer_seen += stats.n_tokens > 0 && l.tokens_seen == stats.n_tokens;
         }
-        o.collect();
+        if (o.layers[0].k.tensor()) { // before, nobody knows whether the sizes are a context's
+            o.collect();
+        }
         if (!o.mass.empty()) {
             for (float m : o.mass) {
                 if (!std::isfinite(m)) {
@@ -163,8 +179,7 @@ kvmerge_status kvmerge_observer_stats(kvmerge_observer * observer, kvmerge_block
 }
 
 kvmerge_status kvmerge_observer_cache_info(kvmerge_observer * observer, kvmerge_cache_info * out) {
-    return guarded("kvmerge_observer_cache_info", [&] {
-        kvmerge_observer & o = checked(observer);
+    return on_observer("kvmerge_observer_cache_info", observer, Access::SHARED, [&](kvmerge_observer & o) {
         require(out, "out is null");
         if (o.error) {
             throw *o.error;
@@ -197,8 +212,7 @@ kvmerge_status kvmerge_observer_cache_info(kvmerge_observer * observer, kvmerge_
 }
 
 kvmerge_status kvmerge_rotation(kvmerge_observer * observer, int32_t layer, kvmerge_key_rotation * out, double * frequency) {
-    return guarded("kvmerge_rotation", [&] {
-        kvmerge_observer & o = checked(observer);
+    return on_observer("kvmerge_rotation", observer, Access::SHARED, [&](kvmerge_observer & o) {
         require(layer >= 0 && layer < o.params.n_layer, "no such layer");
         require(out, "out is null");
         const auto & l = o.layers[layer];
@@ -214,8 +228,7 @@ kvmerge_status kvmerge_rotation(kvmerge_observer * observer, int32_t layer, kvme
 }
 
 kvmerge_status kvmerge_query_moments(kvmerge_observer * observer, int32_t layer, int32_t kv_head, float * mean, float * second) {
-    return guarded("kvmerge_query_moments", [&] {
-        kvmerge_observer & o = checked(observer);
+    return on_observer("kvmerge_query_moments", observer, Access::ALONE, [&](kvmerge_observer & o) {
         require(layer >= 0 && layer < o.params.n_layer, "no such layer");
         require(kv_head >= 0 && kv_head < o.params.n_head_kv, "no such KV head");
         require(mean && second, "mean or second is null");

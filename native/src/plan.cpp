@@ -1,9 +1,10 @@
 // Planning: a border around the kernel.
+#include "cell_access.hpp"
 #include "kernels/kernels.hpp"
 #include "kvmerge.h"
-#include "observer.hpp"
 #include "status.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <vector>
@@ -12,6 +13,8 @@ using namespace kvmerge;
 
 namespace {
 
+constexpr int32_t MOST_CELLS = 1 << 27, MOST_DIMENSIONS = 1 << 16; // of what a caller gives as arrays
+
 void require_rate(int32_t cell, double rate) {
     if (!(rate >= 0) || !std::isfinite(rate)) {
         throw Error(KVMERGE_E_NUMERIC, text("cell %d: its rate is %g", cell, rate));
@@ -19,7 +22,7 @@ void require_rate(int32_t cell, double rate) {
 }
 
 void check(const kvmerge_groups_params & p) {
-    require(p.n > 0, "n must be positive");
+    require(p.n > 0 && p.n <= MOST_CELLS, "n must be 1..2^27");
     require(p.rate, "rate is null");
     require(p.first >= 0 && p.first <= p.end && p.end <= p.n, "[first, end) must be within the cells");
     require(p.operations >= 0 && p.operations <= p.end - p.first, "more operations than cells that may be touched");
@@ -49,14 +52,23 @@ extern "C" {
 kvmerge_status kvmerge_expected_attention(int32_t n, const double * rate, const float * prior, const int32_t * position,
                                           int32_t now, double least, const float w[4], double * expected) {
     return guarded("kvmerge_expected_attention", [&] {
-        require(n > 0, "n must be positive");
+        require(n > 0 && n <= MOST_CELLS, "n must be 1..2^27");
         require(rate && prior && position && w && expected, "rate, prior, position, w or expected is null");
-        require(least > 0, "least must be positive");
+        require(least > 0 && std::isfinite(least), "least must be positive and finite");
+        require_finite(w, 4, "w");
+        require_finite(prior, size_t(n), "prior");
         for (int32_t i = 0; i < n; i++) {
             require(position[i] < now && int64_t(now) - position[i] <= INT32_MAX, "a position is not before now");
             require_rate(i, rate[i]);
         }
-        kernels().expected_attention({n, rate, prior, position, now, least, w, expected});
+        std::vector<double> result(static_cast<size_t>(n));
+        kernels().expected_attention({n, rate, prior, position, now, least, w, result.data()});
+        for (int32_t i = 0; i < n; i++) { // finite weights can be large enough for infinity - infinity
+            if (std::isnan(result[size_t(i)])) {
+                throw Error(KVMERGE_E_NUMERIC, text("cell %d: what it is expected to get is no number", i));
+            }
+        }
+        std::copy(result.begin(), result.end(), expected);
     });
 }
 
@@ -64,7 +76,8 @@ kvmerge_status kvmerge_plan_groups(const kvmerge_groups_params * params, int32_t
     return guarded("kvmerge_plan_groups", [&] {
         require(params && group, "params or group is null");
         const kvmerge_groups_params & p = *params;
-        require(p.head_dim_k > 0 && p.head_dim_v > 0, "the head dimensions must be positive");
+        require(p.head_dim_k > 0 && p.head_dim_k <= MOST_DIMENSIONS && p.head_dim_v > 0 && p.head_dim_v <= MOST_DIMENSIONS,
+                "the head dimensions must be 1..65536");
         require(p.keys && p.values, "keys or values is null");
         check(p);
         std::vector<int32_t> all(size_t(p.n));
@@ -75,11 +88,11 @@ kvmerge_status kvmerge_plan_groups(const kvmerge_groups_params * params, int32_t
 
 kvmerge_status kvmerge_plan_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head, const int32_t * cells,
                                   const kvmerge_groups_params * params, int32_t * group, double * cost) {
-    return guarded("kvmerge_plan_cells", [&] {
+    return on_observer("kvmerge_plan_cells", observer, Access::SHARED, [&](kvmerge_observer & o) {
         require(params && group, "params or group is null");
+        auto & l = cells_of(o, layer, kv_head, cells, params->n); // first: it bounds n
         check(*params);
-        auto & o = checked(observer);
-        auto & l = cells_of(o, layer, kv_head, cells, params->n);
+        require_distinct(cells, params->n, l.k.n_cells());
         const CellView keys = on_host(o, l.k), values = on_host(o, l.v);
         {
             const std::lock_guard<std::mutex> lock(o.mirrors);

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 namespace {
@@ -13,21 +14,33 @@ namespace {
 using namespace kvmerge;
 
 constexpr float PACKED_STEPS = 65535.0f;
+constexpr float WIDEST = 1e6f; // nats that a packed row may span: in a wider one, single precision loses the likeliest token
 
 // Calls row(i) for every row; it returns false to report a NaN.
 template <class Row>
 void for_rows(int64_t n, int32_t n_threads, Row && row) {
     parallel_for(n, n_threads, [&](int64_t i) {
         if (!row(i)) {
-            throw Error(KVMERGE_E_NUMERIC, text("row %lld has a NaN, or only infinities", (long long)i));
+            throw Error(KVMERGE_E_NUMERIC, text("row %lld has a NaN, an infinity or too wide a range", (long long)i));
         }
     });
 }
 
 void require_rows(const void * data, int64_t n_rows, int64_t n_vocab, int32_t n_threads) {
+    constexpr int64_t MOST = int64_t(1) << 40; // elements: more than any memory holds
     require(data || n_rows == 0, "the rows are null");
-    require(n_rows >= 0 && n_vocab > 0 && n_vocab < INT32_MAX, "n_rows must not be negative and n_vocab must be positive");
+    require(n_rows >= 0 && n_vocab > 0 && n_vocab < INT32_MAX, "n_rows must not be negative and a row's length 1..2^31 - 2");
+    require(n_rows <= MOST / n_vocab, "more than 2^40 elements");
     require(n_threads > 0 && n_threads <= 1024, "n_threads must be 1..1024");
+}
+
+// Whether a packed row's header is one that kvmerge_pack_log_probs() writes: the likeliest token is not above a probability of 1.
+bool is_packed(float scale, float low) {
+    return scale >= 0 && scale * PACKED_STEPS <= WIDEST && std::fabs(low) <= 2 * WIDEST && low + scale * PACKED_STEPS <= 1;
+}
+
+void require_aligned(const void * packed) {
+    require(reinterpret_cast<uintptr_t>(packed) % 2 == 0, "packed rows must lie at an even address");
 }
 
 int64_t packed_bytes(int64_t n_vocab) {
@@ -70,6 +83,7 @@ kvmerge_status kvmerge_pack_log_probs(const float * logits, int64_t n_rows, int6
     return guarded("kvmerge_pack_log_probs", [&] {
         require_rows(logits, n_rows, n_vocab, n_threads);
         require(packed || n_rows == 0, "packed is null");
+        require_aligned(packed);
         for_rows(n_rows, n_threads, [&](int64_t i) {
             const float * x = logits + i * n_vocab;
             char * out = static_cast<char *>(packed) + i * packed_bytes(n_vocab);
@@ -77,8 +91,11 @@ kvmerge_status kvmerge_pack_log_probs(const float * logits, int64_t n_rows, int6
             std::ptrdiff_t top;
             kernels().log_sum_exp({x, n_vocab, &lse, &top});
             const float min = *std::min_element(x, x + n_vocab);
-            const float scale = (x[top] - min) / PACKED_STEPS;
+            const float range = (x[top] - min) / PACKED_STEPS, scale = range >= std::numeric_limits<float>::min() ? range : 0;
             const float low = float(min - lse);
+            if (std::isnan(range) || !std::isfinite(lse) || !is_packed(scale, low)) {
+                return false;
+            }
             std::memcpy(out, &scale, 4);
             std::memcpy(out + 4, &low, 4);
             uint16_t * steps = reinterpret_cast<uint16_t *>(out + 8);
@@ -89,7 +106,7 @@ kvmerge_status kvmerge_pack_log_probs(const float * logits, int64_t n_rows, int6
             if (n_vocab % 2) {
                 steps[n_vocab] = 0;
             }
-            return std::isfinite(lse) && std::isfinite(scale);
+            return true;
         });
     });
 }
@@ -99,6 +116,7 @@ kvmerge_status kvmerge_kl_divergence(const void * packed, const float * logits, 
     return guarded("kvmerge_kl_divergence", [&] {
         require_rows(logits, n_rows, n_vocab, n_threads);
         require((packed && kl && same_top) || n_rows == 0, "packed, kl or same_top is null");
+        require_aligned(packed);
         for_rows(n_rows, n_threads, [&](int64_t i) {
             const float * x = logits + i * n_vocab;
             const char * in = static_cast<const char *>(packed) + i * packed_bytes(n_vocab);
@@ -106,6 +124,9 @@ kvmerge_status kvmerge_kl_divergence(const void * packed, const float * logits, 
             float scale, low;
             std::memcpy(&scale, in, 4);
             std::memcpy(&low, in + 4, 4);
+            if (!is_packed(scale, low)) {
+                throw Error(KVMERGE_E_NUMERIC, text("packed row %lld: no row of log probabilities", (long long)i));
+            }
             double lse;
             std::ptrdiff_t top;
             kernels().log_sum_exp({x, n_vocab, &lse, &top});
@@ -123,11 +144,16 @@ kvmerge_status kvmerge_row_entropy(const float * p, int64_t n_rows, int64_t n, f
         require(entropy || n_rows == 0, "entropy is null");
         for (int64_t i = 0; i < n_rows; i++) {
             const float * row = p + i * n;
+            for (int64_t j = 0; j < n; j++) {
+                if (!(row[j] >= 0) || std::isinf(row[j])) {
+                    throw Error(KVMERGE_E_NUMERIC, text("row %lld has an element that is no probability", (long long)i));
+                }
+            }
             const int64_t visible = std::count_if(row, row + n, [](float x) { return x != 0; });
             const float inverse = visible > 1 ? float(1 / std::log(double(visible))) : 0.0f;
             kernels().attention_stats({row, n, n, 1, 1, 1, int(n), 2, nullptr, 0, entropy + i, 1, &inverse});
             if (std::isnan(entropy[i])) {
-                throw Error(KVMERGE_E_NUMERIC, text("row %lld has a NaN", (long long)i));
+                throw Error(KVMERGE_E_NUMERIC, text("row %lld has no entropy", (long long)i));
             }
         }
     });
@@ -140,6 +166,7 @@ kvmerge_status kvmerge_find_spans(const float * value, int64_t n_rows, int32_t n
         require(span || n_rows == 0, "span is null");
         require(first >= 0 && first <= end && end <= n, "first and end must be 0 <= first <= end <= n");
         require(longest >= 1, "longest must be positive");
+        require(!std::isnan(threshold), "threshold is NaN");
         for (int64_t i = 0; i < n_rows * n; i++) {
             if (std::isnan(value[i])) {
                 throw Error(KVMERGE_E_NUMERIC, text("row %lld has a NaN", (long long)(i / n)));

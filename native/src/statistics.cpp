@@ -280,6 +280,12 @@ void kvmerge_observer::add_flash_attention(Stop & stop, ggml_tensor * node, int 
 }
 
 void kvmerge_observer::collect() {
+    if (observes_attention()) {
+        mass.resize(head_index(params.n_layer, 0) * size_t(params.n_cells));
+    }
+    if (observes(KVMERGE_OBSERVE_ENTROPY)) {
+        entropy.resize(size_t(params.n_layer) * size_t(params.n_head) * size_t(params.n_tokens));
+    }
     for (size_t i = 0; i < layers.size(); i++) {
         const Layer & l = layers[i];
         if (l.mass.size()) {
