@@ -34,7 +34,8 @@ std::string function(const char * name, R (*)(Args...)) {
 
 #define FUNCTION(f) out += function(#f, f);
 #define STRUCT(s) out += "struct " #s " " + std::to_string(sizeof(s)) + "\n";
-#define FIELD(s, f) out += "field " #s "." #f " " + std::to_string(offsetof(s, f)) + " " + name_of<decltype(s::f)>() + "\n";
+#define FIELD(s, f) \
+    out += "field " #s "." #f " " + std::to_string(offsetof(s, f)) + " " + name_of<decltype(s::f)>() + "\n";
 #define CONSTANT(c) out += "constant " #c " " + std::to_string(int(c)) + "\n";
 
 std::string describe() {

@@ -11,7 +11,8 @@ namespace kvmerge {
 // A layer's keys or values for reading on the host, on any thread.
 CellView on_host(kvmerge_observer & o, CellTensor & cells);
 // The layer whose cells are asked for. Throws ARGUMENT for one that is not there, STATE as the next two.
-kvmerge_observer::Layer & cells_of(kvmerge_observer & o, int32_t layer, int32_t kv_head, const int32_t * cells, int32_t n);
+kvmerge_observer::Layer & cells_of(kvmerge_observer & o, int32_t layer, int32_t kv_head, const int32_t * cells,
+                                   int32_t n);
 // Throw STATE: before the layer's cells were seen, and after writing some failed midway.
 void require_cache(const kvmerge_observer & o, int layer);
 void require_whole(const kvmerge_observer & o);

@@ -19,7 +19,8 @@ void require_whole(const kvmerge_observer & o) {
         throw Error(KVMERGE_E_STATE, "the observer has seen another llama_context: free it and make one for each");
     }
     if (o.torn) {
-        throw Error(KVMERGE_E_STATE, "an earlier call failed while it wrote cells: what they hold is unknown, make the context anew");
+        throw Error(KVMERGE_E_STATE,
+                    "an earlier call failed while it wrote cells: what they hold is unknown, make the context anew");
     }
 }
 
@@ -46,7 +47,8 @@ CellView on_host(kvmerge_observer & o, CellTensor & cells) {
     return cells.on_host();
 }
 
-kvmerge_observer::Layer & cells_of(kvmerge_observer & o, int32_t layer, int32_t kv_head, const int32_t * cells, int32_t n) {
+kvmerge_observer::Layer & cells_of(kvmerge_observer & o, int32_t layer, int32_t kv_head, const int32_t * cells,
+                                   int32_t n) {
     require(layer >= 0 && layer < o.params.n_layer, "no such layer");
     require(kv_head >= 0 && kv_head < o.params.n_head_kv, "no such KV head");
     require(n >= 0 && (cells || n == 0), "n is negative, or cells is null");
@@ -66,8 +68,8 @@ using namespace kvmerge;
 
 extern "C" {
 
-kvmerge_status kvmerge_read_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head, const int32_t * cells, int32_t n,
-                                  float * keys, float * values) {
+kvmerge_status kvmerge_read_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head, const int32_t * cells,
+                                  int32_t n, float * keys, float * values) {
     return on_observer("kvmerge_read_cells", observer, Access::SHARED, [&](kvmerge_observer & o) {
         auto & l = cells_of(o, layer, kv_head, cells, n);
         if (keys) {
@@ -80,7 +82,8 @@ kvmerge_status kvmerge_read_cells(kvmerge_observer * observer, int32_t layer, in
 }
 
 kvmerge_status kvmerge_project_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head, const int32_t * cells,
-                                     const int32_t * position, int32_t n, const float * weight, float * product, float * length) {
+                                     const int32_t * position, int32_t n, const float * weight, float * product,
+                                     float * length) {
     return on_observer("kvmerge_project_cells", observer, Access::SHARED, [&](kvmerge_observer & o) {
         auto & l = cells_of(o, layer, kv_head, cells, n);
         require(weight && ((position && product && length) || n == 0), "position, weight, product or length is null");
@@ -92,13 +95,13 @@ kvmerge_status kvmerge_project_cells(kvmerge_observer * observer, int32_t layer,
             check(l.k.device());
             freq = copied.data();
         }
-        kernels().project_cells({on_host(o, l.k), on_host(o, l.v), kv_head, cells, position, n, weight, l.rope.n_rot, l.rope.neox,
-                                 freq, l.rope.hadamard, product, length});
+        kernels().project_cells({on_host(o, l.k), on_host(o, l.v), kv_head, cells, position, n, weight, l.rope.n_rot,
+                                 l.rope.neox, freq, l.rope.hadamard, product, length});
     });
 }
 
-kvmerge_status kvmerge_write_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head, const int32_t * cells, int32_t n,
-                                   const float * keys, const float * values) {
+kvmerge_status kvmerge_write_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head, const int32_t * cells,
+                                   int32_t n, const float * keys, const float * values) {
     return on_observer("kvmerge_write_cells", observer, Access::ALONE, [&](kvmerge_observer & o) {
         auto & l = cells_of(o, layer, kv_head, cells, n);
         require_distinct(cells, n, l.k.n_cells());

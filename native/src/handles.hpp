@@ -89,7 +89,9 @@ class Handles {
 
     // For who can neither enter nor say so: remembers it until somebody asks.
     void miss(T * handle) noexcept { slot_of(handle).missed.store(bits_of(handle), std::memory_order_relaxed); }
-    bool missed(T * handle) noexcept { return slot_of(handle).missed.load(std::memory_order_relaxed) == bits_of(handle); }
+    bool missed(T * handle) noexcept {
+        return slot_of(handle).missed.load(std::memory_order_relaxed) == bits_of(handle);
+    }
     void forget_missed(T * handle) noexcept { slot_of(handle).missed.store(0, std::memory_order_relaxed); }
 
   private:

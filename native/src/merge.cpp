@@ -164,16 +164,19 @@ DeviceArray<float> fold_directions(kvmerge_observer & o, int layer) {
     const void * const near = l.k.tensor()->data;
     const int dim = l.k.dim();
     const size_t n = size_t(o.params.n_head_kv) * dim;
-    DeviceArray<float> u(there, n, l.query_sum.data());
-    there.fold_direction(
-        {l.query_sum.data(), l.query_second.data(), o.params.n_head_kv, dim, 1 / l.query_weight, o.params.ridge, u.data()});
-    check(there);
     std::vector<float> copy(n);
-    u.download(copy.data(), n);
-    check(there);
-    if (!std::all_of(copy.begin(), copy.end(), [](float x) { return std::isfinite(x); })) {
-        throw Error(KVMERGE_E_NUMERIC, text("layer %d: the queries have NaN or infinite elements", layer));
-    }
+    const auto require_finite_queries = [&](const DeviceArray<float> & x) {
+        x.download(copy.data(), n);
+        check(there);
+        if (!std::all_of(copy.begin(), copy.end(), [](float e) { return std::isfinite(e); })) {
+            throw Error(KVMERGE_E_NUMERIC, text("layer %d: the queries have NaN or infinite elements", layer));
+        }
+    };
+    require_finite_queries(l.query_sum);
+    DeviceArray<float> u(there, n, l.query_sum.data());
+    there.fold_direction({l.query_sum.data(), l.query_second.data(), o.params.n_head_kv, dim, 1 / l.query_weight,
+                          o.params.ridge, u.data()});
+    require_finite_queries(u);
     if (&there == &here) {
         return u;
     }
@@ -211,9 +214,9 @@ class Rewrite {
             }
             const size_t start_of = h.first_group + heads_.size(); // a start more for each head before
             heads_.push_back({l.k.on_device(), l.v.on_device(), h.kv_head, h.n_groups, start_.data() + start_of,
-                              member_.data() + h.first_member, delta_.data() + h.first_member, weight_.data() + h.first_member,
-                              value_weight_.data() + h.first_member, dest_.data() + h.first_group,
-                              folds ? bias_.data() + h.first_group : nullptr,
+                              member_.data() + h.first_member, delta_.data() + h.first_member,
+                              weight_.data() + h.first_member, value_weight_.data() + h.first_member,
+                              dest_.data() + h.first_group, folds ? bias_.data() + h.first_group : nullptr,
                               folds ? directions_[h.layer].data() + size_t(h.kv_head) * l.k.dim() : nullptr, nullptr,
                               l.rope.n_rot, l.rope.neox, l.rope.freq.data(), l.rope.hadamard});
             scratch_size_ += size_t(h.n_groups) * (l.k.dim() + l.v.dim());
@@ -325,7 +328,8 @@ std::vector<Rewrite> rewrites_of(kvmerge_observer & o, const kvmerge_plan & plan
 }
 
 // With exact biases, the table follows the cells: b' = sum w_i b_i + H(w).
-void move_biases(const kvmerge_observer & o, const kvmerge_plan & plan, int layer, int head, std::vector<float> & moved) {
+void move_biases(const kvmerge_observer & o, const kvmerge_plan & plan, int layer, int head,
+                 std::vector<float> & moved) {
     const int n = o.params.n_cells;
     const size_t first = o.head_index(layer, head) * n;
     const int32_t * target = plan.target + first;
@@ -356,7 +360,8 @@ std::vector<float> moved_biases(const kvmerge_observer & o, const kvmerge_plan &
 
 extern "C" kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmerge_plan * plan) {
     return on_observer("kvmerge_apply", observer, Access::ALONE, [&](kvmerge_observer & o) {
-        require(plan && plan->target && plan->weight && plan->position && plan->dest, "the plan or one of its arrays is null");
+        require(plan && plan->target && plan->weight && plan->position && plan->dest,
+                "the plan or one of its arrays is null");
         require_whole(o);
         parallel_for(o.params.n_layer, o.params.n_threads, [&](int64_t layer) {
             require_cache(o, int(layer));
@@ -373,14 +378,16 @@ extern "C" kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmer
                 throw Error(KVMERGE_E_STATE, text("layer %d: no queries observed yet to fold a bias along", layer));
             }
             if (!(o.layers[layer].scale > 0)) {
-                throw Error(KVMERGE_E_STATE, text("layer %d: no attention seen yet that a bias could be scaled to", layer));
+                throw Error(KVMERGE_E_STATE,
+                            text("layer %d: no attention seen yet that a bias could be scaled to", layer));
             }
         }
         std::vector<Rewrite> rewrites = rewrites_of(o, *plan);
         std::vector<float> biases = moved_biases(o, *plan);
         const auto host_end = rewrites.begin() + o.params.n_layer;
         size_t largest = 0;
-        std::for_each(rewrites.begin(), host_end, [&](const Rewrite & r) { largest = std::max(largest, r.scratch_size()); });
+        std::for_each(rewrites.begin(), host_end,
+                      [&](const Rewrite & r) { largest = std::max(largest, r.scratch_size()); });
         Scratch scratch(std::min(o.params.n_threads, o.params.n_layer), largest);
         DeviceArray<float> elsewhere;
         if (host_end != rewrites.end()) {
@@ -388,9 +395,8 @@ extern "C" kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmer
         }
 
         Writing writing(o);
-        parallel_for(o.params.n_layer, o.params.n_threads, [&](int64_t layer) {
-            scratch.with([&](float * mine) { rewrites[size_t(layer)].run(o, mine); });
-        });
+        parallel_for(o.params.n_layer, o.params.n_threads,
+                     [&](int64_t layer) { scratch.with([&](float * mine) { rewrites[size_t(layer)].run(o, mine); }); });
         if (host_end != rewrites.end()) {
             host_end->run(o, elsewhere.data());
         }

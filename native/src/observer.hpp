@@ -66,10 +66,10 @@ struct kvmerge_observer {
     std::vector<float> inv_log_visible; // [tokens of the ubatch]
     std::vector<char> in_sequence;      // [n_kv]: cells that the newest token sees; empty: not known
     int64_t nanos = 0;
-    std::optional<kvmerge::Error> error;     // the first that the callback met in this block
+    std::optional<kvmerge::Error> error; // the first that the callback met in this block
     const kvmerge::Error out_of_memory{KVMERGE_E_MEMORY, "out of memory"}; // made while there is some
-    std::mutex mirrors;                      // held while cells are brought to the host
-    const ggml_tensor * asked_for = nullptr; // the node to stop at next
+    std::mutex mirrors;                                                    // held while cells are brought to the host
+    const ggml_tensor * asked_for = nullptr;                               // the node to stop at next
 
     // Tokens of a ubatch whose queries go into the moments: with the blocks before, more say nothing new of a
     // direction.

@@ -14,7 +14,8 @@ namespace {
 using namespace kvmerge;
 
 void check_params(const kvmerge_observer_params & p) {
-    constexpr double MOST = 1099511627776; // 2^40: more elements than any memory holds, and products of four sizes stay countable
+    constexpr double MOST =
+        1099511627776; // 2^40: more elements than any memory holds, and products of four sizes stay countable
     require(p.n_layer > 0 && p.n_layer <= 65536, "n_layer must be 1..65536");
     require(p.n_head > 0 && p.n_head <= 65536 && p.n_head_kv > 0 && p.n_head % p.n_head_kv == 0,
             "n_head must be 1..65536, and a multiple of n_head_kv");
@@ -27,7 +28,8 @@ void check_params(const kvmerge_observer_params & p) {
     require(p.mass_window >= 0, "mass_window must not be negative");
     require(p.query_decay >= 0 && p.query_decay <= 1, "query_decay must be 0..1");
     require(p.n_threads > 0 && p.n_threads <= 1024, "n_threads must be 1..1024");
-    require(p.device == KVMERGE_DEVICE_CPU || p.device == KVMERGE_DEVICE_CUDA, "device must be one of KVMERGE_DEVICE_*");
+    require(p.device == KVMERGE_DEVICE_CPU || p.device == KVMERGE_DEVICE_CUDA,
+            "device must be one of KVMERGE_DEVICE_*");
     require(p.ggml.tensor_get && p.ggml.tensor_set && p.ggml.buffer_is_host, "ggml entry points are missing");
     require(p.bias != KVMERGE_BIAS_FOLDED || (p.ridge > 0 && std::isfinite(p.ridge)), "ridge must be positive");
 }
@@ -86,7 +88,8 @@ kvmerge_status kvmerge_observer_create(const kvmerge_observer_params * params, k
         made->layers.resize(size_t(p.n_layer));
         for (int32_t i = 0; i < p.n_layer; i++) {
             const int32_t number = p.layers ? p.layers[i] : i;
-            require(number >= 0 && (i == 0 || number > made->numbers.back()), "layers must be ascending numbers of layers");
+            require(number >= 0 && (i == 0 || number > made->numbers.back()),
+                    "layers must be ascending numbers of layers");
             made->numbers.push_back(number);
         }
         made->params.layers = p.layers ? made->numbers.data() : nullptr;
@@ -185,14 +188,17 @@ kvmerge_status kvmerge_observer_cache_info(kvmerge_observer * observer, kvmerge_
             throw *o.error;
         }
         kvmerge_cache_info info = {};
-        const auto name = [](const CellTensor & t, char(&to)[16]) { std::snprintf(to, sizeof to, "%s", t.type_name()); };
+        const auto name = [](const CellTensor & t, char(&to)[16]) {
+            std::snprintf(to, sizeof to, "%s", t.type_name());
+        };
         for (size_t i = 0; i < o.layers.size(); i++) {
             const auto & l = o.layers[i];
             if (!l.k.tensor() || !l.v.tensor()) {
-                throw Error(KVMERGE_E_STATE,
-                            text("layer %zu: no KV cache seen; decode something first, and use a model whose every layer has "
-                                 "an ordinary KV cache",
-                                 i));
+                throw Error(
+                    KVMERGE_E_STATE,
+                    text("layer %zu: no KV cache seen; decode something first, and use a model whose every layer has "
+                         "an ordinary KV cache",
+                         i));
             }
             info.bytes += l.k.bytes() + l.v.bytes();
         }
@@ -211,7 +217,8 @@ kvmerge_status kvmerge_observer_cache_info(kvmerge_observer * observer, kvmerge_
     });
 }
 
-kvmerge_status kvmerge_rotation(kvmerge_observer * observer, int32_t layer, kvmerge_key_rotation * out, double * frequency) {
+kvmerge_status kvmerge_rotation(kvmerge_observer * observer, int32_t layer, kvmerge_key_rotation * out,
+                                double * frequency) {
     return on_observer("kvmerge_rotation", observer, Access::SHARED, [&](kvmerge_observer & o) {
         require(layer >= 0 && layer < o.params.n_layer, "no such layer");
         require(out, "out is null");
@@ -227,7 +234,8 @@ kvmerge_status kvmerge_rotation(kvmerge_observer * observer, int32_t layer, kvme
     });
 }
 
-kvmerge_status kvmerge_query_moments(kvmerge_observer * observer, int32_t layer, int32_t kv_head, float * mean, float * second) {
+kvmerge_status kvmerge_query_moments(kvmerge_observer * observer, int32_t layer, int32_t kv_head, float * mean,
+                                     float * second) {
     return on_observer("kvmerge_query_moments", observer, Access::ALONE, [&](kvmerge_observer & o) {
         require(layer >= 0 && layer < o.params.n_layer, "no such layer");
         require(kv_head >= 0 && kv_head < o.params.n_head_kv, "no such KV head");
@@ -235,7 +243,8 @@ kvmerge_status kvmerge_query_moments(kvmerge_observer * observer, int32_t layer,
         auto & l = o.layers[layer];
         o.add_waiting_queries(l);
         if (!(l.query_weight > 0)) {
-            throw Error(KVMERGE_E_STATE, text("layer %d: no queries observed; observe them and decode something first", layer));
+            throw Error(KVMERGE_E_STATE,
+                        text("layer %d: no queries observed; observe them and decode something first", layer));
         }
         const size_t dim = size_t(l.k.dim());
         const float inverse = float(1 / l.query_weight);

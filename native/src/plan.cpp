@@ -33,11 +33,11 @@ void check(const kvmerge_groups_params & p) {
     }
 }
 
-void plan(const CellView & keys, const CellView & values, int head, const int32_t * cells, const kvmerge_groups_params & p,
-          int32_t * group, double * cost, Neighbour * known) {
+void plan(const CellView & keys, const CellView & values, int head, const int32_t * cells,
+          const kvmerge_groups_params & p, int32_t * group, double * cost, Neighbour * known) {
     double sum;
-    kernels().plan_groups({keys, values, head, cells, p.n, p.rate, p.first, p.end, p.operations, p.largest_group, p.key_cost,
-                           group, cost ? cost : &sum, known});
+    kernels().plan_groups({keys, values, head, cells, p.n, p.rate, p.first, p.end, p.operations, p.largest_group,
+                           p.key_cost, group, cost ? cost : &sum, known});
 }
 
 // Rows of floats as a cache of one head.
@@ -76,13 +76,15 @@ kvmerge_status kvmerge_plan_groups(const kvmerge_groups_params * params, int32_t
     return guarded("kvmerge_plan_groups", [&] {
         require(params && group, "params or group is null");
         const kvmerge_groups_params & p = *params;
-        require(p.head_dim_k > 0 && p.head_dim_k <= MOST_DIMENSIONS && p.head_dim_v > 0 && p.head_dim_v <= MOST_DIMENSIONS,
+        require(p.head_dim_k > 0 && p.head_dim_k <= MOST_DIMENSIONS && p.head_dim_v > 0 &&
+                    p.head_dim_v <= MOST_DIMENSIONS,
                 "the head dimensions must be 1..65536");
         require(p.keys && p.values, "keys or values is null");
         check(p);
         std::vector<int32_t> all(size_t(p.n));
         std::iota(all.begin(), all.end(), 0);
-        plan(rows(p.keys, p.n, p.head_dim_k), rows(p.values, p.n, p.head_dim_v), 0, all.data(), p, group, cost, nullptr);
+        plan(rows(p.keys, p.n, p.head_dim_k), rows(p.values, p.n, p.head_dim_v), 0, all.data(), p, group, cost,
+             nullptr);
     });
 }
 

@@ -14,7 +14,8 @@ namespace {
 using namespace kvmerge;
 
 constexpr float PACKED_STEPS = 65535.0f;
-constexpr float WIDEST = 1e6f; // nats that a packed row may span: in a wider one, single precision loses the likeliest token
+constexpr float WIDEST =
+    1e6f; // nats that a packed row may span: in a wider one, single precision loses the likeliest token
 
 // Calls row(i) for every row; it returns false to report a NaN.
 template <class Row>
@@ -29,14 +30,16 @@ void for_rows(int64_t n, int32_t n_threads, Row && row) {
 void require_rows(const void * data, int64_t n_rows, int64_t n_vocab, int32_t n_threads) {
     constexpr int64_t MOST = int64_t(1) << 40; // elements: more than any memory holds
     require(data || n_rows == 0, "the rows are null");
-    require(n_rows >= 0 && n_vocab > 0 && n_vocab < INT32_MAX, "n_rows must not be negative and a row's length 1..2^31 - 2");
+    require(n_rows >= 0 && n_vocab > 0 && n_vocab < INT32_MAX,
+            "n_rows must not be negative and a row's length 1..2^31 - 2");
     require(n_rows <= MOST / n_vocab, "more than 2^40 elements");
     require(n_threads > 0 && n_threads <= 1024, "n_threads must be 1..1024");
 }
 
 // Whether a packed row's header is one that kvmerge_pack_log_probs() writes: the likeliest token is not above a probability of 1.
 bool is_packed(float scale, float low) {
-    return scale >= 0 && scale * PACKED_STEPS <= WIDEST && std::fabs(low) <= 2 * WIDEST && low + scale * PACKED_STEPS <= 1;
+    return scale >= 0 && scale * PACKED_STEPS <= WIDEST && std::fabs(low) <= 2 * WIDEST &&
+           low + scale * PACKED_STEPS <= 1;
 }
 
 void require_aligned(const void * packed) {
@@ -51,8 +54,8 @@ int64_t packed_bytes(int64_t n_vocab) {
 
 extern "C" {
 
-kvmerge_status kvmerge_score(const float * logits, int64_t n_rows, int64_t n_vocab, const int32_t * target, int32_t n_threads,
-                             double * nll) {
+kvmerge_status kvmerge_score(const float * logits, int64_t n_rows, int64_t n_vocab, const int32_t * target,
+                             int32_t n_threads, double * nll) {
     return guarded("kvmerge_score", [&] {
         require_rows(logits, n_rows, n_vocab, n_threads);
         require((target && nll) || n_rows == 0, "target or nll is null");
@@ -79,7 +82,8 @@ int64_t kvmerge_packed_row_bytes(int64_t n_vocab) {
     return n_vocab > 0 && n_vocab < INT32_MAX ? packed_bytes(n_vocab) : -1;
 }
 
-kvmerge_status kvmerge_pack_log_probs(const float * logits, int64_t n_rows, int64_t n_vocab, int32_t n_threads, void * packed) {
+kvmerge_status kvmerge_pack_log_probs(const float * logits, int64_t n_rows, int64_t n_vocab, int32_t n_threads,
+                                      void * packed) {
     return guarded("kvmerge_pack_log_probs", [&] {
         require_rows(logits, n_rows, n_vocab, n_threads);
         require(packed || n_rows == 0, "packed is null");
@@ -91,7 +95,8 @@ kvmerge_status kvmerge_pack_log_probs(const float * logits, int64_t n_rows, int6
             std::ptrdiff_t top;
             kernels().log_sum_exp({x, n_vocab, &lse, &top});
             const float min = *std::min_element(x, x + n_vocab);
-            const float range = (x[top] - min) / PACKED_STEPS, scale = range >= std::numeric_limits<float>::min() ? range : 0;
+            const float range = (x[top] - min) / PACKED_STEPS,
+                        scale = range >= std::numeric_limits<float>::min() ? range : 0;
             const float low = float(min - lse);
             if (std::isnan(range) || !std::isfinite(lse) || !is_packed(scale, low)) {
                 return false;
@@ -146,7 +151,8 @@ kvmerge_status kvmerge_row_entropy(const float * p, int64_t n_rows, int64_t n, f
             const float * row = p + i * n;
             for (int64_t j = 0; j < n; j++) {
                 if (!(row[j] >= 0) || std::isinf(row[j])) {
-                    throw Error(KVMERGE_E_NUMERIC, text("row %lld has an element that is no probability", (long long)i));
+                    throw Error(KVMERGE_E_NUMERIC,
+                                text("row %lld has an element that is no probability", (long long)i));
                 }
             }
             const int64_t visible = std::count_if(row, row + n, [](float x) { return x != 0; });
@@ -159,8 +165,8 @@ kvmerge_status kvmerge_row_entropy(const float * p, int64_t n_rows, int64_t n, f
     });
 }
 
-kvmerge_status kvmerge_find_spans(const float * value, int64_t n_rows, int32_t n, int32_t first, int32_t end, float threshold,
-                                  int32_t longest, int32_t * span) {
+kvmerge_status kvmerge_find_spans(const float * value, int64_t n_rows, int32_t n, int32_t first, int32_t end,
+                                  float threshold, int32_t longest, int32_t * span) {
     return guarded("kvmerge_find_spans", [&] {
         require_rows(value, n_rows, n, 1);
         require(span || n_rows == 0, "span is null");
