@@ -1,8 +1,8 @@
 /*
  * kvmerge: keep a llama.cpp context within a fixed number of KV cells, by merging and evicting in place.
  *
- * One observer watches one llama_context. It is llama.cpp's eval callback: it sees the attention of every layer as it is
- * computed, sums it up, and knows where K and V lie. kvmerge_apply() then rewrites those cells by a plan.
+ * One observer watches one llama_context. It is llama.cpp's eval callback: it sees the attention of every layer as it
+ * is computed, sums it up, and knows where K and V lie. kvmerge_apply() then rewrites those cells by a plan.
  *
  *     kvmerge_observer * obs;
  *     kvmerge_observer_create(&params, &obs);
@@ -15,14 +15,26 @@
  *
  * Rules that hold for every function here:
  *  - it returns a kvmerge_status; on anything but KVMERGE_OK, kvmerge_last_error() says what and why (per thread);
- *  - no exception and no abort crosses this border; a null or foreign handle is an error, not a crash;
- *  - nothing is written when an argument is refused;
- *  - an observer belongs to one thread at a time, but for kvmerge_read_cells and kvmerge_plan_cells, which may run on
- *    several. Arrays are C order (last index fastest), sizes are in elements.
+ *  - no exception and no abort crosses this border;
+ *  - a handle is a number, not an address: null, foreign and freed ones are told from live ones without being followed,
+ *    and answer ARGUMENT. A freed handle's number is not given out again (before 2^42 others);
+ *  - arrays have to be as long as their comment says. A count that no array could have is refused: more cells than the
+ *    cache has, and the limits given below. Nothing else tells how long a caller's array is;
+ *  - nothing is written when an argument is refused. After NUMERIC, MEMORY or DEVICE an output array may be half full;
+ *  - an observer is one thread's at a time: while a thread is inside a call, another thread's call answers STATE, and
+ *    so does kvmerge_observer_free. kvmerge_read_cells, kvmerge_plan_cells, kvmerge_project_cells, kvmerge_rotation and
+ *    kvmerge_observer_cache_info may run on several threads at once. Functions that take no observer may run on any;
+ *  - an observer belongs to one llama_context. It reads and writes the cells where they lie, and nobody tells it when
+ *    llama_free takes them away: after llama_free, call nothing with it but kvmerge_observer_free. (Or free it before:
+ *    every later call, the callback's too, is an error then.) When it sees another context's cache, it answers STATE
+ *    for good;
+ *  - the context holds one sequence. llama.cpp's graph does not say whose cells are whose: with several sequences in a
+ *    unified cache (n_seq_max > 1 and kv_unified), a plan would mix them. Several streams are refused.
  *  - n_threads is the most threads that a call works on, the caller's among them. They come from one pool of the process,
  *    made at the first call that wants it, which holds no more than the machine has processors; where the system starts
  *    fewer, fewer do the work. Calls from several threads at once share it. A forked process starts one of its own. The
  *    library stays loaded after dlclose, for the pool sleeps in it.
+ * Arrays are C order (last index fastest), sizes are in elements.
  */
 #ifndef KVMERGE_H
 #define KVMERGE_H
@@ -53,7 +65,7 @@ enum kvmerge_status_code {
     KVMERGE_OK = 0,
     KVMERGE_E_ARGUMENT = 1,    /* an argument is null, out of range or inconsistent */
     KVMERGE_E_UNSUPPORTED = 2, /* a cell type, layout or model that is not handled; nothing was touched */
-    KVMERGE_E_STATE = 3,       /* called at the wrong time, as before the first decode */
+    KVMERGE_E_STATE = 3,       /* called at the wrong time: before the first decode, while another thread is inside */
     KVMERGE_E_MEMORY = 4,
     KVMERGE_E_NUMERIC = 5, /* NaN or infinity where a finite number is needed */
     KVMERGE_E_DEVICE = 6,  /* a GPU that failed */
@@ -64,7 +76,8 @@ enum kvmerge_observe_flag {
     KVMERGE_OBSERVE_CELLS = 0,   /* always: where K and V lie, which cells a batch fills */
     KVMERGE_OBSERVE_MASS = 1,    /* attention received by each cell */
     KVMERGE_OBSERVE_ENTROPY = 2, /* normalised entropy of each attention row */
-    KVMERGE_OBSERVE_QUERIES = 4, /* decayed mean and second moment of the roped queries (of about 64 tokens a ubatch), for the
+    KVMERGE_OBSERVE_QUERIES =
+        4, /* decayed mean and second moment of the roped queries (of about 64 tokens a ubatch), for the
                                     folded bias */
 };
 
@@ -77,8 +90,8 @@ enum kvmerge_bias_mode {
 
 /* Where the kernels run on cells and attention that are in a GPU's memory. */
 enum kvmerge_device {
-    KVMERGE_DEVICE_CPU = 0,  /* on copies in host memory, of any backend */
-    KVMERGE_DEVICE_CUDA = 1, /* where they lie, with libkvmerge-cuda beside this library; other backends' memory as above */
+    KVMERGE_DEVICE_CPU = 0, /* on copies in host memory, of any backend */
+    KVMERGE_DEVICE_CUDA = 1, /* where they lie, with libkvmerge-cuda beside this library; other memory as above */
 };
 
 /* The entry points of the ggml that the caller's llama.cpp uses, so that this library links to none. */
@@ -89,23 +102,24 @@ typedef struct kvmerge_ggml {
 } kvmerge_ggml;
 
 typedef struct kvmerge_observer_params {
-    int32_t n_layer;        /* layers to work on; each must have a KV cache of n_cells */
-    int32_t n_head;         /* query heads a layer */
-    int32_t n_head_kv;      /* KV heads a layer; divides n_head */
-    int32_t n_cells;        /* cells of the context (llama_n_ctx), the width of every per-cell array */
-    int32_t n_tokens;       /* most tokens a block, the width of every per-token array */
-    int32_t observe;        /* KVMERGE_OBSERVE_* or-ed together */
-    int32_t bias;           /* KVMERGE_BIAS_*; FOLDED implies OBSERVE_QUERIES */
-    float mass_power;       /* 1: the mass of a cell is the attention it received; 1.5, 2: the sum of that power, which favours
-                          cells that someone needed much over cells that everyone needs a little */
-    int32_t mass_window;    /* 0: the mass is over all queries; w: over the last w, an observation window */
-    float query_decay;      /* factor on the query moments at each begin, 0..1; .7 a block of 128 is good */
-    float ridge;            /* lambda of the fold direction, > 0; .05 is good */
-    int32_t device;         /* KVMERGE_DEVICE_* */
-    int32_t n_threads;      /* most threads that observing attention and kvmerge_apply use, 1..1024 */
-    const int32_t * layers; /* [n_layer] their numbers in the model, ascending, where it has others that are to be left alone,
-                             * such as layers with sliding windows; null: 0, 1, 2, ... All else that is called layer counts
-                             * along this list */
+    int32_t n_layer;   /* layers to work on; each must have a KV cache of n_cells */
+    int32_t n_head;    /* query heads a layer */
+    int32_t n_head_kv; /* KV heads a layer; divides n_head */
+    int32_t n_cells;   /* cells of the context (llama_n_ctx), the width of every per-cell array */
+    int32_t n_tokens;  /* most tokens a block, the width of every per-token array. n_layer and n_head are at most
+                        * 65536, n_layer * n_head_kv * n_cells and n_layer * n_head * n_tokens at most 2^40 */
+    int32_t observe;   /* KVMERGE_OBSERVE_* or-ed together */
+    int32_t bias;      /* KVMERGE_BIAS_*; FOLDED implies OBSERVE_QUERIES */
+    float mass_power;    /* 1: the mass of a cell is the attention it received; 1.5, 2: the sum of that power, which
+                          * favours cells that someone needed much over cells that everyone needs a little */
+    int32_t mass_window; /* 0: the mass is over all queries; w: over the last w, an observation window */
+    float query_decay;   /* factor on the query moments at each begin, 0..1; .7 a block of 128 is good */
+    float ridge;         /* lambda of the fold direction, > 0; .05 is good */
+    int32_t device;      /* KVMERGE_DEVICE_* */
+    int32_t n_threads;   /* most threads that observing attention and kvmerge_apply use, 1..1024 */
+    const int32_t * layers; /* [n_layer] their numbers in the model, ascending, where it has others that are to be left
+                             * alone, such as layers with sliding windows; null: 0, 1, 2, ... All else that is called
+                             * layer counts along this list */
     kvmerge_ggml ggml;
 } kvmerge_observer_params;
 
@@ -115,9 +129,10 @@ typedef struct kvmerge_block_stats {
     int32_t n_layer_seen;       /* layers whose attention was observed in full */
     const int32_t * token_cell; /* [n_tokens]: the cell that each token was written to */
     const float * mass;         /* [n_layer][n_head_kv][n_cells]: attention to mass_power, summed over queries and the
-                                      query heads of the KV head; null when not observed */
+                                      query heads of the KV head; null when not observed, or before the
+                                      first decode */
     const float * entropy;      /* [n_layer][n_head][params.n_tokens]: H(row) / log(visible cells), 0..1;
-                                      null when not observed. A row that sees one cell has entropy 0 */
+                                      null likewise. A row that sees one cell has entropy 0 */
     int64_t observe_nanos;      /* time spent in the callback */
 } kvmerge_block_stats;
 
@@ -135,9 +150,9 @@ typedef struct kvmerge_cache_info {
 
 /* The rotation (RoPE, Su et al. 2021) that a layer's keys carry in the cache, at n_rot/2 frequencies. */
 typedef struct kvmerge_key_rotation {
-    int32_t n_rot;    /* rotated dimensions of a key, even; 0: the keys carry no rotation */
-    int32_t neox;     /* 1: dimension i turns with i + n_rot/2; 0: 2i with 2i + 1 */
-    int32_t hadamard; /* size of the Hadamard matrices that the rotated keys were multiplied by for storage; 0: they were not */
+    int32_t n_rot; /* rotated dimensions of a key, even; 0: the keys carry no rotation */
+    int32_t neox;  /* 1: dimension i turns with i + n_rot/2; 0: 2i with 2i + 1 */
+    int32_t hadamard; /* size of the Hadamard matrices that the rotated keys were multiplied by for storage; 0: none */
 } kvmerge_key_rotation;
 
 /*
@@ -145,7 +160,8 @@ typedef struct kvmerge_key_rotation {
  *   target[c]    -1: the cell is evicted, or was not in use; p: its content goes into the group of cell p, its pivot.
  *                A pivot has target[p] == p. A kept cell is a group of one.
  *   weight[c]    share in its group's weighted mean, >= 0, the shares of a group sum to 1 (within 1e-3)
- *   value_weight[c]  the same for the value, where it is another than the key's; any finite number, and no sum is asked for
+ *   value_weight[c]  the same for the value, where it is another than the key's; any finite number, and no sum is asked
+ *                for
  *   position[c]  the position whose RoPE rotation the cached key carries
  *   new_position[c]  for a pivot: the position that its group's key is to carry the rotation of
  *   dest[c]      for a pivot: the cell to write the group to; distinct within the head
@@ -157,71 +173,82 @@ typedef struct kvmerge_plan {
     const int32_t * position;
     const int32_t * dest;
     const int32_t * new_position; /* null: pivots keep their positions */
-    int32_t pivot_frame;          /* 1: rotate each key to the pivot's position before averaging; 0: average as cached */
+    int32_t pivot_frame; /* 1: rotate each key to the pivot's position before averaging; 0: average as cached */
 } kvmerge_plan;
 
 /* ---- the library ------------------------------------------------------------------------------------------------ */
 
 /* Version of this library, "major.minor.patch". */
 KVMERGE_API const char * kvmerge_version(void);
-/* The instruction set its kernels run with on this machine: "avx512", "avx2", "neon" or "generic". It is the best that
- * the CPU has, or the one that the environment variable KVMERGE_ISA names, read at the first call. Where that is not there
- * it is "", and every function that needs kernels returns UNSUPPORTED and says what there is. */
+/* The instruction set its kernels run with on this machine: "avx512", "avx2", "neon" or "generic". It is the best
+ * that the CPU has, or the one that the environment variable KVMERGE_ISA names, read at the first call. Where that
+ * is not there it is "", and every function that needs kernels returns UNSUPPORTED and says what there is. */
 KVMERGE_API const char * kvmerge_isa(void);
 /* The message of this thread's last error; "" when there was none. Valid until this thread's next call. */
 KVMERGE_API const char * kvmerge_last_error(void);
-/* Every function's signature and every struct's fields, one a line, as this library was compiled: what bindings in other
- * languages are tested against. */
+/* Every function's signature and every struct's fields, one a line, as this library was compiled: what bindings in
+ * other languages are tested against. */
 KVMERGE_API const char * kvmerge_abi(void);
 
-/* Whether a KVMERGE_DEVICE_*, and what KVMERGE_ISA names, can be used. Errors: ARGUMENT; UNSUPPORTED, and the message says
- * what is missing. */
+/* Whether a KVMERGE_DEVICE_*, and what KVMERGE_ISA names, can be used. Errors: ARGUMENT; UNSUPPORTED, and the
+ * message says what is missing. */
 KVMERGE_API kvmerge_status kvmerge_device_check(int32_t device);
 
 /* ---- observing -------------------------------------------------------------------------------------------------- */
 
-/* Creates an observer. Errors: ARGUMENT, MEMORY. Free it after its llama_context. */
+/* Creates an observer, which takes little memory before the first decode. Errors: ARGUMENT, UNSUPPORTED (a device
+ * that is not there), MEMORY (4096 observers are alive, too). */
 KVMERGE_API kvmerge_status kvmerge_observer_create(const kvmerge_observer_params * params, kvmerge_observer ** out);
+/* Errors: ARGUMENT, STATE while a thread is inside a call with it. Right before llama_free or right after. */
 KVMERGE_API kvmerge_status kvmerge_observer_free(kvmerge_observer * observer);
 
-/* llama_context_params.cb_eval, with the observer as user data. Always lets the graph go on; what went wrong is reported
- * by kvmerge_observer_stats(). */
+/* llama_context_params.cb_eval, with the observer as user data. Always lets the graph go on; what went wrong is
+ * reported by kvmerge_observer_stats(). A host with a callback of its own hands every node on in both phases, and
+ * asks for those that either wants: nodes that this one did not ask for it leaves alone. With a handle that is none
+ * it does nothing. */
 KVMERGE_API bool kvmerge_eval_callback(struct ggml_tensor * tensor, bool ask, void * observer);
 
 /* Starts a block: forgets the tokens, mass and entropies seen, decays the query moments. */
 KVMERGE_API kvmerge_status kvmerge_observer_begin(kvmerge_observer * observer);
-/* Errors: whatever the callback met since begin (UNSUPPORTED: a layout it cannot read; NUMERIC: attention with NaN). */
+/* Errors: whatever the callback met since begin (UNSUPPORTED: a layout it cannot read, a cache smaller than n_cells by
+ * 256 and more; NUMERIC: attention with NaN; STATE: another thread was inside a call meanwhile, another context). */
 KVMERGE_API kvmerge_status kvmerge_observer_stats(kvmerge_observer * observer, kvmerge_block_stats * out);
 /* Errors: STATE before the first decode. */
 KVMERGE_API kvmerge_status kvmerge_observer_cache_info(kvmerge_observer * observer, kvmerge_cache_info * out);
 
-/* Mean and second moment of the roped queries of a KV head's query heads, decayed by query_decay a block, in the frame of
- * the cached keys. mean: [head_dim_k], second: [head_dim_k][head_dim_k]. Errors: STATE when no queries were observed. */
-KVMERGE_API kvmerge_status kvmerge_query_moments(kvmerge_observer * observer, int32_t layer, int32_t kv_head, float * mean,
-                                                 float * second);
+/* Mean and second moment of the roped queries of a KV head's query heads, decayed by query_decay a block, in the
+ * frame of the cached keys. mean: [head_dim_k], second: [head_dim_k][head_dim_k]. Errors: STATE when no queries
+ * were observed. */
+KVMERGE_API kvmerge_status kvmerge_query_moments(kvmerge_observer * observer, int32_t layer, int32_t kv_head,
+                                                 float * mean, float * second);
 
-/* How a layer's cached keys are rotated. frequency: [head_dim_k / 2], of which n_rot/2 are written: radians a position; may be
- * null. Errors: STATE before the first decode, ARGUMENT. */
+/* How a layer's cached keys are rotated. frequency: [head_dim_k / 2], of which n_rot/2 are written: radians a
+ * position; may be null. Errors: STATE before the first decode, ARGUMENT. */
 KVMERGE_API kvmerge_status kvmerge_rotation(kvmerge_observer * observer, int32_t layer, kvmerge_key_rotation * out,
                                             double * frequency);
 
 /* ---- cells ------------------------------------------------------------------------------------------------------ */
 
-/* Reads the cells `cells[0..n)` of one layer and KV head as F32. keys: [n][head_dim_k], values: [n][head_dim_v]; either may be
- * null. Errors: STATE, ARGUMENT, UNSUPPORTED. */
-KVMERGE_API kvmerge_status kvmerge_read_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head, const int32_t * cells,
-                                              int32_t n, float * keys, float * values);
-/* The inverse of kvmerge_read_cells: rounds to the cells' type. */
-KVMERGE_API kvmerge_status kvmerge_write_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head, const int32_t * cells,
-                                               int32_t n, const float * keys, const float * values);
-/* What a log-linear model of attention takes from cells themselves. product[i]: weight . K_i, with the key as it was before its rotation to
- * position[i]; length[i]: |V_i|. weight: [head_dim_k]; the others: [n]. May run on several threads. Errors: STATE, ARGUMENT, UNSUPPORTED. */
+/* Reads the cells `cells[0..n)` of one layer and KV head as F32. keys: [n][head_dim_k], values: [n][head_dim_v];
+ * either may be null. A cell may be there twice. Errors: STATE, ARGUMENT (n above the cache's cells, too). */
+KVMERGE_API kvmerge_status kvmerge_read_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head,
+                                              const int32_t * cells, int32_t n, float * keys, float * values);
+/* The inverse of kvmerge_read_cells: rounds to the cells' type. Errors: STATE, ARGUMENT (a cell that is there
+ * twice, too), NUMERIC (a NaN or an infinity). */
+KVMERGE_API kvmerge_status kvmerge_write_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head,
+                                               const int32_t * cells, int32_t n, const float * keys,
+                                               const float * values);
+/* What a log-linear model of attention takes from cells themselves. product[i]: weight . K_i, with the key as it
+ * was before its rotation to position[i]; length[i]: |V_i|. weight: [head_dim_k]; the others: [n]. Errors: STATE,
+ * ARGUMENT, NUMERIC (in weight). */
 KVMERGE_API kvmerge_status kvmerge_project_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head,
-                                                 const int32_t * cells, const int32_t * position, int32_t n, const float * weight,
-                                                 float * product, float * length);
-/* Rewrites K and V by a plan, in place. The whole plan is checked before the first cell is written.
- * K' = sum w_i R(p_pivot - p_i) K_i, V' = sum w_i V_i, bias H(w) = -sum w_i log w_i as params.bias says.
- * Errors: STATE, ARGUMENT (names layer, head and cell), UNSUPPORTED, NUMERIC. */
+                                                 const int32_t * cells, const int32_t * position, int32_t n,
+                                                 const float * weight, float * product, float * length);
+/* Rewrites K and V by a plan, in place. The whole plan is checked before the first cell is written. K' = sum w_i
+ * R(p_pivot - p_i) K_i, V' = sum w_i V_i, bias H(w) = -sum w_i log w_i as params.bias says. Errors: STATE, ARGUMENT
+ * (names layer, head and cell; a key that has more than 2^31 - 1 positions to go, too), NUMERIC (queries with NaN
+ * to fold a bias along). All memory is there before the first cell is written; should writing fail all the same
+ * (DEVICE, say), every later call on cells answers STATE, since nobody knows what they hold. */
 KVMERGE_API kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmerge_plan * plan);
 
 /* ---- planning --------------------------------------------------------------------------------------------------- */
@@ -241,29 +268,36 @@ typedef struct kvmerge_groups_params {
     const double * rate;   /* [n], >= 0: attention that a query is expected to give each cell */
 } kvmerge_groups_params;
 
-/* The attention that each of n cells, in position order, is expected to get from a query to come, by a log-linear model of what it got so far:
- * exp(prior_i + w[0] log r_i + w[1] log r_{i-1} + w[2] log r_{i+1} + w[3] log(now - position_i)), r = rate + least; at most e^88. The first and the
- * last cell are their own neighbours. Seven digits. Needs no observer; any thread. Errors: ARGUMENT (a position that is not before now), NUMERIC (a rate
- * that is negative or not finite). */
+/* The attention that each of n cells, in position order, is expected to get from a query to come, by a log-linear
+ * model of what it got so far: exp(prior_i + w[0] log r_i + w[1] log r_{i-1} + w[2] log r_{i+1} + w[3] log(now -
+ * position_i)), r = rate + least; at most e^88. The first and the last cell are their own neighbours. Seven digits.
+ * n: 1 .. 2^27. Errors: ARGUMENT (a position that is not before now), NUMERIC (a rate that is negative, and
+ * whatever is not finite). */
 KVMERGE_API kvmerge_status kvmerge_expected_attention(int32_t n, const double * rate, const float * prior,
-                                                      const int32_t * position, int32_t now, double least, const float w[4],
-                                                      double * expected);
+                                                      const int32_t * position, int32_t now, double least,
+                                                      const float w[4], double * expected);
 
-/* Which cells to drop and which to merge with their neighbours: the cheapest operation, again and again. With m the rate, w_a = m_a /
- * (m_a + m_b), V_mean the mean of V weighted by m and sigma^2 = key_cost |K_a - K_b|^2 / d, the output of attention changes by about
+/* Which cells to drop and which to merge with their neighbours: the cheapest operation, again and again. With m the
+ * rate, w_a = m_a / (m_a + m_b), V_mean the mean of V weighted by m and sigma^2 = key_cost |K_a - K_b|^2 / d, the
+ * output of attention changes by about
  *   dropping a:      m_a |V_a - V_mean|
  *   merging a and b: (m_a + m_b) w_a w_b sigma (|V_a - V_b| + sigma/2 |w_a V_a + w_b V_b - V_mean|)
- * and what nobody attends to is not merged. group: [n], the first member of each cell's group, or -1 for a dropped one. cost: the sum
- * of the prices; may be null. Needs no observer; any thread. Errors: ARGUMENT, NUMERIC (a rate that is negative or not finite). */
+ * and what nobody attends to is not merged. group: [n], the first member of each cell's group, or -1 for a dropped
+ * one. cost: the sum of the prices; may be null. n: 1 .. 2^27, head dimensions to 65536. Keys and values that are
+ * not finite are the dearest to touch. Errors: ARGUMENT, NUMERIC (a rate that is negative or not finite). */
 KVMERGE_API kvmerge_status kvmerge_plan_groups(const kvmerge_groups_params * params, int32_t * group, double * cost);
-/* The same of cells where they lie, which is faster than to read them first: `cells[0..params->n)` of one layer and KV head, in position
- * order. keys, values and the head dimensions of params are not looked at. What distances one call has worked out serve the next, until
- * a cell is written by a decode, a shift of positions or this library. After anything else (llama_state_set_data, say) plan over
- * kvmerge_read_cells instead, or make a new observer. Errors: STATE, ARGUMENT, UNSUPPORTED, NUMERIC. */
-KVMERGE_API kvmerge_status kvmerge_plan_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head, const int32_t * cells,
-                                              const kvmerge_groups_params * params, int32_t * group, double * cost);
+/* The same of cells where they lie, which is faster than to read them first: `cells[0..params->n)` of one layer and
+ * KV head, in position order. keys, values and the head dimensions of params are not looked at. What distances one
+ * call has worked out serve the next, until a cell is written by a decode, a shift of positions or this library.
+ * After anything else (llama_state_set_data, say) plan over kvmerge_read_cells instead, or make a new observer.
+ * Errors: STATE, ARGUMENT, UNSUPPORTED, NUMERIC. */
+KVMERGE_API kvmerge_status kvmerge_plan_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head,
+                                              const int32_t * cells, const kvmerge_groups_params * params,
+                                              int32_t * group, double * cost);
 
 /* ---- scoring ---------------------------------------------------------------------------------------------------- */
+
+/* Of all of these: rows are at most 2^31 - 2 long and all of a call's together 2^40 elements, n_threads is 1..1024. */
 
 /* -log softmax(logits[row])[target[row]] for each row, in the arithmetic of llama-perplexity (expf, summed in double).
  * logits: [n_rows][n_vocab]; nll: [n_rows]. Errors: ARGUMENT (a target outside the vocabulary), NUMERIC. */
@@ -271,27 +305,32 @@ KVMERGE_API kvmerge_status kvmerge_score(const float * logits, int64_t n_rows, i
                                          int32_t n_threads, double * nll);
 /* Bytes of one packed row of log probabilities: scale and minimum as floats, then n_vocab uint16. */
 KVMERGE_API int64_t kvmerge_packed_row_bytes(int64_t n_vocab);
-/* Packs log softmax of each row to 16 bits a token over the row's whole range, nothing clipped. */
-KVMERGE_API kvmerge_status kvmerge_pack_log_probs(const float * logits, int64_t n_rows, int64_t n_vocab, int32_t n_threads,
-                                                  void * packed);
+/* Packs log softmax of each row to 16 bits a token over the row's whole range, nothing clipped. packed: n_rows
+ * packed rows, at an even address. Errors: ARGUMENT, NUMERIC (a row that spans more than a million nats, too). */
+KVMERGE_API kvmerge_status kvmerge_pack_log_probs(const float * logits, int64_t n_rows, int64_t n_vocab,
+                                                  int32_t n_threads, void * packed);
 /* KL(packed || logits) over the whole vocabulary, in nats, and whether both agree on the likeliest token.
- * packed: n_rows packed rows; kl: [n_rows]; same_top: [n_rows] of 0 or 1. */
-KVMERGE_API kvmerge_status kvmerge_kl_divergence(const void * packed, const float * logits, int64_t n_rows, int64_t n_vocab,
-                                                 int32_t n_threads, double * kl, uint8_t * same_top);
+ * packed: n_rows packed rows, at an even address; kl: [n_rows]; same_top: [n_rows] of 0 or 1. Errors: ARGUMENT, NUMERIC
+ * (packed rows that kvmerge_pack_log_probs would not write, too). */
+KVMERGE_API kvmerge_status kvmerge_kl_divergence(const void * packed, const float * logits, int64_t n_rows,
+                                                 int64_t n_vocab, int32_t n_threads, double * kl, uint8_t * same_top);
 /* Entropy of each row of probabilities over its positive entries, divided by the log of their number (0 for one entry).
- * p: [n_rows][n]; entropy: [n_rows]. Errors: ARGUMENT, NUMERIC (a row with NaN). */
+ * p: [n_rows][n]; entropy: [n_rows]. Errors: ARGUMENT, NUMERIC (an element that is
+ * negative or not finite). */
 KVMERGE_API kvmerge_status kvmerge_row_entropy(const float * p, int64_t n_rows, int64_t n, float * entropy);
 
-/* Runs of neighbours above a threshold in rows of values, such as token entropies of a (layer, KV head): span[row][i] is the index
- * of the first of i's span, or -1. Only [first, end) of a row is looked at (after the sinks, before the newest); the rest gets -1.
- * Spans are cut at `longest` tokens. value, span: [n_rows][n]. Errors: ARGUMENT, NUMERIC (NaN). */
-KVMERGE_API kvmerge_status kvmerge_find_spans(const float * value, int64_t n_rows, int32_t n, int32_t first, int32_t end,
-                                              float threshold, int32_t longest, int32_t * span);
+/* Runs of neighbours above a threshold in rows of values, such as token entropies of a (layer, KV head):
+ * span[row][i] is the index of the first of i's span, or -1. Only [first, end) of a row is looked at (after the
+ * sinks, before the newest); the rest gets -1. Spans are cut at `longest` tokens. value, span: [n_rows][n]. Errors:
+ * ARGUMENT, NUMERIC (NaN). */
+KVMERGE_API kvmerge_status kvmerge_find_spans(const float * value, int64_t n_rows, int32_t n, int32_t first,
+                                              int32_t end, float threshold, int32_t longest, int32_t * span);
 
 /* ---- llama.cpp's log -------------------------------------------------------------------------------------------- */
 
 /* Keeps the last warnings and errors that llama.cpp logs, so that a failure can be explained; prints nothing itself
- * unless echo is set. Pass kvmerge_log_callback and the handle to llama_log_set. Free it after llama_log_set(null). */
+ * unless echo is set. Pass kvmerge_log_callback and the handle to llama_log_set. Free it after llama_log_set(null):
+ * STATE while a thread is inside. All of it may be called on any thread, and a line to a freed log is dropped. */
 KVMERGE_API kvmerge_status kvmerge_log_create(bool echo, kvmerge_log ** out);
 KVMERGE_API kvmerge_status kvmerge_log_free(kvmerge_log * log);
 KVMERGE_API void kvmerge_log_callback(int32_t level, const char * text, void * log);

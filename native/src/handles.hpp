@@ -1,4 +1,5 @@
-// Handles that are no addresses: a place in a table and a generation. One that was freed, or never given, is told without following it.
+// Handles that are no addresses: a place in a table and a generation. One that was freed, or never given, is told
+// without following it.
 #pragma once
 
 #include "status.hpp"

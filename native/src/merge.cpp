@@ -15,7 +15,8 @@ namespace {
 
 using namespace kvmerge;
 
-// What a plan asks of all heads that one device handles, head after head in flat arrays that go to the device in one piece each.
+// What a plan asks of all heads that one device handles, head after head in flat arrays that go to the device in one
+// piece each.
 struct Work {
     struct Head {
         int layer, kv_head;
@@ -32,7 +33,8 @@ struct Work {
     throw Error(KVMERGE_E_ARGUMENT, text("layer %d, KV head %d, cell %d: %s", layer, head, cell, what));
 }
 
-// How many positions the key of cell c is rotated by on its way into the group of pivot p. `first` is the head's place in the arrays.
+// How many positions the key of cell c is rotated by on its way into the group of pivot p. `first` is the head's place
+// in the arrays.
 int64_t rotation_of(const kvmerge_plan & plan, size_t first, int c, int p) {
     const int64_t pivot = plan.position[first + size_t(p)];
     const int64_t to_pivot = plan.pivot_frame ? pivot - plan.position[first + size_t(c)] : 0;
@@ -193,7 +195,8 @@ DeviceArray<T> uploaded(const Device & device, const std::vector<T> & x, const v
     return array;
 }
 
-// A part of a plan on its way to one device: what can be refused or lack memory happens when it is made, before anything is written.
+// A part of a plan on its way to one device: what can be refused or lack memory happens when it is made, before
+// anything is written.
 class Rewrite {
   public:
     Rewrite(kvmerge_observer & o, Work && plan, const Device & device) : work_(std::move(plan)), device_(&device) {

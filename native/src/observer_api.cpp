@@ -1,4 +1,4 @@
-// kvmerge.h's functions on an observer: handles and arguments are checked here, and nothing is thrown across the border.
+// kvmerge.h's functions on an observer: handles and arguments are checked here, nothing is thrown across the border.
 #include "llama_graph.hpp"
 #include "observer.hpp"
 #include "status.hpp"
@@ -38,7 +38,8 @@ int64_t nanos_since(std::chrono::steady_clock::time_point start) {
     return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
 }
 
-// Runs what the callback has to do. The first error of a block is kept for kvmerge_observer_stats(), and nothing more is looked at.
+// Runs what the callback has to do. The first error of a block is kept for kvmerge_observer_stats(), and nothing more
+// is looked at.
 template <class Body>
 void watching(kvmerge_observer & o, Body && body) noexcept {
     if (o.error) {

@@ -36,7 +36,7 @@ void require_rows(const void * data, int64_t n_rows, int64_t n_vocab, int32_t n_
     require(n_threads > 0 && n_threads <= 1024, "n_threads must be 1..1024");
 }
 
-// Whether a packed row's header is one that kvmerge_pack_log_probs() writes: the likeliest token is not above a probability of 1.
+// Whether a packed row's header is one that kvmerge_pack_log_probs() writes: no token is above a probability of 1.
 bool is_packed(float scale, float low) {
     return scale >= 0 && scale * PACKED_STEPS <= WIDEST && std::fabs(low) <= 2 * WIDEST &&
            low + scale * PACKED_STEPS <= 1;

@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
-// Stand-ins for ggml's three entry points, for memory of the host and for memory that only they can reach: there, pointers are off by
-// REMOTE, and whoever follows one crashes.
+// Stand-ins for ggml's three entry points, for memory of the host and for memory that only they can reach: there,
+// pointers are off by REMOTE, and whoever follows one crashes.
 inline bool on_host = true;
 inline constexpr std::ptrdiff_t REMOTE = std::ptrdiff_t(1) << 50;
 inline char * memory_of(const ggml_tensor * t) {

@@ -241,7 +241,8 @@ static void test_sizes() {
     CHECK(kvmerge_observer_create(&params, &o) == KVMERGE_E_ARGUMENT);
 }
 
-// An observer belongs to one context: another's cache, even at the same address, is an error for good, and its cells are left alone.
+// An observer belongs to one context: another's cache, even at the same address, is an error for good, and its cells
+// left alone.
 static void test_another_context() {
     for (const bool same_address : {false, true}) {
         Fixture f;
@@ -386,7 +387,7 @@ static void test_planning() {
     prior[1] = 0, w[3] = INFINITY;
     CHECK(expect(2, 1e-6) == KVMERGE_E_NUMERIC);
     CHECK(expected[0] == 7 && expected[1] == 7);
-    w[2] = 3e38f, w[3] = -3e38f, w[0] = -3e38f; // finite, and their sum may be infinity - infinity: as the CPU adds them
+    w[2] = 3e38f, w[3] = -3e38f, w[0] = -3e38f; // finite, and infinity - infinity when added up, as the CPU does it
     CHECK(expect(2, 1e30) == KVMERGE_E_NUMERIC || !std::isnan(expected[0] + expected[1]));
 }
 
