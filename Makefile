@@ -74,7 +74,7 @@ test-native: build $(if $(CI),cuda test-clang test-emulated) test-threads
 ## test-threads: the native tests that use threads, with ThreadSanitizer
 test-threads: | $(HEADERS)
 	$(call native-build,threads,-DKVMERGE_SANITIZE=thread)
-	KVMERGE_TEST_SHARE=0.2 ctest --test-dir build/threads --output-on-failure -R 'parallel|observer|score|isa'
+	KVMERGE_TEST_SHARE=0.2 ctest --test-dir build/threads --output-on-failure -R 'border|parallel|observer|score|isa'
 
 ## test-clang: the native tests as clang compiles them
 test-clang: | $(HEADERS)

@@ -30,10 +30,10 @@
  *    for good;
  *  - the context holds one sequence. llama.cpp's graph does not say whose cells are whose: with several sequences in a
  *    unified cache (n_seq_max > 1 and kv_unified), a plan would mix them. Several streams are refused.
- *  - n_threads is the most threads that a call works on, the caller's among them. They come from one pool of the process,
- *    made at the first call that wants it, which holds no more than the machine has processors; where the system starts
- *    fewer, fewer do the work. Calls from several threads at once share it. A forked process starts one of its own. The
- *    library stays loaded after dlclose, for the pool sleeps in it.
+ *  - n_threads is the most threads that a call works on, the caller's among them. They come from one pool of the
+ *    process, made at the first call that wants it, which holds no more than the machine has processors; where the
+ *    system starts fewer, fewer do the work. Calls from several threads at once share it. A forked process starts one
+ *    of its own. The library stays loaded after dlclose, for the pool sleeps in it.
  * Arrays are C order (last index fastest), sizes are in elements.
  */
 #ifndef KVMERGE_H

@@ -78,7 +78,8 @@ const Device & cuda_device() {
 
 extern "C" kvmerge_status kvmerge_device_check(int32_t device) {
     return kvmerge::guarded("kvmerge_device_check", [&] {
-        kvmerge::require(device == KVMERGE_DEVICE_CPU || device == KVMERGE_DEVICE_CUDA, "device must be one of KVMERGE_DEVICE_*");
+        kvmerge::require(device == KVMERGE_DEVICE_CPU || device == KVMERGE_DEVICE_CUDA,
+                         "device must be one of KVMERGE_DEVICE_*");
         kvmerge::kernels(); // which throws where KVMERGE_ISA names none; a GPU's work needs them too
         if (device == KVMERGE_DEVICE_CUDA) {
             kvmerge::cuda_device();
