@@ -29,8 +29,8 @@ NATIVE_SOURCES := $(shell find native -type f)
 
 ## run: set everything up, then run the main experiment on the small model and the book (results/)
 run: build setup
-	bin/kvmerge experiment --strategies full,entropy-merged,h2o,streaming-llm --compression 0.7,0.9 --tokens 4096 --offset 3000 \
-	    --out results --overwrite
+	bin/kvmerge experiment --strategies full,entropy-merged,h2o,streaming-llm --compression 0.7,0.9 --tokens 4096 \
+	    --offset 3000 --out results --overwrite
 
 ## quickstart: set everything up, then check in seconds that all of it works
 quickstart: build setup
@@ -122,8 +122,8 @@ test-rpc: build setup llama-rpc
 	bin/test-rpc
 
 ## bench: every kernel beside copying and Java, as a table; BENCH=--quick for a look in two minutes
-BENCH_JAVA := $(JDK)/bin/java --sun-misc-unsafe-memory-access=allow --add-modules jdk.incubator.vector --enable-native-access=ALL-UNNAMED \
-    -Xmx6g -Dkvmerge.home=$(CURDIR) -cp benchmarks/target/benchmarks.jar
+BENCH_JAVA := $(JDK)/bin/java --sun-misc-unsafe-memory-access=allow --add-modules jdk.incubator.vector \
+    --enable-native-access=ALL-UNNAMED -Xmx6g -Dkvmerge.home=$(CURDIR) -cp benchmarks/target/benchmarks.jar
 bench: benchmarks
 	$(BENCH_JAVA) dev.kvmerge.benchmarks.Table $(BENCH)
 

@@ -17,7 +17,10 @@ import java.util.stream.Stream;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 
-/** The recipes can be followed: short, and what they name is there. The strategy that docs show is followed by DocsJavaTest. */
+/**
+ * The recipes can be followed: short, and what they name is there. The strategy that docs show is followed by
+ * DocsJavaTest.
+ */
 @Tag("fast")
 class ContributingTest {
     private static final Path HOME = TestModel.HOME;
@@ -56,11 +59,14 @@ class ContributingTest {
         int files = 0;
         for (var recipe : recipes().entrySet()) {
             for (String step : recipe.getValue()) {
-                Matcher path = Pattern.compile("`((?:src|native|jextract|benchmarks|docs|bin)/[\\w./-]*|models.txt|CHANGELOG.md)")
+                Matcher path = Pattern.compile(
+                                "`((?:src|native|jextract|benchmarks|docs|bin)/[\\w./-]*|models.txt|CHANGELOG.md)")
                         .matcher(step);
                 while (path.find()) {
                     boolean ofLlama = path.group(1).startsWith("src/llama-");
-                    assertTrue(ofLlama || Files.exists(HOME.resolve(path.group(1))), recipe.getKey() + ": " + path.group(1));
+                    assertTrue(
+                            ofLlama || Files.exists(HOME.resolve(path.group(1))),
+                            recipe.getKey() + ": " + path.group(1));
                     files++;
                 }
             }
@@ -75,8 +81,10 @@ class ContributingTest {
                 .toList();
         assertFalse(lines.isEmpty());
         lines.forEach(l -> assertTrue(l.contains("llama.cpp v" + LlamaLibrary.VERSION), l));
-        List<String> packages =
-                lines.stream().map(l -> l.replaceAll(".*@([\\d.]+) .*", "$1")).distinct().toList();
+        List<String> packages = lines.stream()
+                .map(l -> l.replaceAll(".*@([\\d.]+) .*", "$1"))
+                .distinct()
+                .toList();
         assertEquals(1, packages.size(), "the libraries and headers are of several versions: " + packages);
     }
 
@@ -84,9 +92,11 @@ class ContributingTest {
     void everyTestSaysWhatItNeeds() throws IOException {
         Pattern tag = Pattern.compile("@(?:ArchTag|Tag|net\\.jqwik\\.api\\.Tag)\\(\"(?:fast|npm|native|model)\"\\)");
         try (Stream<Path> files = Files.walk(HOME.resolve("src"))) {
-            for (Path file : files.filter(f -> f.toString().matches(".*/src/test/.*Test\\.java")).toList()) {
+            for (Path file : files.filter(f -> f.toString().matches(".*/src/test/.*Test\\.java"))
+                    .toList()) {
                 String source = Files.readString(file);
-                assertTrue(tag.matcher(source).find(), file + " has no @Tag that says what it needs: see CONTRIBUTING.md");
+                assertTrue(
+                        tag.matcher(source).find(), file + " has no @Tag that says what it needs: see CONTRIBUTING.md");
                 assertTrue(
                         !source.contains("net.jqwik.api.Property") || source.contains("@net.jqwik.api.Tag("),
                         file + " has properties but no @net.jqwik.api.Tag");

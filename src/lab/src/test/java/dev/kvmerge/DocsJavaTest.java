@@ -25,11 +25,12 @@ import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
-/** The Java that docs show compiles, and the strategy among it runs. The table of strategies names those that there are. */
+/**
+ * The Java that docs show compiles, and the strategy among it runs. The table of strategies names those that there are.
+ */
 class DocsJavaTest {
     private static final Path DOCS = TestModel.HOME.resolve("docs");
-    private static final String IMPORTS =
-            """
+    private static final String IMPORTS = """
             import dev.kvmerge.cache.*;
             import dev.kvmerge.eval.*;
             import dev.kvmerge.kernels.*;
@@ -80,7 +81,8 @@ class DocsJavaTest {
         assertTrue(blocks.size() >= 2, "a strategy and a program");
         int number = 0;
         for (String block : blocks) {
-            Matcher type = Pattern.compile("(?m)^public (?:class|record) (\\w+)").matcher(block);
+            Matcher type =
+                    Pattern.compile("(?m)^public (?:class|record) (\\w+)").matcher(block);
             if (type.find()) {
                 compile(type.group(1), block);
             } else {

@@ -11,8 +11,9 @@ import java.util.TreeSet;
 import java.util.regex.Pattern;
 
 /**
- * jextract/relied-on.txt: what kvmerge relies on in llama.cpp. Symbols and constants come from jextract/llama.includes and Observer, structs
- * and fields from the bindings as they were generated, names from native/src/llama_graph.cpp. A line each:
+ * jextract/relied-on.txt: what kvmerge relies on in llama.cpp. Symbols and constants come from jextract/llama.includes
+ * and Observer, structs and fields from the bindings as they were generated, names from native/src/llama_graph.cpp. A
+ * line each:
  *
  * <pre>
  * symbol NAME                   a function of its libraries
@@ -69,8 +70,9 @@ public final class ReliedOn {
                 .invoke(null);
         lines.add("struct " + name + " " + layout.byteSize());
         for (MemoryLayout member : layout.memberLayouts()) {
-            member.name().ifPresent(field -> lines.add("field " + name + "." + field + " "
-                    + layout.byteOffset(PathElement.groupElement(field)) + " " + member.byteSize()));
+            member.name()
+                    .ifPresent(field -> lines.add("field " + name + "." + field + " "
+                            + layout.byteOffset(PathElement.groupElement(field)) + " " + member.byteSize()));
         }
     }
 }

@@ -17,7 +17,9 @@ import java.util.stream.Stream;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 
-/** What kvmerge relies on is in the llama.cpp that was fetched. Its headers are checked by the native test relied_on. */
+/**
+ * What kvmerge relies on is in the llama.cpp that was fetched. Its headers are checked by the native test relied_on.
+ */
 class ReliedOnTest {
     private static List<String> list(String kind) throws IOException {
         return Files.readAllLines(ReliedOn.FILE).stream()
@@ -30,7 +32,8 @@ class ReliedOnTest {
         TestModel.library();
         String arch = System.getProperty("os.arch").equals("aarch64") ? "arm64" : "x64";
         try (Stream<Path> files = Files.list(TestModel.downloads().resolve("llama.cpp-linux-" + arch))) {
-            return files.filter(f -> f.getFileName().toString().matches("lib(llama|ggml|ggml-base)(\\.v[\\d.]+)?\\.so.*"))
+            return files.filter(
+                            f -> f.getFileName().toString().matches("lib(llama|ggml|ggml-base)(\\.v[\\d.]+)?\\.so.*"))
                     .toList();
         }
     }
@@ -67,7 +70,10 @@ class ReliedOnTest {
         return name -> lookups.stream().anyMatch(l -> l.find(name).isPresent());
     }
 
-    /** Names of nodes are "NAME-LAYER", of caches "cache_%sk_l%d": so the library's code has NAME, or NAME%d, and a zero. */
+    /**
+     * Names of nodes are "NAME-LAYER", of caches "cache_%sk_l%d": so the library's code has NAME, or NAME%d, and a
+     * zero.
+     */
     @Test
     @Tag("native")
     void everyNameIsInTheLibraries() throws IOException {
@@ -77,8 +83,7 @@ class ReliedOnTest {
         }
         Predicate<String> there = name -> {
             String plain = name.replaceAll("-$", "");
-            return text.indexOf(plain + '\0') >= 0
-                    || text.indexOf(plain.replace("cache_", "cache_%s") + "%d\0") >= 0;
+            return text.indexOf(plain + '\0') >= 0 || text.indexOf(plain.replace("cache_", "cache_%s") + "%d\0") >= 0;
         };
         assertTrue(!there.test("kq_hard_max-"), "it can fail");
         assertEquals(

@@ -20,7 +20,8 @@ import picocli.CommandLine.Spec;
         name = "docs",
         hidden = true,
         mixinStandardHelpOptions = true,
-        description = "Writes the pages of docs that are made of other files: those with figures, and that of all options.",
+        description =
+                "Writes the pages of docs that are made of other files: those with figures, and that of all options.",
         footer = {"", "Example:", "  kvmerge docs --take alice results/alice.txt"})
 final class DocsCommand implements Runnable {
     @Option(

@@ -21,16 +21,15 @@ final class OptionsPage {
         Map<String, CommandSpec> commands = new LinkedHashMap<>();
         collect(kvmerge.getCommandSpec(), "kvmerge", commands);
         Map<String, List<String>> having = new LinkedHashMap<>();
-        commands.forEach((name, spec) ->
-                shown(spec).forEach(o -> having.computeIfAbsent(row(o), r -> new ArrayList<>())
-                        .add(name)));
+        commands.forEach((name, spec) -> shown(spec).forEach(o -> having.computeIfAbsent(row(o), r -> new ArrayList<>())
+                .add(name)));
         StringBuilder text = new StringBuilder();
-        text.append(
-                """
+        text.append("""
                 <!-- Written by 'make docs' from the command line itself: do not edit. -->
                 # Commands and options
 
-                Names of options are llama.cpp's where it has them. `--help` on a command shows the same, with an example.
+                Names of options are llama.cpp's where it has them. `--help` on a command shows the same, with an \
+                example.
                 """);
         commands.forEach((name, spec) -> text.append(section(name, spec, having)));
         text.append("\n## Common options\n\nThese mean the same in every command that has them.\n\n");
@@ -47,7 +46,9 @@ final class OptionsPage {
         commands.put(name, spec);
         spec.subcommands().forEach((sub, line) -> {
             boolean alias = !sub.equals(line.getCommandName());
-            if (!alias && !sub.equals("help") && !line.getCommandSpec().usageMessage().hidden()) {
+            if (!alias
+                    && !sub.equals("help")
+                    && !line.getCommandSpec().usageMessage().hidden()) {
                 collect(line.getCommandSpec(), name + " " + sub, commands);
             }
         });

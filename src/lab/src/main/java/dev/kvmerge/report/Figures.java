@@ -13,8 +13,8 @@ import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 
 /**
- * A table of measured figures as docs/results keeps it: a CSV file whose first lines, "# key: value", say how it was made. Cells are kept
- * as they were printed, so that a page shows what was measured and no digit more.
+ * A table of measured figures as docs/results keeps it: a CSV file whose first lines, "# key: value", say how it was
+ * made. Cells are kept as they were printed, so that a page shows what was measured and no digit more.
  *
  * @param about how it was made: title, date, machine, versions, and a command or, where one command does not do, how
  * @param columns their names
@@ -25,7 +25,8 @@ record Figures(Map<String, String> about, List<String> columns, List<List<String
     private static final Pattern CELL = Pattern.compile("(?:^|,)(?:\"((?:[^\"]|\"\")*)\"|([^,]*))");
     private static final Pattern PART = Pattern.compile("(\\S+ %) fewer cells .*");
     private static final Pattern PAIR = Pattern.compile(
-            "(\\S+) against (\\S+), (\\S+ %) fewer cells: KL (\\S+) \\+/- (\\S+?)( \\(a tie\\))?, perplexity (\\S+ %) \\+/- (\\S+)( \\(a tie\\))?");
+            "(\\S+) against (\\S+), (\\S+ %) fewer cells: KL (\\S+) \\+/- (\\S+?)( \\(a tie\\))?,"
+                    + " perplexity (\\S+ %) \\+/- (\\S+)( \\(a tie\\))?");
 
     /**
      * Reads a file of docs/results.
@@ -43,7 +44,8 @@ record Figures(Map<String, String> about, List<String> columns, List<List<String
                 } else if (!line.isBlank()) {
                     lines.add(cells(line));
                 }
-                if (lines.size() > 1 && lines.getLast().size() != lines.getFirst().size()) {
+                if (lines.size() > 1
+                        && lines.getLast().size() != lines.getFirst().size()) {
                     throw new KvmergeException(file + " has " + lines.getLast().size() + " cells where it has "
                             + lines.getFirst().size() + " columns: " + line);
                 }
@@ -86,7 +88,8 @@ record Figures(Map<String, String> about, List<String> columns, List<List<String
     }
 
     /**
-     * What a command printed: the first table in it, aligned or Markdown, and the comparisons of pairs if there are any.
+     * What a command printed: the first table in it, aligned or Markdown, and the comparisons of pairs if there are
+     * any.
      *
      * @return by what is added to the table's name: "" and "-pairs"
      * @throws KvmergeException if there is no table
@@ -203,10 +206,12 @@ record Figures(Map<String, String> about, List<String> columns, List<List<String
     String figure(List<String> key, String column) {
         int at = columns.indexOf(column);
         return rows.stream()
-                .filter(r -> at >= 0 && r.subList(0, Math.min(key.size(), r.size())).equals(key))
+                .filter(r ->
+                        at >= 0 && r.subList(0, Math.min(key.size(), r.size())).equals(key))
                 .findFirst()
                 .map(r -> r.get(at))
-                .orElseThrow(() -> new KvmergeException("no figure " + key + " " + column + " in: " + about.get("title")));
+                .orElseThrow(
+                        () -> new KvmergeException("no figure " + key + " " + column + " in: " + about.get("title")));
     }
 
     /** A Markdown table; columns of numbers stand on the right. */

@@ -16,8 +16,8 @@ import java.util.regex.Pattern;
 import java.util.stream.Stream;
 
 /**
- * The pages of docs that show figures: made of docs/templates, which hold the words, and docs/results, which hold the figures. In a
- * template, NAME is a file of docs/results without its ending:
+ * The pages of docs that show figures: made of docs/templates, which hold the words, and docs/results, which hold the
+ * figures. In a template, NAME is a file of docs/results without its ending:
  *
  * <pre>
  * {{table NAME}}                         the table
@@ -127,8 +127,8 @@ public final class Pages {
     }
 
     /**
-     * Puts what a command printed into docs/results, in place of what the file had; what is said of it there stays, but for date, machine
-     * and versions.
+     * Puts what a command printed into docs/results, in place of what the file had; what is said of it there stays, but
+     * for date, machine and versions.
      *
      * @param name of the file, without its ending
      * @return files by their path within docs
@@ -140,7 +140,8 @@ public final class Pages {
         Figures.printed(printed).forEach((suffix, figures) -> {
             Path file = docs.resolve("results/" + name + suffix + ".csv");
             if (!Files.exists(file)) {
-                throw new KvmergeException(file + " is not there: make it, with the lines '# title: ' and '# command: '");
+                throw new KvmergeException(
+                        file + " is not there: make it, with the lines '# title: ' and '# command: '");
             }
             Map<String, String> about = new LinkedHashMap<>(Figures.read(file).about());
             about.put("date", date.toString());
@@ -151,13 +152,16 @@ public final class Pages {
         return files;
     }
 
-    /** What lacks in the files of docs/results: each says its title, date, machine, versions, and a command or how else. */
+    /**
+     * What lacks in the files of docs/results: each says its title, date, machine, versions, and a command or how else.
+     */
     public static List<String> problems(Path docs) {
         Pages pages = new Pages(docs);
         return pages.results.entrySet().stream()
                 .flatMap(e -> Stream.of("title", "date", "machine", "versions", "command")
                         .filter(key -> !e.getValue().about().containsKey(key)
-                                && !(key.equals("command") && e.getValue().about().containsKey("how")))
+                                && !(key.equals("command")
+                                        && e.getValue().about().containsKey("how")))
                         .map(key -> "docs/results/" + e.getKey() + ".csv has no line '# " + key + ": '"))
                 .toList();
     }

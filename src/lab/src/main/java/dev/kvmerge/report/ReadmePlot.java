@@ -6,8 +6,8 @@ import java.util.Locale;
 import java.util.Map;
 
 /**
- * The README's plot: divergence by the share of cells that stay, both axes logarithmic. Written element by element, since a chart
- * library lays out by the fonts of the machine, and this file is to be the same everywhere.
+ * The README's plot: divergence by the share of cells that stay, both axes logarithmic. Written element by element,
+ * since a chart library lays out by the fonts of the machine, and this file is to be the same everywhere.
  */
 final class ReadmePlot {
     private static final int WIDTH = 760;
@@ -64,9 +64,7 @@ final class ReadmePlot {
     }
 
     private static double[] point(Figures alice, String saved, String name) {
-        return new double[] {
-            1 - Figures.number(saved) / 100, Figures.number(alice.figure(List.of(saved, name), "KL"))
-        };
+        return new double[] {1 - Figures.number(saved) / 100, Figures.number(alice.figure(List.of(saved, name), "KL"))};
     }
 
     private void scale(String words, Figures alice, String name) {

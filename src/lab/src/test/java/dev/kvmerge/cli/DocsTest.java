@@ -31,7 +31,8 @@ class DocsTest {
     private static final Pattern FENCED = Pattern.compile("(?sm)^```\\w*\\n(.*?)^```");
     private static final Pattern CODE = Pattern.compile("`([^`]+)`");
     // Of programs that are no kvmerge: the JVM, cmake, llama.cpp's tools, pip.
-    private static final Set<String> FOREIGN = Set.of("--enable-native-access", "--install", "--help", "--prefix", "--tags");
+    private static final Set<String> FOREIGN =
+            Set.of("--enable-native-access", "--install", "--help", "--prefix", "--tags");
 
     private static CommandLine kvmerge() {
         return new CommandLine(new Main()).setCaseInsensitiveEnumValuesAllowed(true);
@@ -40,8 +41,11 @@ class DocsTest {
     /** Every page by its path, but for the changelog, whose older sections name what is gone. */
     private static Map<Path, String> pages() throws IOException {
         try (Stream<Path> files = Stream.concat(
-                Stream.of("README.md", "CONTRIBUTING.md", "UPGRADING.md").map(HOME::resolve).filter(Files::exists),
-                Files.walk(DOCS).filter(f -> f.toString().endsWith(".md") && !f.startsWith(DOCS.resolve("templates"))))) {
+                Stream.of("README.md", "CONTRIBUTING.md", "UPGRADING.md")
+                        .map(HOME::resolve)
+                        .filter(Files::exists),
+                Files.walk(DOCS)
+                        .filter(f -> f.toString().endsWith(".md") && !f.startsWith(DOCS.resolve("templates"))))) {
             return files.collect(Collectors.toMap(f -> f, DocsTest::read));
         }
     }
@@ -54,7 +58,9 @@ class DocsTest {
     void writtenPagesAreAsTheyWouldBeWrittenNow() {
         DocsCommand.pages(DOCS, kvmerge().getCommandSpec())
                 .forEach((name, text) -> assertEquals(
-                        text, read(DOCS.resolve(name)), "docs/" + name + " is not what it is made of: run 'make docs'"));
+                        text,
+                        read(DOCS.resolve(name)),
+                        "docs/" + name + " is not what it is made of: run 'make docs'"));
     }
 
     @Test
@@ -65,7 +71,9 @@ class DocsTest {
             String all = templates.map(DocsTest::read).collect(Collectors.joining());
             results.map(f -> f.getFileName().toString().replace(".csv", ""))
                     .forEach(name -> assertTrue(
-                            Pattern.compile("\\{\\{table " + name + "[ }]").matcher(all).find(),
+                            Pattern.compile("\\{\\{table " + name + "[ }]")
+                                    .matcher(all)
+                                    .find(),
                             "no template shows docs/results/" + name + ".csv"));
         }
     }
@@ -99,7 +107,8 @@ class DocsTest {
                 }
                 Matcher option = Pattern.compile("(?<![\\w-])--[a-z][a-z-]+").matcher(code);
                 while (option.find()) {
-                    assertTrue(known.contains(option.group()), page.getKey() + " names " + option.group() + ": " + code);
+                    assertTrue(
+                            known.contains(option.group()), page.getKey() + " names " + option.group() + ": " + code);
                 }
             }
         }
@@ -115,11 +124,14 @@ class DocsTest {
         String makefile = Files.readString(HOME.resolve("Makefile"));
         for (var page : pages().entrySet()) {
             for (String code : code(page.getValue())) {
-                Matcher target = Pattern.compile("(?m)^(?:.*; )?make ((?:[a-z][a-z-]*(?: |$))+)").matcher(code);
+                Matcher target = Pattern.compile("(?m)^(?:.*; )?make ((?:[a-z][a-z-]*(?: |$))+)")
+                        .matcher(code);
                 while (target.find()) {
                     for (String name : target.group(1).strip().split(" +")) {
                         assertTrue(
-                                Pattern.compile("(?m)^" + name + ":").matcher(makefile).find(),
+                                Pattern.compile("(?m)^" + name + ":")
+                                        .matcher(makefile)
+                                        .find(),
                                 page.getKey() + " names 'make " + name + "'");
                     }
                 }
@@ -130,7 +142,8 @@ class DocsTest {
     @Test
     void everyLinkWithinTheRepositoryLeadsSomewhere() throws IOException {
         for (var page : pages().entrySet()) {
-            Matcher link = Pattern.compile("\\]\\((?!https?:)([^)#]*)(#[^)]*)?\\)").matcher(page.getValue());
+            Matcher link =
+                    Pattern.compile("\\]\\((?!https?:)([^)#]*)(#[^)]*)?\\)").matcher(page.getValue());
             while (link.find()) {
                 assertTrue(
                         Files.exists(page.getKey().resolveSibling(link.group(1))),

@@ -18,8 +18,7 @@ import org.junit.jupiter.api.io.TempDir;
 /** Figures from what a command prints, by way of docs/results, to a page. */
 @Tag("fast")
 class FiguresTest {
-    private static final String EXPERIMENT =
-            """
+    private static final String EXPERIMENT = """
             llama 256M Q4_1, 4,096 tokens of alice.txt
 
             strategy    cells     PPL  same top  tokens/s  speed
@@ -52,7 +51,8 @@ class FiguresTest {
 
     @Test
     void aMarkdownTableIsTakenAsItIs() {
-        Figures table = Figures.printed("AMD\n\n| kernel | us |\n| :-- | --: |\n| a | 1.5 |\n| b |  |\n\n| other |\n").get("");
+        Figures table = Figures.printed("AMD\n\n| kernel | us |\n| :-- | --: |\n| a | 1.5 |\n| b |  |\n\n| other |\n")
+                .get("");
         assertEquals(List.of("kernel", "us"), table.columns());
         assertEquals("1.5", table.figure(List.of("a"), "us"));
         assertEquals("| kernel | us |\n| :-- | --: |\n| a | 1.5 |\n| b |  |\n", table.markdown());
@@ -73,13 +73,13 @@ class FiguresTest {
         Files.writeString(docs.resolve("results/alice-pairs.csv"), "# title: pairs\nagainst\n");
         Files.writeString(
                 docs.resolve("templates/page.md"),
-                "{{table alice | 70 %}}\n{{alice | 70 %, h2o | PPL}} {{alice | 70 %, h2o over 0 %, full | PPL}}\n{{made}}\n");
+                "{{table alice | 70 %}}\n"
+                        + "{{alice | 70 %, h2o | PPL}} {{alice | 70 %, h2o over 0 %, full | PPL}}\n{{made}}\n");
         Map<String, String> files = Pages.take(docs, "alice", EXPERIMENT, LocalDate.of(2026, 11, 26), "EPYC", "JDK 25");
         for (var file : files.entrySet()) {
             Files.writeString(docs.resolve(file.getKey()), file.getValue());
         }
-        assertEquals(
-                """
+        assertEquals("""
                 <!-- Written by 'make docs' from templates/page.md and results/: edit those. -->
                 | strategy | cells | PPL | same top |
                 | :-- | --: | --: | --: |
@@ -91,8 +91,7 @@ class FiguresTest {
                 | table | made by | when | on |
                 | :-- | :-- | :-- | :-- |
                 | alice | `bin/kvmerge experiment` | 2026-11-26 | EPYC; JDK 25 |
-                """,
-                Pages.render(docs).get("page.md"));
+                """, Pages.render(docs).get("page.md"));
         assertTrue(Pages.problems(docs).contains("docs/results/alice-pairs.csv has no line '# command: '"));
         Files.writeString(docs.resolve("templates/page.md"), "{{alice | 70 %, h3o | PPL}}\n");
         String message =
