@@ -25,16 +25,26 @@ public final class TestModel {
         return elsewhere == null ? HOME.resolve("downloads") : Path.of(elsewhere);
     }
 
+    /** Our own native library: 'make build' brings it. */
+    public static Path nativeLibrary() {
+        return HOME.resolve("build/native/" + System.mapLibraryName("kvmerge"));
+    }
+
+    /** llama.cpp's libraries: 'make setup' brings them. */
+    public static Path llamaFolder() {
+        String arch = System.getProperty("os.arch").equals("aarch64") ? "arm64" : "x64";
+        return downloads().resolve("llama.cpp-linux-" + arch);
+    }
+
     /** Loads our own native library. */
     public static void loadKernels() {
-        Kvmerge.load(HOME.resolve("build/native/" + System.mapLibraryName("kvmerge")));
+        Kvmerge.load(nativeLibrary());
     }
 
     /** Loads the native libraries: 'make build setup' brings them. */
     public static LlamaLibrary library() {
         loadKernels();
-        String arch = System.getProperty("os.arch").equals("aarch64") ? "arm64" : "x64";
-        return LlamaLibrary.load(downloads().resolve("llama.cpp-linux-" + arch), false);
+        return LlamaLibrary.load(llamaFolder(), false);
     }
 
     public static synchronized Model model() {

@@ -6,7 +6,10 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 
-/** Keys and values that were read or made, as F32 in native memory. Read into a {@link Buffer}, they are overwritten by the next read into it. */
+/**
+ * Keys and values that were read or made, as F32 in native memory. Read into a {@link Buffer}, they are overwritten by
+ * the next read into it.
+ */
 public final class CellVectors implements Cells {
     private final int n;
     private final MemorySegment keySegment;

@@ -1,6 +1,9 @@
 package dev.kvmerge.kernels;
 
-/** Keys and values of some cells of a layer and KV head, in position order: as arrays, which are copies, or planned over where they lie. */
+/**
+ * Keys and values of some cells of a layer and KV head, in position order: as arrays, which are copies, or planned over
+ * where they lie.
+ */
 public interface Cells {
     /** [cells][keyDimension] in one array; the same at every call. */
     float[] keys();
@@ -9,8 +12,8 @@ public interface Cells {
     float[] values();
 
     /**
-     * Which of the cells to drop and which to merge with their neighbours: the cheapest operation, again and again (kvmerge_plan_groups in kvmerge.h
-     * has the prices).
+     * Which of the cells to drop and which to merge with their neighbours: the cheapest operation, again and again
+     * (kvmerge_plan_groups in kvmerge.h has the prices).
      *
      * @param rate [cells], not negative: attention that a query is expected to give each cell
      * @param first cells [first, end) may be touched

@@ -1,6 +1,7 @@
 package dev.kvmerge.kernels;
 
 import dev.kvmerge.bindings.Kvmerge_h;
+import dev.kvmerge.llama.NativeLibrary;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
@@ -11,7 +12,8 @@ public final class Foresight {
 
     /**
      * The attention that each cell is expected to get from a query to come, by a log-linear model, to seven digits:
-     * exp(prior_i + w_0 log r_i + w_1 log r_{i-1} + w_2 log r_{i+1} + w_3 log(now - position_i)), r = rate + least; at most e^88.
+     * exp(prior_i + w_0 log r_i + w_1 log r_{i-1} + w_2 log r_{i+1} + w_3 log(now - position_i)), r = rate + least; at
+     * most e^88.
      *
      * @param rates [cells], in position order, not negative
      * @param prior [cells]
@@ -27,6 +29,7 @@ public final class Foresight {
             throw new IllegalArgumentException(n + " rates, " + prior.length + " priors, " + position.length
                     + " positions and " + weights.length + " weights");
         }
+        NativeLibrary.require();
         try (Arena local = Arena.ofConfined()) {
             MemorySegment expected = local.allocate(ValueLayout.JAVA_DOUBLE, n);
             Kvmerge.check(Kvmerge_h.kvmerge_expected_attention(

@@ -2,47 +2,37 @@ package dev.kvmerge.kernels;
 
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.bindings.Kvmerge_h;
-import java.nio.file.Files;
+import dev.kvmerge.llama.NativeLibrary;
 import java.nio.file.Path;
 
 /** The native library itself: loading it, its version, its errors. */
 public final class Kvmerge {
-    private static Path loaded;
-
     private Kvmerge() {}
 
     /**
-     * Loads libkvmerge, once a process.
+     * Loads libkvmerge, once a process, before or after llama.cpp.
      *
-     * @throws KvmergeException if it is missing or cannot be loaded
+     * @throws KvmergeException if it is missing, truncated, no libkvmerge or built from another kvmerge.h, or if
+     *     another one is loaded already
      */
-    public static synchronized void load(Path library) {
-        Path absolute = library.toAbsolutePath().normalize();
-        if (loaded != null) {
-            return;
-        }
-        if (!Files.isRegularFile(absolute)) {
-            throw new KvmergeException("no native library at " + absolute + ": run 'make build'");
-        }
-        try {
-            System.load(absolute.toString());
-        } catch (UnsatisfiedLinkError e) {
-            throw new KvmergeException("cannot load " + absolute + ": " + e.getMessage(), e);
-        }
-        loaded = absolute;
+    public static void load(Path library) {
+        NativeLibrary.load(library);
     }
 
     public static String version() {
+        NativeLibrary.require();
         return Kvmerge_h.kvmerge_version().getString(0);
     }
 
     /** The instruction set that the kernels use here: avx512, avx2, neon or generic. */
     public static String instructionSet() {
+        NativeLibrary.require();
         return Kvmerge_h.kvmerge_isa().getString(0);
     }
 
     /** Every function's signature and every struct's fields, one a line, as the library was compiled. */
     public static String abi() {
+        NativeLibrary.require();
         return Kvmerge_h.kvmerge_abi().getString(0);
     }
 
@@ -58,6 +48,7 @@ public final class Kvmerge {
      * @throws KvmergeException if it is not built, or there is no GPU; the message says what to do
      */
     public static void requireCuda() {
+        NativeLibrary.require();
         check(Kvmerge_h.kvmerge_device_check(Kvmerge_h.KVMERGE_DEVICE_CUDA()));
     }
 }

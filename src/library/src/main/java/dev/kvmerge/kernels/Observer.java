@@ -10,6 +10,8 @@ import dev.kvmerge.bindings.kvmerge_observer_params;
 import dev.kvmerge.bindings.kvmerge_plan;
 import dev.kvmerge.llama.Backend;
 import dev.kvmerge.llama.ContextOptions;
+import dev.kvmerge.llama.Guard;
+import dev.kvmerge.llama.NativeLibrary;
 import dev.kvmerge.llama.Shape;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
@@ -18,9 +20,10 @@ import java.lang.foreign.ValueLayout;
 import java.util.function.Supplier;
 
 /**
- * The native observer of one llama.cpp context: hand {@link #callback()} to the context, {@link #begin()} a block, decode it, read
- * {@link #stats()}, {@link #apply} a plan. Close it after its context. One thread at a time, but for {@link #readCells} and
- * {@link #cells}, which may run on several.
+ * The native observer of one llama.cpp context: hand {@link #callback()} to the context, {@link #begin()} a block,
+ * decode it, read {@link #stats()}, {@link #apply} a plan. Close it after its context. One thread at a time, but for
+ * {@link #readCells}, {@link #project}, {@link #queryMoments} and {@link #cells}, which may run on several; a call that
+ * meets one it cannot run beside, a decode among them, or the closed observer, gets an {@link IllegalStateException}.
  */
 public final class Observer implements AutoCloseable {
     /**
@@ -86,7 +89,9 @@ public final class Observer implements AutoCloseable {
     private final MemorySegment weight;
     private final MemorySegment position;
     private final MemorySegment destination;
-    private boolean closed;
+    private final Guard guard = new Guard("the observer");
+    private final Object moments =
+            new Object(); // reading query moments adds up those that wait, for all heads of a layer
 
     /**
      * Makes an observer. llama.cpp must be loaded.
@@ -99,7 +104,22 @@ public final class Observer implements AutoCloseable {
         this.cells = cells;
         this.block = block;
         this.entropies = options.entropy();
+        NativeLibrary.require();
         long entries = (long) shape.pairs() * cells;
+        try {
+            target = arena.allocate(ValueLayout.JAVA_INT, entries);
+            weight = arena.allocate(ValueLayout.JAVA_FLOAT, entries);
+            position = arena.allocate(ValueLayout.JAVA_INT, entries);
+            destination = arena.allocate(ValueLayout.JAVA_INT, entries);
+            handle = create(options);
+        } catch (RuntimeException | Error e) {
+            arena.close();
+            throw e;
+        }
+        callback = new ContextOptions.EvalCallback(Kvmerge_h.kvmerge_eval_callback$address(), handle, guard);
+    }
+
+    private MemorySegment create(Options options) {
         try (Arena local = Arena.ofConfined()) {
             MemorySegment params = kvmerge_observer_params.allocate(local);
             kvmerge_observer_params.n_layer(params, shape.layers());
@@ -143,13 +163,8 @@ public final class Observer implements AutoCloseable {
             kvmerge_ggml.buffer_is_host(entries3, symbol(ggml, "ggml_backend_buffer_is_host"));
             MemorySegment out = local.allocate(ValueLayout.ADDRESS);
             Kvmerge.check(Kvmerge_h.kvmerge_observer_create(params, out));
-            handle = out.get(ValueLayout.ADDRESS, 0);
+            return out.get(ValueLayout.ADDRESS, 0);
         }
-        callback = new ContextOptions.EvalCallback(Kvmerge_h.kvmerge_eval_callback$address(), handle);
-        target = arena.allocate(ValueLayout.JAVA_INT, entries);
-        weight = arena.allocate(ValueLayout.JAVA_FLOAT, entries);
-        position = arena.allocate(ValueLayout.JAVA_INT, entries);
-        destination = arena.allocate(ValueLayout.JAVA_INT, entries);
     }
 
     private static MemorySegment symbol(SymbolLookup lookup, String name) {
@@ -158,13 +173,17 @@ public final class Observer implements AutoCloseable {
 
     /** What to give to the context. */
     public ContextOptions.EvalCallback callback() {
-        open();
+        if (guard.isClosed()) {
+            throw new IllegalStateException("the observer is closed");
+        }
         return callback;
     }
 
     /** Starts a block: forgets the last one's tokens, mass and entropies, decays the query moments. */
     public void begin() {
-        Kvmerge.check(Kvmerge_h.kvmerge_observer_begin(open()));
+        try (Guard.Use _ = guard.exclusive()) {
+            Kvmerge.check(Kvmerge_h.kvmerge_observer_begin(handle));
+        }
     }
 
     /**
@@ -184,25 +203,28 @@ public final class Observer implements AutoCloseable {
      * @throws KvmergeException if the graph had something that cannot be read
      */
     public Stats stats() {
-        Kvmerge.check(Kvmerge_h.kvmerge_observer_stats(open(), stats));
-        int n = kvmerge_block_stats.n_tokens(stats);
-        int[] tokenCell =
-                kvmerge_block_stats.token_cell(stats).reinterpret(4L * n).toArray(ValueLayout.JAVA_INT);
-        float[] mass = floats(kvmerge_block_stats.mass(stats), (long) shape.pairs() * cells);
-        float[] entropy = null;
-        if (entropies) {
-            float[] padded = floats(kvmerge_block_stats.entropy(stats), (long) shape.layers() * shape.heads() * block);
-            entropy = new float[shape.layers() * shape.heads() * n];
-            for (int row = 0; row < shape.layers() * shape.heads(); row++) {
-                System.arraycopy(padded, row * block, entropy, row * n, n);
+        try (Guard.Use _ = guard.exclusive()) {
+            Kvmerge.check(Kvmerge_h.kvmerge_observer_stats(handle, stats));
+            int n = kvmerge_block_stats.n_tokens(stats);
+            int[] tokenCell =
+                    kvmerge_block_stats.token_cell(stats).reinterpret(4L * n).toArray(ValueLayout.JAVA_INT);
+            float[] mass = floats(kvmerge_block_stats.mass(stats), (long) shape.pairs() * cells);
+            float[] entropy = null;
+            if (entropies) {
+                float[] padded =
+                        floats(kvmerge_block_stats.entropy(stats), (long) shape.layers() * shape.heads() * block);
+                entropy = new float[shape.layers() * shape.heads() * n];
+                for (int row = 0; row < shape.layers() * shape.heads(); row++) {
+                    System.arraycopy(padded, row * block, entropy, row * n, n);
+                }
             }
+            return new Stats(
+                    tokenCell,
+                    mass,
+                    entropy,
+                    kvmerge_block_stats.n_layer_seen(stats),
+                    kvmerge_block_stats.observe_nanos(stats));
         }
-        return new Stats(
-                tokenCell,
-                mass,
-                entropy,
-                kvmerge_block_stats.n_layer_seen(stats),
-                kvmerge_block_stats.observe_nanos(stats));
     }
 
     private static float[] floats(MemorySegment pointer, long n) {
@@ -239,9 +261,10 @@ public final class Observer implements AutoCloseable {
      * @throws KvmergeException before the first decode, or if a layer has no ordinary KV cache
      */
     public CacheInfo cacheInfo() {
-        try (Arena local = Arena.ofConfined()) {
+        try (Guard.Use _ = guard.shared();
+                Arena local = Arena.ofConfined()) {
             MemorySegment info = kvmerge_cache_info.allocate(local);
-            Kvmerge.check(Kvmerge_h.kvmerge_observer_cache_info(open(), info));
+            Kvmerge.check(Kvmerge_h.kvmerge_observer_cache_info(handle, info));
             return new CacheInfo(
                     kvmerge_cache_info.n_cells(info),
                     kvmerge_cache_info.head_dim_k(info),
@@ -269,20 +292,24 @@ public final class Observer implements AutoCloseable {
      */
     public QueryMoments queryMoments(int layer, int kvHead, CacheInfo info) {
         int d = info.keyDimension();
-        try (Arena local = Arena.ofConfined()) {
+        try (Guard.Use _ = guard.shared();
+                Arena local = Arena.ofConfined()) {
             MemorySegment mean = local.allocate(ValueLayout.JAVA_FLOAT, d);
             MemorySegment second = local.allocate(ValueLayout.JAVA_FLOAT, (long) d * d);
-            Kvmerge.check(Kvmerge_h.kvmerge_query_moments(open(), layer, kvHead, mean, second));
+            synchronized (moments) {
+                Kvmerge.check(Kvmerge_h.kvmerge_query_moments(handle, layer, kvHead, mean, second));
+            }
             return new QueryMoments(mean.toArray(ValueLayout.JAVA_FLOAT), second.toArray(ValueLayout.JAVA_FLOAT));
         }
     }
 
     /** How a layer's cached keys are rotated. */
     public KeyRotation keyRotation(int layer, CacheInfo info) {
-        try (Arena local = Arena.ofConfined()) {
+        try (Guard.Use _ = guard.shared();
+                Arena local = Arena.ofConfined()) {
             MemorySegment out = kvmerge_key_rotation.allocate(local);
             MemorySegment frequency = local.allocate(ValueLayout.JAVA_DOUBLE, info.keyDimension() / 2 + 1);
-            Kvmerge.check(Kvmerge_h.kvmerge_rotation(open(), layer, out, frequency));
+            Kvmerge.check(Kvmerge_h.kvmerge_rotation(handle, layer, out, frequency));
             int pairs = kvmerge_key_rotation.n_rot(out) / 2;
             return new KeyRotation(
                     frequency.asSlice(0, 8L * pairs).toArray(ValueLayout.JAVA_DOUBLE),
@@ -321,25 +348,29 @@ public final class Observer implements AutoCloseable {
             @Override
             public int[] groups(double[] rate, int first, int end, int operations, int largestGroup, double keyCost) {
                 Planning planning = (local, params, group) -> Kvmerge_h.kvmerge_plan_cells(
-                        open(),
+                        handle,
                         layer,
                         kvHead,
                         local.allocateFrom(ValueLayout.JAVA_INT, which),
                         params,
                         group,
                         MemorySegment.NULL);
-                return planning.groups(which.length, rate, first, end, operations, largestGroup, keyCost);
+                try (Guard.Use _ = guard.shared()) {
+                    return planning.groups(which.length, rate, first, end, operations, largestGroup, keyCost);
+                }
             }
         };
     }
 
     /** Reads cells of one layer and KV head. */
     public CellVectors readCells(int layer, int kvHead, int[] which, CacheInfo info, CellVectors.Buffer buffer) {
-        return buffer.read(
-                which,
-                info,
-                (index, keys, values) -> Kvmerge.check(
-                        Kvmerge_h.kvmerge_read_cells(open(), layer, kvHead, index, which.length, keys, values)));
+        try (Guard.Use _ = guard.shared()) {
+            return buffer.read(
+                    which,
+                    info,
+                    (index, keys, values) -> Kvmerge.check(
+                            Kvmerge_h.kvmerge_read_cells(handle, layer, kvHead, index, which.length, keys, values)));
+        }
     }
 
     /**
@@ -361,11 +392,12 @@ public final class Observer implements AutoCloseable {
             throw new IllegalArgumentException(positions.length + " positions and " + weight.length + " weights of "
                     + which.length + " cells with keys of " + info.keyDimension());
         }
-        try (Arena local = Arena.ofConfined()) {
+        try (Guard.Use _ = guard.shared();
+                Arena local = Arena.ofConfined()) {
             MemorySegment product = local.allocate(ValueLayout.JAVA_FLOAT, which.length);
             MemorySegment length = local.allocate(ValueLayout.JAVA_FLOAT, which.length);
             Kvmerge.check(Kvmerge_h.kvmerge_project_cells(
-                    open(),
+                    handle,
                     layer,
                     kvHead,
                     local.allocateFrom(ValueLayout.JAVA_INT, which),
@@ -378,14 +410,18 @@ public final class Observer implements AutoCloseable {
         }
     }
 
-    /** Writes the values of cells of one layer and KV head, rounding to the cells' type. values: [which][valueDimension] in one array. */
+    /**
+     * Writes the values of cells of one layer and KV head, rounding to the cells' type. values: [which][valueDimension]
+     * in one array.
+     */
     public void writeValues(int layer, int kvHead, int[] which, float[] values, CacheInfo info) {
         if (values.length != which.length * info.valueDimension()) {
             throw new IllegalArgumentException("values of another shape than " + which.length + " cells");
         }
-        try (Arena local = Arena.ofConfined()) {
+        try (Guard.Use _ = guard.exclusive();
+                Arena local = Arena.ofConfined()) {
             Kvmerge.check(Kvmerge_h.kvmerge_write_cells(
-                    open(),
+                    handle,
                     layer,
                     kvHead,
                     local.allocateFrom(ValueLayout.JAVA_INT, which),
@@ -401,9 +437,10 @@ public final class Observer implements AutoCloseable {
                 || vectors.values().length != which.length * info.valueDimension()) {
             throw new IllegalArgumentException("vectors of another shape than " + which.length + " cells");
         }
-        try (Arena local = Arena.ofConfined()) {
+        try (Guard.Use _ = guard.exclusive();
+                Arena local = Arena.ofConfined()) {
             Kvmerge.check(Kvmerge_h.kvmerge_write_cells(
-                    open(),
+                    handle,
                     layer,
                     kvHead,
                     local.allocateFrom(ValueLayout.JAVA_INT, which),
@@ -414,7 +451,8 @@ public final class Observer implements AutoCloseable {
     }
 
     /**
-     * Rewrites the cells. valueWeights may be null: as weights; so may newPositions: pivots keep theirs. All arrays are [layer * kvHeads + kvHead][cell]; their meaning is kvmerge_plan's in kvmerge.h.
+     * Rewrites the cells. valueWeights may be null: as weights; so may newPositions: pivots keep theirs. All arrays are
+     * [layer * kvHeads + kvHead][cell]; their meaning is kvmerge_plan's in kvmerge.h.
      *
      * @throws KvmergeException if the plan contradicts itself; nothing is written then
      */
@@ -426,16 +464,17 @@ public final class Observer implements AutoCloseable {
             int[] destinations,
             int[] newPositions,
             boolean pivotFrame) {
-        copy(targets, target);
-        copy(positions, position);
-        copy(destinations, destination);
         if (weights.length != (int) (weight.byteSize() / 4)
                 || (valueWeights != null && valueWeights.length != weights.length)
                 || (newPositions != null && newPositions.length != weights.length)) {
             throw new IllegalArgumentException("weights of another shape than the cache");
         }
-        MemorySegment.copy(weights, 0, weight, ValueLayout.JAVA_FLOAT, 0, weights.length);
-        try (Arena local = Arena.ofConfined()) {
+        try (Guard.Use _ = guard.exclusive();
+                Arena local = Arena.ofConfined()) {
+            copy(targets, target);
+            copy(positions, position);
+            copy(destinations, destination);
+            MemorySegment.copy(weights, 0, weight, ValueLayout.JAVA_FLOAT, 0, weights.length);
             MemorySegment plan = kvmerge_plan.allocate(local);
             kvmerge_plan.target(plan, target);
             kvmerge_plan.weight(plan, weight);
@@ -450,7 +489,7 @@ public final class Observer implements AutoCloseable {
                     plan,
                     newPositions == null ? MemorySegment.NULL : local.allocateFrom(ValueLayout.JAVA_INT, newPositions));
             kvmerge_plan.pivot_frame(plan, pivotFrame ? 1 : 0);
-            Kvmerge.check(Kvmerge_h.kvmerge_apply(open(), plan));
+            Kvmerge.check(Kvmerge_h.kvmerge_apply(handle, plan));
         }
     }
 
@@ -461,27 +500,19 @@ public final class Observer implements AutoCloseable {
         MemorySegment.copy(from, 0, to, ValueLayout.JAVA_INT, 0, from.length);
     }
 
-    private MemorySegment open() {
-        if (closed) {
-            throw new IllegalStateException("the observer is closed");
-        }
-        return handle;
-    }
-
     /**
      * Frees the observer.
      *
-     * @throws IllegalStateException if a context that calls it is still open
+     * @throws IllegalStateException if a context that calls it is still open, or a thread is inside; it stays open then
      */
     @Override
     public void close() {
-        if (!closed) {
+        guard.close(() -> {
             if (callback.inUse()) {
                 throw new IllegalStateException("the observer's context is still open: close that first");
             }
-            closed = true;
             Kvmerge.check(Kvmerge_h.kvmerge_observer_free(handle));
             arena.close();
-        }
+        });
     }
 }

@@ -1,6 +1,7 @@
 package dev.kvmerge.kernels;
 
 import dev.kvmerge.bindings.kvmerge_groups_params;
+import dev.kvmerge.llama.NativeLibrary;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
@@ -17,6 +18,7 @@ interface Planning {
         if (rate.length != cells) {
             throw new IllegalArgumentException(rate.length + " rates of " + cells + " cells");
         }
+        NativeLibrary.require();
         try (Arena local = Arena.ofConfined()) {
             MemorySegment params = kvmerge_groups_params.allocate(local);
             kvmerge_groups_params.n(params, cells);

@@ -2,6 +2,7 @@ package dev.kvmerge.kernels;
 
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.bindings.Kvmerge_h;
+import dev.kvmerge.llama.NativeLibrary;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
@@ -12,6 +13,7 @@ public final class Scorer {
     private final int threads;
 
     public Scorer(int vocabulary, int threads) {
+        NativeLibrary.require();
         this.vocabulary = vocabulary;
         this.threads = threads;
     }
@@ -75,6 +77,7 @@ public final class Scorer {
 
     /** Entropy of each row of probabilities over its positive entries, divided by the log of their number. */
     public static float[] rowEntropy(float[][] rows) {
+        NativeLibrary.require();
         int n = rows.length == 0 ? 1 : rows[0].length;
         try (Arena arena = Arena.ofConfined()) {
             MemorySegment p = arena.allocate(ValueLayout.JAVA_FLOAT, Math.max(1L, (long) rows.length * n));

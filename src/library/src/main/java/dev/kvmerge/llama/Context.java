@@ -8,7 +8,10 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 
-/** A llama.cpp context: a model's KV cache and its last logits. Not thread-safe. */
+/**
+ * A llama.cpp context: a model's KV cache and its last logits. One thread at a time: a call that meets another
+ * thread's, or the closed context, gets an {@link IllegalStateException}.
+ */
 public final class Context implements AutoCloseable {
     private final Model model;
     private final MemorySegment handle;
@@ -28,7 +31,7 @@ public final class Context implements AutoCloseable {
     private final ThreadPool threads; // null where llama.cpp makes its own
     private Arena logitsLife; // of the segment that logits() gave out
     private int outputRows;
-    private boolean closed;
+    private final Guard guard = new Guard("the context");
 
     /**
      * Makes a context.
@@ -42,44 +45,6 @@ public final class Context implements AutoCloseable {
         this.batch = options.batch();
         this.sequences = options.sequences();
         this.vocabulary = model.vocabularySize();
-        model.library().takeLog();
-        try (Arena local = Arena.ofConfined()) {
-            MemorySegment params = Llama_h.llama_context_default_params(local);
-            llama_context_params.n_ctx(params, options.cells());
-            llama_context_params.n_batch(params, options.batch());
-            llama_context_params.n_ubatch(params, options.ubatch());
-            llama_context_params.n_seq_max(params, options.sequences());
-            llama_context_params.n_threads(params, options.threads());
-            llama_context_params.n_threads_batch(params, options.threads());
-            llama_context_params.flash_attn_type(
-                    params,
-                    switch (options.flashAttention()) {
-                        case AUTO -> Llama_h.LLAMA_FLASH_ATTN_TYPE_AUTO();
-                        case OFF -> Llama_h.LLAMA_FLASH_ATTN_TYPE_DISABLED();
-                        case ON -> Llama_h.LLAMA_FLASH_ATTN_TYPE_ENABLED();
-                    });
-            llama_context_params.type_k(params, ggmlType(options.keyType()));
-            llama_context_params.type_v(params, ggmlType(options.valueType()));
-            llama_context_params.no_perf(params, true);
-            llama_context_params.swa_full(
-                    params, false); // layers with sliding windows get no more cells than they need
-            if (callback != null) {
-                llama_context_params.cb_eval(params, callback.function());
-                llama_context_params.cb_eval_user_data(params, callback.userData());
-            }
-            handle = Llama_h.llama_init_from_model(model.open(), params);
-        }
-        if (handle.equals(MemorySegment.NULL)) {
-            arena.close();
-            throw new KvmergeException("llama.cpp cannot make a context of " + options.cells() + " cells: "
-                    + model.library().takeLog());
-        }
-        model.contextOpened();
-        if (callback != null) {
-            callback.acquire();
-        }
-        threads = ThreadPool.attach(handle, options.threads(), callback != null);
-        cells = Llama_h.llama_n_ctx(handle);
         tokens = arena.allocate(ValueLayout.JAVA_INT, batch);
         positions = arena.allocate(ValueLayout.JAVA_INT, batch);
         sequenceCounts = arena.allocate(ValueLayout.JAVA_INT, batch);
@@ -97,6 +62,50 @@ public final class Context implements AutoCloseable {
         llama_batch.n_seq_id(nativeBatch, sequenceCounts);
         llama_batch.seq_id(nativeBatch, sequencePointers);
         llama_batch.logits(nativeBatch, outputs);
+        MemorySegment made = MemorySegment.NULL;
+        try {
+            made = model.makeContext(params(options));
+            threads = ThreadPool.attach(made, options.threads(), callback != null);
+        } catch (RuntimeException | Error e) {
+            if (!made.equals(MemorySegment.NULL)) {
+                Llama_h.llama_free(made);
+                model.contextClosed();
+            }
+            arena.close();
+            throw e;
+        }
+        handle = made;
+        cells = Llama_h.llama_n_ctx(handle);
+        if (callback != null) {
+            callback.acquire();
+        }
+    }
+
+    /** In the context's own memory. */
+    private MemorySegment params(ContextOptions options) {
+        MemorySegment params = Llama_h.llama_context_default_params(arena);
+        llama_context_params.n_ctx(params, options.cells());
+        llama_context_params.n_batch(params, options.batch());
+        llama_context_params.n_ubatch(params, options.ubatch());
+        llama_context_params.n_seq_max(params, options.sequences());
+        llama_context_params.n_threads(params, options.threads());
+        llama_context_params.n_threads_batch(params, options.threads());
+        llama_context_params.flash_attn_type(
+                params,
+                switch (options.flashAttention()) {
+                    case AUTO -> Llama_h.LLAMA_FLASH_ATTN_TYPE_AUTO();
+                    case OFF -> Llama_h.LLAMA_FLASH_ATTN_TYPE_DISABLED();
+                    case ON -> Llama_h.LLAMA_FLASH_ATTN_TYPE_ENABLED();
+                });
+        llama_context_params.type_k(params, ggmlType(options.keyType()));
+        llama_context_params.type_v(params, ggmlType(options.valueType()));
+        llama_context_params.no_perf(params, true);
+        llama_context_params.swa_full(params, false); // layers with sliding windows get no more cells than they need
+        if (callback != null) {
+            llama_context_params.cb_eval(params, callback.function());
+            llama_context_params.cb_eval_user_data(params, callback.userData());
+        }
+        return params;
     }
 
     private static int ggmlType(ContextOptions.CellType type) {
@@ -147,13 +156,34 @@ public final class Context implements AutoCloseable {
      * Decodes a batch and waits for it. Afterwards {@link #logits()} holds a row for each output, in the batch's order.
      *
      * @throws KvmergeException if there are no free cells for it, or the computation fails
-     * @throws IllegalArgumentException if it is empty or larger than {@link #batch()}, or names a token or sequence that is none
+     * @throws IllegalArgumentException if it is empty or larger than {@link #batch()}, or names a token or sequence
+     *     that is none
+     * @throws IllegalStateException if the context is closed or another thread uses it
      */
     public void decode(int n, Items items) {
-        open();
         if (n <= 0 || n > batch) {
             throw new IllegalArgumentException("a batch of " + n + " tokens; it takes 1 to " + batch);
         }
+        try (Guard.Use _ = guard.exclusive();
+                Guard.Use _ = callback == null ? null : callback.guard().exclusive()) {
+            int rows = fill(n, items);
+            endLogits();
+            model.library().takeLog();
+            int status = Llama_h.llama_decode(handle, nativeBatch);
+            if (status != 0) {
+                String why = status == 1
+                        ? "no free KV cells for " + n + " tokens among " + cells + ": compress first, or use more cells"
+                        : "status " + status;
+                throw new KvmergeException("llama.cpp cannot decode: " + why + "; "
+                        + model.library().takeLog());
+            }
+            Llama_h.llama_synchronize(handle);
+            outputRows = rows;
+        }
+    }
+
+    /** Writes the batch; how many rows of logits it makes. */
+    private int fill(int n, Items items) {
         int rows = 0;
         for (int i = 0; i < n; i++) {
             Item item = items.get(i);
@@ -167,41 +197,32 @@ public final class Context implements AutoCloseable {
             rows += item.output() ? 1 : 0;
         }
         llama_batch.n_tokens(nativeBatch, n);
-        endLogits();
-        model.library().takeLog();
-        int status = Llama_h.llama_decode(handle, nativeBatch);
-        if (status != 0) {
-            String why = status == 1
-                    ? "no free KV cells for " + n + " tokens among " + cells + ": compress first, or use more cells"
-                    : "status " + status;
-            throw new KvmergeException(
-                    "llama.cpp cannot decode: " + why + "; " + model.library().takeLog());
-        }
-        Llama_h.llama_synchronize(handle);
-        outputRows = rows;
+        return rows;
     }
 
     /**
-     * The last batch's logits: F32 [outputs][vocabulary], llama.cpp's own memory. The segment ends with the next decode or close: after
-     * that, reading it throws {@link IllegalStateException}.
+     * The last batch's logits: F32 [outputs][vocabulary], llama.cpp's own memory. The segment ends with the next decode
+     * or close: after that, reading it throws {@link IllegalStateException}.
      */
     public MemorySegment logits() {
-        open();
-        if (outputRows == 0) {
-            throw new IllegalStateException("no logits: decode a batch with outputs first");
+        try (Guard.Use _ = guard.exclusive()) {
+            if (outputRows == 0) {
+                throw new IllegalStateException("no logits: decode a batch with outputs first");
+            }
+            if (logitsLife == null) {
+                logitsLife = Arena.ofShared();
+            }
+            return Llama_h.llama_get_logits(handle).reinterpret(4L * outputRows * vocabulary, logitsLife, null);
         }
-        if (logitsLife == null) {
-            logitsLife = Arena.ofShared();
-        }
-        return Llama_h.llama_get_logits(handle).reinterpret(4L * outputRows * vocabulary, logitsLife, null);
     }
 
+    /** Fails, and changes nothing, while another thread's native call reads the segment. */
     private void endLogits() {
-        outputRows = 0;
         if (logitsLife != null) {
             logitsLife.close();
             logitsLife = null;
         }
+        outputRows = 0;
     }
 
     /** Rows of {@link #logits()}. */
@@ -214,37 +235,40 @@ public final class Context implements AutoCloseable {
         if (from < 0 || to < from) {
             throw new IllegalArgumentException("not a range of positions: [" + from + ", " + to + ")");
         }
-        if (from < to && !Llama_h.llama_memory_seq_rm(memory(), 0, from, to)) {
-            throw new KvmergeException("llama.cpp cannot free the positions [" + from + ", " + to + ")");
+        try (Guard.Use _ = guard.exclusive()) {
+            if (from < to && !Llama_h.llama_memory_seq_rm(memory(), 0, from, to)) {
+                throw new KvmergeException("llama.cpp cannot free the positions [" + from + ", " + to + ")");
+            }
         }
     }
 
     /** The newest position in the cache, or -1 when it is empty. */
     public int newestPosition() {
-        return Llama_h.llama_memory_seq_pos_max(memory(), 0);
+        try (Guard.Use _ = guard.exclusive()) {
+            return Llama_h.llama_memory_seq_pos_max(memory(), 0);
+        }
     }
 
     /** Frees all cells. */
     public void clear() {
-        Llama_h.llama_memory_clear(memory(), true);
-        endLogits();
+        try (Guard.Use _ = guard.exclusive()) {
+            endLogits();
+            Llama_h.llama_memory_clear(memory(), true);
+        }
     }
 
     private MemorySegment memory() {
-        return Llama_h.llama_get_memory(open());
+        return Llama_h.llama_get_memory(handle);
     }
 
-    private MemorySegment open() {
-        if (closed) {
-            throw new IllegalStateException("the context is closed");
-        }
-        return handle;
-    }
-
+    /**
+     * Frees the context.
+     *
+     * @throws IllegalStateException if a thread is inside, or reads the logits in native code; it stays open then
+     */
     @Override
     public void close() {
-        if (!closed) {
-            closed = true;
+        guard.close(() -> {
             endLogits();
             Llama_h.llama_free(handle);
             if (threads != null) {
@@ -255,6 +279,6 @@ public final class Context implements AutoCloseable {
             if (callback != null) {
                 callback.release();
             }
-        }
+        });
     }
 }

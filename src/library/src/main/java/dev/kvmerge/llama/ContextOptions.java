@@ -82,17 +82,24 @@ public record ContextOptions(
     }
 
     /**
-     * A C function that llama.cpp calls for every graph node, and its user data. Its owner must keep both alive while a context uses it:
-     * {@link #inUse} says so.
+     * A C function that llama.cpp calls for every graph node, and its user data. Its owner must keep both alive while a
+     * context uses it: {@link #inUse} says so.
      */
     public static final class EvalCallback {
         private final MemorySegment function;
         private final MemorySegment userData;
+        private final Guard guard;
         private final AtomicInteger users = new AtomicInteger();
 
         public EvalCallback(MemorySegment function, MemorySegment userData) {
+            this(function, userData, new Guard("the eval callback"));
+        }
+
+        /** With the guard of what the user data is: a context enters it alone while it decodes. */
+        public EvalCallback(MemorySegment function, MemorySegment userData, Guard guard) {
             this.function = function;
             this.userData = userData;
+            this.guard = guard;
         }
 
         /** Whether an open context may still call it. */
@@ -106,6 +113,10 @@ public record ContextOptions(
 
         MemorySegment userData() {
             return userData;
+        }
+
+        Guard guard() {
+            return guard;
         }
 
         void acquire() {

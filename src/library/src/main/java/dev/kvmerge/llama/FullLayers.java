@@ -13,9 +13,9 @@ import java.util.Map;
 import java.util.TreeMap;
 
 /**
- * Finds the layers that attend to everything in a model with sliding windows. llama.cpp's API says how long the windows are, not which
- * layers have them; but in a context larger than a window, those layers have fewer cells. So a token is decoded and the caches
- * that it is written to are looked at.
+ * Finds the layers that attend to everything in a model with sliding windows. llama.cpp's API says how long the windows
+ * are, not which layers have them; but in a context larger than a window, those layers have fewer cells. So a token is
+ * decoded and the caches that it is written to are looked at.
  */
 final class FullLayers {
     private static final String KEY_CACHE = "cache_k_l";

@@ -7,8 +7,10 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.FunctionDescriptor;
 import java.lang.foreign.Linker;
 import java.lang.foreign.MemorySegment;
+import java.lang.foreign.SymbolLookup;
 import java.lang.foreign.ValueLayout;
 import java.lang.invoke.MethodHandle;
+import java.lang.reflect.Method;
 import java.net.InetSocketAddress;
 import java.net.Socket;
 import java.nio.file.Files;
@@ -20,80 +22,136 @@ import java.util.regex.Pattern;
 import java.util.stream.Stream;
 
 /**
- * llama.cpp's shared libraries, loaded once a process. They live as long as the JVM: {@link System#load} ties them to the class
- * loader.
+ * llama.cpp's shared libraries, loaded once a process. They live as long as the JVM: {@link System#load} ties them to
+ * the class loader.
  */
 public final class LlamaLibrary {
     /** The llama.cpp version that the bindings were generated from. */
     public static final String VERSION = "0.5.0";
 
     private static LlamaLibrary loaded;
+    private static Path bound; // the folder whose libraries the class loader holds, until the JVM ends
 
     private final Path folder;
     private final String version;
-    private final NativeLog log;
+    private final boolean verbose;
+    private NativeLog log; // null until libkvmerge is there to keep it
 
-    private LlamaLibrary(Path folder, String version, NativeLog log) {
+    private LlamaLibrary(Path folder, String version, boolean verbose) {
         this.folder = folder;
         this.version = version;
-        this.log = log;
+        this.verbose = verbose;
     }
 
     /**
-     * Loads libggml-base, libggml and libllama from a folder, and the compute backends beside them.
+     * Loads libggml-base, libggml and libllama from a folder, and the compute backends beside them. They are looked at
+     * before they are bound to the class loader: a folder that is refused leaves nothing behind, and the next call may
+     * name another. libkvmerge may be loaded before or after.
      *
      * @param folder holds the libraries, as in llama.cpp's build/bin
      * @param verbose passes llama.cpp's own log on to standard error
-     * @throws KvmergeException if one is missing or cannot be loaded, or is not of version {@value #VERSION}
+     * @throws KvmergeException if one is missing, truncated or cannot be loaded, or is not of version {@value
+     *     #VERSION}, if there is no compute backend, or if another build is loaded already
      */
     public static synchronized LlamaLibrary load(Path folder, boolean verbose) {
-        Path absolute = folder.toAbsolutePath().normalize();
+        Path absolute = real(folder);
+        if (bound != null && !bound.equals(absolute)) {
+            throw new KvmergeException("llama.cpp is already loaded from " + bound
+                    + "; a process can hold one build of it: start another for " + absolute);
+        }
         if (loaded != null) {
-            if (!loaded.folder.equals(absolute)) {
-                throw new KvmergeException(
-                        "llama.cpp is already loaded from " + loaded.folder + "; a process can hold one build of it");
-            }
             return loaded;
         }
-        if (!Files.isDirectory(absolute)) {
-            throw new KvmergeException("no llama.cpp libraries at " + absolute
-                    + ": run 'make setup', or give your own build with --llama-lib or KVMERGE_LLAMA_LIB");
-        }
-        for (String pattern : List.of("libggml-base", "libggml", "libllama")) {
-            Path library = find(absolute, pattern);
-            try {
-                System.load(library.toString());
-            } catch (UnsatisfiedLinkError e) {
-                throw new KvmergeException("cannot load " + library + ": " + e.getMessage(), e);
-            }
-        }
+        checkWhole(absolute);
+        List<Path> libraries = Stream.of("libggml-base", "libggml", "libllama")
+                .map(name -> find(absolute, name))
+                .toList();
         String version;
-        try {
-            version = Llama_h.llama_version().getString(0);
-        } catch (RuntimeException | LinkageError e) {
-            throw new KvmergeException(
-                    "the llama.cpp at " + absolute + " has no llama_version(): it is older than " + VERSION
-                            + ", which kvmerge needs",
-                    e);
+        try (Arena trial = Arena.ofConfined()) {
+            List<SymbolLookup> lookups = libraries.stream()
+                    .map(library -> NativeLibrary.open(library, trial))
+                    .toList();
+            version = checkVersion(absolute, lookups.getLast());
+            checkFunctions(absolute, lookups);
+            for (Path library : libraries) {
+                System.load(library.toString());
+            }
+        } catch (UnsatisfiedLinkError e) {
+            throw new KvmergeException("cannot load the llama.cpp at " + absolute + ": " + e.getMessage(), e);
         }
-        if (!version.equals(VERSION)
-                && !version.startsWith(VERSION + "-")) { // the registry's build calls itself 0.5.0-dev
-            throw new KvmergeException(
-                    "the llama.cpp at " + absolute + " is version " + version + ", kvmerge's bindings are for "
-                            + VERSION + ": use that version, or regenerate the bindings with 'make bindings'");
-        }
-        NativeLog log = NativeLog.create(verbose);
-        Llama_h.llama_log_set(log.callback(), log.userData());
+        bound = absolute;
+        LlamaLibrary library = new LlamaLibrary(absolute, version, verbose);
+        library.keepLog();
         Llama_h.llama_backend_init();
         try (Arena arena = Arena.ofConfined()) {
             Llama_h.ggml_backend_load_all_from_path(arena.allocateFrom(absolute.toString()));
         }
-        loaded = new LlamaLibrary(absolute, version, log);
-        if (loaded.devices().isEmpty()) {
-            throw new KvmergeException(
-                    "the llama.cpp at " + absolute + " has no compute backend, not even for the CPU (libggml-cpu*)");
+        if (library.devices().isEmpty()) {
+            throw new KvmergeException("the llama.cpp at " + absolute
+                    + " has no compute backend, not even for the CPU (libggml-cpu*): put one there and load it again");
         }
+        loaded = library;
         return loaded;
+    }
+
+    private static Path real(Path folder) {
+        Path absolute = folder.toAbsolutePath().normalize();
+        if (!Files.isDirectory(absolute)) {
+            throw new KvmergeException("no llama.cpp libraries at " + absolute
+                    + ": run 'make setup', or give your own build with --llama-lib or KVMERGE_LLAMA_LIB");
+        }
+        try {
+            return absolute.toRealPath();
+        } catch (IOException e) {
+            throw new KvmergeException("cannot read " + absolute + ": " + e.getMessage(), e);
+        }
+    }
+
+    /** All libraries of the folder: llama.cpp itself opens the backends among them. */
+    private static void checkWhole(Path folder) {
+        try (Stream<Path> files = Files.list(folder)) {
+            files.filter(f -> f.getFileName().toString().matches("lib.*\\.so[0-9.]*") && Files.isRegularFile(f))
+                    .forEach(ElfFile::checkWhole);
+        } catch (IOException e) {
+            throw new KvmergeException("cannot list " + folder + ": " + e.getMessage(), e);
+        }
+    }
+
+    private static String checkVersion(Path folder, SymbolLookup llama) {
+        String version = NativeLibrary.text(llama, "llama_version")
+                .orElseThrow(() -> new KvmergeException("the llama.cpp at " + folder
+                        + " has no llama_version(): it is older than " + VERSION + ", which kvmerge needs"));
+        if (!version.equals(VERSION)
+                && !version.startsWith(VERSION + "-")) { // the registry's build calls itself 0.5.0-dev
+            throw new KvmergeException("the llama.cpp at " + folder + " is version " + version
+                    + ", kvmerge's bindings are for " + VERSION
+                    + ": use that version, or regenerate the bindings with 'make bindings'");
+        }
+        return version;
+    }
+
+    /**
+     * A function that is not there would be found out at its first call, and its binding be broken for the life of the
+     * JVM.
+     */
+    private static void checkFunctions(Path folder, List<SymbolLookup> libraries) {
+        for (Method method : Llama_h.class.getMethods()) {
+            String name = method.getName();
+            if (name.matches("(llama|ggml)_[a-z_0-9]+")
+                    && libraries.stream().noneMatch(l -> l.find(name).isPresent())) {
+                throw new KvmergeException("the llama.cpp at " + folder + " has no " + name + "(), which version "
+                        + VERSION + " has: build or fetch it again");
+            }
+        }
+    }
+
+    /** Gives llama.cpp our log as soon as libkvmerge is there; until then llama.cpp prints its own. */
+    private synchronized boolean keepLog() {
+        if (log == null && NativeLibrary.find()) {
+            log = NativeLog.create(verbose);
+            Llama_h.llama_log_set(log.callback(), log.userData());
+        }
+        return log != null;
     }
 
     private static Path find(Path folder, String name) {
@@ -165,7 +223,10 @@ public final class LlamaLibrary {
         }
     }
 
-    /** A function that a backend's library has beyond ggml's common ones; null where there is no such backend or function. */
+    /**
+     * A function that a backend's library has beyond ggml's common ones; null where there is no such backend or
+     * function.
+     */
     static MethodHandle backendFunction(String backend, String name, FunctionDescriptor descriptor) {
         try (Arena arena = Arena.ofConfined()) {
             MemorySegment registry = Llama_h.ggml_backend_reg_by_name(arena.allocateFrom(backend));
@@ -211,6 +272,6 @@ public final class LlamaLibrary {
 
     /** llama.cpp's warnings and errors since the last call, in one line; empty when there were none. */
     String takeLog() {
-        return log.take().strip().replaceAll("\\s*\\R\\s*", "; ");
+        return keepLog() ? log.take().strip().replaceAll("\\s*\\R\\s*", "; ") : "";
     }
 }

@@ -2,53 +2,58 @@ package dev.kvmerge.llama;
 
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.bindings.Llama_h;
+import dev.kvmerge.bindings.llama_context_params;
 import dev.kvmerge.bindings.llama_model_params;
-import java.io.IOException;
-import java.io.InputStream;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.nio.charset.StandardCharsets;
-import java.nio.file.Files;
 import java.nio.file.Path;
-import java.util.Arrays;
 import java.util.List;
+import java.util.concurrent.atomic.AtomicInteger;
+import java.util.stream.IntStream;
 
-/** A loaded GGUF model: its weights and its vocabulary. Close it after its contexts. Not thread-safe. */
+/**
+ * A loaded GGUF model: its weights and its vocabulary. Its methods may run on several threads. Close it after its
+ * contexts; while a thread is inside, or after it was closed, the calls that cannot be get an {@link
+ * IllegalStateException}.
+ */
 public final class Model implements AutoCloseable {
-    private static final byte[] MAGIC = "GGUF".getBytes(StandardCharsets.US_ASCII);
+    private static final int FIRST_TEXT = 256; // bytes; what is longer is asked for again
 
     private final LlamaLibrary library;
     private final Path path;
+    private final GgufHeader header;
     private final MemorySegment handle;
     private final MemorySegment vocabulary;
     private Shape shape;
     private int slidingWindow;
     private final Backend backend;
-    private int openContexts;
-    private boolean closed;
+    private final int vocabularySize;
+    private final AtomicInteger openContexts = new AtomicInteger();
+    private final Guard guard = new Guard("the model");
 
-    private Model(LlamaLibrary library, Path path, Backend backend, MemorySegment handle) {
+    private Model(LlamaLibrary library, GgufHeader header, Backend backend, MemorySegment handle) {
         this.backend = backend;
         this.library = library;
-        this.path = path;
+        this.header = header;
+        this.path = header.path();
         this.handle = handle;
         this.vocabulary = Llama_h.llama_model_get_vocab(handle);
-        this.shape = Shape.of(
-                Llama_h.llama_model_n_layer(handle),
-                Llama_h.llama_model_n_head(handle),
-                Math.max(1, Llama_h.llama_model_n_head_kv(handle)));
+        this.vocabularySize = Llama_h.llama_vocab_n_tokens(vocabulary);
     }
 
     /**
-     * Loads a GGUF file.
+     * Loads a GGUF file. Its header is read and checked first, since llama.cpp ends the process over many that are
+     * wrong.
      *
      * @param backend where its layers live
      * @param gpuLayers layers to keep on the devices, as llama.cpp's -ngl: -1 for all; of no meaning on the CPU
-     * @throws KvmergeException if it is missing, empty, not GGUF, truncated, or a model without an ordinary KV cache
+     * @throws KvmergeException if it is missing, empty, not GGUF, truncated, contradicts itself, or is a model without
+     *     an ordinary KV cache, alike in all layers
      */
     public static Model load(LlamaLibrary library, Path path, Backend backend, int gpuLayers) {
-        checkFile(path);
+        GgufHeader header = GgufHeader.read(path);
         library.takeLog();
         MemorySegment handle;
         try (Arena arena = Arena.ofConfined()) {
@@ -70,45 +75,43 @@ public final class Model implements AutoCloseable {
                 throw new KvmergeException("the model " + path
                         + " is recurrent or has an encoder: it has no ordinary KV cache to compress");
             }
-            return new Model(library, path, backend, handle).withoutWindows();
+            Model model = new Model(library, header, backend, handle);
+            model.findShape();
+            return model;
         } catch (RuntimeException e) {
             Llama_h.llama_model_free(handle);
             throw e;
         }
     }
 
-    /** Leaves the layers with sliding windows out of the shape. */
-    private Model withoutWindows() {
+    /** The layers that attend to everything, which have to be alike. */
+    private void findShape() {
+        List<Integer> full =
+                IntStream.range(0, Llama_h.llama_model_n_layer(handle)).boxed().toList();
         int window = Llama_h.llama_model_n_swa(handle);
         if (window > 0) {
-            List<Integer> full = FullLayers.of(this, window);
+            int all = full.size();
+            full = FullLayers.of(this, window);
             if (full.isEmpty()) {
                 throw new KvmergeException("every layer of the model " + path + " has a sliding window of " + window
                         + " positions: its cache does not grow, and there is nothing to compress");
             }
-            slidingWindow = full.size() == shape.layers() ? 0 : window;
-            shape = new Shape(full, shape.heads(), shape.kvHeads());
+            slidingWindow = full.size() == all ? 0 : window;
         }
-        return this;
-    }
-
-    private static void checkFile(Path path) {
-        if (!Files.exists(path)) {
-            throw new KvmergeException(
-                    "no model at " + path + ": give a GGUF file with -m, or a name from 'kvmerge models'");
+        int first = full.getFirst();
+        if (header.heads(first) == 0 || header.kvHeads(first) == 0) {
+            throw new KvmergeException("the model " + path + " has layers without attention, layer " + first
+                    + " among them: it has no ordinary KV cache to compress");
         }
-        try (InputStream in = Files.newInputStream(path)) {
-            byte[] head = in.readNBytes(MAGIC.length);
-            if (head.length == 0) {
-                throw new KvmergeException("the model " + path + " is empty: fetch it again");
+        for (int layer : full) {
+            if (header.heads(layer) != header.heads(first) || header.kvHeads(layer) != header.kvHeads(first)) {
+                throw new KvmergeException("the model " + path + " has layers of different shapes: layer " + first
+                        + " has " + header.heads(first) + " heads on " + header.kvHeads(first) + " KV heads, layer "
+                        + layer + " has " + header.heads(layer) + " on " + header.kvHeads(layer)
+                        + ", and kvmerge compresses layers that are alike: use another model");
             }
-            if (!Arrays.equals(head, MAGIC)) {
-                throw new KvmergeException(
-                        "the model " + path + " is not a GGUF file: convert it with llama.cpp's convert_hf_to_gguf.py");
-            }
-        } catch (IOException e) {
-            throw new KvmergeException("cannot read the model " + path + ": " + e.getMessage(), e);
         }
+        shape = new Shape(full, (int) header.heads(first), (int) header.kvHeads(first));
     }
 
     public Path path() {
@@ -131,39 +134,60 @@ public final class Model implements AutoCloseable {
 
     /** What llama.cpp calls it, as "llama 256M Q4_1". */
     public String description() {
-        try (Arena arena = Arena.ofConfined()) {
-            MemorySegment text = arena.allocate(256);
-            Llama_h.llama_model_desc(open(), text, text.byteSize());
-            return text.getString(0);
+        try (Guard.Use _ = guard.shared();
+                Arena arena = Arena.ofConfined()) {
+            return text(arena, (text, size) -> Llama_h.llama_model_desc(handle, text, size));
         }
     }
 
     /** Bytes of its weights. */
     public long bytes() {
-        return Llama_h.llama_model_size(open());
+        try (Guard.Use _ = guard.shared()) {
+            return Llama_h.llama_model_size(handle);
+        }
     }
 
     /** Number of its weights. */
     public long parameters() {
-        return Llama_h.llama_model_n_params(open());
-    }
-
-    /** A metadata value as text, or null. */
-    public String metadata(String key) {
-        try (Arena arena = Arena.ofConfined()) {
-            MemorySegment text = arena.allocate(1024);
-            int n = Llama_h.llama_model_meta_val_str(open(), arena.allocateFrom(key), text, text.byteSize());
-            return n < 0 ? null : text.getString(0);
+        try (Guard.Use _ = guard.shared()) {
+            return Llama_h.llama_model_n_params(handle);
         }
     }
 
+    /** A metadata value as text, whole, or null. */
+    public String metadata(String key) {
+        try (Guard.Use _ = guard.shared();
+                Arena arena = Arena.ofConfined()) {
+            MemorySegment name = arena.allocateFrom(key);
+            return text(arena, (text, size) -> Llama_h.llama_model_meta_val_str(handle, name, text, size));
+        }
+    }
+
+    /** A function of llama.cpp that writes a text, as snprintf does: it returns the bytes that the whole takes. */
+    private interface Writer {
+        int write(MemorySegment text, long size);
+    }
+
+    private static String text(Arena arena, Writer writer) {
+        MemorySegment text = arena.allocate(FIRST_TEXT);
+        int n = writer.write(text, text.byteSize());
+        if (n >= text.byteSize()) {
+            text = arena.allocate(n + 1L);
+            n = writer.write(text, text.byteSize());
+        }
+        return n < 0 ? null : text.getString(0);
+    }
+
+    /** Tokens that it knows, with words for them or without. */
     public int vocabularySize() {
-        return Llama_h.llama_vocab_n_tokens(vocabulary());
+        return vocabularySize;
     }
 
     /** Positions the model was trained on. */
     public int trainedContext() {
-        return Llama_h.llama_model_n_ctx_train(open());
+        try (Guard.Use _ = guard.shared()) {
+            return Llama_h.llama_model_n_ctx_train(handle);
+        }
     }
 
     /** Positions of the sliding window that some layers have; 0 when every layer attends to everything. */
@@ -173,27 +197,47 @@ public final class Model implements AutoCloseable {
 
     /** Whether a text starts with the BOS token. */
     public boolean addsBos() {
-        return Llama_h.llama_vocab_get_add_bos(vocabulary());
+        try (Guard.Use _ = guard.shared()) {
+            return Llama_h.llama_vocab_get_add_bos(words());
+        }
     }
 
+    /** The token that begins a text, or -1 where there is none. */
     public int bos() {
-        return Llama_h.llama_vocab_bos(vocabulary());
+        try (Guard.Use _ = guard.shared()) {
+            return Llama_h.llama_vocab_bos(words());
+        }
     }
 
     /** Whether a token ends a generation (EOS, EOT, ...). */
     public boolean endsGeneration(int token) {
-        return Llama_h.llama_vocab_is_eog(vocabulary(), checkToken(token));
+        checkToken(token);
+        try (Guard.Use _ = guard.shared()) {
+            return Llama_h.llama_vocab_is_eog(words(), token);
+        }
     }
 
-    /** Text to tokens; special tokens such as BOS are added as the model wants them, and not parsed from the text. */
+    /**
+     * Text to tokens; special tokens such as BOS are added as the model wants them, and not parsed from the text.
+     *
+     * @throws KvmergeException if the model has no vocabulary, or it lacks a character of the text and the tokens of
+     *     its bytes
+     */
     public int[] tokenize(String text) {
-        try (Arena arena = Arena.ofConfined()) {
+        if (header.isSentencePiece()) { // llama.cpp ends the process
+            header.words().unknown(text).ifPresent(character -> {
+                throw new KvmergeException("the model " + path + " has no token for the character '"
+                        + Character.toString(character) + "', nor for its bytes: use another model, or another text");
+            });
+        }
+        try (Guard.Use _ = guard.shared();
+                Arena arena = Arena.ofConfined()) {
             byte[] bytes = text.getBytes(StandardCharsets.UTF_8);
+            int most = Math.addExact(bytes.length, 16); // a token is a byte at least, but for the special ones
             MemorySegment in = arena.allocate(bytes.length + 1L);
             MemorySegment.copy(bytes, 0, in, ValueLayout.JAVA_BYTE, 0, bytes.length);
-            int most = bytes.length + 16; // a token is a byte at least, but for the special ones
             MemorySegment out = arena.allocate(ValueLayout.JAVA_INT, most);
-            int n = Llama_h.llama_tokenize(vocabulary(), in, bytes.length, out, most, true, false);
+            int n = Llama_h.llama_tokenize(words(), in, bytes.length, out, most, true, false);
             if (n < 0) {
                 throw new KvmergeException("llama.cpp cannot tokenize a text of " + bytes.length + " bytes");
             }
@@ -203,53 +247,65 @@ public final class Model implements AutoCloseable {
 
     /** The bytes of a token; may be a part of a UTF-8 character. */
     public byte[] piece(int token) {
-        try (Arena arena = Arena.ofConfined()) {
-            MemorySegment out = arena.allocate(256);
-            int n = Llama_h.llama_token_to_piece(vocabulary(), checkToken(token), out, 256, 0, false);
-            return out.asSlice(0, Math.max(0, n)).toArray(ValueLayout.JAVA_BYTE);
+        checkToken(token);
+        try (Guard.Use _ = guard.shared();
+                Arena arena = Arena.ofConfined()) {
+            MemorySegment out = arena.allocate(FIRST_TEXT);
+            int n = Llama_h.llama_token_to_piece(words(), token, out, (int) out.byteSize(), 0, false);
+            if (n < 0) { // it needs so many
+                out = arena.allocate(-n);
+                n = Llama_h.llama_token_to_piece(words(), token, out, -n, 0, false);
+            }
+            return out.asSlice(0, n).toArray(ValueLayout.JAVA_BYTE);
         }
     }
 
     int checkToken(int token) {
-        if (token < 0 || token >= vocabularySize()) {
-            throw new IllegalArgumentException("token " + token + " is outside the vocabulary of " + vocabularySize());
+        if (token < 0 || token >= vocabularySize) {
+            throw new IllegalArgumentException("token " + token + " is outside the vocabulary of " + vocabularySize);
         }
         return token;
     }
 
-    private MemorySegment vocabulary() {
-        open();
+    /** llama.cpp ends the process when a model without words is asked about them. */
+    private MemorySegment words() {
+        if (!header.hasVocabulary()) {
+            throw new KvmergeException("the model " + path
+                    + " has no vocabulary (its tokenizer is 'none'): give it tokens, or use a model that has one");
+        }
         return vocabulary;
     }
 
-    MemorySegment open() {
-        if (closed) {
-            throw new IllegalStateException("the model is closed");
+    /** Makes a context, which counts until {@link #contextClosed}. */
+    MemorySegment makeContext(MemorySegment params) {
+        try (Guard.Use _ = guard.shared()) {
+            library.takeLog();
+            MemorySegment context = Llama_h.llama_init_from_model(handle, params);
+            if (context.equals(MemorySegment.NULL)) {
+                throw new KvmergeException("llama.cpp cannot make a context of " + llama_context_params.n_ctx(params)
+                        + " cells: " + library.takeLog());
+            }
+            openContexts.incrementAndGet();
+            return context;
         }
-        return handle;
-    }
-
-    void contextOpened() {
-        openContexts++;
     }
 
     void contextClosed() {
-        openContexts--;
+        openContexts.decrementAndGet();
     }
 
     /**
      * Frees the weights.
      *
-     * @throws IllegalStateException if a context of it is still open
+     * @throws IllegalStateException if a context of it is still open, or another thread is inside; it stays open then
      */
     @Override
     public void close() {
-        if (!closed) {
-            if (openContexts > 0) {
+        guard.close(() -> {
+            if (openContexts.get() > 0) {
                 throw new IllegalStateException("the model still has " + openContexts + " open contexts");
             }
-            closed = true;
             Llama_h.llama_model_free(handle);
-        }
+        });
     }
 }

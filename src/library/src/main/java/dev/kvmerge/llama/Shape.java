@@ -6,7 +6,8 @@ import java.util.stream.IntStream;
 /**
  * The shape of the attention that can be compressed, the same in every layer. Layers count along {@code layerNumbers}.
  *
- * @param layerNumbers the model's numbers of the layers that attend to everything, ascending; those with sliding windows are left out
+ * @param layerNumbers the model's numbers of the layers that attend to everything, ascending; those with sliding
+ *     windows are left out
  * @param heads query heads a layer
  * @param kvHeads KV heads a layer; divides heads
  */

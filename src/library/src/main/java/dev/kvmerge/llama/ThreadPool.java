@@ -9,8 +9,8 @@ import java.lang.foreign.ValueLayout;
 import java.lang.invoke.MethodHandle;
 
 /**
- * The threads that a context computes on. Without one, ggml starts and ends threads for every piece of a graph, and an eval callback cuts the graph
- * of a token into dozens of pieces.
+ * The threads that a context computes on. Without one, ggml starts and ends threads for every piece of a graph, and an
+ * eval callback cuts the graph of a token into dozens of pieces.
  */
 final class ThreadPool implements AutoCloseable {
     private final MemorySegment pool;
@@ -24,7 +24,8 @@ final class ThreadPool implements AutoCloseable {
     /**
      * Gives a context a pool; null where it needs none, or its llama.cpp has none.
      *
-     * @param watched whether an eval callback works between the pieces of a graph: then waiting threads sleep, else they watch for work as llama.cpp's own tools have it
+     * @param watched whether an eval callback works between the pieces of a graph: then waiting threads sleep, else
+     *     they watch for work as llama.cpp's own tools have it
      */
     static ThreadPool attach(MemorySegment context, int threads, boolean watched) {
         if (threads == 1) {

@@ -40,8 +40,8 @@ public enum WeightType {
     }
 
     /**
-     * Writes a model with its weights in this type. Where a row of weights does not fit the type's blocks (K types: 256), llama.cpp takes another of
-     * about its size. Weights that are quantised already are quantised again.
+     * Writes a model with its weights in this type. Where a row of weights does not fit the type's blocks (K types:
+     * 256), llama.cpp takes another of about its size. Weights that are quantised already are quantised again.
      *
      * @throws KvmergeException if llama.cpp cannot; nothing is left of the new file then
      */

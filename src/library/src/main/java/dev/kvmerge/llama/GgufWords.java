@@ -1,0 +1,75 @@
+package dev.kvmerge.llama;
+
+import java.nio.charset.StandardCharsets;
+import java.util.BitSet;
+import java.util.OptionalInt;
+
+/**
+ * What of a vocabulary llama.cpp takes for granted: where it is not so, a text ends the process. Its SentencePiece
+ * tokenizer writes a character that is no token byte by byte, and looks for those tokens without asking whether they
+ * are there.
+ */
+final class GgufWords {
+    /** The type of a token that stands for a byte. */
+    static final long BYTE_TYPE = 6;
+    /** Longer words are none of those that matter here, in bytes. */
+    static final int LONGEST = 6;
+
+    private static final int ESCAPED_SPACE = 0x2581;
+
+    private final BitSet bytes = new BitSet(256); // that have a token
+    private final BitSet characters = new BitSet(); // code points that are a token
+    private final BitSet byteWords = new BitSet(); // tokens whose text is as "<0x0A>"
+    private final BitSet byteTyped = new BitSet(); // tokens whose type says that they are bytes
+
+    /** A token's text, where it is no longer than {@link #LONGEST}. */
+    void add(int token, String text) {
+        if (text.matches("<0x[0-9A-F]{2}>")) {
+            bytes.set(Integer.parseInt(text.substring(3, 5), 16));
+            byteWords.set(token);
+        } else if (!text.isEmpty() && text.codePointCount(0, text.length()) == 1) {
+            characters.set(text.codePointAt(0));
+            if (text.charAt(0) < 0x80) { // llama.cpp takes that for the byte too
+                bytes.set(text.charAt(0));
+            }
+        }
+    }
+
+    /** A token's type. */
+    void addType(int token, long type) {
+        if (type == BYTE_TYPE) {
+            byteTyped.set(token);
+        }
+    }
+
+    /** A token that is said to be a byte, and whose text does not say which. */
+    OptionalInt nameless() {
+        BitSet wrong = (BitSet) byteTyped.clone();
+        wrong.andNot(byteWords);
+        return wrong.isEmpty() ? OptionalInt.empty() : OptionalInt.of(wrong.nextSetBit(0));
+    }
+
+    /** The first character of a text that has neither a token nor tokens for its bytes. */
+    OptionalInt unknown(String text) {
+        if (bytes.cardinality() == 256) {
+            return OptionalInt.empty();
+        }
+        return ("\u2581" + text)
+                .codePoints()
+                .map(c -> c == ' ' ? ESCAPED_SPACE : c)
+                .filter(c -> !characters.get(c) && !hasBytes(c))
+                .findFirst();
+    }
+
+    private boolean hasBytes(int character) {
+        if (character >= Character.MIN_SURROGATE && character <= Character.MAX_SURROGATE) {
+            return bytes.get('?'); // what Java writes for half a pair
+        }
+        for (byte b : Character.toString(character).getBytes(StandardCharsets.UTF_8)) {
+            if (!bytes.get(b & 0xff)) {
+                return false;
+            }
+        }
+        return true;
+    }
+}
