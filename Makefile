@@ -66,7 +66,8 @@ $(NATIVE): $(NATIVE_SOURCES) | $(HEADERS)
 ## test: build and run all tests: native, at each instruction set of this CPU and with sanitizers too, and Java
 test: test-native test-java
 
-test-native: build $(if $(CI),cuda test-clang test-emulated) test-threads
+test-native: build setup $(if $(CI),cuda test-clang test-emulated) test-threads
+	$(call native-build,native)
 	ctest --test-dir build/native --output-on-failure
 	$(call native-build,sanitized,-DKVMERGE_SANITIZE=address)
 	ctest --test-dir build/sanitized --output-on-failure
@@ -77,12 +78,13 @@ test-threads: | $(HEADERS)
 	KVMERGE_TEST_SHARE=0.2 ctest --test-dir build/threads --output-on-failure -R 'border|parallel|observer|score|isa'
 
 ## test-clang: the native tests as clang compiles them
-test-clang: | $(HEADERS)
+test-clang: setup
 	$(call native-build,clang,-DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++)
 	ctest --test-dir build/clang --output-on-failure
 
 ## test-emulated: the native tests under qemu as Nehalem (generic), Haswell (AVX2) and 64-bit Arm (NEON)
-test-emulated: $(NATIVE)
+test-emulated: build setup
+	$(call native-build,native)
 	bin/test-emulated
 
 test-java: build setup

@@ -208,7 +208,10 @@ void test_soft_cap() {
         } else {
             kvmerge_block_stats stats;
             CHECK(kvmerge_observer_stats(o, &stats) == KVMERGE_OK && stats.n_layer_seen == 1);
-            CHECK(o->layers[0].scale == 0.5f * 2); // of small scores: what a folded bias is divided by
+            float scale = 0;
+            const auto look = [&](const kvmerge_observer & inside) { scale = inside.layers[0].scale; };
+            CHECK(kvmerge::on_observer("test", o, kvmerge::Access::ALONE, look) == KVMERGE_OK);
+            CHECK(scale == 0.5f * 2); // of small scores: what a folded bias is divided by
         }
         CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
     }
