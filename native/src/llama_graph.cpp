@@ -71,18 +71,16 @@ bool is_hadamard(const ggml_tensor * t) {
            std::strncmp(t->src[0]->name, HADAMARD, std::strlen(HADAMARD)) == 0;
 }
 
-// What a cache write makes rows of: [head_dim][KV heads][tokens]. Null where that is not to be seen.
+// The keys that a cache write makes rows of: [head_dim][KV heads][tokens]. Null where that is not to be seen.
 const ggml_tensor * heads_of(const ggml_tensor * write) {
-    const ggml_tensor * t = write->src[0];
-    if (t && t->op == GGML_OP_VIEW) {
-        return t->src[0];
-    }
-    if (!t || t->op != GGML_OP_RESHAPE) {
-        return nullptr;
-    }
-    t = t->src[0]; // of a transposed V: [n_embd][tokens], made of the heads, and padded where other layers' are larger
-    t = t && t->op == GGML_OP_PAD ? t->src[0] : t;
-    return t && (t->op == GGML_OP_RESHAPE || t->op == GGML_OP_CONT) ? t->src[0] : nullptr;
+    const ggml_tensor * rows = write->src[0];
+    return rows && rows->op == GGML_OP_VIEW ? rows->src[0] : nullptr;
+}
+
+// Whether a cache write pads transposed values to the size of another layer's.
+bool pads(const ggml_tensor * write) {
+    const ggml_tensor * elements = write->src[0];
+    return elements && elements->op == GGML_OP_RESHAPE && elements->src[0] && elements->src[0]->op == GGML_OP_PAD;
 }
 
 int cell_type_of(ggml_type type) {
@@ -130,23 +128,21 @@ CacheLayout cache_of(const ggml_tensor * write, int n_head_kv, int layer, const 
     const ggml_tensor * t = write->view_src;
     const int type = cell_type_of(t->type);
     const bool transposed = which[0] == 'V' && write->ne[0] == 1; // its rows are written one element at a time
-    const ggml_tensor * heads = heads_of(write);
-    if (t->ne[0] % n_head_kv != 0 || (heads && heads->ne[1] != n_head_kv)) {
+    const ggml_tensor * heads = which[0] == 'K' ? heads_of(write) : nullptr;
+    if (heads && heads->ne[1] != n_head_kv) {
+        throw Error(
+            KVMERGE_E_UNSUPPORTED,
+            text("layer %d has %lld KV heads of %lld where %d were expected: models whose layers differ are not "
+                 "handled",
+                 layer, (long long)heads->ne[1], (long long)heads->ne[0], n_head_kv));
+    }
+    if (t->ne[0] % n_head_kv != 0 || pads(write)) {
         throw Error(KVMERGE_E_UNSUPPORTED,
-                    heads
-                        ? text("layer %d has %lld KV heads of %lld where %d were expected: models whose layers differ "
-                               "are not handled",
-                               layer, (long long)heads->ne[1], (long long)heads->ne[0], n_head_kv)
-                        : text("layer %d: %s cells of %lld elements do not divide into %d KV heads", layer, which,
-                               (long long)t->ne[0], n_head_kv));
+                    text("layer %d: %s cells of %lld elements for %d KV heads%s: models whose layers differ are not "
+                         "handled",
+                         layer, which, (long long)t->ne[0], n_head_kv, pads(write) ? ", padded" : ""));
     }
     const int64_t head_dim = t->ne[0] / n_head_kv;
-    if (heads && heads->ne[0] != head_dim) { // V may be padded to the largest layer's
-        throw Error(KVMERGE_E_UNSUPPORTED,
-                    text("layer %d: %s cells of %lld elements a head hold %lld: models whose layers differ are not "
-                         "handled",
-                         layer, which, (long long)head_dim, (long long)heads->ne[0]));
-    }
     const bool block_fits = type != CELL_Q8_0 || (!transposed && head_dim % 32 == 0);
     if (type < 0 || !block_fits) {
         throw Error(

@@ -1,6 +1,7 @@
 // What is read from llama.cpp's graph and what is refused there, on graphs made by hand.
 #include "fake_graph.hpp"
 #include "isa.hpp"
+#include "llama_graph.hpp"
 #include "observer.hpp"
 
 namespace {
@@ -93,7 +94,7 @@ void test_layers_that_differ() {
         rows.src[0] = &padded, padded.src[0] = &flat, flat.src[0] = &heads;
         f.v_write.src[0] = &rows;
         f.decode(o);
-        check_refused(o, KVMERGE_E_UNSUPPORTED, "layer 0: V cells of 4 elements a head hold 2");
+        check_refused(o, KVMERGE_E_UNSUPPORTED, "layer 0: V cells of 4 elements for 1 KV heads, padded");
         CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
     }
     { // query heads

@@ -23,13 +23,17 @@ public final class TinyGguf {
     private static final int FEED_FORWARD = 96;
     private static final int UINT32 = 4;
     private static final int FLOAT32 = 6;
+    private static final int BOOL = 7;
+    private static final int ARRAY = 9;
+    private static final int LATENT = 24; // of keys and values that are made of a shorter vector
     private static final int STRING = 8;
 
     /**
      * A geometry.
      *
-     * @param architecture "llama" rotates neighbouring pairs, "qwen2" halves (NEOX); "gemma3" has sliding windows
-     * @param scaling "none", "linear" or "yarn", by 4
+     * @param architecture "llama" rotates neighbouring pairs, "qwen2" halves (NEOX); "gemma2" and "gemma3" have sliding windows, and
+     *     gemma2 a soft cap; of "plm" and "minicpm3" a part of a key alone is rotated; the second layer of "deci" has twice the KV heads
+     * @param scaling "none", "linear", "yarn" or "longrope", by 4
      * @param rotated rotated dimensions of a head
      * @param factors whether frequencies have factors, as Llama 3.1's
      * @param window positions of the sliding windows; 0 for none
@@ -72,6 +76,13 @@ public final class TinyGguf {
         this.zero = zero;
     }
 
+    /** Writes a model whose tokens attend to those after them, too. */
+    public static Path writeEncoder(Path file, Geometry g) {
+        TinyGguf out = new TinyGguf(Set.of());
+        out.truth(g.architecture() + ".attention.causal", false);
+        return write(file, g, out);
+    }
+
     /** Writes a model. */
     public static Path write(Path file, Geometry g) {
         return write(file, g, Set.of());
@@ -79,8 +90,13 @@ public final class TinyGguf {
 
     /** As above, with tensors that are zero. */
     public static Path write(Path file, Geometry g, Set<String> zero) {
-        TinyGguf out = new TinyGguf(zero);
+        return write(file, g, new TinyGguf(zero));
+    }
+
+    private static Path write(Path file, Geometry g, TinyGguf out) {
         String a = g.architecture();
+        boolean latent = a.equals("plm") || a.equals("minicpm3");
+        boolean gemma = a.startsWith("gemma");
         out.text("general.architecture", a);
         out.text("tokenizer.ggml.model", "none");
         out.integer(a + ".vocab_size", VOCABULARY);
@@ -89,7 +105,15 @@ public final class TinyGguf {
         out.integer(a + ".block_count", LAYERS);
         out.integer(a + ".feed_forward_length", FEED_FORWARD);
         out.integer(a + ".attention.head_count", g.heads());
-        out.integer(a + ".attention.head_count_kv", g.kvHeads());
+        if (a.equals("deci")) {
+            out.integers(a + ".attention.head_count_kv", g.kvHeads(), 2 * g.kvHeads());
+        } else {
+            out.integer(a + ".attention.head_count_kv", g.kvHeads());
+        }
+        if (latent) {
+            out.integer(a + ".attention.kv_lora_rank", LATENT);
+            out.integer(a + ".attention.q_lora_rank", LATENT);
+        }
         out.integer(a + ".attention.key_length", g.headSize());
         out.integer(a + ".attention.value_length", g.headSize());
         out.integer(a + ".rope.dimension_count", g.rotated());
@@ -98,40 +122,55 @@ public final class TinyGguf {
         if (!g.scaling().equals("none")) {
             out.text(a + ".rope.scaling.type", g.scaling());
             out.real(a + ".rope.scaling.factor", 4);
-            out.integer(a + ".rope.scaling.original_context_length", 128);
+            out.integer(
+                    a + ".rope.scaling.original_context_length", g.scaling().equals("longrope") ? 300 : 128);
         }
         if (g.window() > 0) {
             out.integer(a + ".attention.sliding_window", g.window());
             out.integer(a + ".attention.sliding_window_pattern", g.pattern());
         }
         int q = g.heads() * g.headSize();
-        int kv = g.kvHeads() * g.headSize();
         out.tensor("token_embd.weight", EMBEDDING, VOCABULARY);
         out.tensor("output_norm.weight", EMBEDDING);
-        out.tensor("output.weight", EMBEDDING, VOCABULARY);
+        if (!a.equals("plm") && !a.equals("gemma2")) { // there, they are the input's
+            out.tensor("output.weight", EMBEDDING, VOCABULARY);
+        }
+        if (g.scaling().equals("longrope")) {
+            out.tensor("rope_factors_long.weight", g.rotated() / 2);
+            out.tensor("rope_factors_short.weight", g.rotated() / 2);
+        }
         if (g.factors()) {
             out.tensor("rope_freqs.weight", g.rotated() / 2);
         }
         for (int l = 0; l < LAYERS; l++) {
             String b = "blk." + l + ".";
             out.tensor(b + "attn_norm.weight", EMBEDDING);
-            out.tensor(b + "attn_q.weight", EMBEDDING, q);
-            out.tensor(b + "attn_k.weight", EMBEDDING, kv);
-            out.tensor(b + "attn_v.weight", EMBEDDING, kv);
+            if (latent) {
+                out.latent(b, g);
+            } else {
+                int kv = g.kvHeads() * g.headSize() * (a.equals("deci") ? l + 1 : 1);
+                out.tensor(b + "attn_q.weight", EMBEDDING, q);
+                out.tensor(b + "attn_k.weight", EMBEDDING, kv);
+                out.tensor(b + "attn_v.weight", EMBEDDING, kv);
+            }
             out.tensor(b + "attn_output.weight", q, EMBEDDING);
             if (a.equals("qwen2")) {
                 out.tensor(b + "attn_q.bias", q);
-                out.tensor(b + "attn_k.bias", kv);
-                out.tensor(b + "attn_v.bias", kv);
+                out.tensor(b + "attn_k.bias", g.kvHeads() * g.headSize());
+                out.tensor(b + "attn_v.bias", g.kvHeads() * g.headSize());
             }
             if (a.equals("gemma3")) {
                 out.tensor(b + "attn_q_norm.weight", g.headSize());
                 out.tensor(b + "attn_k_norm.weight", g.headSize());
+            }
+            if (gemma) {
                 out.tensor(b + "post_attention_norm.weight", EMBEDDING);
                 out.tensor(b + "post_ffw_norm.weight", EMBEDDING);
             }
             out.tensor(b + "ffn_norm.weight", EMBEDDING);
-            out.tensor(b + "ffn_gate.weight", EMBEDDING, FEED_FORWARD);
+            if (!a.equals("plm")) {
+                out.tensor(b + "ffn_gate.weight", EMBEDDING, FEED_FORWARD);
+            }
             out.tensor(b + "ffn_up.weight", EMBEDDING, FEED_FORWARD);
             out.tensor(b + "ffn_down.weight", FEED_FORWARD, EMBEDDING);
         }
@@ -140,6 +179,21 @@ public final class TinyGguf {
         } catch (IOException e) {
             throw new UncheckedIOException(e);
         }
+    }
+
+    /** A short vector for the keys and values of all heads, and one rotated part of the keys for all. */
+    private void latent(String b, Geometry g) {
+        int still = g.headSize() - g.rotated();
+        if (g.architecture().equals("minicpm3")) {
+            tensor(b + "attn_q_a.weight", EMBEDDING, LATENT);
+            tensor(b + "attn_q_a_norm.weight", LATENT);
+            tensor(b + "attn_q_b.weight", LATENT, g.heads() * g.headSize());
+        } else {
+            tensor(b + "attn_q.weight", EMBEDDING, g.heads() * g.headSize());
+        }
+        tensor(b + "attn_kv_a_mqa.weight", EMBEDDING, LATENT + g.rotated());
+        tensor(b + "attn_kv_a_norm.weight", LATENT);
+        tensor(b + "attn_kv_b.weight", LATENT, g.heads() * (still + g.headSize()));
     }
 
     private static ByteBuffer little(int n) {
@@ -168,6 +222,20 @@ public final class TinyGguf {
         metadata.writeBytes(little(4).putInt(value).array());
     }
 
+    private void integers(String key, int... values) {
+        key(key, ARRAY);
+        metadata.writeBytes(little(4).putInt(UINT32).array());
+        metadata.writeBytes(little(8).putLong(values.length).array());
+        for (int value : values) {
+            metadata.writeBytes(little(4).putInt(value).array());
+        }
+    }
+
+    private void truth(String key, boolean value) {
+        key(key, BOOL);
+        metadata.write(value ? 1 : 0);
+    }
+
     private void real(String key, float value) {
         key(key, FLOAT32);
         metadata.writeBytes(little(4).putFloat(value).array());
@@ -185,7 +253,7 @@ public final class TinyGguf {
         infos.writeBytes(little(4).putInt(0).array()); // F32
         infos.writeBytes(little(8).putLong(offset).array());
         float[] x = new float[n];
-        boolean nearOne = name.contains("norm") || name.contains("rope_freqs");
+        boolean nearOne = name.contains("norm") || name.startsWith("rope_f");
         for (int i = 0; i < n && !zero.contains(name); i++) {
             x[i] = nearOne
                     ? 1 + 2 * random.nextFloat()

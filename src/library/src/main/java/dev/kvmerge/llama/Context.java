@@ -45,6 +45,10 @@ public final class Context implements AutoCloseable {
         this.batch = options.batch();
         this.sequences = options.sequences();
         this.vocabulary = model.vocabularySize();
+        if (options.flashAttention() != ContextOptions.FlashAttention.OFF && model.flashAttentionAborts()) {
+            throw new KvmergeException.Usage(
+                    "llama.cpp aborts on flash attention with the model " + model.path() + ": use -fa off");
+        }
         tokens = arena.allocate(ValueLayout.JAVA_INT, batch);
         positions = arena.allocate(ValueLayout.JAVA_INT, batch);
         sequenceCounts = arena.allocate(ValueLayout.JAVA_INT, batch);
@@ -99,6 +103,7 @@ public final class Context implements AutoCloseable {
                 });
         llama_context_params.type_k(params, ggmlType(options.keyType()));
         llama_context_params.type_v(params, ggmlType(options.valueType()));
+        llama_context_params.yarn_orig_ctx(params, model.longRopeOriginal()); // 0: the model's own
         llama_context_params.no_perf(params, true);
         llama_context_params.swa_full(params, false); // layers with sliding windows get no more cells than they need
         if (callback != null) {

@@ -62,6 +62,10 @@ public final class Model implements AutoCloseable {
             if (backend == Backend.CPU) {
                 llama_model_params.devices(params, arena.allocate(ValueLayout.ADDRESS)); // an empty list: the CPU alone
             }
+            LongRope longRope = LongRope.of(header);
+            if (longRope != null) {
+                llama_model_params.kv_overrides(params, longRope.override(arena));
+            }
             handle = Llama_h.llama_model_load_from_file(arena.allocateFrom(path.toString()), params);
         }
         if (handle.equals(MemorySegment.NULL)) {
@@ -152,6 +156,17 @@ public final class Model implements AutoCloseable {
         try (Guard.Use _ = guard.shared()) {
             return Llama_h.llama_model_n_params(handle);
         }
+    }
+
+    /** Whether llama.cpp v0.5.0 fails an assertion: it takes PLM's values, whose heads are one dimension, for tokens. */
+    boolean flashAttentionAborts() {
+        return header.architecture().equals("plm");
+    }
+
+    /** LongRoPE's original positions as the file has them; 0 for a model without it. */
+    int longRopeOriginal() {
+        LongRope longRope = LongRope.of(header);
+        return longRope == null ? 0 : longRope.original();
     }
 
     /** A metadata value as text, whole, or null. */
