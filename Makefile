@@ -168,8 +168,9 @@ check-lines:
 ## format: format the Java and C++ sources
 format:
 	$(MVN) spotless:apply
-	@if command -v clang-format > /dev/null; then clang-format -i $$(find native -name '*.[ch]pp' -o -name '*.h'); \
-	    else echo "clang-format is not installed ('pip install clang-format' brings it): C++ left as it is"; fi
+	@if command -v clang-format > /dev/null; then \
+	        clang-format -i $$(find native -name '*.[ch]pp' -o -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh'); \
+	    else echo "clang-format is not installed ('pip install clang-format==18.1.8' brings it): C++ left as it is"; fi
 
 ## clean: delete what was built; downloads/ and results/ stay
 clean:

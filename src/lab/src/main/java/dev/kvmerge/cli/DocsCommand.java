@@ -61,7 +61,7 @@ final class DocsCommand implements Runnable {
         }
     }
 
-    /** All pages that are written by this command, by file name. */
+    /** All pages that are written by this command, by their path within docs. */
     static Map<String, String> pages(Path docs, CommandSpec root) {
         Map<String, String> pages = Pages.render(docs);
         pages.put("kl.svg", Pages.plot(docs));

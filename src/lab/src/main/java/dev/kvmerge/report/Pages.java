@@ -44,7 +44,7 @@ public final class Pages {
      * Renders every template.
      *
      * @param docs the folder docs of a checkout
-     * @return pages by file name
+     * @return pages by their path within docs; README.md lies above it
      * @throws KvmergeException naming the template that asks for a table or figure that is not there
      */
     public static Map<String, String> render(Path docs) {
@@ -52,7 +52,8 @@ public final class Pages {
         Map<String, String> texts = new TreeMap<>();
         for (Path template : files(docs.resolve("templates"), ".md")) {
             try {
-                texts.put(template.getFileName().toString(), pages.page(template));
+                String name = template.getFileName().toString();
+                texts.put(name.equals("README.md") ? "../README.md" : name, pages.page(template));
             } catch (IOException e) {
                 throw new KvmergeException("cannot read " + template + ": " + e, e);
             } catch (KvmergeException e) {
@@ -101,7 +102,7 @@ public final class Pages {
             return Matcher.quoteReplacement(
                     rows.length == 1 ? first : Figures.ratio(first, figures.figure(key(rows[1]), word[2])));
         });
-        return "<!-- Written by 'make docs' from templates/" + name + " and results/: edit those. -->\n"
+        return "<!-- Written by 'make docs' from docs/templates/" + name + " and docs/results: edit those. -->\n"
                 + filled.replace("{{made}}", made(used));
     }
 

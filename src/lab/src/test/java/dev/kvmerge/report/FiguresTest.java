@@ -80,7 +80,7 @@ class FiguresTest {
             Files.writeString(docs.resolve(file.getKey()), file.getValue());
         }
         assertEquals("""
-                <!-- Written by 'make docs' from templates/page.md and results/: edit those. -->
+                <!-- Written by 'make docs' from docs/templates/page.md and docs/results: edit those. -->
                 | strategy | cells | PPL | same top |
                 | :-- | --: | --: | --: |
                 | h2o | 1,229 | 17.665 | 91.8 % |
