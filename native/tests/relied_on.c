@@ -24,5 +24,11 @@ static void check(const char * what, long long here, long long expected, const c
 
 int main(void) {
 #include "relied_on.inc"
+    /* Written byte by byte (LongRope.java). */
+    STRUCT(llama_model_kv_override, 264)
+    FIELD(llama_model_kv_override, tag, 0, 4)
+    FIELD(llama_model_kv_override, key, 4, 128)
+    FIELD(llama_model_kv_override, val_i64, 136, 8)
+    CONSTANT(LLAMA_KV_OVERRIDE_TYPE_INT, 0)
     return differences != 0;
 }

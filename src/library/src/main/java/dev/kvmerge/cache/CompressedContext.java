@@ -9,6 +9,7 @@ import dev.kvmerge.kernels.Observer;
 import dev.kvmerge.llama.Context;
 import dev.kvmerge.llama.ContextOptions;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
+import dev.kvmerge.llama.LlamaCache;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.llama.Shape;
 import java.lang.foreign.MemorySegment;
@@ -20,9 +21,6 @@ import java.util.stream.IntStream;
  * block a {@link Planner} decides for every layer and KV head what stays. One sequence. Not thread-safe.
  */
 public final class CompressedContext implements AutoCloseable {
-    /** Multiple that llama.cpp rounds a context's cells up to. */
-    private static final int CELL_PADDING = 256;
-
     private final Planner planner;
     private final CacheOptions options;
     private final Observer observer;
@@ -117,7 +115,7 @@ public final class CompressedContext implements AutoCloseable {
         this.shape = model.shape();
         this.windows = model.slidingWindow() > 0;
         int wanted = options.cells() == 0 ? options.capacity() : Math.addExact(options.cells(), options.block());
-        int cells = Math.ceilDiv(wanted, CELL_PADDING) * CELL_PADDING;
+        int cells = LlamaCache.padded(wanted);
         this.observer = new Observer(shape, cells, options.block(), observe);
         Context made = null;
         try {

@@ -18,8 +18,6 @@ import java.util.TreeMap;
  * decoded and the caches that it is written to are looked at.
  */
 final class FullLayers {
-    private static final String KEY_CACHE = "cache_k_l";
-    private static final int PADDING = 256; // llama.cpp's, of a cache's cells
     private static final FunctionDescriptor EVAL_CALLBACK = FunctionDescriptor.of(
             ValueLayout.JAVA_BOOLEAN, ValueLayout.ADDRESS, ValueLayout.JAVA_BOOLEAN, ValueLayout.ADDRESS);
 
@@ -31,7 +29,7 @@ final class FullLayers {
     static List<Integer> of(Model model, int window) {
         FullLayers found = new FullLayers();
         int block = 32;
-        int wanted = window + block + 2 * PADDING; // more than a layer with windows gets
+        int wanted = window + block + 2 * LlamaCache.PADDING; // more than a layer with windows gets
         try (Arena arena = Arena.ofShared()) {
             var node = MethodHandles.lookup()
                     .bind(
@@ -61,8 +59,8 @@ final class FullLayers {
         if (!view.equals(MemorySegment.NULL)) {
             MemorySegment cache = view.reinterpret(ggml_tensor.sizeof());
             String name = ggml_tensor.name(cache).getString(0);
-            if (name.matches(KEY_CACHE + "\\d{1,5}")) {
-                cells.put(Integer.valueOf(name.substring(KEY_CACHE.length())), ggml_tensor.ne(cache, 1));
+            if (name.matches(LlamaCache.KEYS + "\\d{1,5}")) {
+                cells.put(Integer.valueOf(name.substring(LlamaCache.KEYS.length())), ggml_tensor.ne(cache, 1));
             }
         }
         return !ask; // nothing is asked for, and the graph goes on
