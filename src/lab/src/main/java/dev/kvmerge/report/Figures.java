@@ -21,6 +21,7 @@ import java.util.regex.Pattern;
  * @param rows as many cells each as there are columns
  */
 record Figures(Map<String, String> about, List<String> columns, List<List<String>> rows) {
+    private static final String ERROR = " +/-";
     private static final Pattern ABOUT = Pattern.compile("# (\\w+): (.*)");
     private static final Pattern CELL = Pattern.compile("(?:^|,)(?:\"((?:[^\"]|\"\")*)\"|([^,]*))");
     private static final Pattern PART = Pattern.compile("(\\S+ %) fewer cells .*");
@@ -201,10 +202,13 @@ record Figures(Map<String, String> about, List<String> columns, List<List<String
      * One figure.
      *
      * @param key the first cells of its row
+     * @param column its name, or "NAME +/-" for the error that stands behind a column
      * @throws KvmergeException if there is no such row or column
      */
     String figure(List<String> key, String column) {
-        int at = columns.indexOf(column);
+        boolean error = column.endsWith(ERROR);
+        int named = columns.indexOf(error ? column.substring(0, column.length() - ERROR.length()) : column);
+        int at = error && named >= 0 ? named + 1 : named;
         return rows.stream()
                 .filter(r ->
                         at >= 0 && r.subList(0, Math.min(key.size(), r.size())).equals(key))

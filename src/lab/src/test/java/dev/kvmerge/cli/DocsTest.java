@@ -153,6 +153,18 @@ class DocsTest {
     }
 
     @Test
+    void everyFileThatIsNamedIsThere() throws IOException {
+        Pattern path = Pattern.compile("(?:src/(?!llama-)|native|docs|bin|benchmarks|jextract)/[\\w./-]+");
+        for (var page : pages().entrySet()) {
+            for (String code : code(page.getValue())) {
+                assertTrue(
+                        !path.matcher(code).matches() || Files.exists(HOME.resolve(code)),
+                        page.getKey() + " names the file " + code);
+            }
+        }
+    }
+
+    @Test
     void theMapNamesEveryPage() throws IOException {
         String index = Files.readString(DOCS.resolve("INDEX.md"));
         try (Stream<Path> files = Files.list(DOCS)) {

@@ -59,6 +59,15 @@ class FiguresTest {
     }
 
     @Test
+    void anErrorIsNamedByTheColumnBeforeIt() {
+        Figures table = new Figures(
+                Map.of(), List.of("a", "PPL", "+/-", "KL", "+/-"), List.of(List.of("h2o", "17", "1", "0.02", "0.003")));
+        assertEquals("0.003", table.figure(List.of("h2o"), "KL +/-"));
+        assertThrows(KvmergeException.class, () -> table.figure(List.of("h2o"), "MiB"));
+        assertThrows(KvmergeException.class, () -> table.figure(List.of("h2o"), "MiB +/-"));
+    }
+
+    @Test
     void whatHasNoTableIsRefused() {
         assertThrows(KvmergeException.class, () -> Figures.printed("kvmerge: no such file"));
     }
