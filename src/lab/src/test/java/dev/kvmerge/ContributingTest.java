@@ -89,6 +89,13 @@ class ContributingTest {
     }
 
     @Test
+    void theWrapperFetchesMavenFromTheCentralRepositoryAndChecksIt() throws IOException {
+        String wrapper = Files.readString(HOME.resolve(".mvn/wrapper/maven-wrapper.properties"));
+        assertTrue(wrapper.contains("distributionUrl=https://repo.maven.apache.org/maven2/"), wrapper);
+        assertTrue(wrapper.matches("(?s).*distributionSha256Sum=[0-9a-f]{64}\\s.*"), wrapper);
+    }
+
+    @Test
     void everyTestSaysWhatItNeeds() throws IOException {
         Pattern tag = Pattern.compile("@(?:ArchTag|Tag|net\\.jqwik\\.api\\.Tag)\\(\"(?:fast|npm|native|model)\"\\)");
         try (Stream<Path> files = Files.walk(HOME.resolve("src"))) {
