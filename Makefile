@@ -23,7 +23,7 @@ NATIVE := build/native/.built
 JAVA_SOURCES := $(shell find src/*/src/main jextract/generated -name '*.java') pom.xml $(wildcard src/*/pom.xml)
 NATIVE_SOURCES := $(shell find native -type f)
 
-.PHONY: run quickstart test test-native test-threads test-clang test-emulated test-java test-fast test-relied-on \
+.PHONY: fuzz run quickstart test test-native test-threads test-clang test-emulated test-java test-fast test-relied-on \
     test-cuda test-rpc bench bench-table jmh benchmarks build setup cuda llama-cuda llama-rpc bindings relied-on docs \
     performance check-lines format clean help
 
@@ -89,6 +89,13 @@ test-emulated: build setup
 
 test-java: build setup
 	$(MAVEN) -B -ntp test
+
+## fuzz: models' headers changed at random, FUZZ_CASES of them (default 20000); FUZZ_SEED=N changes others
+FUZZ_CASES ?= 20000
+FUZZ_SEED ?= $(shell date +%s)
+fuzz: build setup
+	$(MAVEN) -B -ntp test -pl src/library -Dtest=GgufFuzzTest -Dkvmerge.fuzz.cases=$(FUZZ_CASES) \
+	    -Dkvmerge.fuzz.seed=$(FUZZ_SEED)
 
 ## test-fast: the tests that need nothing but a JDK and Maven
 test-fast:

@@ -10,6 +10,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.LinkedHashMap;
+import java.util.List;
 import java.util.Map;
 
 /** A GGUF file of {@link TinyGguf} with other metadata: values are set as raw bytes, so that they may be wrong. */
@@ -74,6 +75,10 @@ public final class GgufPatch {
     /** Bytes before the tensors' data. */
     public int headerLength() {
         return dataStart;
+    }
+
+    public List<String> keys() {
+        return List.copyOf(metadata.keySet());
     }
 
     public GgufPatch set(String key, byte[] typeAndValue) {

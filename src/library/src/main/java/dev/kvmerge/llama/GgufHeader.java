@@ -21,6 +21,7 @@ final class GgufHeader {
     private static final int LONGEST_TENSOR_NAME = 63;
     private static final int LONGEST_STRING = 1 << 24; // a chat template has some thousands
     private static final int LONGEST_KEPT = 4096; // elements of an array of numbers
+    private static final int MOST_TOKENS = 1 << 24;
     private static final int MOST_ENTRIES = 1 << 16; // llama.cpp compares each key with all before it
     private static final int MOST_DIMENSIONS = 4;
     private static final long DEFAULT_ALIGNMENT = 32;
@@ -197,19 +198,21 @@ final class GgufHeader {
         }
         if (element == Kind.STRING) {
             boolean tokens = key.equals(TOKENS);
+            if (tokens && n > MOST_TOKENS) {
+                throw in.refused("its key " + key + " has " + n + " tokens, more than " + MOST_TOKENS);
+            }
             for (long i = 0; i < n; i++) {
-                long length = in.int64(what);
-                if (tokens && length >= 0 && length <= GgufWords.LONGEST && i <= Integer.MAX_VALUE) {
-                    words.add((int) i, in.text((int) length, what));
+                if (tokens) {
+                    words.add((int) i, in.bytes(LONGEST_NAME, "the text of token " + i));
                 } else {
-                    in.skip(length, what);
+                    in.skip(in.int64(what), what);
                 }
             }
             return new Value(element, true, n, new long[0], null);
         }
         long[] numbers = new long[(int) Math.min(n, LONGEST_KEPT)];
         boolean types = key.equals(TOKEN_TYPES);
-        for (int i = 0; i < (types ? Math.min(n, Integer.MAX_VALUE) : numbers.length); i++) {
+        for (int i = 0; i < (types ? Math.min(n, MOST_TOKENS) : numbers.length); i++) {
             long number = number(in, element, what);
             if (i < numbers.length) {
                 numbers[i] = number;
@@ -218,7 +221,7 @@ final class GgufHeader {
                 words.addType(i, number);
             }
         }
-        in.skip(types ? 0 : (n - numbers.length) * element.bytes, what);
+        in.skip((n - (types ? Math.min(n, MOST_TOKENS) : numbers.length)) * element.bytes, what);
         return new Value(element, true, n, numbers, null);
     }
 
@@ -341,6 +344,13 @@ final class GgufHeader {
     long kvHeads(int layer) {
         String key = "attention.head_count_kv";
         return metadata.containsKey(architecture() + "." + key) ? perLayer(key, layer) : heads(layer);
+    }
+
+    /** Elements of a key or value of a layer's head, by the name of the key that says so. */
+    long headSize(String key, int layer) {
+        return metadata.containsKey(architecture() + "." + key)
+                ? perLayer(key, layer)
+                : number("embedding_length") / Math.max(1, heads(0));
     }
 
     private long perLayer(String key, int layer) {

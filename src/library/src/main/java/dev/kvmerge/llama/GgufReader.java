@@ -62,6 +62,11 @@ final class GgufReader {
 
     /** A string of at most so many bytes. */
     String string(int most, String what) throws IOException {
+        return new String(bytes(most, what), StandardCharsets.UTF_8);
+    }
+
+    /** The bytes of a string of at most so many. */
+    byte[] bytes(int most, String what) throws IOException {
         long length = int64(what);
         if (length < 0 || length > remaining()) {
             throw truncated(what + ", a string of " + Long.toUnsignedString(length) + " bytes");
@@ -69,19 +74,14 @@ final class GgufReader {
         if (length > most) {
             throw refused(what + " has " + length + " bytes, more than " + most);
         }
-        return text((int) length, what);
-    }
-
-    /** The bytes of a string whose length has been read. */
-    String text(int length, String what) throws IOException {
-        byte[] bytes = new byte[length];
+        byte[] bytes = new byte[(int) length];
         for (int at = 0; at < bytes.length; ) {
             fill(1, what);
             int n = Math.min(buffer.remaining(), bytes.length - at);
             buffer.get(bytes, at, n);
             at += n;
         }
-        return new String(bytes, StandardCharsets.UTF_8);
+        return bytes;
     }
 
     void skip(long bytes, String what) throws IOException {

@@ -4,6 +4,7 @@ import dev.kvmerge.KvmergeException;
 import dev.kvmerge.llama.GgufHeader.Kind;
 import dev.kvmerge.llama.GgufHeader.Tensor;
 import dev.kvmerge.llama.GgufHeader.Value;
+import java.util.Arrays;
 import java.util.Map;
 import java.util.Set;
 
@@ -16,6 +17,29 @@ final class GgufRules {
     private static final int MOST_EXPERTS = 512; // LLAMA_MAX_EXPERTS
     private static final int MOST_HEADS = 1 << 14;
     private static final int MOST_ELEMENTS = 1 << 20; // of an embedding or a head
+    private static final Set<String> MANY = // these may be arrays, of a number a layer
+            Set.of(
+                    "feed_forward_length",
+                    "attention.head_count",
+                    "attention.head_count_kv",
+                    "attention.key_length",
+                    "attention.value_length");
+    /** Architectures whose layers are the ordinary ones, and whose keys are rotated whole. */
+    private static final Set<String> FULLY_ROTATED = Set.of(
+            "llama",
+            "internlm2",
+            "olmo",
+            "olmo2",
+            "olmoe",
+            "orion",
+            "qwen2",
+            "qwen2moe",
+            "qwen3",
+            "qwen3moe",
+            "xverse");
+    /** The same, with keys that may be rotated in part. */
+    private static final Set<String> PARTLY_ROTATED = Set.of("gemma", "gemma2", "gemma3");
+
     private static final Set<String> SCALINGS = Set.of("none", "linear", "yarn", "longrope");
 
     /** Models that attend to what is to come: llama.cpp gives them no KV cache. */
@@ -51,6 +75,7 @@ final class GgufRules {
         checkSizes();
         checkHeads();
         checkExperts();
+        checkOrdinaryLayers();
         checkReals();
         checkVocabulary();
         checkTensors();
@@ -90,8 +115,12 @@ final class GgufRules {
             }
             return;
         }
-        if (!value.kind().isInteger() && value.kind() != Kind.BOOL) {
+        if (!value.kind().isInteger()) {
             throw refused("its key " + prefix + key + " is no integer");
+        }
+        if (value.array() && value.count() != (MANY.contains(key) ? header.layers() : -1)) {
+            throw refused("its key " + prefix + key + " is an array of " + value.count()
+                    + (MANY.contains(key) ? " numbers for " + header.layers() + " layers" : ", and not a number"));
         }
         for (long number : value.numbers()) {
             if (number < least || number > most) {
@@ -109,9 +138,27 @@ final class GgufRules {
         range("vocab_size", 1, 1 << 24, false);
         range("attention.sliding_window", 0, 1 << 30, false);
         range("rope.scaling.original_context_length", 1, Integer.MAX_VALUE, false);
+        range("nextn_predict_layers", 0, header.layers() - 1, false);
+        checkWindows();
         Value scaling = own("rope.scaling.type");
         if (scaling != null && !SCALINGS.contains(text(prefix + "rope.scaling.type", true))) {
             throw refused("its " + prefix + "rope.scaling.type is '" + scaling.text() + "', none of " + SCALINGS);
+        }
+    }
+
+    /** Of each so many layers the last has no window: llama.cpp takes it that some have one. */
+    private void checkWindows() {
+        Value pattern = own("attention.sliding_window_pattern");
+        if (pattern == null || number("attention.sliding_window") == 0) {
+            return;
+        }
+        boolean none = pattern.array()
+                ? pattern.numbers().length == 0
+                        || Arrays.stream(pattern.numbers()).allMatch(n -> n == 0)
+                : pattern.kind().isInteger() && pattern.numbers()[0] == 1;
+        if (none) {
+            throw refused("its " + prefix + "attention.sliding_window_pattern gives no layer the window of "
+                    + number("attention.sliding_window") + " positions");
         }
     }
 
@@ -151,13 +198,62 @@ final class GgufRules {
         }
     }
 
+    private long number(String key) {
+        return own(key) == null ? 0 : header.number(key);
+    }
+
     private void checkExperts() {
         range("expert_count", 0, MOST_EXPERTS, false);
         range("expert_used_count", 0, MOST_EXPERTS, false);
-        long experts = own("expert_count") == null ? 0 : header.number("expert_count");
-        long used = own("expert_used_count") == null ? 0 : header.number("expert_used_count");
+        range("expert_group_count", 0, MOST_EXPERTS, false);
+        range("expert_group_used_count", 0, MOST_EXPERTS, false);
+        long experts = number("expert_count");
+        long used = number("expert_used_count");
+        long groups = number("expert_group_count");
+        long groupsUsed = number("expert_group_used_count");
         if (used > experts || experts > 0 && used == 0) {
             throw refused("its " + prefix + "expert_used_count is " + used + " of " + experts + " experts");
+        }
+        if (groups > 0 && groups >= experts
+                || groups > 1 && (experts % groups != 0 || groupsUsed == 0 || groupsUsed >= groups)) {
+            throw refused("its " + prefix + "expert_group_count is " + groups + ", of which " + groupsUsed
+                    + " are used, for " + experts + " experts");
+        }
+    }
+
+    /** Of layers as most models have them: llama.cpp cuts the products into heads without asking whether they fit. */
+    private void checkOrdinaryLayers() {
+        if (!FULLY_ROTATED.contains(header.architecture()) && !PARTLY_ROTATED.contains(header.architecture())) {
+            return;
+        }
+        for (int layer = 0; layer < header.layers(); layer++) {
+            long heads = header.heads(layer);
+            long key = header.headSize("attention.key_length", layer);
+            long value = header.headSize("attention.value_length", layer);
+            if (key != value) {
+                throw refused("its keys have " + key + " elements and its values " + value + " in layer " + layer
+                        + ", and its architecture has as many in both");
+            }
+            String block = "blk." + layer + ".";
+            dimension(block + "attn_q.weight", 1, heads * key);
+            dimension(block + "attn_k.weight", 1, header.kvHeads(layer) * key);
+            dimension(block + "attn_v.weight", 1, header.kvHeads(layer) * value);
+            dimension(block + "attn_output.weight", 0, heads * value);
+        }
+        long rotated = own("rope.dimension_count") == null ? -1 : header.number("rope.dimension_count");
+        long key = header.headSize("attention.key_length", 0);
+        if (rotated > key || rotated >= 0 && rotated != key && FULLY_ROTATED.contains(header.architecture())) {
+            throw refused("its " + prefix + "rope.dimension_count is " + rotated + ", and its keys have " + key
+                    + " elements");
+        }
+    }
+
+    private void dimension(String name, int dimension, long expected) {
+        Tensor tensor = header.tensors().get(name);
+        if (tensor != null && (tensor.shape().length <= dimension || tensor.shape()[dimension] != expected)) {
+            throw refused("its tensor " + name + " has "
+                    + (tensor.shape().length <= dimension ? 1 : tensor.shape()[dimension]) + " along dimension "
+                    + dimension + ", and its heads take " + expected);
         }
     }
 
@@ -197,6 +293,9 @@ final class GgufRules {
         }
         array("tokenizer.ggml.scores", Set.of(Kind.FLOAT32), words);
         array("tokenizer.ggml.token_type", Set.of(Kind.INT32, Kind.UINT32), words);
+        if (header.words().hasTwins()) {
+            throw refused("two of its tokenizer.ggml.tokens have the same text");
+        }
         header.words().nameless().ifPresent(token -> {
             throw refused("its token " + token + " is a byte by its type, and its text is not as <0x0A>");
         });

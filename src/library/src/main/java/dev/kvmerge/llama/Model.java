@@ -15,8 +15,8 @@ import java.util.stream.IntStream;
 
 /**
  * A loaded GGUF model: its weights and its vocabulary. Its methods may run on several threads. Close it after its
- * contexts; while a thread is inside, or after it was closed, the calls that cannot be get an {@link
- * IllegalStateException}.
+ * contexts; while a thread is inside, or after it was closed, the calls that cannot be get an
+ * {@link IllegalStateException}.
  */
 public final class Model implements AutoCloseable {
     private static final int FIRST_TEXT = 256; // bytes; what is longer is asked for again
@@ -158,7 +158,9 @@ public final class Model implements AutoCloseable {
         }
     }
 
-    /** Whether llama.cpp v0.5.0 fails an assertion: it takes PLM's values, whose heads are one dimension, for tokens. */
+    /**
+     * Whether llama.cpp v0.5.0 fails an assertion: it takes PLM's values, whose heads are one dimension, for tokens.
+     */
     boolean flashAttentionAborts() {
         return header.architecture().equals("plm");
     }
