@@ -10,6 +10,9 @@ $(error no JDK 25: see above)
 endif
 endif
 export JAVA_HOME := $(JDK)
+ifneq ($(shell locale charmap 2>/dev/null),UTF-8) # in a C or POSIX locale Java opens nothing whose name is not ASCII
+export LC_ALL := C.UTF-8
+endif
 # Maven's own libraries use what newer JDKs warn about.
 export MAVEN_OPTS += --sun-misc-unsafe-memory-access=allow
 MAVEN := $(if $(shell command -v mvn),mvn,./mvnw)
@@ -132,7 +135,7 @@ test-rpc: build setup llama-rpc
 
 ## bench: every kernel beside copying and Java, as a table; BENCH=--quick for a look in two minutes
 BENCH_JAVA := $(JDK)/bin/java --sun-misc-unsafe-memory-access=allow --add-modules jdk.incubator.vector \
-    --enable-native-access=ALL-UNNAMED -Xmx6g -Dkvmerge.home=$(CURDIR) -cp benchmarks/target/benchmarks.jar
+    --enable-native-access=ALL-UNNAMED -Xmx6g -Dkvmerge.home="$(CURDIR)" -cp benchmarks/target/benchmarks.jar
 bench: benchmarks
 	$(BENCH_JAVA) dev.kvmerge.benchmarks.Table $(BENCH)
 
@@ -151,13 +154,13 @@ benchmarks: build setup
 
 ## bindings: regenerate jextract/generated from the headers (needs jextract on the PATH, or JEXTRACT=path)
 bindings: $(HEADERS)
-	jextract/generate.sh $(DOWNLOADS)/llama.cpp-headers
+	jextract/generate.sh "$(DOWNLOADS)/llama.cpp-headers"
 	@$(MAKE) relied-on
 
 ## relied-on: write jextract/relied-on.txt, the list of what kvmerge relies on in llama.cpp
 relied-on:
 	@$(MVN) test-compile -pl src/library
-	@$(JDK)/bin/java --enable-native-access=ALL-UNNAMED -Dkvmerge.home=$(CURDIR) \
+	@$(JDK)/bin/java --enable-native-access=ALL-UNNAMED -Dkvmerge.home="$(CURDIR)" \
 	    -cp src/library/target/classes:src/library/target/test-classes dev.kvmerge.ReliedOn
 
 ## docs: write the pages of docs that are made of docs/templates and docs/results, and of the command line
