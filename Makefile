@@ -93,10 +93,14 @@ test-emulated: build setup
 test-java: build setup
 	$(MAVEN) -B -ntp test
 
-## fuzz: models' headers changed at random, FUZZ_CASES of them (default 20000); FUZZ_SEED=N changes others
+## fuzz: calls of kvmerge.h, right and wrong, under the sanitizers, FUZZ_CALLS of them (default 1000000), and models'
+##       headers changed at random, FUZZ_CASES of them (default 20000); FUZZ_SEED=N makes others
+FUZZ_CALLS ?= 1000000
 FUZZ_CASES ?= 20000
 FUZZ_SEED ?= $(shell date +%s)
 fuzz: build setup
+	$(call native-build,sanitized,-DKVMERGE_SANITIZE=address)
+	build/sanitized/fuzz_border $(FUZZ_SEED) $(FUZZ_CALLS)
 	$(MAVEN) -B -ntp test -pl src/library -Dtest=GgufFuzzTest -Dkvmerge.fuzz.cases=$(FUZZ_CASES) \
 	    -Dkvmerge.fuzz.seed=$(FUZZ_SEED)
 

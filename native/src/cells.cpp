@@ -10,6 +10,9 @@ bool is_host(const ggml_tensor * t, const kvmerge_ggml & ggml) {
 std::vector<char> download(const ggml_tensor * t, const kvmerge_ggml & ggml) {
     size_t bytes = t->nb[0]; // as ggml_nbytes, for types whose block is one element
     for (int i = 0; i < GGML_MAX_DIMS; i++) {
+        if (t->ne[i] <= 0) {
+            throw Error(KVMERGE_E_UNSUPPORTED, text("node %s has no elements", t->name));
+        }
         bytes += size_t(t->ne[i] - 1) * t->nb[i];
     }
     std::vector<char> copy(bytes);
@@ -18,17 +21,18 @@ std::vector<char> download(const ggml_tensor * t, const kvmerge_ggml & ggml) {
 }
 
 CellTensor::CellTensor(ggml_tensor * t, const CacheLayout & layout, const Device & preferred, const kvmerge_ggml & ggml)
-    : tensor_(t), view_{t->data,         layout.type,    layout.transposed,
-                        layout.head_dim, layout.n_cells, std::ptrdiff_t(t->nb[1])},
+    : tensor_(t), type_(t->type), bytes_(size_of(t)), view_{t->data,         layout.type,    layout.transposed,
+                                                            layout.head_dim, layout.n_cells, std::ptrdiff_t(t->nb[1])},
       ggml_(&ggml) {
+    const size_t elements = size_t(t->ne[0]);
+    const size_t row = layout.type == CELL_Q8_0 ? elements / 32 * 34 : elements * (layout.type == CELL_F32 ? 4 : 2);
+    if (t->nb[1] < row || t->nb[2] / size_t(layout.n_cells) < t->nb[1]) {
+        throw Error(KVMERGE_E_UNSUPPORTED, text("%s: cells that overlap", t->name));
+    }
     host_ = is_host(t, ggml);
     const bool reachable = !host_ && &preferred != &host_device() && preferred.owns(t->data);
     device_ = reachable ? &preferred : &host_device();
     in_place_ = host_ || reachable;
-}
-
-int64_t CellTensor::bytes() const {
-    return int64_t(tensor_->nb[2]) * tensor_->ne[2];
 }
 
 const char * CellTensor::type_name() const {

@@ -30,13 +30,13 @@ class CellTensor {
     // Whether this is the tensor as it was seen first. Another context's may have come to the same address.
     bool is_of(const ggml_tensor * t) const {
         return t == tensor_ && t->data == view_.data && int(t->ne[1]) == view_.n_cells &&
-               std::ptrdiff_t(t->nb[1]) == view_.cell_bytes;
+               std::ptrdiff_t(t->nb[1]) == view_.cell_bytes && size_of(t) == bytes_ && t->type == type_;
     }
     const Device & device() const { return *device_; }
     int n_cells() const { return view_.n_cells; }
     int dim() const { return view_.dim; }
     bool transposed() const { return view_.transposed != 0; }
-    int64_t bytes() const;
+    int64_t bytes() const { return bytes_; }
     const char * type_name() const; // "f16" and so on
 
     void decoded() { fresh_ = false; } // llama.cpp wrote to it
@@ -46,8 +46,11 @@ class CellTensor {
     void write(int kv_head, const int32_t * cells, int n, const float * in);
 
   private:
+    static int64_t size_of(const ggml_tensor * t) { return int64_t(t->nb[2]) * t->ne[2]; }
     void refresh();
     ggml_tensor * tensor_ = nullptr;
+    ggml_type type_ = GGML_TYPE_COUNT;
+    int64_t bytes_ = 0;
     CellView view_ = {}; // of the tensor's own memory
     const Device * device_ = nullptr;
     const kvmerge_ggml * ggml_ = nullptr;

@@ -128,6 +128,10 @@ CacheLayout cache_of(const ggml_tensor * write, int n_head_kv, int layer, const 
     const ggml_tensor * t = write->view_src;
     const int type = cell_type_of(t->type);
     const bool transposed = which[0] == 'V' && write->ne[0] == 1; // its rows are written one element at a time
+    if (t->ne[0] <= 0 || t->ne[0] > INT32_MAX || t->ne[1] <= 0 || t->ne[1] > INT32_MAX) {
+        throw Error(KVMERGE_E_UNSUPPORTED,
+                    text("layer %d: a cache of %lld x %lld", layer, (long long)t->ne[0], (long long)t->ne[1]));
+    }
     const ggml_tensor * heads = which[0] == 'K' ? heads_of(write) : nullptr;
     if (heads && heads->ne[1] != n_head_kv) {
         throw Error(

@@ -178,6 +178,11 @@ void kvmerge_observer::saw_cache_write(ggml_tensor * node, bool is_key, int laye
                         text("layer %d: a cache of %d cells, and the observer was made for %d: make it for llama_n_ctx",
                              layer, layout.n_cells, params.n_cells));
         }
+        const CellTensor & other = is_key ? l.v : l.k;
+        if (other.tensor() && other.n_cells() != layout.n_cells) {
+            throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: caches of %d and of %d cells for keys and values", layer,
+                                                    layout.n_cells, other.n_cells()));
+        }
         const CellTensor & first = is_key ? layers[0].k : layers[0].v;
         if (first.tensor() && layout.n_cells != first.n_cells()) {
             throw Error(
@@ -217,6 +222,7 @@ void kvmerge_observer::saw_tokens(const ggml_tensor * rows) {
             seen.mass.zero();
         }
     }
+    require(n > 0, "a batch without tokens");
     require(ubatch_start + n <= params.n_tokens, "more tokens in a block than the observer was made for");
     std::vector<int64_t> index(static_cast<size_t>(n));
     params.ggml.tensor_get(rows, index.data(), 0, index.size() * sizeof(int64_t));

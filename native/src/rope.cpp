@@ -20,6 +20,10 @@ Rope rope_of(const ggml_tensor * write, int head_dim, int layer, const Device & 
         throw Error(KVMERGE_E_UNSUPPORTED,
                     text("layer %d: RoPE mode %d (several positions a token) is not handled", layer, p.mode));
     }
+    if (p.first < 0 || p.first > head_dim || key.first > head_dim || p.n_dims > head_dim) {
+        throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: RoPE over %d dimensions from %d of %d is not handled", layer,
+                                                p.n_dims, p.first, head_dim));
+    }
     const int first = key.first + p.first;
     rope.neox = (p.mode & GGML_ROPE_TYPE_NEOX) != 0;
     rope.n_rot = first + p.n_dims;
@@ -54,6 +58,9 @@ Rope rope_of(const ggml_tensor * write, int head_dim, int layer, const Device & 
             mix = p.ext_factor * (1 - std::clamp((i - low) / std::max(0.001, high - low), 0.0, 1.0));
         }
         freq[size_t(still + i)] = extrapolated * (p.scale * (1 - mix) + mix);
+    }
+    if (!std::all_of(freq.begin(), freq.end(), [](double f) { return std::isfinite(f); })) {
+        throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: RoPE with frequencies that are not finite", layer));
     }
     rope.freq = DeviceArray<double>(device, freq.size(), write->view_src->data);
     rope.freq.upload(freq.data(), freq.size());

@@ -126,6 +126,9 @@ void kvmerge_observer::add_waiting_queries() {
 }
 
 void kvmerge_observer::add_exact_bias(ggml_tensor * kq, int layer) {
+    if (kq->type != GGML_TYPE_F32 || kq->ne[0] > params.n_cells || kq->ne[2] != params.n_head || kq->ne[3] != 1) {
+        throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: scores of an unexpected type or shape", layer));
+    }
     NodeData data(kq, host_device(), params.ggml);
     const float inverse = 1 / layers[layer].scale;
     for (int64_t h = 0; h < kq->ne[2]; h++) {
@@ -142,6 +145,10 @@ void kvmerge_observer::add_exact_bias(ggml_tensor * kq, int layer) {
 
 // Counts the cells each row sees and finds the last that any does, once for each mask of a ubatch.
 void kvmerge_observer::look_at_mask(const ggml_tensor * mask, int n_kv, int n_rows) {
+    if (mask &&
+        ((mask->type != GGML_TYPE_F32 && mask->type != GGML_TYPE_F16) || mask->ne[0] < n_kv || mask->ne[1] < n_rows)) {
+        throw Error(KVMERGE_E_UNSUPPORTED, text("mask %s has an unexpected type or shape", mask->name));
+    }
     const void * identity = mask ? mask->data : this;
     if (visible_of == identity && looked_at_rows == n_rows) {
         return;
@@ -208,7 +215,7 @@ void kvmerge_observer::in_window(const Args & args, Kernel && kernel) const {
 void kvmerge_observer::add_attention(Stop & stop, ggml_tensor * p, int layer) {
     const int n_kv = int(p->ne[0]), n_rows = int(p->ne[1]);
     if (p->type != GGML_TYPE_F32 || p->nb[0] != sizeof(float) || p->ne[2] != params.n_head || p->ne[3] != 1 ||
-        n_kv > params.n_cells || n_rows > params.n_tokens) {
+        n_kv <= 0 || n_kv > params.n_cells || n_rows <= 0 || ubatch_start + n_rows > params.n_tokens) {
         throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: attention of an unexpected type or shape", layer));
     }
     Layer & l = layers[layer];
@@ -244,7 +251,7 @@ void kvmerge_observer::add_flash_attention(Stop & stop, ggml_tensor * node, int 
         return;
     }
     const int n_kv = int(node->src[1]->ne[1]), n_rows = int(q->ne[1]);
-    if (n_kv > l.k.n_cells() || n_rows > params.n_tokens ||
+    if (n_kv <= 0 || n_kv > l.k.n_cells() || n_rows <= 0 || ubatch_start + n_rows > params.n_tokens ||
         (mask && (mask->type != GGML_TYPE_F16 || mask->ne[0] != n_kv || mask->ne[1] < n_rows))) {
         throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: flash attention of an unexpected type or shape", layer));
     }

@@ -268,6 +268,90 @@ static void test_another_context() {
     }
 }
 
+// Decodes, and expects the block's error.
+static void refused(Fixture & f, const kvmerge_observer_params & params, kvmerge_status status, const char * why) {
+    kvmerge_observer * o = make(params);
+    f.decode(o);
+    kvmerge_block_stats stats;
+    if (kvmerge_observer_stats(o, &stats) != status || !says(why)) {
+        std::printf("expected '%s', got '%s'\n", why, kvmerge_last_error());
+        std::exit(1);
+    }
+    CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+}
+
+// What the fuzzer has found of graphs that are not as llama.cpp makes them (native/fuzz).
+static void test_odd_graphs() {
+    const auto params = params_for(KVMERGE_OBSERVE_MASS | KVMERGE_OBSERVE_ENTROPY, KVMERGE_BIAS_NONE);
+    for (const int64_t n : {int64_t(-1), int64_t(0), int64_t(1) << 40}) {
+        Fixture f, g;
+        f.cache_k.ne[0] = n;
+        refused(f, params, KVMERGE_E_UNSUPPORTED, "layer 0: a cache of");
+        g.cache_k.ne[1] = n;
+        refused(g, params, KVMERGE_E_UNSUPPORTED, "layer 0: a cache of");
+    }
+    {
+        Fixture f;
+        f.cache_v.ne[1] = 4;
+        refused(f, params, KVMERGE_E_UNSUPPORTED, "for keys and values");
+    }
+    {
+        Fixture f;
+        f.index.ne[0] = 0;
+        refused(f, params, KVMERGE_E_ARGUMENT, "a batch without tokens");
+    }
+    for (const int wrong : {0, 1, 2}) {
+        Fixture f;
+        Tensor mask(GGML_TYPE_F32, GGML_OP_ADD, "mask", Fixture::CELLS, Fixture::TOKENS, 1, f.p.data());
+        f.soft_max.src[1] = &mask;
+        wrong == 0 ? void(mask.ne[0] = 2) : wrong == 1 ? void(mask.ne[1] = 1) : void(mask.type = GGML_TYPE_I32);
+        refused(f, params, KVMERGE_E_UNSUPPORTED, "mask mask has an unexpected type or shape");
+    }
+    {
+        Fixture f;
+        f.soft_max.ne[1] = 17; // rows of entropies, and there are places for 16 tokens
+        refused(f, params, KVMERGE_E_UNSUPPORTED, "attention of an unexpected type or shape");
+    }
+    for (const int wrong : {0, 1}) { // rotations that are none
+        Fixture f;
+        Tensor rope(GGML_TYPE_F32, GGML_OP_ROPE, "Kcur", Fixture::DIM, Fixture::TOKENS, 1, f.k.data());
+        rope.src[0] = &f.plain_key;
+        rope.op_params[1] = 4;
+        rope.op_params[15] = wrong == 0 ? INT_MAX : 0;
+        const float numbers[] = {wrong == 1 ? NAN : 10000, 1, 0, 1, 32, 1};
+        std::memcpy(&rope.op_params[5], numbers, sizeof numbers);
+        f.k_write.src[0] = &rope;
+        refused(f, params, KVMERGE_E_UNSUPPORTED, wrong == 0 ? "is not handled" : "not finite");
+    }
+    { // scores of more cells than there are biases
+        Fixture f;
+        kvmerge_observer * o = make(params_for(0, KVMERGE_BIAS_EXACT));
+        f.decode(o);
+        PlanArrays plan;
+        plan.target[1] = 0;
+        plan.weight[0] = plan.weight[1] = 0.5f;
+        CHECK(plan.apply(o) == KVMERGE_OK);
+        f.kq.ne[0] = Fixture::CELLS + 1;
+        f.decode(o);
+        kvmerge_block_stats stats;
+        CHECK(kvmerge_observer_stats(o, &stats) == KVMERGE_E_UNSUPPORTED && says("scores of an unexpected"));
+        CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+    }
+    on_host = false;
+    { // what was seen of a cache out of reach is what is brought here
+        Fixture f;
+        kvmerge_observer * o = make(params);
+        f.decode(o);
+        f.cache_k.nb[2] = 16;
+        const int32_t cells[] = {0, 7};
+        float x[2 * Fixture::DIM];
+        CHECK(kvmerge_read_cells(o, 0, 0, cells, 2, x, nullptr) == KVMERGE_OK);
+        CHECK(x[Fixture::DIM] == f.k[7 * Fixture::DIM]);
+        CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+    }
+    on_host = true;
+}
+
 static void test_cells() {
     Fixture f;
     kvmerge_observer * o = make(params_for(0, KVMERGE_BIAS_NONE));
@@ -457,6 +541,7 @@ int main() {
     test_foreign_nodes();
     test_sizes();
     test_another_context();
+    test_odd_graphs();
     test_cells();
     test_plans();
     test_bad_queries();

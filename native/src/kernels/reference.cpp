@@ -109,8 +109,9 @@ static void store(const CellView & v, int head, int32_t cell, const float * in) 
             const float scale = largest / 127;
             float_to_half({&scale, &half, 1});
             std::memcpy(block(v, head, cell, j), &half, 2);
+            const float rounded = scale != 0 ? std::round(in[j] * (1 / scale)) : 0;
             reinterpret_cast<int8_t *>(block(v, head, cell, j))[2 + j % 32] =
-                int8_t(scale != 0 ? std::round(in[j] * (1 / scale)) : 0);
+                int8_t(std::fabs(rounded) <= 127 ? rounded : 0); // a NaN, or beside an infinity
         }
         }
     }

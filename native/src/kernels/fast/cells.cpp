@@ -45,7 +45,8 @@ static void float_to_q8_0(const float * in, int n, BlockQ8_0 * out) {
         const float inverse = scale != 0 ? 1 / scale : 0;
         out[b].scale = one_to_half(scale);
         for (int i = 0; i < Q8_0_BLOCK; i++) {
-            out[b].x[i] = int8_t(std::round(x[i] * inverse));
+            const float rounded = std::round(x[i] * inverse);
+            out[b].x[i] = int8_t(std::fabs(rounded) <= 127 ? rounded : 0); // a NaN, or beside an infinity
         }
     }
 }
