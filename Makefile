@@ -93,8 +93,7 @@ test-emulated: build setup
 test-java: build setup
 	$(MAVEN) -B -ntp test
 
-## fuzz: calls of kvmerge.h, right and wrong, under the sanitizers, FUZZ_CALLS of them (default 1000000), and models'
-##       headers changed at random, FUZZ_CASES of them (default 20000); FUZZ_SEED=N makes others
+## fuzz: kvmerge.h called rightly and wrongly (FUZZ_CALLS=1000000), GGUF headers (FUZZ_CASES=20000); FUZZ_SEED=N
 FUZZ_CALLS ?= 1000000
 FUZZ_CASES ?= 20000
 FUZZ_SEED ?= $(shell date +%s)
