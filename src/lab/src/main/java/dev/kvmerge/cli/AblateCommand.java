@@ -1,20 +1,28 @@
 package dev.kvmerge.cli;
 
 import dev.kvmerge.KvmergeException;
+import dev.kvmerge.attention.Calibration;
 import dev.kvmerge.eval.Experiment;
+import dev.kvmerge.eval.RunResult;
+import dev.kvmerge.eval.Text;
+import dev.kvmerge.llama.ComputeSettings;
+import dev.kvmerge.llama.ContextOptions.FlashAttention;
+import dev.kvmerge.llama.Model;
+import dev.kvmerge.models.Catalogue;
 import dev.kvmerge.report.Ablation;
-import dev.kvmerge.report.Report;
 import dev.kvmerge.report.ResultsFolder;
+import dev.kvmerge.strategy.Full;
 import dev.kvmerge.strategy.Strategies;
-import java.nio.file.Files;
+import java.math.BigDecimal;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
-import picocli.CommandLine;
+import java.util.function.Function;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
 
 /** What each parameter is worth. */
@@ -34,6 +42,10 @@ import picocli.CommandLine.Option;
             "  kvmerge ablate --strategy entropy-merged-row --vary threshold=0.3,0.4,0.5,0.6,0.7"
         })
 final class AblateCommand implements Runnable {
+    private static final String BLOCK = "block";
+    private static final String CELLS = "cells";
+    private static final int USUAL_BLOCK = 128;
+
     /** Parameters that a calibration was made for: they are varied without one. */
     private static final Set<String> OF_CALIBRATION = Set.of("decay", "mass-power");
 
@@ -47,9 +59,15 @@ final class AblateCommand implements Runnable {
         EVERYTHING.put("key-cost", List.of("0.2", "0.4", "0.8", "1.6", "3.2"));
         EVERYTHING.put("mass-power", List.of("1", "1.5", "2"));
         EVERYTHING.put("bias", List.of("none", "folded", "exact"));
-        EVERYTHING.put("block", List.of("16", "32", "64", "128", "256", "512"));
-        EVERYTHING.put("cells", List.of("0.05", "0.1", "0.2", "0.3", "0.5", "0.7", "0.95"));
+        EVERYTHING.put(BLOCK, List.of("16", "32", "64", "128", "256", "512"));
+        EVERYTHING.put(CELLS, List.of("0.05", "0.1", "0.2", "0.3", "0.5", "0.7", "0.95"));
     }
+
+    @Mixin
+    private ModelOptions model;
+
+    @Mixin
+    private TextOptions text;
 
     @Option(
             names = "--strategy",
@@ -69,41 +87,21 @@ final class AblateCommand implements Runnable {
             paramLabel = "SHARE",
             defaultValue = "0.9",
             description = "share of the cells to save while other things vary (default: ${DEFAULT-VALUE})")
-    private String compression;
+    private double compression;
 
     @Option(
             names = "--tokens",
             paramLabel = "N",
             defaultValue = "4096",
-            description = "tokens of the text to read (default: ${DEFAULT-VALUE})")
-    private String tokens;
+            description = "tokens of the text to read; 0 for all (default: ${DEFAULT-VALUE})")
+    private int tokens;
 
     @Option(
             names = "--offset",
             paramLabel = "T",
             defaultValue = "0",
             description = "first token of the text (default: ${DEFAULT-VALUE})")
-    private String offset;
-
-    @Option(
-            names = {"-f", "--file"},
-            paramLabel = "TEXT",
-            defaultValue = "alice",
-            description = "a UTF-8 text file, or a name from 'kvmerge models' (default: ${DEFAULT-VALUE})")
-    private String text;
-
-    @Option(
-            names = {"-m", "--model"},
-            paramLabel = "MODEL",
-            defaultValue = "smollm2-135m",
-            description = "a GGUF file, or a name from 'kvmerge models' (default: ${DEFAULT-VALUE})")
-    private String model;
-
-    @Option(
-            names = {"-t", "--threads"},
-            paramLabel = "N",
-            description = "CPU threads (default: all cores)")
-    private String threads;
+    private int offset;
 
     @Option(
             names = "--out",
@@ -114,132 +112,150 @@ final class AblateCommand implements Runnable {
 
     @Override
     public void run() {
+        ComputeSettings compute = model.compute(FlashAttention.OFF);
+        model.checkCells(compute, Strategies.Settings.DEFAULT.bias());
+        Experiment.cellsFor(1, compression);
         Map<String, List<String>> sweeps = sweeps();
-        StringBuilder tables = new StringBuilder();
-        sweeps.forEach((parameter, values) -> {
-            List<Ablation.Point> points = new ArrayList<>();
-            if (parameter.equals("block")) {
-                for (String value : values) {
-                    if (!holds(value)) {
-                        System.err.println("kvmerge: left out " + strategy + " at blocks of " + value + ": "
-                                + compression + " fewer cells do not hold one and the sinks");
-                        continue;
-                    }
-                    Path folder = out.resolve(parameter).resolve(value);
-                    experiment(folder, List.of(strategy), compression, value, "auto");
-                    points.addAll(read(folder, r -> value));
-                }
-            } else if (parameter.equals("cells")) {
-                List<String> saved = values.stream()
-                        .map(v -> java.math.BigDecimal.ONE
-                                .subtract(new java.math.BigDecimal(v))
-                                .toPlainString())
-                        .toList();
-                experiment(out.resolve(parameter), List.of(strategy), String.join(",", saved), "128", "auto");
-                points.addAll(read(out.resolve(parameter), r -> java.math.BigDecimal.ONE
-                        .subtract(java.math.BigDecimal.valueOf(r.compression()))
-                        .toPlainString()));
-            } else {
-                List<String> specs = values.stream()
-                        .map(v -> strategy + ":" + parameter + "=" + v)
-                        .toList();
-                experiment(
-                        out.resolve(parameter),
-                        specs,
-                        compression,
-                        "128",
-                        OF_CALIBRATION.contains(parameter) ? "none" : "auto");
-                points.addAll(read(out.resolve(parameter), r -> r.strategy()
-                        .substring(r.strategy().lastIndexOf('=') + 1)));
-            }
-            tables.append(Ablation.table(parameter, points)).append('\n');
-            try (ResultsFolder folder = ResultsFolder.open(out)) {
+        Catalogue catalogue = Home.catalogue();
+        Calibration calibration = StrategyOptions.calibration("auto", model, catalogue);
+        Text read = text.read(catalogue);
+        Interrupt.listen(
+                "kvmerge: stopping at the end of this block; what is finished is in " + out + ", run again to go on");
+        try (ResultsFolder folder = ResultsFolder.open(out);
+                Model loaded = model.load(catalogue)) {
+            int[] part = TextOptions.slice(loaded, read, offset, tokens);
+            ExperimentRunner runner = new ExperimentRunner(loaded, read, offset, part, compute);
+            StringBuilder tables = new StringBuilder();
+            sweeps.forEach((parameter, values) -> {
+                List<Ablation.Point> points = vary(runner, parameter, values, part.length, calibration);
+                tables.append(Ablation.table(parameter, points)).append('\n');
                 folder.write(parameter + ".svg", Ablation.plot(strategy, parameter, points));
                 folder.write("ablation.md", tables.toString());
-            }
-        });
-        System.out.print(tables);
+            });
+            System.out.print(tables);
+        }
         System.out.println("The tables are in " + out.resolve("ablation.md") + ", a plot of each beside it.");
     }
 
-    /** Whether the cells that are left hold what the strategy needs for a block. */
-    private boolean holds(String block) {
-        try {
-            int cells = Experiment.cellsFor(Integer.parseInt(tokens), Double.parseDouble(compression));
-            return Strategies.create(strategy, Strategies.Settings.DEFAULT).fewestCells(Integer.parseInt(block))
-                    <= cells;
-        } catch (NumberFormatException e) {
-            return true; // the experiment says what is wrong
+    /** One parameter's values, each with what it costs. */
+    private List<Ablation.Point> vary(
+            ExperimentRunner runner, String parameter, List<String> values, int n, Calibration calibration) {
+        Strategies.Settings calibrated = Strategies.Settings.DEFAULT.with(calibration);
+        return switch (parameter) {
+            case BLOCK -> varyBlock(runner, values, n, calibrated);
+            case CELLS -> varyCells(runner, values, n, calibrated);
+            default ->
+                varyParameter(
+                        runner,
+                        parameter,
+                        values,
+                        n,
+                        OF_CALIBRATION.contains(parameter) ? Strategies.Settings.DEFAULT : calibrated);
+        };
+    }
+
+    private List<Ablation.Point> varyBlock(
+            ExperimentRunner runner, List<String> values, int n, Strategies.Settings settings) {
+        List<Ablation.Point> points = new ArrayList<>();
+        for (String value : values) {
+            int block = Integer.parseInt(value);
+            if (Strategies.method(strategy, settings).fewestCells(block) > Experiment.cellsFor(n, compression)) {
+                System.err.println("kvmerge: left out " + strategy + " at blocks of " + value + ": " + compression
+                        + " fewer cells do not hold one and the sinks");
+                continue;
+            }
+            ExperimentRunner.Plan plan = new ExperimentRunner.Plan(
+                    Experiment.Mode.stream(n), block, List.of(strategy), List.of(compression), settings);
+            points.addAll(points(runner, plan, out.resolve(BLOCK).resolve(value), run -> value));
+        }
+        return points;
+    }
+
+    private List<Ablation.Point> varyCells(
+            ExperimentRunner runner, List<String> values, int n, Strategies.Settings settings) {
+        Map<Double, String> byCompression = new LinkedHashMap<>();
+        values.forEach(value -> byCompression.put(saved(value), value));
+        ExperimentRunner.Plan plan = new ExperimentRunner.Plan(
+                Experiment.Mode.stream(n),
+                USUAL_BLOCK,
+                List.of(strategy),
+                List.copyOf(byCompression.keySet()),
+                settings);
+        return points(runner, plan, out.resolve(CELLS), run -> byCompression.get(run.compression()));
+    }
+
+    private List<Ablation.Point> varyParameter(
+            ExperimentRunner runner, String parameter, List<String> values, int n, Strategies.Settings settings) {
+        Map<String, String> bySpec = new LinkedHashMap<>();
+        values.forEach(value -> bySpec.put(spec(parameter, value), value));
+        ExperimentRunner.Plan plan = new ExperimentRunner.Plan(
+                Experiment.Mode.stream(n), USUAL_BLOCK, List.copyOf(bySpec.keySet()), List.of(compression), settings);
+        return points(runner, plan, out.resolve(parameter), run -> bySpec.get(run.spec()));
+    }
+
+    /** Runs an experiment, or what its folder lacks of it: a point for each of its runs but the full cache's. */
+    private static List<Ablation.Point> points(
+            ExperimentRunner runner, ExperimentRunner.Plan plan, Path folder, Function<Experiment.Run, String> value) {
+        try (ResultsFolder results = ResultsFolder.open(folder)) {
+            ExperimentRunner.Finished finished = runner.run(plan, results, true);
+            List<Ablation.Point> points = new ArrayList<>();
+            for (Experiment.Run run : finished.runs()) {
+                RunResult r = finished.record().result(run);
+                if (r.klMean() != null) {
+                    points.add(new Ablation.Point(
+                            value.apply(run), r.klMean(), r.klSe(), r.perplexity(), r.perplexityFull()));
+                }
+            }
+            return points;
         }
     }
 
+    private String spec(String parameter, String value) {
+        return strategy + ":" + parameter + "=" + value;
+    }
+
+    /** Share of the cells that are saved where such a share stays. */
+    private static double saved(String stays) {
+        try {
+            return BigDecimal.ONE.subtract(new BigDecimal(stays)).doubleValue();
+        } catch (NumberFormatException e) {
+            throw new KvmergeException.Usage(
+                    "--vary cells takes shares that stay, as cells=0.1,0.3, not '" + stays + "'");
+        }
+    }
+
+    /** What to vary, checked before anything is loaded. */
     private Map<String, List<String>> sweeps() {
-        if (vary == null) {
-            return EVERYTHING;
+        if (Strategies.method(strategy, Strategies.Settings.DEFAULT) instanceof Full) {
+            throw new KvmergeException.Usage("the full cache has nothing to vary: name another --strategy");
         }
         Map<String, List<String>> sweeps = new LinkedHashMap<>();
-        for (String one : vary) {
+        if (vary == null) {
+            sweeps.putAll(EVERYTHING);
+        }
+        for (String one : vary == null ? List.<String>of() : vary) {
             int equals = one.indexOf('=');
             if (equals <= 0 || equals == one.length() - 1) {
                 throw new KvmergeException.Usage(
                         "--vary takes a parameter and its values, as decay=0.8,0.9, not '" + one + "'");
             }
-            String parameter = one.substring(0, equals);
-            List<String> values = List.of(one.substring(equals + 1).split(","));
-            if (!parameter.equals("block") && !parameter.equals("cells")) {
-                values.forEach(
-                        v -> Strategies.create(strategy + ":" + parameter + "=" + v, Strategies.Settings.DEFAULT));
-            }
-            sweeps.put(parameter, values);
+            sweeps.put(
+                    one.substring(0, equals), List.of(one.substring(equals + 1).split(",")));
         }
+        sweeps.forEach((parameter, values) -> values.forEach(value -> check(parameter, value)));
         return sweeps;
     }
 
-    private void experiment(Path folder, List<String> strategies, String saved, String block, String calibration) {
-        List<String> arguments = new ArrayList<>(List.of(
-                "experiment",
-                "-m",
-                model,
-                "-f",
-                text,
-                "--tokens",
-                tokens,
-                "--offset",
-                offset,
-                "--block",
-                block,
-                "--compression",
-                saved,
-                "--strategies",
-                String.join(",", strategies),
-                "--calibration",
-                calibration,
-                "--out",
-                folder.toString()));
-        if (threads != null) {
-            arguments.addAll(List.of("-t", threads));
-        }
-        if (Files.exists(folder.resolve("results.json"))) {
-            arguments.add("--resume");
-        }
-        int status = Main.run(arguments.toArray(String[]::new));
-        if (status == Main.INTERRUPTED) {
-            throw new Experiment.Cancelled();
-        }
-        if (status != CommandLine.ExitCode.OK) {
-            throw new KvmergeException("the experiment in " + folder + " failed: its message is above");
-        }
-    }
-
-    private List<Ablation.Point> read(
-            Path folder, java.util.function.Function<dev.kvmerge.eval.RunResult, String> value) {
-        try (ResultsFolder results = ResultsFolder.open(folder)) {
-            Report report = results.read();
-            return report.runs().stream()
-                    .filter(r -> r.klMean() != null)
-                    .map(r -> new Ablation.Point(
-                            value.apply(r), r.klMean(), r.klSe(), r.perplexity(), r.perplexityFull()))
-                    .toList();
+    private void check(String parameter, String value) {
+        switch (parameter) {
+            case BLOCK -> {
+                if (!value.matches("0*[1-9][0-9]{0,8}")) {
+                    throw new KvmergeException.Usage(
+                            "--vary block takes numbers of tokens, as block=64,128, not '" + value + "'");
+                }
+            }
+            case CELLS -> Experiment.cellsFor(1, saved(value));
+            default -> Strategies.method(spec(parameter, value), Strategies.Settings.DEFAULT);
         }
     }
 }

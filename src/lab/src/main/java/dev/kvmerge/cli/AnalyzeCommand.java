@@ -3,6 +3,9 @@ package dev.kvmerge.cli;
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.eval.EntropyAnalysis;
 import dev.kvmerge.eval.Text;
+import dev.kvmerge.kernels.Bias;
+import dev.kvmerge.llama.ComputeSettings;
+import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.models.Catalogue;
 import dev.kvmerge.report.Plots;
@@ -81,6 +84,8 @@ final class AnalyzeCommand implements Runnable {
             throw new KvmergeException.Usage("--block must be positive, --sinks not negative and --threshold 0..1: "
                     + block + ", " + sinks + ", " + threshold);
         }
+        ComputeSettings compute = model.compute(FlashAttention.OFF);
+        model.checkCells(compute, Bias.NONE);
         Catalogue catalogue = Home.catalogue();
         Text read = text.read(catalogue);
         try (ResultsFolder folder = ResultsFolder.open(out);
@@ -93,7 +98,7 @@ final class AnalyzeCommand implements Runnable {
                         loaded,
                         part,
                         block,
-                        model.threads(),
+                        compute,
                         sinks,
                         threshold,
                         done -> progress.update(

@@ -4,6 +4,7 @@ import dev.kvmerge.KvmergeException;
 import dev.kvmerge.eval.Cache;
 import dev.kvmerge.eval.SpeedBench;
 import dev.kvmerge.eval.Text;
+import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.models.Catalogue;
@@ -94,14 +95,14 @@ final class BenchCommand implements Runnable {
         for (int prompt : prompts) {
             caches.forEach(cache -> cache.check(block, prompt));
         }
-        model.checkCells(model.flashAttention(FlashAttention.OFF), settings.bias);
+        ComputeSettings compute = model.compute(FlashAttention.OFF);
+        model.checkCells(compute, settings.bias);
         Text source = text.read(catalogue);
         Interrupt.listen("kvmerge: stopping after the run in work; nothing was written");
         int longest = Arrays.stream(prompts).max().orElseThrow();
         try (Model loaded = model.load(catalogue)) {
             int[] tokens = TextOptions.slice(loaded, source, 0, longest + generated);
-            SpeedBench.Setup setup =
-                    new SpeedBench.Setup(prompts, generated, repetitions, model.cache(longest + generated, block));
+            SpeedBench.Setup setup = new SpeedBench.Setup(prompts, generated, repetitions, block, compute);
             List<SpeedBench.Row> rows;
             try (Progress progress = new Progress("bench")) {
                 rows = new SpeedBench(loaded, setup, caches, tokens)
@@ -114,7 +115,7 @@ final class BenchCommand implements Runnable {
                             loaded.bytes(),
                             loaded.parameters(),
                             loaded.backend().name(),
-                            model.threads()),
+                            compute.threads()),
                     output));
         }
     }

@@ -5,6 +5,8 @@ import dev.kvmerge.attention.Calibration;
 import dev.kvmerge.eval.Calibrations;
 import dev.kvmerge.eval.Calibrator;
 import dev.kvmerge.eval.Text;
+import dev.kvmerge.llama.ComputeSettings;
+import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.models.Catalogue;
 import java.nio.file.Files;
@@ -63,6 +65,7 @@ final class CalibrateCommand implements Runnable {
             throw new KvmergeException.Usage(
                     "--windows must be positive and --tokens " + Calibrator.FEWEST_TOKENS + " and more");
         }
+        ComputeSettings compute = model.compute(FlashAttention.OFF);
         Catalogue catalogue = Home.catalogue();
         List<Text> texts = new ArrayList<>();
         for (String file : files) {
@@ -84,7 +87,7 @@ final class CalibrateCommand implements Runnable {
             String name = String.join(", ", files) + ": " + pieces.size() + " x " + tokens + " tokens";
             Calibration calibration = new Calibrator(
                             loaded,
-                            model.cache(tokens, 1),
+                            compute,
                             (at, perplexity, speed) -> progress.update(
                                     at / total,
                                     String.format(Locale.ROOT, "%,d of %,.0f tokens, %.0f tokens/s", at, total, speed)),

@@ -50,7 +50,7 @@ final class DocsCommand implements Runnable {
                                 take,
                                 text,
                                 LocalDate.now(),
-                                ExperimentCommand.cpu(),
+                                Provenance.cpu(),
                                 "llama.cpp v" + LlamaLibrary.VERSION + ", JDK "
                                         + Runtime.version().feature())
                         .forEach(folder::write);

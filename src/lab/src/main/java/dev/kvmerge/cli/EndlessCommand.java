@@ -5,14 +5,17 @@ import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.eval.Endless;
 import dev.kvmerge.eval.Experiment;
 import dev.kvmerge.eval.Text;
+import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.models.Catalogue;
 import dev.kvmerge.report.EndlessTable;
 import dev.kvmerge.report.ResultsFolder;
+import dev.kvmerge.strategy.Full;
 import dev.kvmerge.strategy.Strategies;
 import dev.kvmerge.strategy.Strategy;
 import java.nio.file.Path;
+import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -105,13 +108,14 @@ final class EndlessCommand implements Runnable {
             throw new KvmergeException.Usage(
                     "--block must be positive, --stretch 2 and more, --full-tokens not negative");
         }
-        model.checkCells(model.flashAttention(FlashAttention.OFF), settings.bias);
+        ComputeSettings compute = model.compute(FlashAttention.OFF);
+        model.checkCells(compute, settings.bias);
         Catalogue catalogue = Home.catalogue();
         Strategies.Settings chosen = settings.settings(model, catalogue);
         Map<String, Strategy> caches = new LinkedHashMap<>();
         for (String name : strategies) {
-            Strategy strategy = Strategies.method(name, chosen);
-            if (strategy != null) {
+            Strategy strategy = Strategies.create(name, chosen);
+            if (!strategy.keepsAll()) {
                 Experiment.checkBudget(strategy, cells, block, Integer.MAX_VALUE);
                 caches.put(name, strategy);
             }
@@ -122,14 +126,19 @@ final class EndlessCommand implements Runnable {
                 Model loaded = model.load(catalogue)) {
             int[] part = TextOptions.part(loaded, read, 0, tokens);
             Map<String, double[]> traces = new LinkedHashMap<>();
-            CacheOptions endless = model.cache(part.length, block)
-                    .sized(cells, block, 0)
+            CacheOptions endless = CacheOptions.of(cells, block)
+                    .with(compute)
                     .withSpan(span != null ? span : Math.max(cells, loaded.trainedContext() - block));
             if (fullTokens > 1) {
                 int n = Math.min(fullTokens, part.length);
                 traces.put(
                         Strategies.FULL,
-                        read(loaded, java.util.Arrays.copyOf(part, n), Strategies.FULL, null, model.cache(n, block)));
+                        read(
+                                loaded,
+                                Arrays.copyOf(part, n),
+                                Strategies.FULL,
+                                new Full(),
+                                CacheOptions.unlimited(n, block).with(compute)));
             }
             caches.forEach((name, strategy) -> {
                 traces.put(name, read(loaded, part, name, strategy, endless));

@@ -1,11 +1,11 @@
 package dev.kvmerge.cli;
 
 import dev.kvmerge.KvmergeException;
-import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.cache.CompressedContext;
 import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.kernels.Kvmerge;
 import dev.kvmerge.llama.Backend;
+import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.LlamaLibrary;
@@ -99,28 +99,31 @@ final class ModelOptions {
     }
 
     /** Refuses cell types and layouts that kvmerge cannot rewrite yet, before anything is loaded. */
-    void checkCells(FlashAttention chosen, Bias bias) {
+    void checkCells(ComputeSettings compute, Bias bias) {
         for (CellType type : List.of(keyType, valueType)) {
             if (type == CellType.Q4_0) {
                 throw new KvmergeException.Usage(
                         "q4_0 cells cannot be rewritten yet: use -ctk and -ctv with f16, f32, bf16 or q8_0");
             }
         }
-        if (valueType == CellType.Q8_0 && chosen == FlashAttention.OFF) {
+        if (valueType == CellType.Q8_0 && compute.flashAttention() == FlashAttention.OFF) {
             throw new KvmergeException.Usage(
                     "llama.cpp takes quantised V cells (-ctv q8_0) with flash attention only: add -fa on");
         }
-        CompressedContext.checkBias(bias, chosen);
+        CompressedContext.checkBias(bias, compute.flashAttention());
     }
 
-    FlashAttention flashAttention(FlashAttention otherwise) {
-        return flashAttention == null ? otherwise : flashAttention;
-    }
-
-    /** A cache for a text, as the options have it; flash attention is off unless asked for. */
-    CacheOptions cache(int capacity, int block) {
-        return new CacheOptions(
-                0, block, capacity, threads(), ubatch, flashAttention(FlashAttention.OFF), keyType, valueType, 0);
+    /**
+     * How llama.cpp computes, as the options have it.
+     *
+     * @param otherwise flash attention where the options do not say
+     */
+    ComputeSettings compute(FlashAttention otherwise) {
+        if (ubatch <= 0) {
+            throw new KvmergeException.Usage("-ub must be positive, not " + ubatch);
+        }
+        FlashAttention chosen = flashAttention == null ? otherwise : flashAttention;
+        return new ComputeSettings(threads(), ubatch, chosen, keyType, valueType);
     }
 
     /** Loads the libraries. */
@@ -135,9 +138,6 @@ final class ModelOptions {
 
     /** Loads the libraries and the model. */
     Model load(Catalogue catalogue) {
-        if (ubatch <= 0) {
-            throw new KvmergeException.Usage("-ub must be positive, not " + ubatch);
-        }
         int n = threads();
         Path path = catalogue.resolve(model, Catalogue.Kind.MODEL);
         LlamaLibrary library = library(catalogue);

@@ -4,6 +4,7 @@ import dev.kvmerge.KvmergeException;
 import dev.kvmerge.eval.Cache;
 import dev.kvmerge.eval.Retrieval;
 import dev.kvmerge.eval.Text;
+import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.models.Catalogue;
@@ -112,7 +113,8 @@ final class NeedleCommand implements Runnable {
             throw new KvmergeException.Usage(
                     "--tokens must be 64 and more, --trials positive, --block 32 and more and --depths 0..1");
         }
-        model.checkCells(model.flashAttention(FlashAttention.OFF), settings.bias);
+        ComputeSettings compute = model.compute(FlashAttention.OFF);
+        model.checkCells(compute, settings.bias);
         Catalogue catalogue = Home.catalogue();
         List<Cache> caches = Cache.list(Strategies.FULL, strategies, compressions, settings.settings(model, catalogue));
         caches.forEach(cache -> cache.check(block, tokens));
@@ -121,12 +123,12 @@ final class NeedleCommand implements Runnable {
         Interrupt.listen("kvmerge: stopping after the question in work; no table was written");
         try (ResultsFolder folder = ResultsFolder.open(out);
                 Model loaded = model.load(catalogue)) {
-            Retrieval.Setup setup = new Retrieval.Setup(tokens, depths, trials, seed, model.cache(tokens, block));
+            Retrieval.Setup setup = new Retrieval.Setup(tokens, depths, trials, seed, block, compute);
             Retrieval retrieval = new Retrieval(loaded, puzzle, setup);
             List<Retrieval.Row> rows = new ArrayList<>();
             for (Cache cache : caches) {
-                String title = cache.name()
-                        + (cache.strategy() == null ? "" : " " + Math.round(100 * cache.compression()) + " %");
+                String title =
+                        cache.name() + (cache.isFull() ? "" : " " + Math.round(100 * cache.compression()) + " %");
                 try (Progress progress = new Progress(title)) {
                     rows.add(retrieval.ask(cache, what -> progress.update(-1, what), Interrupt::requested));
                 }

@@ -4,6 +4,7 @@ import dev.kvmerge.KvmergeException;
 import dev.kvmerge.eval.ChunkedPerplexity;
 import dev.kvmerge.eval.Experiment;
 import dev.kvmerge.eval.Text;
+import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.models.Catalogue;
@@ -91,35 +92,30 @@ final class PerplexityCommand implements Runnable {
 
     @Override
     public void run() {
-        Strategies.Settings found = strategy == null ? null : settings.settings(model, Home.catalogue());
-        Strategy chosen = strategy == null ? null : Strategies.method(strategy, found);
-        if (chosen == null && (cells != null || compression != null)) {
+        Strategies.Settings found =
+                strategy == null ? Strategies.Settings.DEFAULT : settings.settings(model, Home.catalogue());
+        Strategy chosen = Strategies.create(strategy == null ? Strategies.FULL : strategy, found);
+        boolean full = chosen.keepsAll();
+        if (full && (cells != null || compression != null)) {
             throw new KvmergeException.Usage("--cells and --compression need a --strategy other than full");
         }
-        if (chosen != null && (cells == null) == (compression == null)) {
+        if (!full && (cells == null) == (compression == null)) {
             throw new KvmergeException.Usage("--strategy needs either --cells or --compression");
         }
-        if (chosen != null) {
-            model.checkCells(model.flashAttention(FlashAttention.OFF), settings.bias);
+        ComputeSettings compute = model.compute(full ? FlashAttention.AUTO : FlashAttention.OFF);
+        if (!full) {
+            model.checkCells(compute, settings.bias);
         }
         int budget = cells != null ? cells : compression != null ? Experiment.cellsFor(chunk, compression) : 0;
-        ChunkedPerplexity.Options options = new ChunkedPerplexity.Options(
-                chunk,
-                batch,
-                model.ubatch,
-                chunks,
-                model.threads(),
-                model.flashAttention(chosen == null ? FlashAttention.AUTO : FlashAttention.OFF),
-                model.keyType,
-                model.valueType);
-        if (chosen != null) {
+        ChunkedPerplexity.Options options = new ChunkedPerplexity.Options(chunk, batch, chunks, compute);
+        if (!full) {
             Experiment.checkBudget(chosen, budget, block, chunk);
         }
         if (klDivergence) {
-            if (chosen == null) {
+            if (full) {
                 throw new KvmergeException.Usage("--kl-divergence compares a --strategy with the full cache: name one");
             }
-            divergence(budget, found);
+            divergence(budget, compute, found);
             return;
         }
         Catalogue catalogue = Home.catalogue();
@@ -141,7 +137,7 @@ final class PerplexityCommand implements Runnable {
                     System.out.printf(Locale.ROOT, "[%d]%.4f,", number, value);
                     System.out.flush();
                 };
-                estimate = chosen == null
+                estimate = full
                         ? perplexity.full(tokens, listener)
                         : perplexity.compressed(
                                 tokens,
@@ -157,7 +153,7 @@ final class PerplexityCommand implements Runnable {
         }
     }
 
-    private void divergence(int budget, Strategies.Settings found) {
+    private void divergence(int budget, ComputeSettings compute, Strategies.Settings found) {
         Catalogue catalogue = Home.catalogue();
         Text read = text.read(catalogue);
         Path work = null;
@@ -165,16 +161,8 @@ final class PerplexityCommand implements Runnable {
             work = Files.createTempDirectory("kvmerge");
             try (Model loaded = model.load(catalogue)) {
                 int[] tokens = TextOptions.slice(loaded, read, 0, chunk);
-                Experiment.Setup setup = new Experiment.Setup(
-                        tokens,
-                        Experiment.Mode.stream(tokens.length),
-                        block,
-                        model.threads(),
-                        model.ubatch,
-                        model.flashAttention(FlashAttention.OFF),
-                        model.keyType,
-                        model.valueType,
-                        work);
+                Experiment.Setup setup =
+                        new Experiment.Setup(tokens, Experiment.Mode.stream(tokens.length), block, compute, work);
                 try (Experiment experiment =
                         new Experiment(loaded, setup, List.of(strategy), List.of(1 - (double) budget / chunk), found)) {
                     List<Experiment.Outcome> outcomes = new ArrayList<>();

@@ -3,6 +3,8 @@ package dev.kvmerge.cli;
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.cache.CompressedContext;
+import dev.kvmerge.llama.ComputeSettings;
+import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.models.Catalogue;
 import dev.kvmerge.report.ResultsFolder;
@@ -41,6 +43,8 @@ final class QuickstartCommand implements Runnable {
 
     @Override
     public void run() {
+        ComputeSettings compute = model.compute(FlashAttention.OFF);
+        model.checkCells(compute, Strategies.Settings.DEFAULT.bias());
         Catalogue catalogue = Home.catalogue();
         try (ResultsFolder folder = ResultsFolder.open(out);
                 Model loaded = model.load(catalogue)) {
@@ -50,7 +54,7 @@ final class QuickstartCommand implements Runnable {
                     new Random(1).ints(TOKENS + 1, 0, loaded.vocabularySize()).toArray();
             List<String> rows = new ArrayList<>(List.of("strategy,cells,used,kv_bytes,tokens_per_second"));
             for (String name : List.of(Strategies.FULL, "streaming-llm", "h2o", "entropy-merged")) {
-                rows.add(tryOut(loaded, name, tokens));
+                rows.add(tryOut(loaded, name, tokens, compute));
             }
             folder.write("quickstart.csv", String.join("\n", rows) + "\n");
             done("saved the results to " + out.resolve("quickstart.csv"));
@@ -58,17 +62,17 @@ final class QuickstartCommand implements Runnable {
         System.out.println("All works. Now try 'kvmerge experiment'.");
     }
 
-    private String tryOut(Model loaded, String name, int[] tokens) {
-        Strategy strategy = Strategies.method(name, Strategies.Settings.DEFAULT);
-        CacheOptions options = (strategy == null
+    private String tryOut(Model loaded, String name, int[] tokens, ComputeSettings compute) {
+        Strategy strategy = Strategies.create(name, Strategies.Settings.DEFAULT);
+        CacheOptions options = (strategy.keepsAll()
                         ? CacheOptions.unlimited(TOKENS + 1, BLOCK)
                         : CacheOptions.of(CELLS, BLOCK))
-                .withThreads(model.threads());
+                .with(compute);
         try (CompressedContext context = new CompressedContext(loaded, strategy, options)) {
             for (int at = 0; at < TOKENS; at += BLOCK) {
                 context.decode(java.util.Arrays.copyOfRange(tokens, at, at + BLOCK));
             }
-            int expected = strategy == null ? TOKENS : CELLS;
+            int expected = strategy.keepsAll() ? TOKENS : CELLS;
             if (context.used() != expected) {
                 throw new KvmergeException(
                         name + " left " + context.used() + " cells where it should leave " + expected);

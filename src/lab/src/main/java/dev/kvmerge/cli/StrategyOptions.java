@@ -58,12 +58,20 @@ final class StrategyOptions {
 
     /** The settings for a model. */
     Strategies.Settings settings(ModelOptions model, Catalogue catalogue) {
-        Calibration found =
-                switch (calibration) {
-                    case "none" -> null;
-                    case "auto" -> Calibrations.of(catalogue.resolve(model.model, Catalogue.Kind.MODEL));
-                    default -> Calibrations.read(Path.of(calibration));
-                };
+        Calibration found = calibration(calibration, model, catalogue);
         return new Strategies.Settings(sinks, recentShare, signal, threshold, bias, found);
+    }
+
+    /**
+     * The calibration that an option means.
+     *
+     * @param which "none", "auto" or a file
+     */
+    static Calibration calibration(String which, ModelOptions model, Catalogue catalogue) {
+        return switch (which) {
+            case "none" -> null;
+            case "auto" -> Calibrations.of(catalogue.resolve(model.model, Catalogue.Kind.MODEL));
+            default -> Calibrations.read(Path.of(which));
+        };
     }
 }

@@ -1,5 +1,6 @@
 package dev.kvmerge.eval;
 
+import dev.kvmerge.strategy.Full;
 import dev.kvmerge.strategy.Strategies;
 import dev.kvmerge.strategy.Strategy;
 import java.util.ArrayList;
@@ -8,19 +9,18 @@ import java.util.List;
 /**
  * A cache to compare with others.
  *
- * @param strategy null for everything kept
  * @param compression share of the cells to save, 0 where everything is kept
  */
 public record Cache(String name, Strategy strategy, double compression) {
-    /** The full cache under a name, then each strategy at each compression. */
+    /** The full cache under a name, then each other strategy at each compression. */
     public static List<Cache> list(
             String full, List<String> specs, List<Double> compressions, Strategies.Settings settings) {
-        List<Cache> caches = new ArrayList<>(List.of(new Cache(full, null, 0)));
+        List<Cache> caches = new ArrayList<>(List.of(new Cache(full, new Full(), 0)));
         for (double compression : compressions) {
             Experiment.cellsFor(1, compression); // a share out of range is refused even if nothing uses it
             for (String spec : specs) {
-                Strategy strategy = Strategies.method(spec, settings);
-                if (strategy != null) {
+                Strategy strategy = Strategies.create(spec, settings);
+                if (!(strategy instanceof Full)) {
                     caches.add(new Cache(Strategies.label(spec, strategy), strategy, compression));
                 }
             }
@@ -28,14 +28,19 @@ public record Cache(String name, Strategy strategy, double compression) {
         return caches;
     }
 
+    /** Whether everything is kept. */
+    public boolean isFull() {
+        return strategy.keepsAll();
+    }
+
     /** Cells that stay of a text's. */
     public int cells(int tokens) {
-        return strategy == null ? tokens : Experiment.cellsFor(tokens, compression);
+        return isFull() ? tokens : Experiment.cellsFor(tokens, compression);
     }
 
     /** Refuses a text that leaves the strategy too few cells, or does not fill them. */
     public void check(int block, int tokens) {
-        if (strategy != null) {
+        if (!isFull()) {
             Experiment.checkBudget(strategy, cells(tokens), block, tokens);
         }
     }

@@ -6,6 +6,7 @@ import dev.kvmerge.attention.CellStats;
 import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.cache.CompressedContext;
 import dev.kvmerge.cache.Parallel;
+import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.llama.Shape;
 import java.util.ArrayList;
@@ -35,18 +36,18 @@ public final class Calibrator {
 
     private final Model model;
     private final Shape shape;
-    private final CacheOptions options;
+    private final ComputeSettings compute;
     private final Experiment.Listener listener;
     private final BooleanSupplier cancelled;
 
     /**
-     * @param options of the contexts to read with; block and capacity are the calibration's own
+     * @param compute how the contexts to read with compute
      * @param listener told of progress: tokens of all windows, both passes counted
      */
-    public Calibrator(Model model, CacheOptions options, Experiment.Listener listener, BooleanSupplier cancelled) {
+    public Calibrator(Model model, ComputeSettings compute, Experiment.Listener listener, BooleanSupplier cancelled) {
         this.model = model;
         this.shape = model.shape();
-        this.options = options;
+        this.compute = compute;
         this.listener = listener;
         this.cancelled = cancelled;
     }
@@ -190,7 +191,7 @@ public final class Calibrator {
     }
 
     private void read(int[] tokens, double power, int before, FullAttention.Look look) {
-        CacheOptions full = options.sized(0, BLOCK, tokens.length);
+        CacheOptions full = CacheOptions.unlimited(tokens.length, BLOCK).with(compute);
         FullAttention.read(model, tokens, full, power, before, listener, cancelled, look);
     }
 

@@ -4,10 +4,9 @@ import dev.kvmerge.KvmergeException;
 import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.cache.CompressedContext;
 import dev.kvmerge.kernels.Scorer;
+import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.Context;
 import dev.kvmerge.llama.ContextOptions;
-import dev.kvmerge.llama.ContextOptions.CellType;
-import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.strategy.Strategy;
 import java.lang.foreign.MemorySegment;
@@ -24,18 +23,10 @@ public final class ChunkedPerplexity {
      *
      * @param chunk tokens a chunk (-c)
      * @param batch most tokens a decode (-b); several chunks go side by side when they fit
-     * @param ubatch most tokens computed at once (-ub)
      * @param chunks most chunks, or negative for all (--chunks)
+     * @param compute how llama.cpp computes
      */
-    public record Options(
-            int chunk,
-            int batch,
-            int ubatch,
-            int chunks,
-            int threads,
-            FlashAttention flashAttention,
-            CellType keyType,
-            CellType valueType) {
+    public record Options(int chunk, int batch, int chunks, ComputeSettings compute) {
         public Options {
             if (chunk < 4) {
                 throw new KvmergeException.Usage("a chunk (-c) must have at least 4 tokens, not " + chunk);
@@ -66,7 +57,7 @@ public final class ChunkedPerplexity {
     public ChunkedPerplexity(Model model, Options options) {
         this.model = model;
         this.options = options;
-        this.scorer = new Scorer(model.vocabularySize(), options.threads());
+        this.scorer = new Scorer(model.vocabularySize(), options.compute().threads());
     }
 
     /**
@@ -95,15 +86,7 @@ public final class ChunkedPerplexity {
         int side = Math.max(1, options.batch() / n);
         int batch = Math.min(options.batch(), side * n);
         int first = n / 2;
-        ContextOptions contextOptions = new ContextOptions(
-                side * n,
-                batch,
-                Math.min(options.ubatch(), batch),
-                side,
-                options.threads(),
-                options.flashAttention(),
-                options.keyType(),
-                options.valueType());
+        ContextOptions contextOptions = new ContextOptions(side * n, batch, side, options.compute());
         try (Context context = new Context(model, contextOptions, null)) {
             for (int i = 0; i < chunks; i += side) {
                 context.clear();
@@ -151,16 +134,7 @@ public final class ChunkedPerplexity {
         int chunks = chunksOf(tokens.length);
         int first = n / 2;
         long row = 4L * model.vocabularySize();
-        CacheOptions cache = new CacheOptions(
-                cells,
-                block,
-                0,
-                options.threads(),
-                Math.min(options.ubatch(), block),
-                options.flashAttention(),
-                options.keyType(),
-                options.valueType(),
-                0);
+        CacheOptions cache = CacheOptions.of(cells, block).with(options.compute());
         for (int i = 0; i < chunks; i++) {
             try (CompressedContext context = new CompressedContext(model, strategy, cache)) {
                 for (int from = 0; from < n; from += block) {

@@ -24,7 +24,7 @@ public final class Endless {
     /**
      * Reads a text.
      *
-     * @param strategy null for the full cache, whose positions grow with the text
+     * @param strategy of the cache; in the full cache, positions grow with the text
      * @return negative log-likelihood of each token, nats; NaN for the first
      * @throws Experiment.Cancelled if asked to stop
      */
@@ -37,7 +37,7 @@ public final class Endless {
             BooleanSupplier cancelled) {
         double[] nll = new double[tokens.length];
         nll[0] = Double.NaN;
-        Scorer scorer = new Scorer(model.vocabularySize(), options.threads());
+        Scorer scorer = new Scorer(model.vocabularySize(), options.compute().threads());
         try (CompressedContext context = new CompressedContext(model, strategy, options)) {
             for (int at = 0; at < tokens.length; at += options.block()) {
                 if (cancelled.getAsBoolean()) {

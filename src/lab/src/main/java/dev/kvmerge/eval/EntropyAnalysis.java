@@ -5,8 +5,10 @@ import dev.kvmerge.cache.CompressedContext;
 import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.kernels.Observer;
 import dev.kvmerge.kernels.Scorer;
+import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.llama.Shape;
+import dev.kvmerge.strategy.Full;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -97,10 +99,19 @@ public final class EntropyAnalysis {
     /**
      * Reads a text with the full cache and looks at every row.
      *
+     * @param block tokens decoded at once
+     * @param sinks first tokens counted as sinks
+     * @param threshold above which a row is diffuse
      * @param progress is told the tokens done
      */
     public static Findings analyse(
-            Model model, int[] tokens, int block, int threads, int sinks, double threshold, IntConsumer progress) {
+            Model model,
+            int[] tokens,
+            int block,
+            ComputeSettings compute,
+            int sinks,
+            double threshold,
+            IntConsumer progress) {
         Shape shape = model.shape();
         int blocks = Math.ceilDiv(tokens.length, block);
         double[][] byHead = new double[shape.layers()][shape.heads()];
@@ -109,9 +120,10 @@ public final class EntropyAnalysis {
         double[] mass = new double[shape.layers()];
         long[] bins = new long[BINS];
         float[][] perPair = new float[shape.pairs()][tokens.length];
-        Observer.Options observe = Observer.Options.of(true, true, Bias.NONE, threads);
-        CacheOptions cache = CacheOptions.unlimited(tokens.length, block).withThreads(threads);
-        try (CompressedContext context = new CompressedContext(model, null, cache, observe)) {
+        Observer.Options observe =
+                Observer.Options.of(true, true, Bias.NONE, compute.threads()).withBackend(model.backend());
+        CacheOptions cache = CacheOptions.unlimited(tokens.length, block).with(compute);
+        try (CompressedContext context = new CompressedContext(model, new Full(), cache, observe)) {
             for (int b = 0; b < blocks; b++) {
                 int from = b * block;
                 int to = Math.min(tokens.length, from + block);

@@ -4,14 +4,16 @@ import dev.kvmerge.KvmergeException;
 import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.cache.CompressedContext;
 import dev.kvmerge.kernels.Scorer;
+import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.llama.WeightType;
+import dev.kvmerge.strategy.Full;
+import dev.kvmerge.strategy.Method;
 import dev.kvmerge.strategy.Oracle;
 import dev.kvmerge.strategy.QuantisedCells;
 import dev.kvmerge.strategy.QuantisedWeights;
-import dev.kvmerge.strategy.Scale;
 import dev.kvmerge.strategy.Strategies;
 import dev.kvmerge.strategy.Strategy;
 import java.io.IOException;
@@ -35,20 +37,11 @@ public final class Experiment implements AutoCloseable {
      *
      * @param tokens the text
      * @param block most tokens decoded between two compressions
-     * @param threads CPU threads
      * @param mode how the text is read
+     * @param compute how llama.cpp computes
      * @param workFolder where the full cache's predictions go while the experiment lasts
      */
-    public record Setup(
-            int[] tokens,
-            Mode mode,
-            int block,
-            int threads,
-            int ubatch,
-            FlashAttention flashAttention,
-            CellType keyType,
-            CellType valueType,
-            Path workFolder) {}
+    public record Setup(int[] tokens, Mode mode, int block, ComputeSettings compute, Path workFolder) {}
 
     /**
      * How the text is read.
@@ -76,12 +69,25 @@ public final class Experiment implements AutoCloseable {
     /**
      * One run to make.
      *
-     * @param strategy null for the full cache
-     * @param cells that stay; of the full cache, all
+     * @param spec what was asked for: a name, with parameters or without
+     * @param name in results
+     * @param compression share of the cells to save; 0 of the full cache
+     * @param cells that stay; where all are kept, all
      */
-    public record Run(String name, Strategy strategy, double compression, int cells) {
+    public record Run(String spec, String name, Method method, double compression, int cells) {
+        /** What tells this run from the others of the experiment, fit for a file name. */
         public String id() {
             return RunResult.id(name, compression);
+        }
+
+        /** Whether this is the run that all others are compared with. */
+        public boolean isFull() {
+            return method instanceof Full;
+        }
+
+        /** The method's parameters, for the record. */
+        public Map<String, Object> parameters() {
+            return method.parameters();
         }
     }
 
@@ -126,7 +132,7 @@ public final class Experiment implements AutoCloseable {
             Model model, Setup setup, List<String> names, List<Double> compressions, Strategies.Settings settings) {
         this.model = model;
         this.setup = setup;
-        this.scorer = new Scorer(model.vocabularySize(), setup.threads());
+        this.scorer = new Scorer(model.vocabularySize(), setup.compute().threads());
         this.runs = new ArrayList<>();
         Mode mode = setup.mode();
         if (mode.prefill() < 0
@@ -137,31 +143,37 @@ public final class Experiment implements AutoCloseable {
         }
         int n = mode.streams() ? setup.tokens().length : mode.prefill();
         int smallest = n;
-        runs.add(new Run(Strategies.FULL, null, 0, mode.window()));
+        runs.add(new Run(Strategies.FULL, Strategies.FULL, new Full(), 0, mode.window()));
         for (double compression : compressions) {
             int cells = cellsFor(n, compression);
             for (String name : names) {
-                Strategy strategy = Strategies.create(name, settings);
-                if (strategy == null) {
+                Method method = Strategies.method(name, settings);
+                if (method instanceof Full) {
                     continue;
                 }
-                if (strategy instanceof Oracle && !mode.streams()) {
-                    throw new KvmergeException.Usage(
-                            "the oracle knows the future of a text that is streamed: leave --prefill out");
-                }
-                if (strategy instanceof QuantisedWeights weights) {
-                    WeightType.named(weights.type()); // refuses what there is not before anything is run
-                }
-                boolean all = strategy instanceof Scale scale && scale.keepsAll();
-                checkBudget(strategy, cells, mode.streams() ? setup.block() : 1, n);
-                if (!all) {
+                check(method);
+                checkBudget(method, cells, mode.streams() ? setup.block() : 1, n);
+                if (!method.keepsAll()) {
                     CompressedContext.checkWindow(model, cells, false);
                 }
-                runs.add(new Run(Strategies.label(name, strategy), strategy, compression, all ? mode.window() : cells));
+                int stay = method.keepsAll() ? mode.window() : cells;
+                runs.add(new Run(name, Strategies.label(name, method), method, compression, stay));
                 smallest = Math.min(smallest, cells);
             }
         }
         this.firstCompared = !mode.streams() ? mode.prefill() + 1 : runs.size() == 1 ? 1 : smallest + 1;
+    }
+
+    /** Refuses, before anything is run, a scale that there is not. */
+    private void check(Method method) {
+        switch (method) {
+            case Oracle oracle
+            when !setup.mode().streams() ->
+                throw new KvmergeException.Usage(
+                        "the oracle knows the future of a text that is streamed: leave --prefill out");
+            case QuantisedWeights weights -> WeightType.named(weights.type());
+            default -> {}
+        }
     }
 
     /** Cells that a compression leaves of a text. */
@@ -173,12 +185,12 @@ public final class Experiment implements AutoCloseable {
         return (int) Math.round(tokens * (1 - compression));
     }
 
-    /** Refuses a budget that a strategy cannot hold or that the text does not fill. */
-    public static void checkBudget(Strategy strategy, int cells, int block, int tokens) {
-        int fewest = strategy.fewestCells(block);
+    /** Refuses a budget that a method cannot hold or that the text does not fill. */
+    public static void checkBudget(Method method, int cells, int block, int tokens) {
+        int fewest = method.fewestCells(block);
         if (cells < fewest) {
             throw new KvmergeException.Usage(
-                    strategy.name() + " needs at least " + fewest + " cells (sinks and a block of " + block + "), not "
+                    method.name() + " needs at least " + fewest + " cells (sinks and a block of " + block + "), not "
                             + cells + ": use more --tokens, a smaller --block or less --compression");
         }
         if (tokens < cells + 2) {
@@ -229,20 +241,20 @@ public final class Experiment implements AutoCloseable {
      * @throws Cancelled if it says so
      */
     public Outcome make(Run run, Outcome full, Listener listener, BooleanSupplier cancelled) {
-        boolean isFull = run.strategy() == null;
-        Strategy strategy = run.strategy() instanceof Oracle ? seeing(listener, cancelled) : run.strategy();
+        boolean isFull = run.isFull();
         Path file = setup.workFolder().resolve(LOGITS);
         Path part = setup.workFolder().resolve(LOGITS + ".part");
-        PeakMemory.reset();
-        long start = System.nanoTime();
         Trace trace = Trace.empty(setup.tokens().length);
         Spent spent = new Spent();
-        try (Model lesser = lesser(strategy);
+        Recipe recipe = recipe(run, listener, cancelled);
+        PeakMemory.reset();
+        long start = System.nanoTime();
+        try (Model lesser = lesser(recipe.weights());
                 PackedLogits predictions =
-                        isFull ? PackedLogits.create(part, scorer, 0) : PackedLogits.read(file, scorer, 0)) {
+                        isFull ? PackedLogits.create(part, scorer) : PackedLogits.read(file, scorer)) {
             for (int w = 0; w < windows(); w++) {
                 try (CompressedContext context =
-                        new CompressedContext(lesser == null ? model : lesser, strategy, options(run))) {
+                        new CompressedContext(lesser == null ? model : lesser, recipe.strategy(), recipe.options())) {
                     read(context, w, trace, predictions, isFull, spent, listener, cancelled);
                     spent.add(context);
                 }
@@ -261,28 +273,54 @@ public final class Experiment implements AutoCloseable {
         return new Outcome(result, trace);
     }
 
-    /** The model with the weights that a scale asks for, or null. */
-    private Model lesser(Strategy strategy) {
-        if (!(strategy instanceof QuantisedWeights weights)) {
+    /**
+     * What a run comes down to.
+     *
+     * @param weights type of the model's weights, null for those that it has
+     */
+    private record Recipe(Strategy strategy, CacheOptions options, String weights) {}
+
+    private Recipe recipe(Run run, Listener listener, BooleanSupplier cancelled) {
+        return switch (run.method()) {
+            case Strategy strategy -> new Recipe(strategy, options(run, setup.compute()), null);
+            case Oracle oracle ->
+                new Recipe(oracle.knowing(future(listener, cancelled)), options(run, setup.compute()), null);
+            case QuantisedCells cells ->
+                new Recipe(
+                        new Full(),
+                        options(
+                                run,
+                                setup.compute()
+                                        .withFlashAttention(FlashAttention.ON)
+                                        .withCellTypes(CellType.Q8_0, CellType.Q8_0)),
+                        null);
+            case QuantisedWeights weights -> new Recipe(new Full(), options(run, setup.compute()), weights.type());
+        };
+    }
+
+    /** The model with weights of another type; null for none. */
+    private Model lesser(String weights) {
+        if (weights == null) {
             return null;
         }
         Path file = setup.workFolder().resolve(WEIGHTS);
-        WeightType.named(weights.type()).quantise(model.library(), model.path(), file, setup.threads());
+        WeightType.named(weights)
+                .quantise(model.library(), model.path(), file, setup.compute().threads());
         return Model.load(model.library(), file, model.backend(), -1);
     }
 
-    /** The oracle, with the attention of a full run that is recorded the first time. */
-    private Oracle seeing(Listener listener, BooleanSupplier cancelled) {
+    /** The attention of a full run, which is recorded the first time. */
+    private Oracle.Future future(Listener listener, BooleanSupplier cancelled) {
         if (attention == null) {
             attention = new AttentionRecord(
                     model,
                     setup.tokens(),
-                    options(runs.getFirst()),
+                    options(runs.getFirst(), setup.compute()),
                     setup.workFolder().resolve("full-attention.bin"),
                     listener,
                     cancelled);
         }
-        return new Oracle(attention);
+        return attention;
     }
 
     @Override
@@ -302,19 +340,13 @@ public final class Experiment implements AutoCloseable {
         return setup.mode().window() - firstCompared;
     }
 
-    private CacheOptions options(Run run) {
-        int n = setup.mode().window();
-        boolean quantised = run.strategy() instanceof QuantisedCells;
-        return new CacheOptions(
-                run.strategy() == null ? 0 : run.cells(),
-                setup.mode().streams() ? setup.block() : setup.mode().prefill(), // compressed once in a window
-                n,
-                setup.threads(),
-                setup.ubatch(),
-                quantised ? FlashAttention.ON : setup.flashAttention(),
-                quantised ? CellType.Q8_0 : setup.keyType(),
-                quantised ? CellType.Q8_0 : setup.valueType(),
-                0);
+    private CacheOptions options(Run run, ComputeSettings compute) {
+        // Without streaming, a window is compressed once, after its prefill.
+        int block = setup.mode().streams() ? setup.block() : setup.mode().prefill();
+        return (run.method().keepsAll()
+                        ? CacheOptions.unlimited(run.cells(), block)
+                        : CacheOptions.of(run.cells(), block))
+                .with(compute);
     }
 
     /** What the windows so far took. */
@@ -360,8 +392,7 @@ public final class Experiment implements AutoCloseable {
             boolean scored = at >= mode.prefill();
             int end = Math.min(scored ? tokens.length : mode.prefill(), at + setup.block());
             context.decode(Arrays.copyOfRange(tokens, at, end), scored);
-            // Row r of the block's logits predicts token at + r + 1; the last token of the text predicts nothing we
-            // know.
+            // Row r of the block's logits predicts token at + r + 1. Nothing is known after the last token of the text.
             int rows = Math.min(end, tokens.length - 1) - at;
             if (scored && rows > 0) {
                 score(context.logits(), tokens, at, rows, start, window, trace, predictions, write, spent);
@@ -414,7 +445,7 @@ public final class Experiment implements AutoCloseable {
     }
 
     private RunResult result(Run run, Spent t, Trace trace, Outcome full, double seconds) {
-        boolean isFull = run.strategy() == null;
+        boolean isFull = run.isFull();
         int firstScored = isFull || !setup.mode().streams()
                 ? firstCompared
                 : cellsFor(setup.tokens().length, run.compression()) + 1;
@@ -423,7 +454,7 @@ public final class Experiment implements AutoCloseable {
         long bytes = t.kvBytes;
         return new RunResult(
                 run.name(),
-                isFull ? Map.of() : run.strategy().parameters(),
+                run.parameters(),
                 run.cells(),
                 run.compression(),
                 setup.tokens().length,

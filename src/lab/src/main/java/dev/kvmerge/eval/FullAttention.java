@@ -5,6 +5,7 @@ import dev.kvmerge.cache.CompressedContext;
 import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.kernels.Observer;
 import dev.kvmerge.llama.Model;
+import dev.kvmerge.strategy.Full;
 import java.util.Arrays;
 import java.util.function.BooleanSupplier;
 
@@ -42,11 +43,12 @@ final class FullAttention {
             Experiment.Listener listener,
             BooleanSupplier cancelled,
             Look look) {
-        Observer.Options observe = Observer.Options.of(true, false, Bias.NONE, options.threads())
+        Observer.Options observe = Observer.Options.of(
+                        true, false, Bias.NONE, options.compute().threads())
                 .withBackend(model.backend())
                 .withMassPower(power);
         long start = System.nanoTime();
-        try (CompressedContext context = new CompressedContext(model, null, options, observe)) {
+        try (CompressedContext context = new CompressedContext(model, new Full(), options, observe)) {
             for (int at = 0, block = 0; at < tokens.length; block++) {
                 if (cancelled.getAsBoolean()) {
                     throw new Experiment.Cancelled();

@@ -11,51 +11,43 @@ import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
 
 /**
- * The full cache's predictions on disk, 16 bits a token of the vocabulary, so that runs made later can be compared with them. Row r
- * predicts the token first + r of the text. Written once, in order; then read.
+ * The full cache's predictions on disk, 16 bits a token of the vocabulary, so that runs made later can be compared with
+ * them. A row predicts one token. Written once, in order; then read.
  */
 final class PackedLogits implements AutoCloseable {
     private final Path file;
     private final FileChannel channel;
     private final Scorer scorer;
-    private final int first;
     private final int rowBytes;
     private final Arena arena = Arena.ofShared();
     private MemorySegment buffer = MemorySegment.NULL;
 
-    private PackedLogits(Path file, FileChannel channel, Scorer scorer, int first) {
+    private PackedLogits(Path file, FileChannel channel, Scorer scorer) {
         this.file = file;
         this.channel = channel;
         this.scorer = scorer;
-        this.first = first;
         this.rowBytes = scorer.packedRowBytes();
     }
 
-    static PackedLogits create(Path file, Scorer scorer, int first) {
+    static PackedLogits create(Path file, Scorer scorer) {
         return open(
                 file,
                 scorer,
-                first,
                 StandardOpenOption.CREATE,
                 StandardOpenOption.TRUNCATE_EXISTING,
                 StandardOpenOption.WRITE);
     }
 
-    static PackedLogits read(Path file, Scorer scorer, int first) {
-        return open(file, scorer, first, StandardOpenOption.READ);
+    static PackedLogits read(Path file, Scorer scorer) {
+        return open(file, scorer, StandardOpenOption.READ);
     }
 
-    private static PackedLogits open(Path file, Scorer scorer, int first, StandardOpenOption... how) {
+    private static PackedLogits open(Path file, Scorer scorer, StandardOpenOption... how) {
         try {
-            return new PackedLogits(file, FileChannel.open(file, how), scorer, first);
+            return new PackedLogits(file, FileChannel.open(file, how), scorer);
         } catch (IOException e) {
             throw new KvmergeException("cannot open " + file + ": " + e, e);
         }
-    }
-
-    /** The first token of the text that has a row. */
-    int first() {
-        return first;
     }
 
     /** Adds rows of logits, F32 [rows][vocabulary]. */
@@ -75,12 +67,12 @@ final class PackedLogits implements AutoCloseable {
         }
     }
 
-    /** The rows that predict the tokens from..from+rows-1; valid until the next call. */
+    /** The rows from..from+rows-1, in the order that they were added in; valid until the next call. */
     MemorySegment rows(int from, int rows) {
         MemorySegment packed = buffer(rows).asSlice(0, (long) rows * rowBytes);
         ByteBuffer bytes = packed.asByteBuffer();
         try {
-            long at = (long) (from - first) * rowBytes;
+            long at = (long) from * rowBytes;
             while (bytes.hasRemaining()) {
                 int n = channel.read(bytes, at + bytes.position());
                 if (n < 0) {

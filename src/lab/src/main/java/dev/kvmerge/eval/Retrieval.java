@@ -3,6 +3,7 @@ package dev.kvmerge.eval;
 import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.cache.CompressedContext;
 import dev.kvmerge.kernels.Scorer;
+import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.strategy.Strategy;
 import java.lang.foreign.MemorySegment;
@@ -53,9 +54,10 @@ public final class Retrieval {
      * @param tokens length of the text, about
      * @param depths where the fact lies, 0 (start) to 1 (end)
      * @param trials keys a depth
-     * @param options of the contexts: block, threads and types; their sizes are the text's
+     * @param block tokens between two compressions
+     * @param compute how llama.cpp computes
      */
-    public record Setup(int tokens, double[] depths, int trials, long seed, CacheOptions options) {}
+    public record Setup(int tokens, double[] depths, int trials, long seed, int block, ComputeSettings compute) {}
 
     /**
      * What came of it.
@@ -84,7 +86,7 @@ public final class Retrieval {
         this.model = model;
         this.puzzle = puzzle;
         this.setup = setup;
-        this.scorer = new Scorer(model.vocabularySize(), setup.options().threads());
+        this.scorer = new Scorer(model.vocabularySize(), setup.compute().threads());
     }
 
     /**
@@ -118,9 +120,12 @@ public final class Retrieval {
         int[] text = text(depth, key);
         int[] question = withoutBos(puzzle.question());
         int[] answer = withoutBos(" " + key);
-        int block = setup.options().block();
-        CacheOptions options = setup.options()
-                .sized(strategy == null ? 0 : cells, block, text.length + question.length + answer.length + block);
+        int block = setup.block();
+        int whole = text.length + question.length + answer.length + block;
+        CacheOptions options = (strategy.keepsAll()
+                        ? CacheOptions.unlimited(whole, block)
+                        : CacheOptions.of(cells, block))
+                .with(setup.compute());
         try (CompressedContext context = new CompressedContext(model, strategy, options)) {
             for (int at = 0; at < text.length; at += block) {
                 context.decode(Arrays.copyOfRange(text, at, Math.min(text.length, at + block)), false);

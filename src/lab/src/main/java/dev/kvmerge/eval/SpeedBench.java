@@ -2,6 +2,7 @@ package dev.kvmerge.eval;
 
 import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.cache.CompressedContext;
+import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.Context;
 import dev.kvmerge.llama.ContextOptions;
 import dev.kvmerge.llama.Model;
@@ -25,9 +26,10 @@ public final class SpeedBench {
      * @param prompts prompt lengths, tokens
      * @param generated tokens generated after each prompt, one at a time; 0 for none
      * @param repetitions turns
-     * @param options of the contexts: block, threads and types; their sizes are the prompts'
+     * @param block tokens between two compressions
+     * @param compute how llama.cpp computes
      */
-    public record Setup(int[] prompts, int generated, int repetitions, CacheOptions options) {}
+    public record Setup(int[] prompts, int generated, int repetitions, int block, ComputeSettings compute) {}
 
     /**
      * A cache at a test, over all turns.
@@ -64,7 +66,7 @@ public final class SpeedBench {
      * @param tokens a text, at least the longest prompt and what is generated after it
      */
     public SpeedBench(Model model, Setup setup, List<Cache> caches, int[] tokens) {
-        if (caches.getFirst().strategy() != null) {
+        if (!caches.getFirst().isFull()) {
             throw new IllegalArgumentException("the first cache is what the others are compared with: llama.cpp alone");
         }
         this.model = model;
@@ -92,9 +94,7 @@ public final class SpeedBench {
                     int which = Math.floorMod(i + turn, caches.size()); // each goes first in its turn
                     progress.accept("pp" + prompt + ", turn " + (turn + 1) + ": "
                             + caches.get(which).name());
-                    Timing timing = time(
-                            caches.get(which),
-                            turn < 0 ? Math.min(prompt, 2 * setup.options().block()) : prompt);
+                    Timing timing = time(caches.get(which), turn < 0 ? Math.min(prompt, 2 * setup.block()) : prompt);
                     if (turn >= 0) {
                         timings[which][turn] = timing;
                     }
@@ -134,7 +134,7 @@ public final class SpeedBench {
                 median(ratios),
                 Arrays.stream(ratios).min().orElseThrow(),
                 Arrays.stream(ratios).max().orElseThrow(),
-                cache.strategy() == null ? null : median(overheads),
+                cache.isFull() ? null : median(overheads),
                 samples);
     }
 
@@ -147,20 +147,11 @@ public final class SpeedBench {
     }
 
     private Timing time(Cache cache, int prompt) {
-        return cache.strategy() == null ? timePlain(prompt) : timeCompressed(cache, prompt);
+        return cache.isFull() ? timePlain(prompt) : timeCompressed(cache, prompt);
     }
 
     private Timing timePlain(int prompt) {
-        CacheOptions o = setup.options();
-        ContextOptions options = new ContextOptions(
-                prompt + setup.generated(),
-                PLAIN_BATCH,
-                o.ubatch(),
-                1,
-                o.threads(),
-                o.flashAttention(),
-                o.keyType(),
-                o.valueType());
+        ContextOptions options = ContextOptions.of(prompt + setup.generated(), PLAIN_BATCH, setup.compute());
         try (Context context = new Context(model, options, null)) {
             long start = System.nanoTime();
             for (int at = 0; at < prompt; at += PLAIN_BATCH) {
@@ -175,8 +166,8 @@ public final class SpeedBench {
     }
 
     private Timing timeCompressed(Cache cache, int prompt) {
-        int block = setup.options().block();
-        CacheOptions options = setup.options().sized(cache.cells(prompt), block, 0);
+        int block = setup.block();
+        CacheOptions options = CacheOptions.of(cache.cells(prompt), block).with(setup.compute());
         try (CompressedContext context = new CompressedContext(model, cache.strategy(), options)) {
             long start = System.nanoTime();
             for (int at = 0; at < prompt; at += block) {

@@ -52,6 +52,12 @@ public record Report(
     public record Settings(
             int tokens, String mode, int block, int threads, String flashAttention, String keyType, String valueType) {}
 
+    /** The same of an experiment with other settings. */
+    public Report with(Settings newSettings) {
+        return new Report(versions, machine, model, text, newSettings, runs);
+    }
+
+    /** The same with these runs. */
     public Report with(List<RunResult> newRuns) {
         return new Report(versions, machine, model, text, settings, List.copyOf(newRuns));
     }

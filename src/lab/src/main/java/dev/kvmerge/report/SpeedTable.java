@@ -77,9 +77,7 @@ public final class SpeedTable {
             }
             text.append("|\n");
             for (int i = 0; i < widths.length && r == 0; i++) {
-                text.append(isText(i) ? "| " : "| ")
-                        .append("-".repeat(widths[i]))
-                        .append(isText(i) ? " " : ":");
+                text.append("| ").append("-".repeat(widths[i])).append(isText(i) ? " " : ":");
             }
             text.append(r == 0 ? "|\n" : "");
         }

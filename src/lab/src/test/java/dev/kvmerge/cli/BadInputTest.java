@@ -93,6 +93,7 @@ class BadInputTest {
                 "--threshold 2 --signal row; --threshold must be 0..1",
                 "--strategies full,streeming-llm; did you mean 'streaming-llm'",
                 "--strategies entropy; did you mean 'entropy-merged'",
+                "--strategies full:x=1; full has no parameters",
                 "--strategies weights:type=q9; no weights of type 'q9': there are [q8_0, q5_0",
                 "--strategies com.example.Mine; KVMERGE_CLASSPATH",
                 "--strategies java.lang.String; is not a Strategy",
@@ -124,6 +125,16 @@ class BadInputTest {
         Cli.run("perplexity", "--cells", "100").failed(USAGE, "--strategy");
         Cli.run("perplexity", "--strategy", "h2o", "--cells", "600").failed(USAGE, "fit into 600 cells");
         Cli.run("perplexity", "--strategy", "entropy-merged", "--cells", "100").failed(USAGE, "at least 132 cells");
+    }
+
+    @Test
+    void ablateOptions() {
+        Cli.run("ablate", "--vary", "block=64,x").failed(USAGE, "numbers of tokens");
+        Cli.run("ablate", "--vary", "cells=half").failed(USAGE, "shares that stay");
+        Cli.run("ablate", "--vary", "cells=1").failed(USAGE, "between 0 and 1");
+        Cli.run("ablate", "--compression", "2").failed(USAGE, "between 0 and 1");
+        Cli.run("ablate", "--strategy", "full").failed(USAGE, "nothing to vary");
+        Cli.run("ablate", "--strategy", "h2o").failed(USAGE, "h2o has no parameter");
     }
 
     @Test

@@ -1,5 +1,6 @@
 package dev.kvmerge.attention;
 
+import dev.kvmerge.KvmergeException;
 import dev.kvmerge.kernels.Cells;
 import dev.kvmerge.kernels.Observer;
 import java.util.function.Supplier;
@@ -7,6 +8,7 @@ import java.util.function.Supplier;
 /**
  * What is known of the cells of one layer and KV head, in position order: what a strategy decides from. Index i runs over cells in
  * use, oldest position first; it is not llama.cpp's cell number. The arrays are the strategy's to read, not to keep.
+ * Reading a statistic that was not observed is a {@link KvmergeException} that names it and the remedy.
  */
 public final class CellStats {
     private final int layer;
@@ -25,13 +27,14 @@ public final class CellStats {
      * Cells made by hand or read from a cache.
      *
      * @param position [n], ascending; of a merged cell, its pivot's
-     * @param mass [n], attention received, decayed as the planner asks; all 0 when not observed
+     * @param mass [n], attention received, decayed as the planner asks; null when not observed
      * @param exposure [n], queries that could attend to the cell, decayed in the same way, positive
-     * @param entropy [n], of the token's own attention row, 0..1; all 0 when not observed
+     * @param entropy [n], of the token's own attention row, 0..1; null when not observed
      * @param count [n], tokens merged into the cell, 1 for a plain one
-     * @param prior [n], the log of the attention that is to be expected of the token itself, by a {@link Calibration}; all 0 without
+     * @param prior [n], the log of the attention that is to be expected of the token itself, by a {@link Calibration};
+     *     null without
      * @param cells their keys and values; null if nobody asks for them
-     * @param queries reads the query moments when they are first asked for
+     * @param queries reads the query moments when they are first asked for; null when not observed
      */
     public CellStats(
             int layer,
@@ -46,13 +49,12 @@ public final class CellStats {
             Supplier<Observer.QueryMoments> queries) {
         int n = position.length;
         if (n == 0
-                || mass.length != n
                 || exposure.length != n
-                || entropy.length != n
                 || count.length != n
-                || prior.length != n) {
-            throw new IllegalArgumentException("cells of different numbers: " + n + ", " + mass.length + ", "
-                    + entropy.length + ", " + count.length + ", " + prior.length);
+                || (mass != null && mass.length != n)
+                || (entropy != null && entropy.length != n)
+                || (prior != null && prior.length != n)) {
+            throw new IllegalArgumentException("statistics of different numbers of cells: there are " + n);
         }
         this.layer = layer;
         this.kvHead = kvHead;
@@ -91,7 +93,7 @@ public final class CellStats {
 
     /** Attention each cell received, summed over queries and the KV head's query heads. */
     public float[] mass() {
-        return mass;
+        return declared(mass, "the mass", "withMass()");
     }
 
     /**
@@ -99,7 +101,7 @@ public final class CellStats {
      * the late ones weighing more, and old cells are not put at a disadvantage.
      */
     public double rate(int i) {
-        return mass[i] / exposure[i];
+        return mass()[i] / exposure[i];
     }
 
     /** Queries that could attend to each cell, decayed as the mass is; 1 and more. */
@@ -109,7 +111,7 @@ public final class CellStats {
 
     /** Normalised Shannon entropy H / log n of each token's own attention row, mean of the KV head's query heads. */
     public float[] entropy() {
-        return entropy;
+        return declared(entropy, "the entropy", "withEntropy()");
     }
 
     /** Tokens merged into each cell. */
@@ -119,29 +121,44 @@ public final class CellStats {
 
     /** What a {@link Calibration} knows of each token itself; of a merged cell, the weighted mean. */
     public float[] prior() {
-        return prior;
+        return declared(prior, "what a calibration foresees", "withCalibration(...)");
     }
 
     /** Keys as cached, [size][dimension] in one array; a copy made at the first call. */
     public float[] keys() {
-        return cells.keys();
+        return cells().keys();
     }
 
     /** Values, [size][dimension] in one array. */
     public float[] values() {
-        return cells.values();
+        return cells().values();
     }
 
     /** Mean and second moment of the queries that the head has seen of late, in the frame of the cached keys. */
     public Observer.QueryMoments queries() {
         if (queries == null) {
-            queries = querySource.get();
+            queries = declared(querySource, "the queries", "withQueries()").get();
         }
         return queries;
     }
 
     /** Plans over keys and values where they lie; as {@link Cells#groups}. */
     public int[] groups(double[] rate, int first, int end, int operations, int largestGroup, double keyCost) {
-        return cells.groups(rate, first, end, operations, largestGroup, keyCost);
+        return cells().groups(rate, first, end, operations, largestGroup, keyCost);
+    }
+
+    private Cells cells() {
+        if (cells == null) {
+            throw new IllegalStateException("these statistics came without keys and values");
+        }
+        return cells;
+    }
+
+    private static <T> T declared(T statistic, String what, String remedy) {
+        if (statistic == null) {
+            throw new KvmergeException(
+                    what + " was not observed: the planner's needs() have to declare it, with Needs." + remedy);
+        }
+        return statistic;
     }
 }

@@ -139,22 +139,26 @@ final class CellTable {
         return ofPair(now.cell, pair);
     }
 
+    /** Which statistics are shown, and which are refused to whoever reads them. */
+    record Shown(boolean mass, boolean entropy, boolean queries, boolean prior) {}
+
     /**
-     * What a planner sees of one layer and KV head; {@code source} gives the keys and values
-     * of cells; null where nobody asks.
+     * What a planner sees of one layer and KV head.
+     *
+     * @param source gives the keys and values of cells; null where nobody asks
      */
-    CellStats stats(int pair, Function<int[], Cells> source, Supplier<Observer.QueryMoments> queries) {
+    CellStats stats(int pair, Shown shown, Function<int[], Cells> source, Supplier<Observer.QueryMoments> queries) {
         return new CellStats(
                 pair / shape.kvHeads(),
                 pair % shape.kvHeads(),
                 ofPair(now.position, pair),
-                ofPair(now.mass, pair),
+                shown.mass ? ofPair(now.mass, pair) : null,
                 ofPair(now.exposure, pair),
-                ofPair(now.entropy, pair),
+                shown.entropy ? ofPair(now.entropy, pair) : null,
                 ofPair(now.count, pair),
-                ofPair(now.prior, pair),
+                shown.prior ? ofPair(now.prior, pair) : null,
                 source == null ? null : source.apply(order(pair)),
-                queries);
+                shown.queries ? queries : null);
     }
 
     private int[] ofPair(int[] column, int pair) {

@@ -13,6 +13,7 @@ import dev.kvmerge.llama.LlamaCache;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.llama.Shape;
 import java.lang.foreign.MemorySegment;
+import java.util.Objects;
 import java.util.function.Supplier;
 import java.util.stream.IntStream;
 
@@ -22,7 +23,9 @@ import java.util.stream.IntStream;
  */
 public final class CompressedContext implements AutoCloseable {
     private final Planner planner;
+    private final Needs needs; // the planner's
     private final CacheOptions options;
+    private final CellTable.Shown observed; // by a caller; a planner is shown no more than it declares
     private final Observer observer;
     private final Context context;
     private final CellTable table;
@@ -78,58 +81,37 @@ public final class CompressedContext implements AutoCloseable {
     /**
      * Makes a context.
      *
-     * @param planner decides what stays; null to keep everything, which needs {@code options.cells() == 0}
+     * @param planner decides what stays; one that keeps everything ({@code Full}) needs {@code options.cells() == 0}
      * @throws KvmergeException if the planner needs what the options do not give, or llama.cpp cannot make the context
      */
     public CompressedContext(Model model, Planner planner, CacheOptions options) {
-        this(
-                model,
-                planner,
-                options,
-                Observer.Options.of(
-                                planner != null && planner.needsMass(),
-                                planner != null && planner.needsEntropy(),
-                                planner == null ? Bias.NONE : planner.bias(),
-                                options.threads())
-                        .withMassPower(planner == null ? 1 : planner.massPower())
-                        .withMassWindow(planner == null ? 0 : planner.massWindow())
-                        .withQueries(planner != null && planner.needsQueries())
-                        .withBackend(model.backend()));
+        this(model, planner, options, observing(model, planner, options));
     }
 
-    /** As above, and observes what is asked for beyond the planner's needs. */
+    /**
+     * As above, and observes what is asked for beyond the planner's needs.
+     *
+     * @throws KvmergeException.Usage also if less is observed than the planner needs
+     */
     public CompressedContext(Model model, Planner planner, CacheOptions options, Observer.Options observe) {
-        if ((planner == null) != (options.cells() == 0)) {
-            throw new KvmergeException.Usage(
-                    planner == null ? "a number of cells needs a strategy" : "a strategy needs a number of cells");
-        }
-        checkBias(observe.bias(), options.flashAttention());
-        if (planner != null && planner.calibration() != null) {
-            planner.calibration().check(model.shape().layers(), model.shape().kvHeads());
-        }
-        if (planner != null) {
-            checkWindow(model, options.cells(), options.span() > 0);
-        }
-        this.planner = planner;
+        this.planner = given(planner);
+        this.needs = planner.needs();
         this.options = options;
         this.shape = model.shape();
         this.windows = model.slidingWindow() > 0;
-        int wanted = options.cells() == 0 ? options.capacity() : Math.addExact(options.cells(), options.block());
-        int cells = LlamaCache.padded(wanted);
+        check(model, observe);
+        this.observed = new CellTable.Shown(
+                observe.mass(),
+                observe.entropy(),
+                observe.queries() || observe.bias() == Bias.FOLDED,
+                needs.calibration() != null);
+        int cells = LlamaCache.padded(options.wanted());
         this.observer = new Observer(shape, cells, options.block(), observe);
         Context made = null;
         try {
             made = new Context(
                     model,
-                    new ContextOptions(
-                            wanted,
-                            options.block(),
-                            Math.min(options.ubatch(), options.block()),
-                            1,
-                            options.threads(),
-                            options.flashAttention(),
-                            options.keyType(),
-                            options.valueType()),
+                    ContextOptions.of(options.wanted(), options.block(), options.compute()),
                     observer.callback());
             if (made.cells() > cells) {
                 throw new KvmergeException(
@@ -144,6 +126,71 @@ public final class CompressedContext implements AutoCloseable {
             throw e;
         }
         this.context = made;
+    }
+
+    private static Planner given(Planner planner) {
+        return Objects.requireNonNull(planner, "no planner: new Full() keeps every cell");
+    }
+
+    private static Observer.Options observing(Model model, Planner planner, CacheOptions options) {
+        Needs needs = given(planner).needs();
+        return Observer.Options.of(
+                        needs.mass(),
+                        needs.entropy(),
+                        needs.bias(),
+                        options.compute().threads())
+                .withMassPower(needs.massPower())
+                .withMassWindow(needs.massWindow())
+                .withQueries(needs.queries())
+                .withBackend(model.backend());
+    }
+
+    /** Refuses what cannot be, before anything is made. */
+    private void check(Model model, Observer.Options observe) {
+        if (planner.keepsAll() != (options.cells() == 0)) {
+            throw new KvmergeException.Usage(
+                    planner.keepsAll() ? "a number of cells needs a strategy" : "a strategy needs a number of cells");
+        }
+        checkBias(observe.bias(), options.compute().flashAttention());
+        if (planner.keepsAll()) {
+            return;
+        }
+        int fewest = planner.fewestCells(1);
+        if (options.cells() < fewest) {
+            throw new KvmergeException.Usage(planner.name() + " needs at least " + fewest + " cells, not "
+                    + options.cells() + ": use more --cells, or other parameters of the strategy");
+        }
+        if (needs.calibration() != null) {
+            needs.calibration().check(shape.layers(), shape.kvHeads());
+        }
+        checkWindow(model, options.cells(), options.span() > 0);
+        checkObserved(observe);
+    }
+
+    /** Refuses to observe less than the planner reads. */
+    private void checkObserved(Observer.Options observe) {
+        if (needs.mass() && !observe.mass()) {
+            throw unobserved("the mass", "ask for it in the Observer.Options");
+        }
+        if (needs.mass() && (observe.massPower() != needs.massPower() || observe.massWindow() != needs.massWindow())) {
+            throw unobserved(
+                    "a mass of power " + needs.massPower() + " over a window of " + needs.massWindow()
+                            + " (0: all) queries",
+                    "use withMassPower and withMassWindow of the Observer.Options");
+        }
+        if (needs.entropy() && !observe.entropy()) {
+            throw unobserved("the entropy", "ask for it in the Observer.Options");
+        }
+        if (needs.queries() && !observe.queries()) {
+            throw unobserved("the queries", "use withQueries of the Observer.Options");
+        }
+        if (needs.bias() != Bias.NONE && observe.bias() != needs.bias()) {
+            throw unobserved("the bias " + needs.bias(), "give the Observer.Options the same");
+        }
+    }
+
+    private KvmergeException.Usage unobserved(String what, String remedy) {
+        return new KvmergeException.Usage(planner.name() + " needs " + what + ", which is not observed: " + remedy);
     }
 
     /**
@@ -214,7 +261,7 @@ public final class CompressedContext implements AutoCloseable {
             return;
         }
         int[] newest = take();
-        if (planner != null && table.used() > options.cells()) {
+        if (!planner.keepsAll() && table.used() > options.cells()) {
             compress(newest);
         } else {
             foresee(newest);
@@ -237,23 +284,18 @@ public final class CompressedContext implements AutoCloseable {
         }
         if (info == null) {
             info = observer.cacheInfo();
-            if (planner != null && planner.calibration() != null) {
-                planner.calibration().checkKeys(info.keyDimension());
+            if (needs.calibration() != null) {
+                needs.calibration().checkKeys(info.keyDimension());
             }
         }
         lastStats = stats;
-        table.add(
-                stats.tokenCell(),
-                decoded - pending,
-                position - pending,
-                stats,
-                planner == null ? 1 : planner.massDecay());
+        table.add(stats.tokenCell(), decoded - pending, position - pending, stats, needs.massDecay());
         pending = 0;
         return stats.tokenCell();
     }
 
     private void foresee(int[] newest) {
-        if (planner != null && planner.calibration() != null) {
+        if (needs.calibration() != null) {
             long start = System.nanoTime();
             int[] positions = positions(newest);
             Parallel.each(shape.pairs(), pair -> foresee(pair, newest, positions));
@@ -266,7 +308,7 @@ public final class CompressedContext implements AutoCloseable {
     }
 
     private void foresee(int pair, int[] newest, int[] positions) {
-        Calibration calibration = planner.calibration();
+        Calibration calibration = needs.calibration();
         if (calibration == null) {
             return;
         }
@@ -288,11 +330,13 @@ public final class CompressedContext implements AutoCloseable {
         long start = System.nanoTime();
         CellTable.Rewrite rewrite = table.rewrite(budget, back);
         int[] positions = positions(newest);
+        CellTable.Shown declared =
+                new CellTable.Shown(needs.mass(), needs.entropy(), needs.queries(), needs.calibration() != null);
         Plan[] plans = new Plan[shape.pairs()];
         int[][] adding = new int[plans.length][]; // the cells' numbers, in the order that the plans know them by
         Parallel.each(plans.length, pair -> {
             foresee(pair, newest, positions);
-            plans[pair] = planner.plan(stats(pair, buffers::get), budget);
+            plans[pair] = planner.plan(stats(pair, buffers::get, declared), budget);
             rewrite.stage(pair, plans[pair]);
             adding[pair] = plans[pair].addedValues() != null ? table.order(pair) : null;
         });
@@ -306,7 +350,7 @@ public final class CompressedContext implements AutoCloseable {
                 moves.positions(),
                 moves.destinations(),
                 moves.newPositions(),
-                planner.pivotFrame());
+                needs.pivotFrame());
         for (int pair = 0; pair < plans.length; pair++) {
             if (adding[pair] != null) {
                 addValues(pair, plans[pair], adding[pair], moves);
@@ -380,7 +424,7 @@ public final class CompressedContext implements AutoCloseable {
     /** What is known of the cells of a layer and KV head, after a {@link #flush}. */
     public CellStats cells(int layer, int kvHead) {
         flush();
-        return stats(layer * shape.kvHeads() + kvHead, CellVectors.Buffer::new);
+        return stats(layer * shape.kvHeads() + kvHead, CellVectors.Buffer::new, observed);
     }
 
     /**
@@ -392,9 +436,10 @@ public final class CompressedContext implements AutoCloseable {
         return cells;
     }
 
-    private CellStats stats(int pair, Supplier<CellVectors.Buffer> buffer) {
+    private CellStats stats(int pair, Supplier<CellVectors.Buffer> buffer, CellTable.Shown shown) {
         return table.stats(
                 pair,
+                shown,
                 cells -> observer.cells(pair / shape.kvHeads(), pair % shape.kvHeads(), cells, info, buffer),
                 () -> observer.queryMoments(pair / shape.kvHeads(), pair % shape.kvHeads(), info));
     }

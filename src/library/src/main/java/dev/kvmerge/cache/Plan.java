@@ -141,11 +141,19 @@ public record Plan(int[] target, float[] weight, float[] valueWeight, float[] ad
         /**
          * Merges cells into one, weighted by non-negative masses; the heaviest is the pivot, whose position the merged cell takes. All
          * masses zero counts as all equal.
+         *
+         * @throws IllegalArgumentException if a mass is negative or not finite, or there is not one a member
          */
         public Builder merge(int[] members, double[] masses) {
+            if (masses.length != members.length) {
+                throw new IllegalArgumentException(masses.length + " masses of " + members.length + " cells");
+            }
             double total = 0;
             int heaviest = 0;
             for (int m = 0; m < members.length; m++) {
+                if (!(masses[m] >= 0 && masses[m] < Double.POSITIVE_INFINITY)) {
+                    throw new IllegalArgumentException("cell " + members[m] + " is merged with a mass of " + masses[m]);
+                }
                 total += masses[m];
                 heaviest = masses[m] > masses[heaviest] ? m : heaviest;
             }

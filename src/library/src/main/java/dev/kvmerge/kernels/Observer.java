@@ -54,6 +54,17 @@ public final class Observer implements AutoCloseable {
         private static final double QUERY_DECAY = 0.7;
         private static final double RIDGE = 0.05;
 
+        public Options {
+            if (!(massPower == 1 || massPower == 1.5 || massPower == 2) || massWindow < 0) {
+                throw new KvmergeException.Usage(
+                        "the mass power is 1, 1.5 or 2 and its window not negative: " + massPower + ", " + massWindow);
+            }
+            if (!(queryDecay >= 0 && queryDecay <= 1) || !(ridge > 0 && Double.isFinite(ridge))) {
+                throw new KvmergeException.Usage(
+                        "the decay of the queries must be 0..1 and the ridge positive: " + queryDecay + ", " + ridge);
+            }
+        }
+
         /** The decay and ridge that were measured best. */
         public static Options of(boolean mass, boolean entropy, Bias bias, int threads) {
             return new Options(mass, entropy, 1, 0, false, bias, QUERY_DECAY, RIDGE, Backend.CPU, threads);

@@ -45,7 +45,7 @@ public final class Context implements AutoCloseable {
         this.batch = options.batch();
         this.sequences = options.sequences();
         this.vocabulary = model.vocabularySize();
-        if (options.flashAttention() != ContextOptions.FlashAttention.OFF && model.flashAttentionAborts()) {
+        if (options.compute().flashAttention() != ContextOptions.FlashAttention.OFF && model.flashAttentionAborts()) {
             throw new KvmergeException.Usage(
                     "llama.cpp aborts on flash attention with the model " + model.path() + ": use -fa off");
         }
@@ -69,7 +69,7 @@ public final class Context implements AutoCloseable {
         MemorySegment made = MemorySegment.NULL;
         try {
             made = model.makeContext(params(options));
-            threads = ThreadPool.attach(made, options.threads(), callback != null);
+            threads = ThreadPool.attach(made, options.compute().threads(), callback != null);
         } catch (RuntimeException | Error e) {
             if (!made.equals(MemorySegment.NULL)) {
                 Llama_h.llama_free(made);
@@ -87,22 +87,23 @@ public final class Context implements AutoCloseable {
 
     /** In the context's own memory. */
     private MemorySegment params(ContextOptions options) {
+        ComputeSettings compute = options.compute();
         MemorySegment params = Llama_h.llama_context_default_params(arena);
         llama_context_params.n_ctx(params, options.cells());
         llama_context_params.n_batch(params, options.batch());
         llama_context_params.n_ubatch(params, options.ubatch());
         llama_context_params.n_seq_max(params, options.sequences());
-        llama_context_params.n_threads(params, options.threads());
-        llama_context_params.n_threads_batch(params, options.threads());
+        llama_context_params.n_threads(params, compute.threads());
+        llama_context_params.n_threads_batch(params, compute.threads());
         llama_context_params.flash_attn_type(
                 params,
-                switch (options.flashAttention()) {
+                switch (compute.flashAttention()) {
                     case AUTO -> Llama_h.LLAMA_FLASH_ATTN_TYPE_AUTO();
                     case OFF -> Llama_h.LLAMA_FLASH_ATTN_TYPE_DISABLED();
                     case ON -> Llama_h.LLAMA_FLASH_ATTN_TYPE_ENABLED();
                 });
-        llama_context_params.type_k(params, ggmlType(options.keyType()));
-        llama_context_params.type_v(params, ggmlType(options.valueType()));
+        llama_context_params.type_k(params, ggmlType(compute.keyType()));
+        llama_context_params.type_v(params, ggmlType(compute.valueType()));
         llama_context_params.yarn_orig_ctx(params, model.longRopeOriginal()); // 0: the model's own
         llama_context_params.no_perf(params, true);
         llama_context_params.swa_full(params, false); // layers with sliding windows get no more cells than they need

@@ -2,67 +2,39 @@ package dev.kvmerge.llama;
 
 import dev.kvmerge.KvmergeException;
 import java.lang.foreign.MemorySegment;
+import java.util.Objects;
 import java.util.concurrent.atomic.AtomicInteger;
 
 /**
- * How to make a llama.cpp context. The names are llama.cpp's options.
+ * How to make a llama.cpp context.
  *
  * @param cells KV cells (-c); llama.cpp rounds up to a multiple of 256
  * @param batch most tokens a decode (-b)
- * @param ubatch most tokens computed at once (-ub)
  * @param sequences sequences side by side
- * @param threads CPU threads (-t)
- * @param flashAttention -fa
- * @param keyType type of the K cells (-ctk)
- * @param valueType type of the V cells (-ctv)
+ * @param compute how llama.cpp computes
  */
-public record ContextOptions(
-        int cells,
-        int batch,
-        int ubatch,
-        int sequences,
-        int threads,
-        FlashAttention flashAttention,
-        CellType keyType,
-        CellType valueType) {
+public record ContextOptions(int cells, int batch, int sequences, ComputeSettings compute) {
     public ContextOptions {
         positive("cells (-c)", cells);
         positive("batch (-b)", batch);
-        positive("ubatch (-ub)", ubatch);
         positive("sequences", sequences);
-        positive("threads (-t)", threads);
+        Objects.requireNonNull(compute, "compute");
     }
 
-    private static void positive(String name, int value) {
+    static void positive(String name, int value) {
         if (value <= 0) {
             throw new KvmergeException.Usage(name + " must be positive, not " + value);
         }
     }
 
-    public static ContextOptions of(int cells, int batch) {
-        int threads = Runtime.getRuntime().availableProcessors();
-        return new ContextOptions(
-                cells, batch, Math.min(batch, 512), 1, threads, FlashAttention.OFF, CellType.F16, CellType.F16);
+    /** One sequence. */
+    public static ContextOptions of(int cells, int batch, ComputeSettings compute) {
+        return new ContextOptions(cells, batch, 1, compute);
     }
 
-    public ContextOptions withThreads(int n) {
-        return new ContextOptions(cells, batch, ubatch, sequences, n, flashAttention, keyType, valueType);
-    }
-
-    public ContextOptions withUbatch(int n) {
-        return new ContextOptions(cells, batch, n, sequences, threads, flashAttention, keyType, valueType);
-    }
-
-    public ContextOptions withSequences(int n) {
-        return new ContextOptions(cells, batch, ubatch, n, threads, flashAttention, keyType, valueType);
-    }
-
-    public ContextOptions withFlashAttention(FlashAttention f) {
-        return new ContextOptions(cells, batch, ubatch, sequences, threads, f, keyType, valueType);
-    }
-
-    public ContextOptions withCellTypes(CellType k, CellType v) {
-        return new ContextOptions(cells, batch, ubatch, sequences, threads, flashAttention, k, v);
+    /** Most tokens computed at once: no more than are decoded. */
+    public int ubatch() {
+        return Math.min(compute.ubatch(), batch);
     }
 
     /** llama.cpp's -fa. */

@@ -38,7 +38,8 @@ final class FullLayers {
                             MethodType.methodType(
                                     boolean.class, MemorySegment.class, boolean.class, MemorySegment.class));
             MemorySegment callback = Linker.nativeLinker().upcallStub(node, EVAL_CALLBACK, arena);
-            ContextOptions options = ContextOptions.of(wanted, block).withThreads(1);
+            ContextOptions options =
+                    ContextOptions.of(wanted, block, ComputeSettings.usual().withThreads(1));
             try (Context context =
                     new Context(model, options, new ContextOptions.EvalCallback(callback, MemorySegment.NULL))) {
                 context.decode(new int[] {0}, 0);

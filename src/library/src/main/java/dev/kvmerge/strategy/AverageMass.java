@@ -1,7 +1,7 @@
 package dev.kvmerge.strategy;
 
-import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.CellStats;
+import dev.kvmerge.cache.Needs;
 import dev.kvmerge.cache.Plan;
 
 /**
@@ -15,9 +15,7 @@ import dev.kvmerge.cache.Plan;
 public record AverageMass(int sinks, double recentShare, double decay) implements Strategy {
     public AverageMass {
         Window.check(sinks, recentShare);
-        if (!(decay >= 0 && decay <= 1)) {
-            throw new KvmergeException.Usage("the decay must be 0..1: " + decay);
-        }
+        Check.decay(decay);
     }
 
     @Override
@@ -26,13 +24,8 @@ public record AverageMass(int sinks, double recentShare, double decay) implement
     }
 
     @Override
-    public boolean needsMass() {
-        return true;
-    }
-
-    @Override
-    public double massDecay() {
-        return decay;
+    public Needs needs() {
+        return Needs.NOTHING.withMassDecay(decay);
     }
 
     @Override

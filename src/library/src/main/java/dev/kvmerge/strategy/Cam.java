@@ -1,7 +1,7 @@
 package dev.kvmerge.strategy;
 
-import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.CellStats;
+import dev.kvmerge.cache.Needs;
 import dev.kvmerge.cache.Plan;
 import java.util.SplittableRandom;
 
@@ -17,10 +17,8 @@ import java.util.SplittableRandom;
  */
 public record Cam(int sinks, int receivers, long seed) implements Strategy {
     public Cam {
-        if (sinks < 0 || receivers < 1) {
-            throw new KvmergeException.Usage(
-                    "cam needs sinks of 0 and more, and receivers: " + sinks + ", " + receivers);
-        }
+        Check.sinks(sinks);
+        Check.positive("number of receivers", receivers);
     }
 
     @Override
@@ -29,13 +27,13 @@ public record Cam(int sinks, int receivers, long seed) implements Strategy {
     }
 
     @Override
-    public boolean needsMass() {
-        return true;
+    public Needs needs() {
+        return Needs.NOTHING.withMass();
     }
 
     @Override
     public int fewestCells(int block) {
-        return sinks + 1;
+        return Check.sum(sinks, 1);
     }
 
     @Override
@@ -51,7 +49,7 @@ public record Cam(int sinks, int receivers, long seed) implements Strategy {
             if (eviction.target()[i] == i) {
                 continue;
             }
-            int end = Math.min(n, i + 1 + receivers);
+            int end = i + 1 + Math.min(receivers, n - i - 1);
             double mean = 0;
             for (int j = i + 1; j < end; j++) {
                 mean += cells.rate(j) / (end - i - 1);

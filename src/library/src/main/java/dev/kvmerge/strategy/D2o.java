@@ -1,7 +1,7 @@
 package dev.kvmerge.strategy;
 
-import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.CellStats;
+import dev.kvmerge.cache.Needs;
 import dev.kvmerge.cache.Plan;
 
 /**
@@ -14,9 +14,7 @@ import dev.kvmerge.cache.Plan;
  */
 public record D2o(double recentShare) implements Strategy {
     public D2o {
-        if (!(recentShare >= 0 && recentShare <= 1)) {
-            throw new KvmergeException.Usage("the recent share must be 0..1: " + recentShare);
-        }
+        Check.recentShare(recentShare);
     }
 
     @Override
@@ -25,13 +23,8 @@ public record D2o(double recentShare) implements Strategy {
     }
 
     @Override
-    public boolean needsMass() {
-        return true;
-    }
-
-    @Override
-    public boolean pivotFrame() {
-        return false;
+    public Needs needs() {
+        return Needs.NOTHING.withMass().withKeysAsCached();
     }
 
     @Override

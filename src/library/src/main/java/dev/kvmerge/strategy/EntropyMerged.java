@@ -3,8 +3,10 @@ package dev.kvmerge.strategy;
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.Calibration;
 import dev.kvmerge.attention.CellStats;
+import dev.kvmerge.cache.Needs;
 import dev.kvmerge.cache.Plan;
 import dev.kvmerge.kernels.Bias;
+import java.util.Objects;
 
 /**
  * The form of entropy merging that works. For each layer and KV head it takes, again and again, the cheapest of two operations until
@@ -53,11 +55,10 @@ public record EntropyMerged(
                     + "' is for attention as it is (mass-power=1) with decay=" + calibration.decay() + ": not for "
                     + massPower + " and " + decay + "; --calibration none takes any");
         }
-        if (largestGroup < 1 || !(decay >= 0 && decay <= 1) || !(keyCost >= 0)) {
-            throw new KvmergeException.Usage(
-                    "the largest group must be positive, the decay 0..1 and the key cost not negative: " + largestGroup
-                            + ", " + decay + ", " + keyCost);
-        }
+        Check.positive("largest group", largestGroup);
+        Check.decay(decay);
+        Check.notNegative("key cost", keyCost);
+        Objects.requireNonNull(bias, "bias");
     }
 
     /** The values that the measurements in docs/ were made with, for a model without a calibration. */
@@ -82,18 +83,17 @@ public record EntropyMerged(
     }
 
     @Override
-    public boolean needsMass() {
-        return true;
-    }
-
-    @Override
-    public double massDecay() {
-        return decay;
+    public Needs needs() {
+        return Needs.NOTHING
+                .withMassDecay(decay)
+                .withMassPower(massPower)
+                .withBias(bias)
+                .withCalibration(calibration);
     }
 
     @Override
     public int fewestCells(int block) {
-        return sinks + block;
+        return Check.sum(sinks, block);
     }
 
     @Override

@@ -1,7 +1,7 @@
 package dev.kvmerge.strategy;
 
-import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.CellStats;
+import dev.kvmerge.cache.Needs;
 import dev.kvmerge.cache.Plan;
 import dev.kvmerge.kernels.Observer;
 
@@ -20,10 +20,8 @@ import dev.kvmerge.kernels.Observer;
  */
 public record ExpectedAttention(int sinks, double epsilon) implements Strategy {
     public ExpectedAttention {
-        if (sinks < 0 || !(epsilon >= 0)) {
-            throw new KvmergeException.Usage(
-                    "expected-attention needs sinks and epsilon of 0 and more: " + sinks + ", " + epsilon);
-        }
+        Check.sinks(sinks);
+        Check.notNegative("epsilon", epsilon);
     }
 
     @Override
@@ -32,13 +30,13 @@ public record ExpectedAttention(int sinks, double epsilon) implements Strategy {
     }
 
     @Override
-    public boolean needsQueries() {
-        return true;
+    public Needs needs() {
+        return Needs.NOTHING.withQueries();
     }
 
     @Override
     public int fewestCells(int block) {
-        return sinks + 1;
+        return Check.sum(sinks, 1);
     }
 
     @Override

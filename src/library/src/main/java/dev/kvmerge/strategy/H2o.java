@@ -1,7 +1,7 @@
 package dev.kvmerge.strategy;
 
-import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.CellStats;
+import dev.kvmerge.cache.Needs;
 import dev.kvmerge.cache.Plan;
 
 /**
@@ -12,9 +12,7 @@ import dev.kvmerge.cache.Plan;
  */
 public record H2o(double recentShare) implements Strategy {
     public H2o {
-        if (!(recentShare >= 0 && recentShare <= 1)) {
-            throw new KvmergeException.Usage("the recent share must be 0..1: " + recentShare);
-        }
+        Check.recentShare(recentShare);
     }
 
     @Override
@@ -23,8 +21,8 @@ public record H2o(double recentShare) implements Strategy {
     }
 
     @Override
-    public boolean needsMass() {
-        return true;
+    public Needs needs() {
+        return Needs.NOTHING.withMass();
     }
 
     @Override

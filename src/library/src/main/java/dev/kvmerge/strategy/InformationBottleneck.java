@@ -1,10 +1,11 @@
 package dev.kvmerge.strategy;
 
-import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.CellStats;
+import dev.kvmerge.cache.Needs;
 import dev.kvmerge.cache.Plan;
 import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.kernels.Observer;
+import java.util.Objects;
 
 /**
  * Merges the neighbours whose union says least less of the query: the agglomerative information bottleneck (Slonim and Tishby 1999) of which
@@ -24,9 +25,8 @@ import dev.kvmerge.kernels.Observer;
 public record InformationBottleneck(int sinks, double recentShare, double decay, Bias bias) implements Strategy {
     public InformationBottleneck {
         Window.check(sinks, recentShare);
-        if (!(decay >= 0 && decay <= 1)) {
-            throw new KvmergeException.Usage("the decay must be 0..1: " + decay);
-        }
+        Check.decay(decay);
+        Objects.requireNonNull(bias, "bias");
     }
 
     @Override
@@ -35,23 +35,13 @@ public record InformationBottleneck(int sinks, double recentShare, double decay,
     }
 
     @Override
-    public boolean needsMass() {
-        return true;
-    }
-
-    @Override
-    public double massDecay() {
-        return decay;
-    }
-
-    @Override
-    public boolean needsQueries() {
-        return true;
+    public Needs needs() {
+        return Needs.NOTHING.withMassDecay(decay).withQueries().withBias(bias);
     }
 
     @Override
     public int fewestCells(int block) {
-        return sinks + block;
+        return Check.sum(sinks, Math.max(block, 2)); // one to merge, and the newest
     }
 
     @Override

@@ -2,6 +2,7 @@ package dev.kvmerge.strategy;
 
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.CellStats;
+import dev.kvmerge.cache.Needs;
 import dev.kvmerge.cache.Plan;
 import dev.kvmerge.kernels.Bias;
 
@@ -15,9 +16,9 @@ import dev.kvmerge.kernels.Bias;
  */
 public record KeepKv(double recentShare, double threshold) implements Strategy {
     public KeepKv {
-        if (!(recentShare >= 0 && recentShare <= 1) || !(threshold >= -1 && threshold <= 1)) {
-            throw new KvmergeException.Usage(
-                    "the recent share must be 0..1 and the threshold -1..1: " + recentShare + ", " + threshold);
+        Check.recentShare(recentShare);
+        if (!(threshold >= -1 && threshold <= 1)) {
+            throw new KvmergeException.Usage("the threshold is a cosine, -1..1: " + threshold);
         }
     }
 
@@ -27,13 +28,8 @@ public record KeepKv(double recentShare, double threshold) implements Strategy {
     }
 
     @Override
-    public boolean needsMass() {
-        return true;
-    }
-
-    @Override
-    public Bias bias() {
-        return Bias.FOLDED;
+    public Needs needs() {
+        return Needs.NOTHING.withMass().withBias(Bias.FOLDED);
     }
 
     @Override

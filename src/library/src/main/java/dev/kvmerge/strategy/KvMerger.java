@@ -2,6 +2,7 @@ package dev.kvmerge.strategy;
 
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.CellStats;
+import dev.kvmerge.cache.Needs;
 import dev.kvmerge.cache.Plan;
 
 /**
@@ -26,18 +27,13 @@ public record KvMerger(int sinks, double recentShare) implements Strategy {
     }
 
     @Override
-    public boolean needsMass() {
-        return true;
-    }
-
-    @Override
-    public boolean pivotFrame() {
-        return false;
+    public Needs needs() {
+        return Needs.NOTHING.withMass().withKeysAsCached();
     }
 
     @Override
     public int fewestCells(int block) {
-        return sinks + 2;
+        return Check.sum(sinks, 2);
     }
 
     @Override

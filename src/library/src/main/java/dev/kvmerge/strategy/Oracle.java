@@ -2,15 +2,14 @@ package dev.kvmerge.strategy;
 
 import dev.kvmerge.attention.CellStats;
 import dev.kvmerge.cache.Plan;
+import java.util.Objects;
 
 /**
- * The cells that the rest of the text is going to attend to, known from a recorded run through the full cache. Not a method: the limit that
- * every eviction can be compared with. "experiment" records that run when it is asked for this.
- *
- * @param future the record; null until there is one
+ * The cells that the rest of the text is going to attend to, known from a recorded run through the full cache. Not a
+ * strategy: the limit that every eviction can be compared with. "experiment" records that run when it is asked for this.
  */
-public record Oracle(Future future) implements Scale {
-    /** The name of the strategy whose future is yet to be recorded. */
+public record Oracle() implements Scale {
+    /** What the scale is called. */
     public static final String NAME = "oracle";
 
     /** What a full run attended to. */
@@ -30,26 +29,30 @@ public record Oracle(Future future) implements Scale {
     }
 
     @Override
-    public java.util.Map<String, Object> parameters() {
-        return java.util.Map.of();
-    }
-
-    @Override
     public boolean keepsAll() {
         return false;
     }
 
-    @Override
-    public Plan plan(CellStats cells, int budget) {
-        if (future == null) {
-            throw new IllegalStateException("the oracle needs the attention of a full run");
+    /** The eviction that a recorded run makes possible. */
+    public Strategy knowing(Future future) {
+        return new Knowing(Objects.requireNonNull(future, "future"));
+    }
+
+    private record Knowing(Future future) implements Strategy {
+        @Override
+        public String name() {
+            return NAME;
         }
-        int n = cells.size();
-        int newest = cells.newest();
-        double[] score = new double[n];
-        for (int i = 0; i < n; i++) {
-            score[i] = future.mass(cells.layer(), cells.kvHead(), cells.position()[i], newest);
+
+        @Override
+        public Plan plan(CellStats cells, int budget) {
+            int n = cells.size();
+            int newest = cells.newest();
+            double[] score = new double[n];
+            for (int i = 0; i < n; i++) {
+                score[i] = future.mass(cells.layer(), cells.kvHead(), cells.position()[i], newest);
+            }
+            return Selection.keepLargestAndNewest(n, n - 1, budget, i -> score[i]);
         }
-        return Selection.keepLargestAndNewest(n, n - 1, budget, i -> score[i]);
     }
 }

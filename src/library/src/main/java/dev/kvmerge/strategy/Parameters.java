@@ -11,17 +11,21 @@ final class Parameters {
     private Parameters() {}
 
     /**
-     * A copy of a strategy with some parameters set.
+     * A copy of a strategy or scale with some parameters set.
      *
      * @param settings as "recent-share=0.3"
      * @throws KvmergeException.Usage if it is not a record, has no such parameter, or refuses the value
      */
-    static Strategy set(Strategy strategy, String[] settings) {
+    static Method set(Method strategy, String[] settings) {
         if (!strategy.getClass().isRecord()) {
             throw new KvmergeException.Usage(
                     "the strategy " + strategy.name() + " takes no parameters: it is not a record");
         }
         RecordComponent[] components = strategy.getClass().getRecordComponents();
+        if (components.length == 0) {
+            throw new KvmergeException.Usage(
+                    strategy.name() + " has no parameters: leave ':" + String.join(":", settings) + "' out");
+        }
         Object[] values = new Object[components.length];
         Class<?>[] types = new Class<?>[components.length];
         try {
@@ -46,7 +50,7 @@ final class Parameters {
             }
             var constructor = strategy.getClass().getDeclaredConstructor(types);
             constructor.setAccessible(true);
-            return (Strategy) constructor.newInstance(values);
+            return (Method) constructor.newInstance(values);
         } catch (InvocationTargetException e) {
             if (e.getCause() instanceof RuntimeException refused) {
                 throw refused;

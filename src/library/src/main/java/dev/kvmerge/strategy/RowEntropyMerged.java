@@ -2,11 +2,14 @@ package dev.kvmerge.strategy;
 
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.CellStats;
+import dev.kvmerge.cache.Needs;
 import dev.kvmerge.cache.Plan;
 import dev.kvmerge.kernels.Bias;
+import dev.kvmerge.kernels.Spans;
 import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.List;
+import java.util.Objects;
 
 /**
  * The founding algorithm as it was written: a token whose own attention row is diffuse (normalised Shannon entropy above a threshold)
@@ -27,6 +30,7 @@ public record RowEntropyMerged(double threshold, int sinks, double recentShare, 
             throw new KvmergeException.Usage("--threshold must be 0..1 (0.3 to 0.7 is useful): " + threshold);
         }
         Window.check(sinks, recentShare);
+        Objects.requireNonNull(bias, "bias");
     }
 
     @Override
@@ -35,18 +39,13 @@ public record RowEntropyMerged(double threshold, int sinks, double recentShare, 
     }
 
     @Override
-    public boolean needsMass() {
-        return true;
-    }
-
-    @Override
-    public boolean needsEntropy() {
-        return true;
+    public Needs needs() {
+        return Needs.NOTHING.withMass().withEntropy().withBias(bias);
     }
 
     @Override
     public int fewestCells(int block) {
-        return sinks + block;
+        return Check.sum(sinks, block);
     }
 
     @Override
@@ -113,19 +112,18 @@ public record RowEntropyMerged(double threshold, int sinks, double recentShare, 
 
     /** The runs of two and more, the most diffuse first. */
     List<Span> spans(CellStats cells, int first, int end) {
+        int[] firstOf = Spans.find(cells.entropy(), first, end, threshold);
         List<Span> spans = new ArrayList<>();
-        int from = first;
-        double sum = 0;
-        for (int i = first; i <= end; i++) {
-            if (i < end && cells.entropy()[i] > threshold) {
-                sum += cells.entropy()[i];
-                continue;
+        for (int from = first; from < end; ) {
+            int to = from + 1;
+            double sum = cells.entropy()[from];
+            while (to < end && firstOf[to] == from) {
+                sum += cells.entropy()[to++];
             }
-            if (i - from >= 2) {
-                spans.add(new Span(from, i, sum / (i - from)));
+            if (to - from >= 2) {
+                spans.add(new Span(from, to, sum / (to - from)));
             }
-            from = i + 1;
-            sum = 0;
+            from = to;
         }
         spans.sort(Comparator.comparingDouble((Span s) -> -s.entropy).thenComparingInt(Span::from));
         return spans;

@@ -1,17 +1,17 @@
 package dev.kvmerge.strategy;
 
-import dev.kvmerge.attention.CellStats;
-import dev.kvmerge.cache.Plan;
-
-/** Not a method, but something to read the figures of methods on. Only "experiment" knows what to do with one. */
-public sealed interface Scale extends Strategy permits Oracle, QuantisedCells, QuantisedWeights {
-    /** Whether it keeps every cell, and so nothing is planned. */
+/**
+ * Not a strategy, but something to read the figures of strategies on. Only "experiment" knows what to do with one: it
+ * has no plan of its own.
+ */
+public sealed interface Scale extends Method permits Oracle, QuantisedCells, QuantisedWeights {
+    @Override
     default boolean keepsAll() {
         return true;
     }
 
     @Override
-    default Plan plan(CellStats cells, int budget) {
-        throw new IllegalStateException(name() + " is a scale for 'experiment': it keeps every cell");
+    default int fewestCells(int block) {
+        return 2;
     }
 }

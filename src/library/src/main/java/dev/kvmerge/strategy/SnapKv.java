@@ -2,6 +2,7 @@ package dev.kvmerge.strategy;
 
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.CellStats;
+import dev.kvmerge.cache.Needs;
 import dev.kvmerge.cache.Plan;
 
 /**
@@ -25,23 +26,13 @@ public record SnapKv(int window, int kernel) implements Strategy {
     }
 
     @Override
-    public boolean needsMass() {
-        return true;
-    }
-
-    @Override
-    public int massWindow() {
-        return window;
-    }
-
-    @Override
-    public double massDecay() {
-        return 0;
+    public Needs needs() {
+        return Needs.NOTHING.withMassWindow(window).withMassDecay(0);
     }
 
     @Override
     public int fewestCells(int block) {
-        return window + 1;
+        return Check.sum(window, 1);
     }
 
     @Override

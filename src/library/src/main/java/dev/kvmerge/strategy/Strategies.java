@@ -3,7 +3,6 @@ package dev.kvmerge.strategy;
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.Calibration;
 import dev.kvmerge.kernels.Bias;
-import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Comparator;
 import java.util.LinkedHashMap;
@@ -13,7 +12,7 @@ import java.util.function.Function;
 
 /** The strategies by name. */
 public final class Strategies {
-    /** The name of keeping everything, which is no strategy but what all are compared with. */
+    /** The name of keeping everything, which all are compared with. */
     public static final String FULL = "full";
 
     /**
@@ -29,11 +28,17 @@ public final class Strategies {
     public record Settings(
             int sinks, double recentShare, String signal, double threshold, Bias bias, Calibration calibration) {
         public static final Settings DEFAULT = new Settings(4, 0.25, "column", 0.5, Bias.FOLDED, null);
+
+        /** The same for a model with this calibration; null for none. */
+        public Settings with(Calibration of) {
+            return new Settings(sinks, recentShare, signal, threshold, bias, of);
+        }
     }
 
-    private static final Map<String, Function<Settings, Strategy>> BY_NAME = new LinkedHashMap<>();
+    private static final Map<String, Function<Settings, Method>> BY_NAME = new LinkedHashMap<>();
 
     static {
+        BY_NAME.put(FULL, s -> new Full());
         BY_NAME.put("entropy-merged", s -> switch (s.signal) {
             case "column" -> EntropyMerged.of(s.sinks, s.recentShare, s.bias, s.calibration);
             case "row" -> new RowEntropyMerged(s.threshold, s.sinks, s.recentShare, s.bias);
@@ -55,7 +60,7 @@ public final class Strategies {
         BY_NAME.put("keepkv", s -> new KeepKv(0.5, 0.8));
         BY_NAME.put("zsmerge", s -> new ZsMerge(0.4, 0.2));
         BY_NAME.put("kvmerger", s -> new KvMerger(s.sinks, s.recentShare));
-        BY_NAME.put(Oracle.NAME, s -> new Oracle(null));
+        BY_NAME.put(Oracle.NAME, s -> new Oracle());
         BY_NAME.put(QuantisedCells.NAME, s -> new QuantisedCells());
         BY_NAME.put(QuantisedWeights.NAME, s -> new QuantisedWeights("q4_0"));
         BY_NAME.put("random", s -> new RandomEviction(1));
@@ -65,53 +70,48 @@ public final class Strategies {
 
     /** All names, "full" first. */
     public static List<String> names() {
-        List<String> names = new ArrayList<>(BY_NAME.keySet());
-        names.addFirst(FULL);
-        return names;
+        return List.copyOf(BY_NAME.keySet());
     }
 
     /**
-     * Makes a strategy; null for "full". A name with a dot or a capital is a class of the user's own, with a constructor without arguments.
-     * Parameters of a strategy that is a record may follow: "h2o:recent-share=0.3", "entropy-merged:decay=0.95:bias=none".
+     * Makes a strategy or a scale. A name with a dot or a capital is a class of the user's own, with a constructor
+     * without arguments. Parameters may follow, if it is a record: "h2o:recent-share=0.3",
+     * "entropy-merged:decay=0.95:bias=none".
      *
      * @throws KvmergeException.Usage if there is none of that name, suggesting the nearest, or a setting is out of range
      */
-    public static Strategy create(String spec, Settings settings) {
+    public static Method method(String spec, Settings settings) {
         int colon = spec.indexOf(':');
-        String name = colon < 0 ? spec : spec.substring(0, colon);
-        if (spec.equals(FULL)) {
-            return null;
-        }
-        Strategy plain = named(name, settings);
+        Method plain = named(colon < 0 ? spec : spec.substring(0, colon), settings);
         return colon < 0
                 ? plain
                 : Parameters.set(plain, spec.substring(colon + 1).split(":"));
     }
 
     /**
-     * As {@link #create}, where there is no use for a scale.
+     * As {@link #method}, where there is no use for a scale.
      *
      * @throws KvmergeException.Usage as there, and if it is one
      */
-    public static Strategy method(String spec, Settings settings) {
-        Strategy strategy = create(spec, settings);
-        if (strategy instanceof Scale) {
-            throw new KvmergeException.Usage(
-                    "'" + spec + "' is no method but a scale, which only 'kvmerge experiment' has a use for");
-        }
-        return strategy;
+    public static Strategy create(String spec, Settings settings) {
+        return switch (method(spec, settings)) {
+            case Strategy strategy -> strategy;
+            case Scale scale ->
+                throw new KvmergeException.Usage(
+                        "'" + spec + "' is no method but a scale, which only 'kvmerge experiment' has a use for");
+        };
     }
 
-    /** What a strategy is called in results: its name, or with parameters of its own all that was asked for. */
-    public static String label(String spec, Strategy strategy) {
-        return spec.contains(":") ? spec : strategy.name();
+    /** What a strategy or scale is called in results: its name, or with parameters of its own all that was asked for. */
+    public static String label(String spec, Method method) {
+        return spec.contains(":") ? spec : method.name();
     }
 
-    private static Strategy named(String name, Settings settings) {
+    private static Method named(String name, Settings settings) {
         if (name.contains(".") || (!name.isEmpty() && Character.isUpperCase(name.charAt(0)))) {
             return ofClass(name);
         }
-        Function<Settings, Strategy> maker = BY_NAME.get(name);
+        Function<Settings, Method> maker = BY_NAME.get(name);
         if (maker == null) {
             String nearest = names().stream()
                     .min(Comparator.comparing((String n) -> !n.startsWith(name))

@@ -1,6 +1,5 @@
 package dev.kvmerge.strategy;
 
-import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.CellStats;
 import dev.kvmerge.cache.Plan;
 
@@ -12,9 +11,7 @@ import dev.kvmerge.cache.Plan;
  */
 public record StreamingLlm(int sinks) implements Strategy {
     public StreamingLlm {
-        if (sinks < 0) {
-            throw new KvmergeException.Usage("--sinks must not be negative: " + sinks);
-        }
+        Check.sinks(sinks);
     }
 
     @Override
@@ -24,7 +21,7 @@ public record StreamingLlm(int sinks) implements Strategy {
 
     @Override
     public int fewestCells(int block) {
-        return sinks + 1;
+        return Check.sum(sinks, 1);
     }
 
     @Override

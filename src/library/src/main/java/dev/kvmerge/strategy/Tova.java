@@ -1,6 +1,7 @@
 package dev.kvmerge.strategy;
 
 import dev.kvmerge.attention.CellStats;
+import dev.kvmerge.cache.Needs;
 import dev.kvmerge.cache.Plan;
 
 /**
@@ -14,18 +15,8 @@ public record Tova() implements Strategy {
     }
 
     @Override
-    public boolean needsMass() {
-        return true;
-    }
-
-    @Override
-    public int massWindow() {
-        return 1;
-    }
-
-    @Override
-    public double massDecay() {
-        return 0;
+    public Needs needs() {
+        return Needs.NOTHING.withMassWindow(1).withMassDecay(0);
     }
 
     @Override

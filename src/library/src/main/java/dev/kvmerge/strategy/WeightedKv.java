@@ -1,6 +1,7 @@
 package dev.kvmerge.strategy;
 
 import dev.kvmerge.attention.CellStats;
+import dev.kvmerge.cache.Needs;
 import dev.kvmerge.cache.Plan;
 
 /**
@@ -21,13 +22,13 @@ public record WeightedKv(int sinks, double recentShare) implements Strategy {
     }
 
     @Override
-    public boolean needsMass() {
-        return true;
+    public Needs needs() {
+        return Needs.NOTHING.withMass();
     }
 
     @Override
     public int fewestCells(int block) {
-        return sinks + 2;
+        return Check.sum(sinks, 2);
     }
 
     @Override
@@ -35,7 +36,8 @@ public record WeightedKv(int sinks, double recentShare) implements Strategy {
         int n = cells.size();
         int first = Math.min(sinks, budget - 1);
         int old = Window.end(cells, first, budget, recentShare);
-        Absorption absorption = new Absorption(new AverageMass(sinks, recentShare, massDecay()).plan(cells, budget));
+        Absorption absorption =
+                new Absorption(new AverageMass(sinks, recentShare, needs().massDecay()).plan(cells, budget));
         double[] weight = new double[n];
         for (int i = 0; i < n; i++) {
             weight[i] = cells.rate(i);

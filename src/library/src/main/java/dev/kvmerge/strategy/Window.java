@@ -1,6 +1,5 @@
 package dev.kvmerge.strategy;
 
-import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.CellStats;
 
 /** The part of the cells that a strategy may touch: after the sinks, before the newest. */
@@ -9,10 +8,8 @@ final class Window {
 
     /** Refuses parameters that make no window. */
     static void check(int sinks, double recentShare) {
-        if (sinks < 0 || !(recentShare >= 0 && recentShare <= 1)) {
-            throw new KvmergeException.Usage(
-                    "--sinks must not be negative and --recent-share must be 0..1: " + sinks + ", " + recentShare);
-        }
+        Check.sinks(sinks);
+        Check.recentShare(recentShare);
     }
 
     /**

@@ -2,6 +2,7 @@ package dev.kvmerge.strategy;
 
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.CellStats;
+import dev.kvmerge.cache.Needs;
 import dev.kvmerge.cache.Plan;
 import dev.kvmerge.kernels.Bias;
 
@@ -27,13 +28,8 @@ public record ZsMerge(double recentShare, double residualShare) implements Strat
     }
 
     @Override
-    public boolean needsMass() {
-        return true;
-    }
-
-    @Override
-    public Bias bias() {
-        return Bias.FOLDED;
+    public Needs needs() {
+        return Needs.NOTHING.withMass().withBias(Bias.FOLDED);
     }
 
     @Override

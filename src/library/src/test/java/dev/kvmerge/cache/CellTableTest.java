@@ -18,6 +18,7 @@ import net.jqwik.api.Property;
 /** The table against a plain model of the cells: contents are lists of positions, moved as kvmerge_apply would move them. */
 @net.jqwik.api.Tag("fast")
 class CellTableTest {
+    private static final CellTable.Shown ALL = new CellTable.Shown(true, true, true, true);
     private static final Shape SHAPE = Shape.of(2, 4, 2);
 
     @Property(tries = 50)
@@ -64,7 +65,7 @@ class CellTableTest {
             if (table.used() > budget) {
                 Plan[] plans = new Plan[SHAPE.pairs()];
                 for (int pair = 0; pair < plans.length; pair++) {
-                    plans[pair] = randomPlan(table.stats(pair, null, null), budget, random);
+                    plans[pair] = randomPlan(table.stats(pair, ALL, null, null), budget, random);
                 }
                 int used = table.used();
                 CellTable.Moves moves = rewritten(table, plans, budget, 0);
@@ -123,7 +124,7 @@ class CellTableTest {
             Plan[] plans = new Plan[SHAPE.pairs()];
             int[][] orders = new int[plans.length][];
             for (int pair = 0; pair < plans.length; pair++) {
-                plans[pair] = randomPlan(table.stats(pair, null, null), budget, random);
+                plans[pair] = randomPlan(table.stats(pair, ALL, null, null), budget, random);
                 orders[pair] = table.order(pair);
             }
             int back = Math.max(0, next - span);
@@ -215,7 +216,7 @@ class CellTableTest {
             CellTable table, List<List<List<Integer>>> contents, TreeSet<Integer> free, int position) {
         for (int pair = 0; pair < SHAPE.pairs(); pair++) {
             int[] order = table.order(pair);
-            CellStats stats = table.stats(pair, null, null);
+            CellStats stats = table.stats(pair, ALL, null, null);
             assertEquals(order.length, Arrays.stream(order).distinct().count());
             assertEquals(position - 1, stats.newest());
             assertEquals(

@@ -12,16 +12,30 @@ import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.kernels.CellVectors;
 import dev.kvmerge.kernels.Observer;
 import dev.kvmerge.kernels.Scorer;
+import dev.kvmerge.llama.Backend;
+import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.Context;
 import dev.kvmerge.llama.ContextOptions;
 import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
+import dev.kvmerge.strategy.EntropyMerged;
+import dev.kvmerge.strategy.ExpectedAttention;
+import dev.kvmerge.strategy.Full;
+import dev.kvmerge.strategy.H2o;
+import dev.kvmerge.strategy.InformationBottleneck;
+import dev.kvmerge.strategy.KvMerger;
+import dev.kvmerge.strategy.RowEntropyMerged;
+import dev.kvmerge.strategy.StreamingLlm;
+import dev.kvmerge.strategy.Tova;
+import dev.kvmerge.strategy.ZsMerge;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Map;
+import java.util.function.Consumer;
 import java.util.stream.IntStream;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
@@ -41,7 +55,7 @@ class CompressedContextTest {
     };
 
     /** Merges neighbours from the oldest on, all weights alike. */
-    private record Pairs(Bias bias, boolean pivotFrame, boolean needsMass, boolean needsEntropy) implements Planner {
+    private record Pairs(Needs needs) implements Planner {
         @Override
         public Plan plan(CellStats cells, int budget) {
             Plan.Builder plan = Plan.builder(cells.size());
@@ -60,10 +74,13 @@ class CompressedContextTest {
     @Test
     void fullThroughTheObserverIsFullWithoutIt() {
         int[] tokens = TestModel.book(0, 96);
-        try (Context plain = new Context(model, ContextOptions.of(128, 32).withUbatch(32), null);
+        try (Context plain = new Context(
+                        model,
+                        ContextOptions.of(128, 32, ComputeSettings.usual().withUbatch(32)),
+                        null);
                 CompressedContext observed = new CompressedContext(
                         model,
-                        null,
+                        new Full(),
                         CacheOptions.unlimited(128, 32),
                         Observer.Options.of(true, true, Bias.FOLDED, 2))) {
             for (int at = 0; at < tokens.length; at += 32) {
@@ -80,8 +97,8 @@ class CompressedContextTest {
         int[] tokens = TestModel.book(500, 64);
         try (CompressedContext context = new CompressedContext(
                 model,
-                null,
-                CacheOptions.unlimited(64, 64).withUbatch(16),
+                new Full(),
+                CacheOptions.unlimited(64, 64).with(ComputeSettings.usual().withUbatch(16)),
                 Observer.Options.of(true, true, Bias.NONE, 2))) {
             context.decode(tokens); // in four ubatches
             context.flush();
@@ -105,8 +122,8 @@ class CompressedContextTest {
     @Test
     void aPlanThatKeepsEverythingChangesNothing() {
         int[] tokens = TestModel.book(0, 80);
-        try (CompressedContext a = new CompressedContext(model, null, CacheOptions.unlimited(128, 64));
-                CompressedContext b = new CompressedContext(model, null, CacheOptions.unlimited(128, 64))) {
+        try (CompressedContext a = new CompressedContext(model, new Full(), CacheOptions.unlimited(128, 64));
+                CompressedContext b = new CompressedContext(model, new Full(), CacheOptions.unlimited(128, 64))) {
             a.decode(Arrays.copyOf(tokens, 64));
             b.decode(Arrays.copyOf(tokens, 64));
             apply(b, Plan.keepAll(64), 64);
@@ -138,8 +155,9 @@ class CompressedContextTest {
         int[] tokens = TestModel.book(1000, 96);
         int twin = 0; // the sink, which much attention goes to: losing half of its mass would show
         Observer.Options observe = Observer.Options.of(false, false, bias, 2);
-        CacheOptions options = CacheOptions.unlimited(128, 64).withCellTypes(CellType.F32, CellType.F32);
-        try (CompressedContext context = new CompressedContext(model, null, options, observe)) {
+        CacheOptions options =
+                CacheOptions.unlimited(128, 64).with(ComputeSettings.usual().withCellTypes(CellType.F32, CellType.F32));
+        try (CompressedContext context = new CompressedContext(model, new Full(), options, observe)) {
             int pairs = model.shape().pairs();
             context.decode(Arrays.copyOf(tokens, 64));
             for (int layer = 0; layer < model.shape().layers(); layer++) {
@@ -214,7 +232,7 @@ class CompressedContextTest {
         int[] tokens = TestModel.book(2000, 96);
         int budget = 40;
         try (CompressedContext compressed = new CompressedContext(model, WINDOW, CacheOptions.of(budget, 32));
-                CompressedContext fresh = new CompressedContext(model, null, CacheOptions.unlimited(128, 32))) {
+                CompressedContext fresh = new CompressedContext(model, new Full(), CacheOptions.unlimited(128, 32))) {
             for (int at = 0; at < 96; at += 32) {
                 compressed.decode(Arrays.copyOfRange(tokens, at, at + 32));
                 int[] other = Arrays.copyOfRange(tokens, at, at + 32);
@@ -251,7 +269,8 @@ class CompressedContextTest {
             return WINDOW.plan(cells, budget).withAddedValues(added);
         };
         for (FlashAttention flash : new FlashAttention[] {FlashAttention.OFF, FlashAttention.ON}) {
-            CacheOptions options = CacheOptions.of(40, 48).withFlashAttention(flash);
+            CacheOptions options =
+                    CacheOptions.of(40, 48).with(ComputeSettings.usual().withFlashAttention(flash));
             try (CompressedContext with = new CompressedContext(model, adding, options);
                     CompressedContext without = new CompressedContext(model, WINDOW, options)) {
                 for (CompressedContext context : List.of(with, without)) {
@@ -276,7 +295,9 @@ class CompressedContextTest {
     void cellsAreHeldOverManyBlocksAndTheNewestSurvives() {
         int budget = 48;
         for (Planner planner : new Planner[] {
-            WINDOW, new Pairs(Bias.FOLDED, true, true, true), new Pairs(Bias.EXACT, false, false, false)
+            WINDOW,
+            new Pairs(Needs.NOTHING.withMass().withEntropy().withBias(Bias.FOLDED)),
+            new Pairs(Needs.NOTHING.withBias(Bias.EXACT).withKeysAsCached())
         }) {
             try (CompressedContext context = new CompressedContext(model, planner, CacheOptions.of(budget, 16))) {
                 int[] tokens = TestModel.book(0, 400);
@@ -325,17 +346,17 @@ class CompressedContextTest {
         int[] tokens = TestModel.book(0, 96);
         float[] reference = null;
         for (CacheOptions options : new CacheOptions[] {
-            CacheOptions.of(40, 32).withCellTypes(CellType.F32, CellType.F32),
+            CacheOptions.of(40, 32).with(ComputeSettings.usual().withCellTypes(CellType.F32, CellType.F32)),
             CacheOptions.of(40, 32),
-            CacheOptions.of(40, 32).withFlashAttention(FlashAttention.ON),
-            CacheOptions.of(40, 32).withCellTypes(CellType.F16, CellType.F32)
+            CacheOptions.of(40, 32).with(ComputeSettings.usual().withFlashAttention(FlashAttention.ON)),
+            CacheOptions.of(40, 32).with(ComputeSettings.usual().withCellTypes(CellType.F16, CellType.F32))
         }) {
             try (CompressedContext context = new CompressedContext(model, WINDOW, options)) {
                 for (int at = 0; at < 96; at += 32) {
                     context.decode(Arrays.copyOfRange(tokens, at, at + 32));
                 }
                 assertEquals(
-                        options.flashAttention() == FlashAttention.OFF,
+                        options.compute().flashAttention() == FlashAttention.OFF,
                         context.info().valuesTransposed());
                 float[] last = logits(context);
                 if (reference == null) {
@@ -354,10 +375,11 @@ class CompressedContextTest {
         float[][] entropy = new float[2][];
         for (FlashAttention flashAttention : new FlashAttention[] {FlashAttention.OFF, FlashAttention.ON}) {
             CacheOptions options = CacheOptions.unlimited(256, 64)
-                    .withFlashAttention(flashAttention)
-                    .withUbatch(32);
-            try (CompressedContext context =
-                    new CompressedContext(model, null, options, Observer.Options.of(true, true, Bias.FOLDED, 2))) {
+                    .with(ComputeSettings.usual()
+                            .withFlashAttention(flashAttention)
+                            .withUbatch(32));
+            try (CompressedContext context = new CompressedContext(
+                    model, new Full(), options, Observer.Options.of(true, true, Bias.FOLDED, 2))) {
                 for (int at = 0; at < tokens.length; at += 64) {
                     context.decode(Arrays.copyOfRange(tokens, at, at + 64));
                 }
@@ -384,10 +406,11 @@ class CompressedContextTest {
     /** Keys of the first layer after merging, which depend on the tokens alone, not on how well earlier layers were kept. */
     private float[] mergedKeys(CellType type) {
         int[] tokens = TestModel.book(300, 64);
-        CacheOptions options =
-                CacheOptions.of(40, 32).withFlashAttention(FlashAttention.ON).withCellTypes(type, type);
-        try (CompressedContext context =
-                new CompressedContext(model, new Pairs(Bias.NONE, true, true, false), options)) {
+        CacheOptions options = CacheOptions.of(40, 32)
+                .with(ComputeSettings.usual()
+                        .withFlashAttention(FlashAttention.ON)
+                        .withCellTypes(type, type));
+        try (CompressedContext context = new CompressedContext(model, new Pairs(Needs.NOTHING.withMass()), options)) {
             context.decode(Arrays.copyOf(tokens, 32));
             context.decode(Arrays.copyOfRange(tokens, 32, 64));
             assertEquals(
@@ -433,13 +456,16 @@ class CompressedContextTest {
                 KvmergeException.Usage.class,
                 () -> new CompressedContext(
                         model,
-                        new Pairs(Bias.EXACT, true, true, false),
-                        CacheOptions.of(40, 32).withFlashAttention(FlashAttention.ON)));
-        assertThrows(KvmergeException.Usage.class, () -> new CompressedContext(model, null, CacheOptions.of(40, 32)));
+                        new Pairs(Needs.NOTHING.withMass().withBias(Bias.EXACT)),
+                        CacheOptions.of(40, 32).with(ComputeSettings.usual().withFlashAttention(FlashAttention.ON))));
+        assertThrows(
+                KvmergeException.Usage.class, () -> new CompressedContext(model, new Full(), CacheOptions.of(40, 32)));
         assertThrows(KvmergeException.Usage.class, () -> CacheOptions.of(-1, 32));
         assertThrows(KvmergeException.Usage.class, () -> CacheOptions.of(40, 0));
         try (CompressedContext context = new CompressedContext(
-                model, WINDOW, CacheOptions.of(40, 32).withCellTypes(CellType.Q4_0, CellType.F16))) {
+                model,
+                WINDOW,
+                CacheOptions.of(40, 32).with(ComputeSettings.usual().withCellTypes(CellType.Q4_0, CellType.F16)))) {
             context.decode(new int[] {1, 2, 3});
             KvmergeException e = assertThrows(KvmergeException.class, context::flush);
             assertTrue(e.getMessage().contains("use f16, f32, bf16 or q8_0"), e.getMessage());
@@ -482,5 +508,97 @@ class CompressedContextTest {
             KvmergeException e = assertThrows(KvmergeException.class, () -> context.decode(TestModel.book(16, 16)));
             assertTrue(e.getMessage().contains("the budget is 20"), e.getMessage());
         }
+    }
+
+    /** A planner that reads one statistic of the cells, whatever it declares, and keeps the window. */
+    private static Planner reading(Consumer<CellStats> read, Needs needs) {
+        return new Planner() {
+            @Override
+            public Plan plan(CellStats cells, int budget) {
+                read.accept(cells);
+                return WINDOW.plan(cells, budget);
+            }
+
+            @Override
+            public Needs needs() {
+                return needs;
+            }
+        };
+    }
+
+    @Test
+    void whatAPlannerReadsItHasToDeclare() {
+        Map<String, Consumer<CellStats>> reads = Map.of(
+                "the mass was not observed: the planner's needs() have to declare it, with Needs.withMass()",
+                cells -> cells.rate(3),
+                "Needs.withEntropy()",
+                CellStats::entropy,
+                "Needs.withQueries()",
+                CellStats::queries,
+                "Needs.withCalibration(...)",
+                CellStats::prior);
+        reads.forEach((message, read) -> {
+            Planner undeclared = reading(read, Needs.NOTHING.withBias(Bias.FOLDED)); // which looks at queries itself
+            try (CompressedContext context = new CompressedContext(model, undeclared, CacheOptions.of(20, 16))) {
+                context.decode(TestModel.book(0, 16));
+                KvmergeException e = assertThrows(KvmergeException.class, () -> context.decode(TestModel.book(16, 16)));
+                assertTrue(e.getMessage().contains(message), e.getMessage());
+            }
+        });
+        Planner declared = reading(
+                cells -> assertTrue(cells.mass()[0] > 0 && cells.entropy()[5] > 0 && cells.queries() != null),
+                Needs.NOTHING.withMass().withEntropy().withQueries());
+        try (CompressedContext context = new CompressedContext(model, declared, CacheOptions.of(20, 16))) {
+            context.decode(TestModel.book(0, 16));
+            context.decode(TestModel.book(16, 16));
+            assertEquals(20, context.used());
+        }
+    }
+
+    @Test
+    void observingLessThanThePlannerNeedsIsRefusedAtOnce() {
+        CacheOptions options = CacheOptions.of(40, 32);
+        Observer.Options nothing = Observer.Options.of(false, false, Bias.NONE, 1);
+        Observer.Options mass = Observer.Options.of(true, false, Bias.NONE, 1);
+        refused("h2o needs the mass", new H2o(0.5), options, nothing);
+        refused("entropy-merged needs a mass of power 1.5", new EntropyMerged(), options, mass);
+        refused("a window of 1", new Tova(), options, mass);
+        refused("needs the entropy", new RowEntropyMerged(0.5, 4, 0.25, Bias.NONE), options, mass);
+        refused("needs the queries", new ExpectedAttention(4, 0.02), options, mass);
+        refused("needs the bias FOLDED", new ZsMerge(0.4, 0.2), options, mass);
+        refused("needs at least 1000001 cells, not 40: use more", new StreamingLlm(1_000_000), options, mass);
+        refused("needs at least 2 cells", new KvMerger(0, 0.25), CacheOptions.of(1, 32), mass);
+        refused("needs at least 2 cells", new InformationBottleneck(0, 0, 1, Bias.NONE), CacheOptions.of(1, 32), mass);
+        refused("a number of cells needs a strategy", new Full(), options, mass);
+        refused("a strategy needs a number of cells", new H2o(0.5), CacheOptions.unlimited(64, 32), mass);
+        NullPointerException none =
+                assertThrows(NullPointerException.class, () -> new CompressedContext(model, null, options));
+        assertTrue(none.getMessage().contains("new Full()"), none.getMessage());
+    }
+
+    private void refused(String why, Planner planner, CacheOptions options, Observer.Options observe) {
+        KvmergeException e = assertThrows(
+                KvmergeException.Usage.class, () -> new CompressedContext(model, planner, options, observe).close());
+        assertTrue(e.getMessage().contains(why), e.getMessage());
+    }
+
+    @Test
+    void needsAndOptionsOutOfRangeAreRefused() {
+        for (double decay : new double[] {-0.1, 1.1, Double.NaN}) {
+            assertThrows(KvmergeException.Usage.class, () -> Needs.NOTHING.withMassDecay(decay));
+            assertThrows(
+                    KvmergeException.Usage.class,
+                    () -> new Observer.Options(true, false, 1, 0, false, Bias.NONE, decay, 0.05, Backend.CPU, 1));
+        }
+        assertThrows(KvmergeException.Usage.class, () -> Needs.NOTHING.withMassPower(3));
+        assertThrows(KvmergeException.Usage.class, () -> Needs.NOTHING.withMassWindow(-1));
+        assertThrows(
+                KvmergeException.Usage.class,
+                () -> new Needs(false, 1, 0, 0.5, false, false, null, Bias.NONE, true),
+                "a decay without a mass");
+        assertThrows(KvmergeException.Usage.class, () -> CacheOptions.of(Integer.MAX_VALUE, 1));
+        assertThrows(KvmergeException.Usage.class, () -> CacheOptions.unlimited(Integer.MAX_VALUE, 1));
+        assertThrows(KvmergeException.Usage.class, () -> ComputeSettings.usual().withThreads(0));
+        assertThrows(KvmergeException.Usage.class, () -> ComputeSettings.usual().withUbatch(0));
     }
 }

@@ -9,10 +9,12 @@ import dev.kvmerge.TinyGguf;
 import dev.kvmerge.TinyGguf.Geometry;
 import dev.kvmerge.kernels.CellVectors;
 import dev.kvmerge.llama.Backend;
+import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.strategy.EntropyMerged;
+import dev.kvmerge.strategy.Full;
 import java.lang.foreign.ValueLayout;
 import java.nio.file.Path;
 import java.util.List;
@@ -57,8 +59,9 @@ class GeometryTest {
                 Model.load(TestModel.library(), TinyGguf.write(folder.resolve("tiny.gguf"), g), Backend.CPU, 0)) {
             assertEquals(g.heads(), model.shape().heads());
             assertEquals(g.kvHeads(), model.shape().kvHeads());
-            CacheOptions options = CacheOptions.unlimited(32, 32).withThreads(1).withCellTypes(CellType.F32, CellType.F32);
-            try (CompressedContext context = new CompressedContext(model, null, options)) {
+            CacheOptions options = CacheOptions.unlimited(32, 32)
+                    .with(ComputeSettings.usual().withThreads(1).withCellTypes(CellType.F32, CellType.F32));
+            try (CompressedContext context = new CompressedContext(model, new Full(), options)) {
                 int[] tokens = new Random(2).ints(32, 0, TinyGguf.VOCABULARY).toArray();
                 tokens[late] = tokens[early];
                 context.decode(tokens);
@@ -94,7 +97,12 @@ class GeometryTest {
         try (Model model = Model.load(
                         TestModel.library(), TinyGguf.write(folder.resolve("tiny.gguf"), g), Backend.CPU, 0);
                 CompressedContext context = new CompressedContext(
-                        model, null, CacheOptions.unlimited(32, 32).withThreads(1).withCellTypes(CellType.F32, CellType.F32))) {
+                        model,
+                        new Full(),
+                        CacheOptions.unlimited(32, 32)
+                                .with(ComputeSettings.usual()
+                                        .withThreads(1)
+                                        .withCellTypes(CellType.F32, CellType.F32)))) {
             int[] tokens = new Random(5).ints(32, 0, TinyGguf.VOCABULARY).toArray();
             tokens[29] = tokens[3];
             context.decode(tokens);
@@ -138,7 +146,8 @@ class GeometryTest {
         try (Model model =
                 Model.load(TestModel.library(), TinyGguf.write(folder.resolve("tiny.gguf"), g), Backend.CPU, 0)) {
             for (FlashAttention flash : g == PLM ? List.of(FlashAttention.OFF) : List.of(FlashAttention.values())) {
-                CacheOptions options = CacheOptions.of(48, 32).withThreads(1).withFlashAttention(flash);
+                CacheOptions options = CacheOptions.of(48, 32)
+                        .with(ComputeSettings.usual().withThreads(1).withFlashAttention(flash));
                 try (CompressedContext context = new CompressedContext(model, new EntropyMerged(), options)) {
                     Random random = new Random(3);
                     for (int block = 0; block < 6; block++) {

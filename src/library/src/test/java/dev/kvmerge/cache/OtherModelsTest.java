@@ -11,10 +11,12 @@ import dev.kvmerge.TinyGguf;
 import dev.kvmerge.TinyGguf.Geometry;
 import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.llama.Backend;
+import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.strategy.EntropyMerged;
+import dev.kvmerge.strategy.Full;
 import dev.kvmerge.strategy.StreamingLlm;
 import java.lang.foreign.ValueLayout;
 import java.nio.file.Path;
@@ -41,7 +43,7 @@ class OtherModelsTest {
     }
 
     private static CacheOptions precise(CacheOptions options) {
-        return options.withThreads(1).withCellTypes(CellType.F32, CellType.F32);
+        return options.with(ComputeSettings.usual().withThreads(1).withCellTypes(CellType.F32, CellType.F32));
     }
 
     /** llama.cpp would take the short factors in the first context and the long ones in the second. */
@@ -51,7 +53,7 @@ class OtherModelsTest {
                 CompressedContext few = new CompressedContext(
                         model, new StreamingLlm(4), precise(CacheOptions.of(64, BLOCK)));
                 CompressedContext many =
-                        new CompressedContext(model, null, precise(CacheOptions.unlimited(512, BLOCK)))) {
+                        new CompressedContext(model, new Full(), precise(CacheOptions.unlimited(512, BLOCK)))) {
             assertEquals(256, few.context().cells());
             assertEquals(512, many.context().cells());
             few.decode(tokens());
@@ -78,7 +80,7 @@ class OtherModelsTest {
             assertRefused(
                     model,
                     new StreamingLlm(4),
-                    CacheOptions.of(48, BLOCK).withThreads(1),
+                    CacheOptions.of(48, BLOCK).with(ComputeSettings.usual().withThreads(1)),
                     "layer 0: keys of an unrotated part of 16 dimensions and a rotated one in NEOX order");
         }
     }
@@ -89,10 +91,10 @@ class OtherModelsTest {
             assertRefused(
                     model,
                     new EntropyMerged(4, 0.25, 8, 0.9, 1.5, 1.5, Bias.EXACT, null),
-                    CacheOptions.of(48, BLOCK).withThreads(1),
+                    CacheOptions.of(48, BLOCK).with(ComputeSettings.usual().withThreads(1)),
                     "an exact bias would be added before the scores' soft cap");
             try (CompressedContext folded =
-                    new CompressedContext(model, new EntropyMerged(), CacheOptions.of(48, BLOCK).withThreads(1))) {
+                    new CompressedContext(model, new EntropyMerged(), CacheOptions.of(48, BLOCK).with(ComputeSettings.usual().withThreads(1)))) {
                 for (int block = 0; block < 4; block++) {
                     folded.decode(tokens());
                 }
@@ -106,7 +108,7 @@ class OtherModelsTest {
     void flashAttentionOfPlmIsRefused() {
         try (Model model = load(GeometryTest.PLM)) {
             for (FlashAttention flash : List.of(FlashAttention.ON, FlashAttention.AUTO)) {
-                CacheOptions options = CacheOptions.of(48, BLOCK).withFlashAttention(flash);
+                CacheOptions options = CacheOptions.of(48, BLOCK).with(ComputeSettings.usual().withFlashAttention(flash));
                 KvmergeException e = assertThrows(
                         KvmergeException.Usage.class,
                         () -> new CompressedContext(model, new StreamingLlm(4), options));

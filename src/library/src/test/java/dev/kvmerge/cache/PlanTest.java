@@ -29,6 +29,16 @@ class PlanTest {
     }
 
     @Test
+    void massesThatAreNoneAreRefused() {
+        for (double mass : new double[] {Double.NaN, -1, Double.POSITIVE_INFINITY}) {
+            IllegalArgumentException e = assertThrows(IllegalArgumentException.class, () -> Plan.builder(3)
+                    .merge(new int[] {0, 1}, new double[] {1, mass}));
+            assertTrue(e.getMessage().contains("cell 1"), e.getMessage());
+        }
+        assertThrows(IllegalArgumentException.class, () -> Plan.builder(3).merge(new int[] {0, 1}, new double[] {1}));
+    }
+
+    @Test
     void aWrongPlanSaysWhatIsWrong() {
         refused(new Plan(new int[] {0, 1}, new float[] {1, 1}), 3, 2, "where there are 3");
         refused(new Plan(new int[] {1, 2, 2}, new float[] {1, 1, 1}), 3, 1, "not a pivot");

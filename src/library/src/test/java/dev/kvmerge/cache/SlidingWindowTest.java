@@ -10,10 +10,12 @@ import dev.kvmerge.TestModel;
 import dev.kvmerge.TinyGguf;
 import dev.kvmerge.TinyGguf.Geometry;
 import dev.kvmerge.llama.Backend;
+import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.strategy.EntropyMerged;
+import dev.kvmerge.strategy.Full;
 import dev.kvmerge.strategy.StreamingLlm;
 import java.lang.foreign.ValueLayout;
 import java.nio.file.Path;
@@ -72,20 +74,19 @@ class SlidingWindowTest {
     void theWindowsStayWhole(FlashAttention flash) {
         int[] tokens = new Random(3).ints(12 * BLOCK, 0, TinyGguf.VOCABULARY).toArray();
         CacheOptions full = CacheOptions.unlimited(tokens.length, BLOCK)
-                .withFlashAttention(flash)
-                .withCellTypes(CellType.F32, CellType.F32);
+                .with(ComputeSettings.usual().withFlashAttention(flash).withCellTypes(CellType.F32, CellType.F32));
         float rounding =
                 flash == FlashAttention.ON ? 0.1f : 0.02f; // of other orders of sums, which grows through random layers
-        CacheOptions few = full.sized(WINDOW, BLOCK, 0);
+        CacheOptions few = CacheOptions.of(WINDOW, BLOCK).with(full.compute());
         for (Planner planner : List.of(new StreamingLlm(4), new EntropyMerged())) {
             try (Model model = load(GEMMA, "blk.1.attn_output.weight")) {
                 assertArrayEquals(
-                        read(model, tokens, new CompressedContext(model, null, full)),
+                        read(model, tokens, new CompressedContext(model, new Full(), full)),
                         read(model, tokens, new CompressedContext(model, planner, few)),
                         rounding);
             }
             try (Model model = load(GEMMA)) { // and where they have, it does
-                float[] whole = read(model, tokens, new CompressedContext(model, null, full));
+                float[] whole = read(model, tokens, new CompressedContext(model, new Full(), full));
                 float[] less = read(model, tokens, new CompressedContext(model, planner, few));
                 double most = 0;
                 for (int i = 0; i < whole.length; i++) {

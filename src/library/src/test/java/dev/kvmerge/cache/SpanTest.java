@@ -7,6 +7,7 @@ import dev.kvmerge.TestModel;
 import dev.kvmerge.TinyGguf;
 import dev.kvmerge.TinyGguf.Geometry;
 import dev.kvmerge.llama.Backend;
+import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.strategy.StreamingLlm;
@@ -35,8 +36,8 @@ class SpanTest {
         int[] tokens = new Random(7).ints(20 * BLOCK, 0, TinyGguf.VOCABULARY).toArray();
         try (Model model =
                 Model.load(TestModel.library(), TinyGguf.write(folder.resolve("tiny.gguf"), g), Backend.CPU, 0)) {
-            CacheOptions growing =
-                    CacheOptions.of(CELLS, BLOCK).withThreads(1).withCellTypes(CellType.F32, CellType.F32);
+            CacheOptions growing = CacheOptions.of(CELLS, BLOCK)
+                    .with(ComputeSettings.usual().withThreads(1).withCellTypes(CellType.F32, CellType.F32));
             float[] expected = read(model, tokens, growing, tokens.length);
             // A span of the cells alone, one that the text passes in mid-block, and one that it reaches at a block's end.
             for (int span : new int[] {CELLS, CELLS + 27, CELLS + 2 * BLOCK}) {

@@ -34,7 +34,7 @@ import org.junit.jupiter.api.io.TempDir;
 @Tag("native")
 class HandleTest {
     private static final TinyGguf.Geometry TINY = new TinyGguf.Geometry("llama", 4, 2, 16, 10000, "none", 16, false);
-    private static final ContextOptions OPTIONS = ContextOptions.of(256, 32).withThreads(1);
+    private static final ContextOptions OPTIONS = ContextOptions.of(256, 32, ComputeSettings.usual().withThreads(1));
 
     @TempDir
     Path folder;
@@ -232,9 +232,10 @@ class HandleTest {
     /** 100 of each would leave 350 MiB and 800 MiB behind. */
     @Test
     void constructorsThatFailLeaveNothingBehind() throws IOException {
-        ContextOptions impossible = OPTIONS.withCellTypes(ContextOptions.CellType.F16, ContextOptions.CellType.Q8_0);
-        ContextOptions large = new ContextOptions(
-                1 << 17, 1 << 17, 32, 1, 1, impossible.flashAttention(), impossible.keyType(), impossible.valueType());
+        ComputeSettings impossible = OPTIONS.compute()
+                .withUbatch(32)
+                .withCellTypes(ContextOptions.CellType.F16, ContextOptions.CellType.Q8_0);
+        ContextOptions large = ContextOptions.of(1 << 17, 1 << 17, impossible);
         try (Observer observer = observer()) {
             for (int i = 0; i < 3; i++) {
                 assertThrows(KvmergeException.class, () -> new Context(model, large, observer.callback()));

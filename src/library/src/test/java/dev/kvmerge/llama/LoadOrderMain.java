@@ -39,7 +39,7 @@ final class LoadOrderMain {
             case "model" -> {
                 try (Model model = Model.load(llama, path, Backend.CPU, 0);
                         Context context =
-                                new Context(model, ContextOptions.of(256, 1).withThreads(1), null)) {
+                                new Context(model, ContextOptions.of(256, 1, ComputeSettings.usual().withThreads(1)), null)) {
                     context.decode(new int[] {1}, 0);
                 }
             }

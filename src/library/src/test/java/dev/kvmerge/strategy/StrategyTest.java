@@ -2,7 +2,6 @@ package dev.kvmerge.strategy;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
-import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -136,7 +135,7 @@ class StrategyTest {
                 new KvMerger(2, 0.3),
                 new KvMerger(0, 0),
                 new ExpectedAttention(2, 0.02),
-                new Oracle((layer, head, position, after) -> Math.floorMod(position * 7919, 101)),
+                new Oracle().knowing((layer, head, position, after) -> Math.floorMod(position * 7919, 101)),
                 new RandomEviction(7));
     }
 
@@ -155,6 +154,78 @@ class StrategyTest {
         Plan again = strategy.plan(random(n, seed), budget);
         assertArrayEquals(plan.target(), again.target(), "deterministic");
         assertArrayEquals(plan.weight(), again.weight());
+    }
+
+    @Property(tries = 300)
+    void everyStrategyWorksWithTheFewestCellsThatItAsksFor(
+            @ForAll("strategies") Strategy strategy,
+            @ForAll @IntRange(min = 1, max = 100) int more,
+            @ForAll long seed) {
+        int budget = strategy.fewestCells(1);
+        strategy.plan(random(budget + more, seed), budget).check(budget + more, budget);
+    }
+
+    @Test
+    void everyParameterIsCheckedWhenAStrategyIsMade() {
+        for (String wrong : List.of(
+                "entropy-merged:key-cost=Infinity",
+                "entropy-merged:key-cost=NaN",
+                "entropy-merged:decay=NaN",
+                "entropy-merged:decay=1.1",
+                "entropy-merged:mass-power=3",
+                "entropy-merged:largest-group=0",
+                "entropy-merged:sinks=-1",
+                "entropy-merged:recent-share=NaN",
+                "entropy-merged-row:threshold=NaN",
+                "entropy-merged-ib:decay=-1",
+                "h2o:recent-share=NaN",
+                "streaming-llm:sinks=-1",
+                "snapkv:window=0",
+                "snapkv:kernel=2",
+                "average-mass:decay=NaN",
+                "expected-attention:epsilon=Infinity",
+                "expected-attention:epsilon=-1",
+                "cam:receivers=0",
+                "cam:sinks=-1",
+                "d2o:recent-share=2",
+                "weighted-kv:recent-share=-0.1",
+                "keepkv:threshold=NaN",
+                "zsmerge:residual-share=NaN",
+                "kvmerger:recent-share=1")) {
+            assertThrows(
+                    KvmergeException.Usage.class, () -> Strategies.create(wrong, Strategies.Settings.DEFAULT), wrong);
+        }
+    }
+
+    @Test
+    void parametersHoweverLargeDoNotOverflow() {
+        int most = Integer.MAX_VALUE;
+        for (Strategy strategy : List.of(
+                new StreamingLlm(most),
+                new Cam(most, most, 1),
+                new SnapKv(most, most),
+                new EntropyMerged(most, 1, most, 1, 1, 1, Bias.NONE, null),
+                new RowEntropyMerged(0.5, most, 1, Bias.NONE),
+                new InformationBottleneck(most, 1, 1, Bias.NONE),
+                new WeightedKv(most, 1),
+                new KvMerger(most, 0.9),
+                new ExpectedAttention(most, 1))) {
+            assertEquals(most, strategy.fewestCells(128), strategy.name());
+        }
+        new Cam(2, most, 1).plan(random(40, 1), 20).check(40, 20);
+        new SnapKv(3, most).plan(random(40, 1), 20).check(40, 20);
+    }
+
+    @Test
+    void fullHasNoParametersAndPlansNothingAway() {
+        KvmergeException e = assertThrows(
+                KvmergeException.Usage.class, () -> Strategies.create("full:x=1", Strategies.Settings.DEFAULT));
+        assertEquals("full has no parameters: leave ':x=1' out", e.getMessage());
+        assertTrue(new Full().keepsAll());
+        new Full().plan(random(7, 1), 7).check(7, 7);
+        assertTrue(Strategies.method("oracle", Strategies.Settings.DEFAULT) instanceof Scale);
+        assertThrows(
+                KvmergeException.Usage.class, () -> Strategies.create("q8_0", Strategies.Settings.DEFAULT), "a scale");
     }
 
     @Property(tries = 300)
@@ -339,8 +410,8 @@ class StrategyTest {
     @Test
     void tovaKeepsWhatTheNewestTokenAttendsTo() {
         Tova tova = new Tova();
-        assertEquals(1, tova.massWindow(), "one query");
-        assertEquals(0, tova.massDecay(), "of this block");
+        assertEquals(1, tova.needs().massWindow(), "one query");
+        assertEquals(0, tova.needs().massDecay(), "of this block");
         Plan plan =
                 tova.plan(cells(new float[] {.1f, .5f, .2f, .3f, 0}, new float[5], new float[20], new float[20]), 3);
         assertArrayEquals(new int[] {-1, 1, -1, 3, 4}, plan.target());
@@ -468,7 +539,7 @@ class StrategyTest {
         Plan plan = new KeepKv(0.2, 0.8).plan(cells(mass, new float[5], keys, ones(5)), 3);
         assertArrayEquals(new int[] {0, 0, -1, 3, 4}, plan.target());
         assertEquals(10 / 5.0 / (10 / 5.0 + 4 / 4.0), plan.weight()[0], 1e-6);
-        assertEquals(Bias.FOLDED, new KeepKv(0.2, 0.8).bias());
+        assertEquals(Bias.FOLDED, new KeepKv(0.2, 0.8).needs().bias());
     }
 
     @Test
@@ -493,11 +564,11 @@ class StrategyTest {
     @Test
     void theOracleKeepsWhatTheFutureAttendsTo() {
         double[] future = {1, 0, 5, 3, 0};
-        Oracle oracle = new Oracle((layer, head, position, after) -> after == 4 ? future[position] : Double.NaN);
+        Strategy oracle =
+                new Oracle().knowing((layer, head, position, after) -> after == 4 ? future[position] : Double.NaN);
         Plan plan = oracle.plan(cells(new float[] {9, 9, 0, 0, 0}, new float[5], ones(5), ones(5)), 3);
         assertArrayEquals(new int[] {-1, -1, 2, 3, 4}, plan.target());
-        assertThrows(IllegalStateException.class, () -> new Oracle(null)
-                .plan(cells(new float[5], new float[5], ones(5), ones(5)), 3));
+        assertThrows(NullPointerException.class, () -> new Oracle().knowing(null));
     }
 
     @Test
@@ -513,6 +584,8 @@ class StrategyTest {
                 "h2o:sinks=4",
                 "h2o:recent-share",
                 "h2o:recent-share=7",
+                "full:x=1",
+                "knorm:x=1",
                 "entropy-merged:bias=some")) {
             assertThrows(
                     KvmergeException.Usage.class, () -> Strategies.create(wrong, Strategies.Settings.DEFAULT), wrong);
@@ -529,13 +602,11 @@ class StrategyTest {
 
     @Test
     void namesAndParameters() {
-        assertNull(Strategies.create("full", Strategies.Settings.DEFAULT));
+        assertEquals(new Full(), Strategies.create("full", Strategies.Settings.DEFAULT));
+        assertEquals("full", Strategies.names().getFirst());
         for (String name : Strategies.names()) {
-            if (!name.equals("full")) {
-                assertEquals(
-                        name,
-                        Strategies.create(name, Strategies.Settings.DEFAULT).name());
-            }
+            assertEquals(
+                    name, Strategies.method(name, Strategies.Settings.DEFAULT).name());
         }
         assertEquals(
                 "{sinks=4, recentShare=0.25, largestGroup=8, decay=0.9, keyCost=1.5, massPower=1.5, bias=folded, calibration=none}",

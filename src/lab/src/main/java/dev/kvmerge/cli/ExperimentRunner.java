@@ -1,0 +1,134 @@
+package dev.kvmerge.cli;
+
+import dev.kvmerge.KvmergeException;
+import dev.kvmerge.eval.Experiment;
+import dev.kvmerge.eval.RunResult;
+import dev.kvmerge.eval.Text;
+import dev.kvmerge.eval.Trace;
+import dev.kvmerge.llama.ComputeSettings;
+import dev.kvmerge.llama.Model;
+import dev.kvmerge.report.Plots;
+import dev.kvmerge.report.RecordedExperiment;
+import dev.kvmerge.report.Report;
+import dev.kvmerge.report.ResultsFolder;
+import dev.kvmerge.strategy.Strategies;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Locale;
+import java.util.Map;
+
+/** Runs experiments on a part of a text, with their progress on the terminal and their results in folders. */
+final class ExperimentRunner {
+    private final Model model;
+    private final Text text;
+    private final int offset;
+    private final int[] tokens;
+    private final ComputeSettings compute;
+    private Report header; // with the settings of the last experiment; the rest stays
+
+    /**
+     * @param offset first token of the text that is read
+     * @param tokens what is read
+     */
+    ExperimentRunner(Model model, Text text, int offset, int[] tokens, ComputeSettings compute) {
+        this.model = model;
+        this.text = text;
+        this.offset = offset;
+        this.tokens = tokens;
+        this.compute = compute;
+    }
+
+    /**
+     * What to run.
+     *
+     * @param mode how the text is read; what does not fill its last window is left out
+     * @param strategies and scales, by name
+     * @param compressions shares of the cells to save
+     */
+    record Plan(
+            Experiment.Mode mode,
+            int block,
+            List<String> strategies,
+            List<Double> compressions,
+            Strategies.Settings settings) {}
+
+    /** What came of it: the runs that were to be made, and their figures. */
+    record Finished(List<Experiment.Run> runs, RecordedExperiment record) {}
+
+    /**
+     * Makes the runs that the folder does not hold yet, and draws all of them.
+     *
+     * @param resume whether the folder's runs are taken over
+     * @throws Experiment.Cancelled if asked to stop; what is finished is in the folder
+     */
+    Finished run(Plan plan, ResultsFolder folder, boolean resume) {
+        int window = plan.mode().window();
+        int[] whole = Arrays.copyOf(tokens, tokens.length / window * window);
+        Experiment.Setup setup = new Experiment.Setup(whole, plan.mode(), plan.block(), compute, folder.path());
+        try (Experiment experiment =
+                new Experiment(model, setup, plan.strategies(), plan.compressions(), plan.settings())) {
+            RecordedExperiment record = new RecordedExperiment(experiment, header(setup), folder, resume);
+            for (Experiment.Run run : record.missing()) {
+                make(run, experiment.runs(), record, whole.length);
+            }
+            experiment.deleteFullPredictions();
+            draw(folder, record.results(), record.traces());
+            return new Finished(experiment.runs(), record);
+        }
+    }
+
+    private static void make(Experiment.Run run, List<Experiment.Run> runs, RecordedExperiment record, int tokens) {
+        String title = String.format(Locale.ROOT, "%d/%d %-24s", runs.indexOf(run) + 1, runs.size(), run.id());
+        RunResult result;
+        try (Progress progress = new Progress(title)) {
+            result = record.make(
+                    run,
+                    (at, perplexity, speed) -> progress.update(
+                            (double) at / tokens,
+                            String.format(
+                                    Locale.ROOT,
+                                    "%,d of %,d tokens, PPL %.3f, %.0f tokens/s",
+                                    at,
+                                    tokens,
+                                    perplexity,
+                                    speed)),
+                    Interrupt::requested);
+        }
+        System.err.println(title.strip() + ": " + summary(result));
+    }
+
+    private static String summary(RunResult run) {
+        return String.format(
+                Locale.ROOT,
+                "PPL %.3f%s, %.0f tokens/s",
+                run.perplexity(),
+                run.klMean() == null ? "" : String.format(Locale.ROOT, ", KL %.4f", run.klMean()),
+                run.tokensPerSecond());
+    }
+
+    /** A machine without fonts cannot draw; the figures are safe by then, so that is a warning. */
+    private static void draw(ResultsFolder folder, List<RunResult> results, Map<String, Trace> traces) {
+        try {
+            Plots.of(results, traces).forEach(folder::write);
+        } catch (RuntimeException | LinkageError | InternalError e) {
+            if (e instanceof KvmergeException) {
+                throw e;
+            }
+            System.err.println("kvmerge: the plots could not be drawn (" + e
+                    + "): install fontconfig and a font, then run again with --resume");
+        }
+    }
+
+    private Report header(Experiment.Setup setup) {
+        Report.Settings settings = new Report.Settings(
+                setup.tokens().length,
+                setup.mode().text(),
+                setup.block(),
+                compute.threads(),
+                compute.flashAttention().name().toLowerCase(Locale.ROOT),
+                compute.keyType().name().toLowerCase(Locale.ROOT),
+                compute.valueType().name().toLowerCase(Locale.ROOT));
+        header = header == null ? Provenance.of(model, text, offset, settings) : header.with(settings);
+        return header;
+    }
+}

@@ -1,0 +1,53 @@
+package dev.kvmerge.llama;
+
+import dev.kvmerge.llama.ContextOptions.CellType;
+import dev.kvmerge.llama.ContextOptions.FlashAttention;
+import java.util.Objects;
+
+/**
+ * How llama.cpp computes: what all contexts of a program usually share. The names are llama.cpp's options.
+ *
+ * @param threads CPU threads (-t)
+ * @param ubatch most tokens computed at once (-ub); a context whose batch is smaller takes its batch
+ * @param flashAttention -fa
+ * @param keyType type of the K cells (-ctk)
+ * @param valueType type of the V cells (-ctv)
+ */
+public record ComputeSettings(
+        int threads, int ubatch, FlashAttention flashAttention, CellType keyType, CellType valueType) {
+    private static final int UBATCH = 512;
+
+    public ComputeSettings {
+        ContextOptions.positive("threads (-t)", threads);
+        ContextOptions.positive("ubatch (-ub)", ubatch);
+        Objects.requireNonNull(flashAttention, "flashAttention");
+        Objects.requireNonNull(keyType, "keyType");
+        Objects.requireNonNull(valueType, "valueType");
+    }
+
+    /** All cores, llama.cpp's ubatch and F16 cells; flash attention off, which shows the attention for less. */
+    public static ComputeSettings usual() {
+        int threads = Runtime.getRuntime().availableProcessors();
+        return new ComputeSettings(threads, UBATCH, FlashAttention.OFF, CellType.F16, CellType.F16);
+    }
+
+    /** The same on another number of threads. */
+    public ComputeSettings withThreads(int n) {
+        return new ComputeSettings(n, ubatch, flashAttention, keyType, valueType);
+    }
+
+    /** The same with another number of tokens computed at once. */
+    public ComputeSettings withUbatch(int n) {
+        return new ComputeSettings(threads, n, flashAttention, keyType, valueType);
+    }
+
+    /** The same with flash attention on, off, or as llama.cpp chooses. */
+    public ComputeSettings withFlashAttention(FlashAttention f) {
+        return new ComputeSettings(threads, ubatch, f, keyType, valueType);
+    }
+
+    /** The same with cells of other types. */
+    public ComputeSettings withCellTypes(CellType k, CellType v) {
+        return new ComputeSettings(threads, ubatch, flashAttention, k, v);
+    }
+}
