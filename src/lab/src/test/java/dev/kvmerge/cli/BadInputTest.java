@@ -55,7 +55,7 @@ class BadInputTest {
         }
         experiment("-m", file("cut.gguf", head)).failed(FAILED, "cut.gguf", "truncated");
         experiment("-m", file("header.gguf", java.util.Arrays.copyOf(head, 100)))
-                .failed(FAILED, "header.gguf", "cannot load");
+                .failed(FAILED, "header.gguf", "truncated", "fetch it again");
     }
 
     @Test
