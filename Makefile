@@ -180,7 +180,7 @@ check-lines:
 
 ## format: format the Java and C++ sources
 format:
-	$(MVN) spotless:apply
+	$(MVN) -N spotless:apply
 	@if command -v clang-format > /dev/null; then \
 	        clang-format -i $$(find native -name '*.[ch]pp' -o -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh'); \
 	    else echo "clang-format is not installed ('pip install clang-format==18.1.8' brings it): C++ left as it is"; fi

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""The kernels in PyTorch, on one thread, as somebody would write them there: prints nanoseconds a call, the best of many.
+"""The kernels in PyTorch, on one thread, as somebody would write them there.
 
-usage: pytorch.py KERNEL HEADS KV_HEADS DIM ROWS CELLS VOCABULARY SECONDS; exits with 3 where PyTorch has no such thing to compare.
+Prints nanoseconds a call, the best of many. Exits with 3 where PyTorch has no such thing to compare.
+usage: pytorch.py KERNEL HEADS KV_HEADS DIM ROWS CELLS VOCABULARY SECONDS
 """
 import sys
 import time
@@ -83,7 +84,7 @@ def scatter():
 
 
 def merge():
-    """Triples of neighbours become one cell: keys rotated to the middle one's position and averaged, values averaged, written back."""
+    """Triples of neighbours become one cell: keys rotated to the middle one's position and averaged, values averaged."""
     k, v = keys(), keys()
     groups = cells // 3
     angle = torch.tensor([-1.0, 0, 1])[:, None] * 10000 ** (-torch.arange(dim // 2) * 2 / dim)
