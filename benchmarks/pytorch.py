@@ -84,7 +84,7 @@ def scatter():
 
 
 def merge():
-    """Triples of neighbours become one cell: keys rotated to the middle one's position and averaged, values averaged."""
+    """Triples of neighbours become one cell: keys rotated to the middle one's position and averaged, values too."""
     k, v = keys(), keys()
     groups = cells // 3
     angle = torch.tensor([-1.0, 0, 1])[:, None] * 10000 ** (-torch.arange(dim // 2) * 2 / dim)
