@@ -10,8 +10,10 @@ $(error no JDK 25: see above)
 endif
 endif
 export JAVA_HOME := $(JDK)
-ifneq ($(shell locale charmap 2>/dev/null),UTF-8) # in a C or POSIX locale Java opens nothing whose name is not ASCII
-export LC_ALL := C.UTF-8
+# Java and Maven cannot open what is not named in the locale's encoding: the checkout's folder may not be ASCII.
+LOCALE := $(shell bin/find-locale)
+ifneq ($(LOCALE),)
+export LC_ALL := $(LOCALE)
 endif
 # Maven's own libraries use what newer JDKs warn about.
 export MAVEN_OPTS += --sun-misc-unsafe-memory-access=allow
@@ -26,7 +28,7 @@ NATIVE := build/native/.built
 JAVA_SOURCES := $(shell find src/*/src/main jextract/generated -name '*.java') pom.xml $(wildcard src/*/pom.xml)
 NATIVE_SOURCES := $(shell find native -type f)
 
-.PHONY: fuzz run quickstart test test-native test-threads test-clang test-emulated test-java test-fast test-relied-on \
+.PHONY: run quickstart test test-native test-threads test-clang test-emulated test-java test-fast faults test-relied-on \
     test-cuda test-rpc bench bench-table jmh benchmarks build setup cuda llama-cuda llama-rpc bindings relied-on docs \
     performance check-lines format clean help
 
@@ -114,6 +116,11 @@ cuda: build/native/libkvmerge-cuda.so
 
 build/native/libkvmerge-cuda.so: $(CUDA_SOURCES) | $(NATIVE)
 	@bin/build-cuda library $@ $(CUDA_ARCHS)
+
+## faults: an experiment killed at KILLS random moments (100), each time resumed to the same results
+KILLS ?= 100
+faults: build setup
+	$(MAVEN) -B -ntp test -Dtest=FaultsTest -Dsurefire.failIfNoSpecifiedTests=false -Dkvmerge.faults.kills=$(KILLS)
 
 ## test-relied-on: whether the llama.cpp that was fetched has what kvmerge relies on (jextract/relied-on.txt)
 test-relied-on: build setup

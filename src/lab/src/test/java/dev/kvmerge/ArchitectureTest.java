@@ -124,4 +124,9 @@ class ArchitectureTest {
             .dependOnClassesThat()
             .resideInAnyPackage(
                     "..llama..", "..bindings..", "java.lang.foreign..", "java.io..", "java.nio..", "java.time..");
+
+    /** Plots are drawn on machines without fonts and with a JDK without its desktop libraries. */
+    @ArchTest
+    static final ArchRule NO_DESKTOP =
+            noClasses().should().dependOnClassesThat().resideInAnyPackage("java.awt..", "javax.swing..");
 }

@@ -100,7 +100,7 @@ final class CalibrateCommand implements Runnable {
 
     /** Pieces evenly apart, none at the very start, where titles and contents are. */
     private List<int[]> pieces(Model loaded, Text text) {
-        int[] all = loaded.tokenize(text.content());
+        int[] all = Text.tokens(loaded, text.content());
         if ((long) windows * tokens > all.length) {
             throw new KvmergeException.Usage("the text " + text.path() + " has " + all.length + " tokens, not "
                     + windows + " x " + tokens + ": use a longer text, or a smaller --windows or --tokens");

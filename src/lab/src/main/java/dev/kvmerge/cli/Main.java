@@ -3,6 +3,8 @@ package dev.kvmerge.cli;
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.eval.Experiment;
 import java.io.PrintWriter;
+import java.nio.file.InvalidPathException;
+import java.nio.file.Path;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Option;
@@ -47,9 +49,7 @@ public final class Main {
     Main() {}
 
     public static void main(String[] args) {
-        int code = run(args);
-        Interrupt.finished();
-        System.exit(code);
+        System.exit(run(args));
     }
 
     /** Runs the command line; does not end the process. */
@@ -58,16 +58,20 @@ public final class Main {
         CommandLine commandLine = new CommandLine(main);
         commandLine.setCaseInsensitiveEnumValuesAllowed(true);
         commandLine.setUsageHelpAutoWidth(true);
+        commandLine.registerConverter(Path.class, Main::path);
         commandLine.setParameterExceptionHandler((e, a) -> {
             CommandLine failing = e.getCommandLine();
             PrintWriter err = failing.getErr();
-            err.println("kvmerge: " + oneLine(e));
+            err.println("kvmerge: " + (namesAFile(e) ? oneLine(unsayable(e)) : oneLine(e)));
             err.println("Try '" + failing.getCommandSpec().qualifiedName() + " --help'.");
             return USAGE;
         });
         commandLine.setExecutionExceptionHandler((e, failing, result) -> {
             if (e instanceof Experiment.Cancelled) {
                 return INTERRUPTED;
+            }
+            if (namesAFile(e)) {
+                e = unsayable(e);
             }
             failing.getErr().println("kvmerge: " + oneLine(e));
             if (main.stacktrace) {
@@ -82,7 +86,34 @@ public final class Main {
             commandLine.usage(commandLine.getErr());
             return USAGE;
         }
-        return commandLine.execute(args);
+        try {
+            return commandLine.execute(args);
+        } finally {
+            Interrupt.finished();
+        }
+    }
+
+    /** An empty name would be the current folder, which nobody means. */
+    private static Path path(String name) {
+        if (name.isEmpty()) {
+            throw new CommandLine.TypeConversionException("the name is empty: give that of a file or folder");
+        }
+        return Path.of(name);
+    }
+
+    /** Whether this is of a name of a file that the JVM cannot say to the system. */
+    private static boolean namesAFile(Throwable e) {
+        return e instanceof InvalidPathException || (e.getCause() != null && namesAFile(e.getCause()));
+    }
+
+    private static KvmergeException.Usage unsayable(Throwable e) {
+        Throwable cause = e;
+        while (!(cause instanceof InvalidPathException)) {
+            cause = cause.getCause();
+        }
+        return new KvmergeException.Usage("no file can have the name '" + ((InvalidPathException) cause).getInput()
+                + "' in the encoding " + System.getProperty("sun.jnu.encoding")
+                + ": set LC_ALL=C.UTF-8, or run bin/kvmerge, which does");
     }
 
     private static String oneLine(Throwable e) {

@@ -121,7 +121,7 @@ final class PerplexityCommand implements Runnable {
         Catalogue catalogue = Home.catalogue();
         Text read = text.read(catalogue);
         try (Model loaded = model.load(catalogue)) {
-            int[] tokens = loaded.tokenize(read.content());
+            int[] tokens = Text.tokens(loaded, read.content());
             ChunkedPerplexity perplexity = new ChunkedPerplexity(loaded, options);
             int n = perplexity.chunksOf(tokens.length);
             System.err.printf(

@@ -26,7 +26,7 @@ final class TextOptions {
      * @param wanted tokens, or 0 for all
      */
     static int[] part(Model model, Text text, int offset, int wanted) {
-        int[] all = model.tokenize(text.content());
+        int[] all = Text.tokens(model, text.content());
         if (offset < 0 || wanted < 0) {
             throw new KvmergeException.Usage("--offset and --tokens must not be negative: " + offset + ", " + wanted);
         }

@@ -29,8 +29,9 @@ public final class Calibrations {
     }
 
     /**
-     * The calibration of a model: the file beside it, else the one that comes with kvmerge for a model of this file name (whatever its
-     * quantisation: "SmolLM2-135M-Instruct" for "SmolLM2-135M-Instruct.Q4_1.gguf", "gemma-3-270m" for "gemma-3-270m-q4_k_m.gguf"), else null.
+     * The calibration of a model: the file beside it, else the one that comes with kvmerge for a model of this file
+     * name (whatever its quantisation: "SmolLM2-135M-Instruct" for "SmolLM2-135M-Instruct.Q4_1.gguf", "gemma-3-270m"
+     * for "gemma-3-270m-q4_k_m.gguf"), else null.
      */
     public static Calibration of(Path model) {
         Path own = beside(model);
@@ -91,8 +92,12 @@ public final class Calibrations {
             }
             text.append("]}\n");
             Path part = file.resolveSibling(file.getFileName() + ".part");
-            Files.writeString(part, text);
-            Files.move(part, file, StandardCopyOption.REPLACE_EXISTING);
+            try {
+                Files.writeString(part, text);
+                Files.move(part, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
+            } finally {
+                Files.deleteIfExists(part); // only after a failure is it there
+            }
         } catch (IOException e) {
             throw new KvmergeException("cannot write the calibration " + file + ": " + e, e);
         }

@@ -1,5 +1,6 @@
 package dev.kvmerge.eval;
 
+import dev.kvmerge.KvmergeException;
 import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.cache.CompressedContext;
 import dev.kvmerge.kernels.Scorer;
@@ -16,8 +17,9 @@ import java.util.function.BooleanSupplier;
 import java.util.function.Consumer;
 
 /**
- * Can the model still find one fact in a long text after the cache was compressed? The question is decoded only after the last
- * compression: the strategy does not know what will be asked. A fact is hidden at several depths, with several keys.
+ * Can the model still find one fact in a long text after the cache was compressed? The question is decoded only after
+ * the last compression: the strategy does not know what will be asked. A fact is hidden at several depths, with several
+ * keys.
  */
 public final class Retrieval {
     /**
@@ -117,9 +119,10 @@ public final class Retrieval {
     private record Answer(boolean found, double nll) {}
 
     private Answer ask(Strategy strategy, int cells, double depth, int key) {
-        int[] text = text(depth, key);
-        int[] question = withoutBos(puzzle.question());
-        int[] answer = withoutBos(" " + key);
+        Parts parts = cut(model, text(depth, key), puzzle.question(), " " + key);
+        int[] text = parts.text;
+        int[] question = parts.question;
+        int[] answer = parts.answer;
         int block = setup.block();
         int whole = text.length + question.length + answer.length + block;
         CacheOptions options = (strategy.keepsAll()
@@ -155,26 +158,50 @@ public final class Retrieval {
         return best;
     }
 
+    /** Tokens of the three parts of one text. */
+    record Parts(int[] text, int[] question, int[] answer) {}
+
+    /**
+     * Tokenizes text, question and answer as the one text that they are, and cuts it: each alone might begin with a
+     * space or end with an EOS that the whole has not. A token that reaches over a border belongs to what comes after
+     * it.
+     */
+    static Parts cut(Model model, String text, String question, String answer) {
+        int[] whole = Text.tokens(model, text + question + answer);
+        int first = shared(whole, Text.tokens(model, text));
+        int second = Math.max(first, shared(whole, Text.tokens(model, text + question)));
+        if (first == 0 || first == second || second == whole.length) {
+            throw new KvmergeException(
+                    "the model's tokenizer has no tokens for a part of the text, the question or the answer '" + answer
+                            + "': it cannot be asked; use another model");
+        }
+        return new Parts(
+                Arrays.copyOf(whole, first),
+                Arrays.copyOfRange(whole, first, second),
+                Arrays.copyOfRange(whole, second, whole.length));
+    }
+
+    private static int shared(int[] a, int[] b) {
+        int difference = Arrays.mismatch(a, b);
+        return difference < 0 ? a.length : difference;
+    }
+
     /** The text with the fact at a depth, between two sentences. */
-    private int[] text(double depth, int key) {
+    private String text(double depth, int key) {
         String fact = puzzle.fact().replace("%s", Integer.toString(key));
         List<String> parts = new ArrayList<>();
-        int length = model.tokenize(puzzle.introduction() + fact).length;
+        int length = Text.tokens(model, puzzle.introduction() + fact).length;
         int fillerLength = 0;
+        int bos = Text.tokens(model, "").length;
         List<String> sentences = Arrays.asList(puzzle.filler().split("(?<=[.!?])(?=\\s)"));
         for (int i = 0; length + fillerLength < setup.tokens(); i++) {
             String sentence = sentences.get(i % sentences.size());
-            fillerLength += withoutBos(sentence).length;
+            fillerLength += Math.max(1, Text.tokens(model, sentence).length - bos);
             if (length + fillerLength <= setup.tokens()) {
                 parts.add(sentence);
             }
         }
         parts.add((int) Math.round(depth * parts.size()), fact);
-        return model.tokenize(puzzle.introduction() + String.join("", parts));
-    }
-
-    private int[] withoutBos(String text) {
-        int[] tokens = model.tokenize(text);
-        return model.addsBos() && tokens.length > 0 ? Arrays.copyOfRange(tokens, 1, tokens.length) : tokens;
+        return puzzle.introduction() + String.join("", parts);
     }
 }

@@ -6,12 +6,15 @@ import java.io.BufferedInputStream;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
+import java.nio.file.DirectoryStream;
 import java.nio.file.FileVisitResult;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.SimpleFileVisitor;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.attribute.BasicFileAttributes;
+import java.time.Duration;
+import java.time.Instant;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -25,8 +28,8 @@ import org.apache.commons.compress.archivers.tar.TarArchiveInputStream;
 import org.apache.commons.compress.archivers.zip.ZipArchiveInputStream;
 
 /**
- * Brings an entry of the catalogue here, with the registries' own clients (pip, npm), so that their mirrors and proxies hold. Everything
- * is made under a temporary name, checked, and renamed: a thing that is there is whole.
+ * Brings an entry of the catalogue here, with the registries' own clients (pip, npm), so that their mirrors and proxies
+ * hold. Everything is made under a temporary name, checked, and renamed: a thing that is there is whole.
  */
 public final class Fetcher {
     /** Is told how a fetch goes. */
@@ -36,6 +39,8 @@ public final class Fetcher {
         void step(String what, double done);
     }
 
+    private static final String WORK = ".fetch-";
+    private static final Duration ABANDONED = Duration.ofDays(1);
     private static final String HEADER_FOLDERS = "include ggml/include";
 
     private final Catalogue catalogue;
@@ -49,7 +54,8 @@ public final class Fetcher {
     /**
      * Fetches the entries that are not here. A package that several of them come from is downloaded once.
      *
-     * @throws KvmergeException if a client is missing or fails, or a checksum is wrong; nothing of that entry is left behind then
+     * @throws KvmergeException if a client is missing or fails, or a checksum is wrong; nothing of that entry is left
+     *     behind then
      */
     public void fetch(List<Catalogue.Entry> entries) {
         Map<String, List<Catalogue.Entry>> bySource = new LinkedHashMap<>();
@@ -71,7 +77,8 @@ public final class Fetcher {
         Path work = null;
         try {
             Files.createDirectories(catalogue.downloads());
-            work = Files.createTempDirectory(catalogue.downloads(), ".fetch-");
+            deleteAbandoned(catalogue.downloads());
+            work = Files.createTempDirectory(catalogue.downloads(), WORK);
             List<Path> archives = new ArrayList<>();
             for (String source : first.sources()) {
                 archives.add(download(first, source, work, archives.size()));
@@ -311,6 +318,18 @@ public final class Fetcher {
                 for (Path header :
                         files.filter(f -> f.toString().endsWith(".h")).toList()) {
                     Files.copy(header, to.resolve(header.getFileName().toString()));
+                }
+            }
+        }
+    }
+
+    /** Work folders of processes that were killed: gigabytes, maybe. One that is younger than a day may be in use. */
+    private static void deleteAbandoned(Path downloads) throws IOException {
+        Instant old = Instant.now().minus(ABANDONED);
+        try (DirectoryStream<Path> folders = Files.newDirectoryStream(downloads, WORK + "*")) {
+            for (Path folder : folders) {
+                if (Files.getLastModifiedTime(folder).toInstant().isBefore(old)) {
+                    delete(folder);
                 }
             }
         }

@@ -1,48 +1,38 @@
 package dev.kvmerge.report;
 
-import java.awt.BasicStroke;
-import java.awt.Color;
-import java.awt.Font;
-import java.awt.geom.Rectangle2D;
+import dev.kvmerge.report.Svg.Anchor;
+import java.util.Arrays;
 import java.util.List;
-import org.jfree.chart.JFreeChart;
-import org.jfree.chart.axis.LogAxis;
-import org.jfree.chart.axis.NumberAxis;
-import org.jfree.chart.axis.NumberTickUnitSource;
-import org.jfree.chart.axis.ValueAxis;
-import org.jfree.chart.block.BlockBorder;
-import org.jfree.chart.plot.XYPlot;
-import org.jfree.chart.renderer.LookupPaintScale;
-import org.jfree.chart.renderer.xy.XYBlockRenderer;
-import org.jfree.chart.renderer.xy.XYErrorRenderer;
-import org.jfree.chart.title.PaintScaleLegend;
-import org.jfree.chart.title.TextTitle;
-import org.jfree.chart.ui.RectangleEdge;
-import org.jfree.chart.ui.RectangleInsets;
-import org.jfree.data.xy.DefaultXYZDataset;
-import org.jfree.data.xy.XYIntervalSeries;
-import org.jfree.data.xy.XYIntervalSeriesCollection;
-import org.jfree.svg.SVGGraphics2D;
+import java.util.stream.DoubleStream;
+import java.util.stream.IntStream;
 
-/** Plots as one puts in a paper: white ground, few lines, colours that colour-blind readers can tell apart (Okabe and Ito 2008). */
+/**
+ * Plots as one puts in a paper: white ground, few lines, colours that colour-blind readers can tell apart (Okabe and
+ * Ito 2008).
+ */
 final class Chart {
     private static final int WIDTH = 760;
     private static final int HEIGHT = 460;
-    private static final Color[] COLOURS = {
-        new Color(0x000000),
-        new Color(0x0072B2),
-        new Color(0xD55E00),
-        new Color(0x009E73),
-        new Color(0xCC79A7),
-        new Color(0xE69F00),
-        new Color(0x56B4E9),
-        new Color(0x999999)
+    private static final int[] COLOURS = {0x000000, 0x0072B2, 0xD55E00, 0x009E73, 0xCC79A7, 0xE69F00, 0x56B4E9, 0x999999
     };
-    private static final float[][] DASHES = {{}, {7, 4}, {2, 3}, {10, 3, 2, 3}};
-    private static final Color GRID = new Color(0xDDDDDD);
-    private static final Font LABEL = new Font(Font.SANS_SERIF, Font.PLAIN, 13);
-    private static final Font TICK = new Font(Font.SANS_SERIF, Font.PLAIN, 12);
-    private static final Font TITLE = new Font(Font.SANS_SERIF, Font.BOLD, 15);
+    private static final String[] DASHES = {"", "7 4", "2 3", "10 3 2 3"};
+    private static final int[] VIRIDIS = {
+        0x440154, 0x482878, 0x3e4989, 0x31688e, 0x26828e, 0x1f9e89, 0x35b779, 0x6ece58, 0xb5de2b, 0xfde725
+    };
+    private static final int SHADES = 64;
+    private static final int GRID = 0xDDDDDD;
+    private static final int AXIS = 0x404040;
+    private static final int TITLE = 15;
+    private static final int LABEL = 13;
+    private static final int TICK = 12;
+    private static final int TOP = 40;
+    private static final int LEFT = 84;
+    private static final int EDGE = 20;
+    private static final int BELOW = 48; // the x axis's numbers and label
+    private static final int LEGEND_ROW = 20;
+    private static final int SAMPLE = 26; // of a line, in the legend
+    private static final int BAR = 16; // width of the colours' bar
+    private static final int MOST_MARKED = 30; // points of a line that has markers
 
     private Chart() {}
 
@@ -72,134 +62,188 @@ final class Chart {
 
     /** Lines over x, with markers when there are few points. */
     static String lines(String title, Axis x, Axis y, List<Line> lines) {
-        XYIntervalSeriesCollection data = new XYIntervalSeriesCollection();
-        boolean errors = lines.stream().anyMatch(l -> l.error != null);
-        XYErrorRenderer renderer = new XYErrorRenderer();
-        renderer.setDrawXError(false);
-        renderer.setDrawYError(errors);
-        renderer.setDefaultLinesVisible(true);
-        renderer.setDrawSeriesLineAsPath(true);
-        for (int s = 0; s < lines.size(); s++) {
-            Line line = lines.get(s);
-            XYIntervalSeries series = new XYIntervalSeries(line.name);
-            for (int i = 0; i < line.x.length; i++) {
-                if (Double.isFinite(line.y[i])) {
-                    double e = line.error == null ? 0 : line.error[i];
-                    series.add(line.x[i], line.x[i], line.x[i], line.y[i], line.y[i] - e, line.y[i] + e);
-                }
+        int[] legend = legendRows(lines);
+        int bottom = HEIGHT - BELOW - LEGEND_ROW * (legend.length == 0 ? 0 : legend[legend.length - 1] + 1);
+        Scale across = Scale.over(
+                lines.stream().flatMapToDouble(l -> Arrays.stream(l.x)).toArray(),
+                x.logarithmic,
+                x.fromZero,
+                LEFT,
+                WIDTH - EDGE);
+        Scale up = Scale.over(
+                lines.stream().flatMapToDouble(Chart::reach).toArray(), y.logarithmic, y.fromZero, bottom, TOP);
+        Svg svg = new Svg(WIDTH, HEIGHT);
+        svg.text(EDGE / 2.0, 24, Anchor.START, TITLE, true, title);
+        axes(svg, across, up, across.ticks(), up.ticks(), true);
+        svg.text((LEFT + WIDTH - EDGE) / 2.0, bottom + 38, Anchor.MIDDLE, LABEL, false, x.label);
+        svg.upwards(20, (TOP + bottom) / 2.0, LABEL, y.label);
+        lines.forEach(line -> draw(svg, line, across, up));
+        legend(svg, lines, legend, bottom + BELOW + LEGEND_ROW / 2.0);
+        return svg.document();
+    }
+
+    /** What a line's points and error bars reach. */
+    private static DoubleStream reach(Line line) {
+        double[] values = line.y.clone();
+        if (line.error != null) {
+            values = Arrays.copyOf(values, 3 * line.y.length);
+            for (int i = 0; i < line.y.length; i++) {
+                values[line.y.length + 2 * i] = line.y[i] - line.error[i];
+                values[line.y.length + 2 * i + 1] = line.y[i] + line.error[i];
             }
-            data.addSeries(series);
-            renderer.setSeriesPaint(s, COLOURS[line.colour % COLOURS.length]);
-            renderer.setSeriesStroke(s, stroke(line.dash));
-            renderer.setSeriesShapesVisible(s, line.x.length <= 30);
-            renderer.setSeriesShape(s, new java.awt.geom.Ellipse2D.Double(-3.5, -3.5, 7, 7));
-            renderer.setSeriesShapesFilled(s, true);
         }
-        XYPlot plot = new XYPlot(data, axis(x), axis(y), renderer);
-        return draw(title, plot, null, WIDTH, HEIGHT);
+        return Arrays.stream(values);
     }
 
-    private static BasicStroke stroke(int dash) {
-        float width = 1.8f;
-        float[] pattern = DASHES[dash % DASHES.length];
-        return pattern.length == 0
-                ? new BasicStroke(width)
-                : new BasicStroke(width, BasicStroke.CAP_BUTT, BasicStroke.JOIN_ROUND, 1, pattern, 0);
+    private static void draw(Svg svg, Line line, Scale across, Scale up) {
+        int[] shown = IntStream.range(0, line.x.length)
+                .filter(i -> Scale.shows(line.x[i], across.logarithmic()) && Scale.shows(line.y[i], up.logarithmic()))
+                .toArray();
+        double[] x =
+                Arrays.stream(shown).mapToDouble(i -> across.place(line.x[i])).toArray();
+        double[] y = Arrays.stream(shown).mapToDouble(i -> up.place(line.y[i])).toArray();
+        int colour = COLOURS[line.colour % COLOURS.length];
+        for (int i = 0; i < shown.length && line.error != null; i++) {
+            double error = line.error[shown[i]];
+            if (error > 0 && Double.isFinite(error)) {
+                double low = up.place(line.y[shown[i]] - error);
+                double high = up.place(line.y[shown[i]] + error);
+                svg.line(x[i], low, x[i], high, colour, 1);
+                svg.line(x[i] - 3, low, x[i] + 3, low, colour, 1);
+                svg.line(x[i] - 3, high, x[i] + 3, high, colour, 1);
+            }
+        }
+        if (shown.length > 1) {
+            svg.path(x, y, colour, 1.8, DASHES[line.dash % DASHES.length]);
+        }
+        for (int i = 0; i < shown.length && (line.x.length <= MOST_MARKED || shown.length == 1); i++) {
+            svg.dot(x[i], y[i], 3.5, colour);
+        }
     }
 
-    /** Rows of cells coloured from 0 to high; value[row][column]. */
+    /** The row of the legend that each line's name stands in. */
+    private static int[] legendRows(List<Line> lines) {
+        int[] rows = new int[lines.size()];
+        double used = 0;
+        for (int i = 0; i < rows.length; i++) {
+            double needed = entryWidth(lines.get(i));
+            boolean fits = used + needed <= WIDTH - 2 * EDGE;
+            rows[i] = i == 0 ? 0 : rows[i - 1] + (fits ? 0 : 1);
+            used = fits ? used + needed : needed;
+        }
+        return rows;
+    }
+
+    private static double entryWidth(Line line) {
+        return SAMPLE + 8 + Svg.width(line.name, TICK) + 16;
+    }
+
+    private static void legend(Svg svg, List<Line> lines, int[] rows, double top) {
+        for (int first = 0; first < rows.length; ) {
+            int row = rows[first];
+            int end = first;
+            double width = 0;
+            while (end < rows.length && rows[end] == row) {
+                width += entryWidth(lines.get(end++));
+            }
+            double x = Math.max(EDGE, (WIDTH - width) / 2);
+            double y = top + row * LEGEND_ROW;
+            for (; first < end; first++) {
+                Line line = lines.get(first);
+                int colour = COLOURS[line.colour % COLOURS.length];
+                svg.path(
+                        new double[] {x, x + SAMPLE},
+                        new double[] {y, y},
+                        colour,
+                        1.8,
+                        DASHES[line.dash % DASHES.length]);
+                if (line.x.length <= MOST_MARKED) {
+                    svg.dot(x + SAMPLE / 2.0, y, 3.5, colour);
+                }
+                svg.text(x + SAMPLE + 8, y + 4, Anchor.START, TICK, false, line.name);
+                x += entryWidth(line);
+            }
+        }
+    }
+
+    private static void axes(Svg svg, Scale x, Scale y, List<Scale.Tick> across, List<Scale.Tick> up, boolean grid) {
+        for (Scale.Tick tick : across) {
+            double at = x.place(tick.at());
+            if (grid) {
+                svg.line(at, y.from(), at, y.to(), GRID, 0.6);
+            }
+            svg.line(at, y.from(), at, y.from() + 4, AXIS, 1);
+            svg.text(at, y.from() + 17, Anchor.MIDDLE, TICK, false, tick.text());
+        }
+        for (Scale.Tick tick : up) {
+            double at = y.place(tick.at());
+            if (grid) {
+                svg.line(x.from(), at, x.to(), at, GRID, 0.6);
+            }
+            svg.line(x.from() - 4, at, x.from(), at, AXIS, 1);
+            svg.text(x.from() - 7, at + 4, Anchor.END, TICK, false, tick.text());
+        }
+        svg.line(x.from(), y.from(), x.to(), y.from(), AXIS, 1);
+        svg.line(x.from(), y.from(), x.from(), y.to(), AXIS, 1);
+    }
+
+    /** Rows of cells coloured from 0 to high; value[row][column]; NaN stays white. */
     static String heatMap(
             String title, String columnLabel, String rowLabel, double[][] value, double high, String valueLabel) {
         int rows = value.length;
-        int n = value[0].length;
-        double[][] xyz = new double[3][rows * n];
+        int columns = value[0].length;
+        int height = Math.max(HEIGHT, 60 + 14 * rows);
+        int bottom = height - BELOW;
+        int right = WIDTH - 110;
+        Scale across = new Scale(false, -0.5, columns - 0.5, LEFT, right);
+        Scale up = new Scale(false, -0.5, rows - 0.5, bottom, TOP);
+        Svg svg = new Svg(WIDTH, height);
+        svg.text(EDGE / 2.0, 24, Anchor.START, TITLE, true, title);
         for (int r = 0; r < rows; r++) {
-            for (int c = 0; c < n; c++) {
-                xyz[0][r * n + c] = c;
-                xyz[1][r * n + c] = r;
-                xyz[2][r * n + c] = Math.max(0, Math.min(high, value[r][c]));
+            double top = up.place(r + 0.5);
+            for (int c = 0, end; c < columns; c = end) { // neighbours of one shade in one rectangle
+                int shade = shade(value[r][c] / high);
+                for (end = c + 1; end < columns && shade(value[r][end] / high) == shade; end++) {}
+                if (shade >= 0) {
+                    double left = across.place(c - 0.5);
+                    svg.rectangle(left, top, across.place(end - 0.5) - left, up.place(r - 0.5) - top, viridis(shade));
+                }
             }
         }
-        DefaultXYZDataset data = new DefaultXYZDataset();
-        data.addSeries("", xyz);
-        LookupPaintScale scale = new LookupPaintScale(0, high + 1e-9, Color.LIGHT_GRAY);
-        int steps = 64;
-        for (int i = 0; i <= steps; i++) {
-            scale.add(high * i / steps, viridis((double) i / steps));
+        axes(svg, across, up, across.wholeTicks(), up.wholeTicks(), false);
+        svg.text((LEFT + right) / 2.0, bottom + 38, Anchor.MIDDLE, LABEL, false, columnLabel);
+        svg.upwards(20, (TOP + bottom) / 2.0, LABEL, rowLabel);
+        colourBar(svg, new Scale(false, 0, high, bottom, TOP), right + 24, valueLabel);
+        return svg.document();
+    }
+
+    private static void colourBar(Svg svg, Scale scale, double x, String label) {
+        double step = (scale.from() - scale.to()) / (SHADES + 1);
+        for (int i = 0; i <= SHADES; i++) {
+            svg.rectangle(x, scale.from() - (i + 1) * step, BAR, step + 0.5, viridis(i));
         }
-        XYBlockRenderer renderer = new XYBlockRenderer();
-        renderer.setPaintScale(scale);
-        renderer.setBlockWidth(1);
-        renderer.setBlockHeight(1);
-        NumberAxis x = (NumberAxis) axis(new Axis(columnLabel));
-        NumberAxis y = (NumberAxis) axis(new Axis(rowLabel));
-        x.setStandardTickUnits(NumberAxis.createIntegerTickUnits());
-        y.setStandardTickUnits(NumberAxis.createIntegerTickUnits());
-        x.setRange(-0.5, n - 0.5);
-        y.setRange(-0.5, rows - 0.5);
-        XYPlot plot = new XYPlot(data, x, y, renderer);
-        NumberAxis bar = (NumberAxis) axis(new Axis(valueLabel));
-        bar.setRange(0, high);
-        PaintScaleLegend legend = new PaintScaleLegend(scale, bar);
-        legend.setPosition(RectangleEdge.RIGHT);
-        legend.setMargin(new RectangleInsets(5, 10, 25, 10));
-        legend.setBackgroundPaint(Color.WHITE);
-        return draw(title, plot, legend, WIDTH, Math.max(HEIGHT, 60 + 14 * rows));
-    }
-
-    private static ValueAxis axis(Axis axis) {
-        if (axis.logarithmic) {
-            LogAxis log = new LogAxis(axis.label);
-            log.setStandardTickUnits(new NumberTickUnitSource());
-            log.setNumberFormatOverride(new java.text.DecimalFormat(
-                    "0.####", java.text.DecimalFormatSymbols.getInstance(java.util.Locale.ROOT)));
-            return style(log);
+        for (Scale.Tick tick : scale.ticks()) {
+            double at = scale.place(tick.at());
+            svg.line(x + BAR, at, x + BAR + 4, at, AXIS, 1);
+            svg.text(x + BAR + 7, at + 4, Anchor.START, TICK, false, tick.text());
         }
-        NumberAxis number = new NumberAxis(axis.label);
-        number.setAutoRangeIncludesZero(axis.fromZero);
-        return style(number);
+        svg.upwards(x + BAR + 54, (scale.from() + scale.to()) / 2, LABEL, label);
     }
 
-    private static <A extends ValueAxis> A style(A axis) {
-        axis.setLabelFont(LABEL);
-        axis.setTickLabelFont(TICK);
-        axis.setAxisLinePaint(Color.DARK_GRAY);
-        return axis;
+    /** 0 to SHADES; -1 of a value that is none. */
+    private static int shade(double share) {
+        return Double.isNaN(share) ? -1 : (int) Math.round(Math.clamp(share, 0, 1) * SHADES);
     }
 
-    private static String draw(String title, XYPlot plot, PaintScaleLegend scale, int width, int height) {
-        plot.setBackgroundPaint(Color.WHITE);
-        plot.setDomainGridlinePaint(GRID);
-        plot.setRangeGridlinePaint(GRID);
-        plot.setOutlineVisible(false);
-        JFreeChart chart = new JFreeChart(title, TITLE, plot, scale == null);
-        chart.setBackgroundPaint(Color.WHITE);
-        chart.setPadding(new RectangleInsets(8, 8, 8, 16));
-        if (scale == null) {
-            chart.getLegend().setFrame(BlockBorder.NONE);
-            chart.getLegend().setItemFont(TICK);
-        } else {
-            chart.addSubtitle(scale);
+    private static int viridis(int shade) {
+        double at = (double) shade / SHADES * (VIRIDIS.length - 1);
+        int i = Math.min(VIRIDIS.length - 2, (int) at);
+        int colour = 0;
+        for (int shift = 16; shift >= 0; shift -= 8) {
+            int a = VIRIDIS[i] >> shift & 0xFF;
+            int b = VIRIDIS[i + 1] >> shift & 0xFF;
+            colour |= (int) Math.round(a + (at - i) * (b - a)) << shift;
         }
-        TextTitle heading = chart.getTitle();
-        heading.setHorizontalAlignment(org.jfree.chart.ui.HorizontalAlignment.LEFT);
-        SVGGraphics2D svg = new SVGGraphics2D(width, height);
-        chart.draw(svg, new Rectangle2D.Double(0, 0, width, height));
-        return svg.getSVGDocument();
-    }
-
-    private static Color viridis(double x) {
-        int[] anchors = {
-            0x440154, 0x482878, 0x3e4989, 0x31688e, 0x26828e, 0x1f9e89, 0x35b779, 0x6ece58, 0xb5de2b, 0xfde725
-        };
-        double at = x * (anchors.length - 1);
-        int i = Math.min(anchors.length - 2, (int) at);
-        double f = at - i;
-        Color a = new Color(anchors[i]);
-        Color b = new Color(anchors[i + 1]);
-        return new Color(
-                (int) Math.round(a.getRed() + f * (b.getRed() - a.getRed())),
-                (int) Math.round(a.getGreen() + f * (b.getGreen() - a.getGreen())),
-                (int) Math.round(a.getBlue() + f * (b.getBlue() - a.getBlue())));
+        return colour;
     }
 }

@@ -12,8 +12,9 @@ import java.util.Locale;
 import java.util.stream.Stream;
 
 /**
- * All experiments of a folder on one page: tables sorted by KL, the plots inside the page, versions, and the command that reproduces each. An
- * experiment whose results are broken or not whole is named with what is missing, and the others are shown.
+ * All experiments of a folder on one page: tables sorted by KL, the plots inside the page, versions, and the command
+ * that reproduces each. An experiment whose results are broken or not whole is named with what is missing, and the
+ * others are shown.
  */
 public final class HtmlReport {
     private static final String STYLE = """
@@ -81,8 +82,8 @@ public final class HtmlReport {
         html.append("<h2>").append(escape(name)).append("</h2>\n");
         markdown.append("\n## ").append(name).append("\n\n");
         Report report;
-        try (ResultsFolder results = ResultsFolder.open(folder)) {
-            report = results.read();
+        try {
+            report = ResultsFolder.read(folder);
         } catch (KvmergeException e) {
             missing(name, e.getMessage());
             return;

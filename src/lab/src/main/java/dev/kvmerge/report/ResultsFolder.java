@@ -1,9 +1,11 @@
 package dev.kvmerge.report;
 
 import com.fasterxml.jackson.core.JsonProcessingException;
+import com.fasterxml.jackson.core.StreamReadFeature;
 import com.fasterxml.jackson.core.util.DefaultIndenter;
 import com.fasterxml.jackson.core.util.DefaultPrettyPrinter;
 import com.fasterxml.jackson.databind.DeserializationFeature;
+import com.fasterxml.jackson.databind.MapperFeature;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import com.fasterxml.jackson.databind.PropertyNamingStrategies;
 import com.fasterxml.jackson.databind.json.JsonMapper;
@@ -13,59 +15,108 @@ import dev.kvmerge.eval.Trace;
 import java.io.IOException;
 import java.lang.reflect.RecordComponent;
 import java.nio.channels.FileChannel;
-import java.nio.channels.FileLock;
-import java.nio.channels.OverlappingFileLockException;
 import java.nio.charset.StandardCharsets;
+import java.nio.file.DirectoryStream;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
 import java.util.Arrays;
+import java.util.HashSet;
 import java.util.List;
 import java.util.Locale;
+import java.util.Set;
 import java.util.stream.Collectors;
 
 /**
- * A folder of results, held by one process at a time. Every file is written under a temporary name and renamed, so that what is there is
- * whole at any moment.
+ * A folder of results, held by one process at a time. Every file is written under a temporary name and renamed, so that
+ * what is there is whole at any moment.
  */
 public final class ResultsFolder implements AutoCloseable {
+    /** What the name of a file ends in while it is being written. */
+    public static final String PART = ".part";
+
     private static final String RESULTS = "results.json";
     private static final PropertyNamingStrategies.NamingBase NAMES = new PropertyNamingStrategies.SnakeCaseStrategy();
     private static final ObjectMapper JSON = JsonMapper.builder()
             .propertyNamingStrategy(NAMES)
             .disable(DeserializationFeature.FAIL_ON_UNKNOWN_PROPERTIES)
+            .disable(DeserializationFeature.ACCEPT_FLOAT_AS_INT)
+            .disable(MapperFeature.ALLOW_COERCION_OF_SCALARS)
+            .enable(DeserializationFeature.FAIL_ON_NULL_FOR_PRIMITIVES)
+            .enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS)
+            .enable(StreamReadFeature.STRICT_DUPLICATE_DETECTION)
             .build();
+    /** Folders that this process holds, by their real paths: the system's lock tells only processes apart. */
+    private static final Set<Path> HELD = new HashSet<>();
 
     private final Path folder;
+    private final Path held;
     private final FileChannel lockFile;
 
-    private ResultsFolder(Path folder, FileChannel lockFile) {
+    private ResultsFolder(Path folder, Path held, FileChannel lockFile) {
         this.folder = folder;
+        this.held = held;
         this.lockFile = lockFile;
     }
 
     /**
-     * Opens a folder, making it if need be.
+     * Opens a folder, making it if need be. The file .lock in it stays: a process that deleted it could leave two
+     * others each with a lock on a file of that name. The system gives a lock up when its process ends, however it
+     * ends. On NFS it needs the server's lock manager.
      *
-     * @throws KvmergeException if it cannot be written, or another process holds it
+     * @throws KvmergeException if it cannot be written, or another run holds it
      */
     public static ResultsFolder open(Path folder) {
-        FileChannel channel = null;
+        if (folder.toString().isEmpty()) {
+            throw new KvmergeException.Usage("the results folder has an empty name: give one with --out");
+        }
+        Path held = null;
         try {
             Files.createDirectories(folder);
-            channel = FileChannel.open(folder.resolve(".lock"), StandardOpenOption.CREATE, StandardOpenOption.WRITE);
-            FileLock lock = channel.tryLock();
-            if (lock == null) {
+            Path real = folder.toRealPath();
+            synchronized (HELD) { // before the lock file is opened: closing it again would give up the first one's lock
+                if (!HELD.add(real)) {
+                    throw inUse(folder);
+                }
+            }
+            held = real;
+            FileChannel channel =
+                    FileChannel.open(real.resolve(".lock"), StandardOpenOption.CREATE, StandardOpenOption.WRITE);
+            if (channel.tryLock() == null) {
                 channel.close();
                 throw inUse(folder);
             }
-            return new ResultsFolder(folder, channel);
-        } catch (OverlappingFileLockException e) {
-            throw inUse(folder);
+            ResultsFolder opened = new ResultsFolder(folder, held, channel);
+            held = null;
+            opened.deleteHalfWritten();
+            return opened;
         } catch (IOException e) {
             throw new KvmergeException(
                     "cannot write to the results folder " + folder + " (" + e + "): choose another with --out", e);
+        } finally {
+            release(held);
+        }
+    }
+
+    private static void release(Path held) {
+        if (held != null) {
+            synchronized (HELD) {
+                HELD.remove(held);
+            }
+        }
+    }
+
+    /** What a process that was killed, or ran out of space, left under temporary names would keep the disk full. */
+    private void deleteHalfWritten() throws IOException {
+        for (Path where : List.of(folder, folder.resolve("traces"))) {
+            if (Files.isDirectory(where)) {
+                try (DirectoryStream<Path> parts = Files.newDirectoryStream(where, "*" + PART)) {
+                    for (Path part : parts) {
+                        Files.deleteIfExists(part);
+                    }
+                }
+            }
         }
     }
 
@@ -82,32 +133,34 @@ public final class ResultsFolder implements AutoCloseable {
         return Files.exists(folder.resolve(RESULTS));
     }
 
-    /**
-     * Reads results.json.
-     *
-     * @throws KvmergeException if it cannot be read or is broken
-     */
+    /** Reads results.json, as {@link #read(Path)}. */
     public Report read() {
+        return read(folder);
+    }
+
+    /**
+     * Reads a folder's results.json. It needs no lock: the file is whole at any moment.
+     *
+     * @throws KvmergeException if it cannot be read, or something in it is missing or cannot be
+     */
+    public static Report read(Path folder) {
         Path file = folder.resolve(RESULTS);
         try {
             Report report = JSON.readValue(file.toFile(), Report.class);
-            if (report.runs() == null
-                    || report.model() == null
-                    || report.text() == null
-                    || report.settings() == null
-                    || report.versions() == null) {
-                throw new KvmergeException("the results in " + file
-                        + " lack their runs, model, text, settings or versions: start anew with --overwrite");
-            }
+            ReportCheck.check(report);
             return report;
         } catch (JsonProcessingException e) {
-            throw new KvmergeException(
-                    "the results in " + file + " are broken (" + e.getOriginalMessage()
-                            + "): start anew with --overwrite",
-                    e);
+            throw broken(file, e.getOriginalMessage(), e);
+        } catch (ReportCheck.Wrong e) {
+            throw broken(file, e.getMessage(), e);
         } catch (IOException e) {
             throw new KvmergeException("cannot read " + file + ": " + e, e);
         }
+    }
+
+    private static KvmergeException broken(Path file, String why, Exception e) {
+        return new KvmergeException(
+                "the results in " + file + " are broken (" + why + "): start anew with --overwrite", e);
     }
 
     /** Writes results.json and results.csv. */
@@ -173,14 +226,14 @@ public final class ResultsFolder implements AutoCloseable {
     /** Reads a run's token-by-token figures; null if they are not there or not for this many tokens. */
     public Trace readTrace(String id, int tokens) {
         Path file = folder.resolve("traces/" + id + ".csv");
-        double[] nll = new double[tokens];
-        double[] kl = new double[tokens];
-        boolean[] sameTop = new boolean[tokens];
         try {
             List<String> lines = Files.exists(file) ? Files.readAllLines(file) : List.of();
-            if (lines.size() != tokens + 1) {
+            if (lines.size() - 1 != tokens) {
                 return null;
             }
+            double[] nll = new double[tokens];
+            double[] kl = new double[tokens];
+            boolean[] sameTop = new boolean[tokens];
             for (int i = 0; i < tokens; i++) {
                 String[] column = lines.get(i + 1).split(",", -1);
                 nll[i] = column[1].isEmpty() ? Double.NaN : Double.parseDouble(column[1]);
@@ -201,12 +254,17 @@ public final class ResultsFolder implements AutoCloseable {
     /** Writes a file of the folder as a whole. */
     public void write(String name, byte[] content) {
         Path file = folder.resolve(name);
-        Path temporary = file.resolveSibling("." + file.getFileName() + ".part");
+        Path temporary = file.resolveSibling("." + file.getFileName() + PART);
         try {
             Files.createDirectories(file.getParent());
             Files.write(temporary, content);
             Files.move(temporary, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
         } catch (IOException e) {
+            try {
+                Files.deleteIfExists(temporary); // half a file would keep a full disk full
+            } catch (IOException second) {
+                e.addSuppressed(second);
+            }
             throw new KvmergeException(
                     String.format(
                             Locale.ROOT,
@@ -221,9 +279,10 @@ public final class ResultsFolder implements AutoCloseable {
     public void close() {
         try {
             lockFile.close(); // and with it the lock
-            Files.deleteIfExists(folder.resolve(".lock"));
         } catch (IOException e) {
-            // A lock file without a lock hinders nobody.
+            // The lock ends with the process at the latest.
+        } finally {
+            release(held);
         }
     }
 }

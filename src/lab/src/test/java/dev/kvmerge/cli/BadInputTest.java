@@ -160,8 +160,17 @@ class BadInputTest {
         experiment().failed(USAGE, "--resume", "--overwrite");
         experiment("--resume").failed(FAILED, "broken", "--overwrite");
         Files.writeString(out.resolve("results.json"), "{}");
-        experiment("--resume").failed(FAILED, "lack", "--overwrite");
+        experiment("--resume").failed(FAILED, "is missing", "--overwrite");
         assertArrayEquals("{}".getBytes(), Files.readAllBytes(out.resolve("results.json")));
+    }
+
+    @Test
+    void emptyNames() {
+        Cli.run("experiment", "--out", "").failed(USAGE, "--out", "the name is empty");
+        Cli.run("report", "--out", "").failed(USAGE, "--out", "the name is empty");
+        Cli.run("report", "").failed(USAGE, "the name is empty");
+        Cli.run("experiment", "-m", "").failed(FAILED, "no model ''");
+        Cli.run("experiment", "-f", "").failed(FAILED, "no text ''");
     }
 
     @Test

@@ -1,0 +1,79 @@
+package dev.kvmerge.report;
+
+import dev.kvmerge.eval.RunResult;
+import java.lang.reflect.RecordComponent;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+
+/** What has to hold of results that were read from a file, so that everything behind it can rely on them. */
+final class ReportCheck {
+    /** Something is missing or cannot be. */
+    static final class Wrong extends Exception {
+        private static final long serialVersionUID = 1L;
+
+        Wrong(String message) {
+            super(message);
+        }
+    }
+
+    /** Beside the boxed numbers of a run, which are null where a figure does not exist. */
+    private static final Set<String> MAY_BE_MISSING = Set.of("machine", "gpu", "headDim", "type");
+
+    private static final int MOST_PARAMETERS = 1000;
+
+    private ReportCheck() {}
+
+    static void check(Report report) throws Wrong {
+        if (report == null) {
+            throw new Wrong("there is nothing in it");
+        }
+        whole(report, "");
+        for (int i = 0; i < report.runs().size(); i++) {
+            RunResult run = report.runs().get(i);
+            String where = "runs[" + i + "].";
+            if (run == null) {
+                throw new Wrong("runs[" + i + "] is null");
+            }
+            whole(run, where);
+            positive(where + "tokens", run.tokens());
+            if (run.cells() < 0 || run.scored() < 0) {
+                throw new Wrong(where + "cells or scored is negative");
+            }
+            if (!(run.compression() >= 0 && run.compression() < 1)) {
+                throw new Wrong(where + "compression is not in 0..1: " + run.compression());
+            }
+            if (run.parameters().size() > MOST_PARAMETERS) {
+                throw new Wrong(where + "parameters are " + run.parameters().size());
+            }
+        }
+        positive("settings.tokens", report.settings().tokens());
+    }
+
+    private static void positive(String name, int value) throws Wrong {
+        if (value <= 0) {
+            throw new Wrong(name + " is " + value + ", or missing");
+        }
+    }
+
+    /** Every part that has to be there is, in the records within too. */
+    private static void whole(Record value, String where) throws Wrong {
+        for (RecordComponent part : value.getClass().getRecordComponents()) {
+            Object x;
+            try {
+                x = part.getAccessor().invoke(value);
+            } catch (ReflectiveOperationException e) {
+                throw new IllegalStateException(e);
+            }
+            String name = where + part.getName();
+            Class<?> type = part.getType();
+            boolean needed = type == String.class || type == List.class || type == Map.class || type.isRecord();
+            if (x == null && needed && !MAY_BE_MISSING.contains(part.getName())) {
+                throw new Wrong(name + " is missing");
+            }
+            if (x instanceof Record inner) {
+                whole(inner, name + ".");
+            }
+        }
+    }
+}

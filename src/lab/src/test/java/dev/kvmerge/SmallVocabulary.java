@@ -1,0 +1,58 @@
+package dev.kvmerge;
+
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+
+/** A model of random weights that reads text: a SentencePiece vocabulary of single letters and a few words. */
+public final class SmallVocabulary {
+    private SmallVocabulary() {}
+
+    /**
+     * Writes the model.
+     *
+     * @param spaceInFront whether a space is put before a text, as Llama 2 and Mistral have it
+     * @param bos whether a text begins with BOS, token 1
+     * @param eos whether a text ends with EOS, token 2
+     */
+    public static Path write(Path file, boolean spaceInFront, boolean bos, boolean eos) throws IOException {
+        List<String> words = new ArrayList<>(List.of("<unk>", "<s>", "</s>", "\u2581", "\n", "."));
+        for (char c = 'a'; c <= 'z'; c++) {
+            words.add(String.valueOf(c));
+        }
+        for (char c = '0'; c <= '9'; c++) {
+            words.add(String.valueOf(c));
+        }
+        words.addAll(
+                List.of("th", "the", "is", "\u2581the", "\u2581is", "ol", "old", "\u2581old", "\u25814", "\u25811"));
+        while (words.size() < TinyGguf.VOCABULARY) {
+            words.add("unused" + words.size());
+        }
+        float[] scores = new float[words.size()];
+        int[] types = new int[words.size()];
+        for (int i = 0; i < scores.length; i++) {
+            scores[i] = -i;
+            types[i] = i == 0 ? 2 : i < 3 ? 3 : 1; // unknown, control, normal
+        }
+        Path without = file.resolveSibling(file.getFileName() + ".none");
+        TinyGguf.write(without, new TinyGguf.Geometry("llama", 4, 2, 16, 10000, "none", 16, false));
+        GgufEdit.copy(
+                without,
+                file,
+                Map.of(
+                        "tokenizer.ggml.model", "llama",
+                        "tokenizer.ggml.tokens", words,
+                        "tokenizer.ggml.scores", scores,
+                        "tokenizer.ggml.token_type", types,
+                        "tokenizer.ggml.bos_token_id", 1,
+                        "tokenizer.ggml.eos_token_id", 2,
+                        "tokenizer.ggml.add_bos_token", bos,
+                        "tokenizer.ggml.add_eos_token", eos,
+                        "tokenizer.ggml.add_space_prefix", spaceInFront));
+        Files.delete(without);
+        return file;
+    }
+}

@@ -1,0 +1,129 @@
+package dev.kvmerge.report;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import dev.kvmerge.KvmergeException;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.Tag;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/** One run at a time holds a folder, in this process and in others; nothing half written stays. */
+@Tag("fast")
+class ResultsFolderTest {
+    @TempDir
+    Path folder;
+
+    /** Opens and closes a folder again and again, and tells when another had it too. */
+    static final class Contender {
+        public static void main(String[] args) throws Exception {
+            Path folder = Path.of(args[0]);
+            Path alone = folder.resolve("alone");
+            int held = 0;
+            for (int tries = 0; held < Integer.parseInt(args[1]) && tries < Integer.parseInt(args[2]); tries++) {
+                try (ResultsFolder open = ResultsFolder.open(folder)) {
+                    Files.createFile(alone); // throws if it is there: someone else is in
+                    open.write("file", "content");
+                    held++;
+                    Files.delete(alone);
+                } catch (KvmergeException e) {
+                    Thread.onSpinWait();
+                    Thread.sleep(0, 200_000);
+                }
+            }
+            System.out.println("held " + held);
+        }
+    }
+
+    private static Process child(Class<?> main, String... args) throws IOException {
+        List<String> command = new ArrayList<>(List.of(
+                Path.of(System.getProperty("java.home"), "bin/java").toString(),
+                "-XX:TieredStopAtLevel=1",
+                "-XX:+UseSerialGC",
+                "-cp",
+                System.getProperty("java.class.path"),
+                main.getName()));
+        command.addAll(List.of(args));
+        return new ProcessBuilder(command).redirectErrorStream(true).start();
+    }
+
+    private static String text(Process process) throws IOException {
+        return new String(process.getInputStream().readAllBytes());
+    }
+
+    @Test
+    void neverTwoProcessesAtOnce() throws IOException, InterruptedException {
+        List<Process> children = new ArrayList<>();
+        for (int i = 0; i < 3; i++) {
+            children.add(child(Contender.class, folder.toString(), "100", "1000000"));
+        }
+        for (Process each : children) {
+            String text = text(each);
+            assertEquals(0, each.waitFor(), text);
+            assertEquals("held 100", text.strip());
+        }
+    }
+
+    /** Holds a folder until it is killed. */
+    static final class Holder {
+        public static void main(String[] args) throws Exception {
+            try (ResultsFolder open = ResultsFolder.open(Path.of(args[0]))) {
+                Files.writeString(open.path().resolve(".results.json.part"), "half");
+                System.out.println("held");
+                Thread.sleep(Long.MAX_VALUE);
+            }
+        }
+    }
+
+    @Test
+    void aKilledProcessHoldsNothingAndLeavesNothingHalf() throws IOException, InterruptedException {
+        Process holder = child(Holder.class, folder.toString());
+        assertEquals("held", holder.inputReader().readLine());
+        KvmergeException refused = assertThrows(KvmergeException.class, () -> ResultsFolder.open(folder));
+        assertTrue(refused.getMessage().contains("another run is writing"), refused.getMessage());
+        assertTrue(Files.exists(folder.resolve(".results.json.part")), "what the other is writing stays");
+        holder.destroyForcibly().waitFor();
+        ResultsFolder.open(folder).close();
+        assertFalse(Files.exists(folder.resolve(".results.json.part")));
+    }
+
+    @Test
+    void neverTwiceInOneProcessUnderWhateverName() throws IOException, InterruptedException {
+        Path real = Files.createDirectory(folder.resolve("real"));
+        Path link = Files.createSymbolicLink(folder.resolve("link"), real);
+        try (ResultsFolder held = ResultsFolder.open(real)) {
+            assertThrows(KvmergeException.class, () -> ResultsFolder.open(link));
+            assertThrows(KvmergeException.class, () -> ResultsFolder.open(real.resolve("../real")));
+            String other = text(child(Contender.class, held.path().toString(), "1", "10"));
+            assertEquals("held 0", other.strip(), "the refused attempts have not given up this process's lock");
+        }
+        ResultsFolder.open(link).close();
+    }
+
+    @Test
+    void anEmptyNameIsNoFolder() {
+        assertTrue(assertThrows(KvmergeException.Usage.class, () -> ResultsFolder.open(Path.of("")))
+                .getMessage()
+                .contains("--out"));
+    }
+
+    @Test
+    void whatCannotBeWrittenLeavesNothing() throws IOException {
+        try (ResultsFolder open = ResultsFolder.open(folder)) {
+            Files.createDirectories(folder.resolve("taken/by-a-folder"));
+            KvmergeException e = assertThrows(KvmergeException.class, () -> open.write("taken", "content"));
+            assertTrue(e.getMessage().contains("--out"), e.getMessage());
+        }
+        try (Stream<Path> files = Files.walk(folder)) {
+            assertTrue(files.noneMatch(f -> f.toString().endsWith(ResultsFolder.PART)));
+        }
+    }
+}
