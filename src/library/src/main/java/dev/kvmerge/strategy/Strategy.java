@@ -4,7 +4,7 @@ import dev.kvmerge.cache.Planner;
 
 /**
  * A compression method: a {@link Planner} with a name. Write one as a record whose components are its parameters, and
- * check those in its constructor; see the README for one in twenty lines.
+ * check those in its constructor; docs/strategies.md has one in twenty lines.
  */
 public non-sealed interface Strategy extends Method, Planner {
     @Override
