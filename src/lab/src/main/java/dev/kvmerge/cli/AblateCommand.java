@@ -30,8 +30,10 @@ import picocli.CommandLine.Option;
         name = "ablate",
         mixinStandardHelpOptions = true,
         description = {
-            "Varies one parameter of a strategy at a time and measures the KL divergence from the full cache: a table and a plot each.",
-            "Parameters are the strategy's (see its row in results.json), or cells, the share that stays, or block. What is finished is not made again.",
+            "Varies one parameter of a strategy at a time and measures the KL divergence from the full cache: a table "
+                    + "and a plot each.",
+            "Parameters are the strategy's (see its row in results.json), or cells, the share that stays, or block. "
+                    + "What is finished is not made again.",
             "decay and mass-power are varied without a calibration, which is made for one of each."
         },
         footer = {

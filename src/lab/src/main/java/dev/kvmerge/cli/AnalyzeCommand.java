@@ -25,7 +25,8 @@ import picocli.CommandLine.Option;
         name = "analyze",
         mixinStandardHelpOptions = true,
         description =
-                "Measures how spread out a model's attention is over a text: normalised row entropy by layer and head, sinks, diffuse spans.",
+                "Measures how spread out a model's attention is over a text: normalised row entropy by layer and "
+                        + "head, sinks, diffuse spans.",
         footer = {"", "Example:", "  kvmerge analyze -m smollm2-135m -f alice --tokens 2048 --out results/entropy"})
 final class AnalyzeCommand implements Runnable {
     @Mixin
@@ -155,7 +156,8 @@ final class AnalyzeCommand implements Runnable {
                 100 * Arrays.stream(f.sinkShare()).max().orElse(0));
         System.out.printf(
                 Locale.ROOT,
-                "Above the threshold %.2f: %.1f %% of tokens, in %,d spans of neighbours, %.1f tokens each, the longest %,d.%n",
+                "Above the threshold %.2f: %.1f %% of tokens, in %,d spans of neighbours, %.1f tokens each, the "
+                        + "longest %,d.%n",
                 f.threshold(),
                 100 * f.diffuseShare(),
                 f.spans().size(),
@@ -167,7 +169,8 @@ final class AnalyzeCommand implements Runnable {
         System.out.println();
         System.out.println(
                 "Written to " + out
-                        + ": entropy.csv, spans.csv, heat maps by layer and head and along the text, and the distribution (*.svg).");
+                        + ": entropy.csv, spans.csv, heat maps by layer and head and along the text, and the "
+                        + "distribution (*.svg).");
     }
 
     private String heads(EntropyAnalysis.Findings f, int[] which, int heads) {

@@ -21,7 +21,8 @@ import picocli.CommandLine.Option;
         mixinStandardHelpOptions = true,
         description = {
             "Times reading a prompt and generating after it: llama.cpp alone, and through compressed caches, in turns.",
-            "Speeds are ratios to llama.cpp alone in the same turn, medians over turns; overhead is observing, planning and rewriting as a share of the time in llama.cpp."
+            "Speeds are ratios to llama.cpp alone in the same turn, medians over turns; overhead is observing, "
+                    + "planning and rewriting as a share of the time in llama.cpp."
         },
         footer = {"", "Example:", "  kvmerge bench -p 2048,8192 -n 64 --compression 0.7 -o md"})
 final class BenchCommand implements Runnable {
@@ -47,7 +48,8 @@ final class BenchCommand implements Runnable {
             paramLabel = "N",
             defaultValue = "128",
             description =
-                    "tokens to generate after each prompt; 128, a block, has its one compression in it; 0 for none (default: ${DEFAULT-VALUE})")
+                    "tokens to generate after each prompt; 128, a block, has its one compression in it; 0 for none "
+                            + "(default: ${DEFAULT-VALUE})")
     private int generated;
 
     @Option(

@@ -23,7 +23,8 @@ import picocli.CommandLine.Option;
         name = "calibrate",
         mixinStandardHelpOptions = true,
         description = {
-            "Reads texts through the full cache and learns, for each layer and KV head, to foresee the attention that a token will get.",
+            "Reads texts through the full cache and learns, for each layer and KV head, to foresee the attention that "
+                    + "a token will get.",
             "entropy-merged uses what lies beside the model from then on. Measure on other texts than these."
         },
         footer = {"", "Example:", "  kvmerge calibrate -m my-model.gguf -f moby-dick,technical-report --windows 8"})

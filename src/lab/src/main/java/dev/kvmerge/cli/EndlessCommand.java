@@ -28,8 +28,10 @@ import picocli.CommandLine.Option;
         name = "endless",
         mixinStandardHelpOptions = true,
         description = {
-            "Reads a text longer than the positions the model was trained on, in a fixed number of cells: past them, keys are rotated back after each block.",
-            "Prints the perplexity stretch by stretch; beside it, the full cache, which breaks past the trained context."
+            "Reads a text longer than the positions the model was trained on, in a fixed number of cells: past them, "
+                    + "keys are rotated back after each block.",
+            "Prints the perplexity stretch by stretch; beside it, the full cache, which breaks past the trained "
+                    + "context."
         },
         footer = {"", "Example:", "  kvmerge endless -f paradise-lost --cells 1024 --tokens 100000 --full-tokens 12288"
         })
@@ -62,7 +64,8 @@ final class EndlessCommand implements Runnable {
             names = "--span",
             paramLabel = "N",
             description =
-                    "positions that the cells are spread over at most; as many as --cells is StreamingLLM's own numbering"
+                    "positions that the cells are spread over at most; as many as --cells is StreamingLLM's own "
+                            + "numbering"
                             + " (default: what the model was trained on, less a block)")
     private Integer span;
 
@@ -78,7 +81,8 @@ final class EndlessCommand implements Runnable {
             paramLabel = "N",
             defaultValue = "12288",
             description =
-                    "tokens that the full cache reads, for which it needs as many cells; 0 leaves it out (default: ${DEFAULT-VALUE})")
+                    "tokens that the full cache reads, for which it needs as many cells; 0 leaves it out (default: "
+                            + "${DEFAULT-VALUE})")
     private int fullTokens;
 
     @Option(

@@ -25,11 +25,13 @@ import picocli.CommandLine.Option;
         name = "experiment",
         mixinStandardHelpOptions = true,
         description =
-                "Streams a text through the full cache and through compressed ones, and says what each loses and saves.",
+                "Streams a text through the full cache and through compressed ones, and says what each loses and "
+                        + "saves.",
         footer = {
             "",
             "Examples:",
-            "  kvmerge experiment --strategies full,entropy-merged,h2o,streaming-llm --compression 0.7,0.9 --tokens 4096",
+            "  kvmerge experiment --strategies full,entropy-merged,h2o,streaming-llm --compression 0.7,0.9 --tokens "
+                    + "4096",
             "  kvmerge experiment -m path/to/llama-2-7b.Q4_K_M.gguf -f book.txt --out results/llama-2",
             "  kvmerge experiment --out results --resume      goes on after Ctrl-C"
         })
@@ -84,7 +86,8 @@ final class ExperimentCommand implements Runnable {
             names = "--prefill",
             paramLabel = "N",
             description =
-                    "instead of streaming: read N tokens through the full cache, compress once, then score --score tokens while the"
+                    "instead of streaming: read N tokens through the full cache, compress once, then score --score "
+                            + "tokens while the"
                             + " cache grows; over as many windows as --tokens holds")
     private Integer prefill;
 

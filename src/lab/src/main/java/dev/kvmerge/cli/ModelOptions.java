@@ -169,7 +169,8 @@ final class ModelOptions {
                     throw new KvmergeException(
                             "--device cuda: the llama.cpp at " + library.folder()
                                     + " finds no CUDA device (it has " + names(library)
-                                    + "): use --device cpu, or a CUDA build with --llama-lib ('kvmerge models fetch llama.cpp-linux-x64-cuda' brings one)");
+                                    + "): use --device cpu, or a CUDA build with --llama-lib ('kvmerge models fetch "
+                                    + "llama.cpp-linux-x64-cuda' brings one)");
                 }
                 Kvmerge.requireCuda();
                 return Backend.CUDA;

@@ -26,8 +26,10 @@ import picocli.CommandLine.Option;
         aliases = "passkey",
         mixinStandardHelpOptions = true,
         description = {
-            "Hides a number in a long text, compresses, and then asks for it: what share of the numbers is found, by depth.",
-            "The question is not known when the cache is compressed. The text is a book, or with --junk that of llama.cpp's passkey example."
+            "Hides a number in a long text, compresses, and then asks for it: what share of the numbers is found, by "
+                    + "depth.",
+            "The question is not known when the cache is compressed. The text is a book, or with --junk that of "
+                    + "llama.cpp's passkey example."
         },
         footer = {
             "",

@@ -27,12 +27,14 @@ import picocli.CommandLine.Option;
         name = "perplexity",
         mixinStandardHelpOptions = true,
         description =
-                "Prints the perplexity that llama.cpp's llama-perplexity prints, or that of the same tokens through a compressed cache.",
+                "Prints the perplexity that llama.cpp's llama-perplexity prints, or that of the same tokens through a "
+                        + "compressed cache.",
         footer = {
             "",
             "Examples:",
             "  kvmerge perplexity -m smollm2-135m -f alice -c 2048 -fa off --chunks 4",
-            "  kvmerge perplexity -m smollm2-135m -f alice -c 2048 --chunks 4 --strategy entropy-merged --compression 0.7"
+            "  kvmerge perplexity -m smollm2-135m -f alice -c 2048 --chunks 4 --strategy entropy-merged --compression "
+                    + "0.7"
         })
 final class PerplexityCommand implements Runnable {
     @Mixin
@@ -86,7 +88,8 @@ final class PerplexityCommand implements Runnable {
     @Option(
             names = "--kl-divergence",
             description =
-                    "stream the first -c tokens through the full cache and the compressed one, and print llama-perplexity's"
+                    "stream the first -c tokens through the full cache and the compressed one, and print "
+                            + "llama-perplexity's"
                             + " --kl-divergence block: its base is the full cache, its Q the compressed one")
     private boolean klDivergence;
 

@@ -24,7 +24,8 @@ import picocli.CommandLine.Option;
         name = "quickstart",
         mixinStandardHelpOptions = true,
         description =
-                "Checks in seconds that everything works: fills a cache with random tokens and compresses it with each strategy.",
+                "Checks in seconds that everything works: fills a cache with random tokens and compresses it with "
+                        + "each strategy.",
         footer = {"", "Example:", "  kvmerge quickstart"})
 final class QuickstartCommand implements Runnable {
     private static final int TOKENS = 384;

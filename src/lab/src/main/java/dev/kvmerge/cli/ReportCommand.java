@@ -17,7 +17,8 @@ import picocli.CommandLine.Parameters;
         name = "report",
         mixinStandardHelpOptions = true,
         description =
-                "Writes one self-contained HTML page, and the same tables as Markdown, from the experiments in a folder and below it.",
+                "Writes one self-contained HTML page, and the same tables as Markdown, from the experiments in a "
+                        + "folder and below it.",
         footer = {"", "Example:", "  kvmerge report results"})
 final class ReportCommand implements Runnable {
     @Parameters(

@@ -22,7 +22,8 @@ final class StrategyOptions {
             paramLabel = "SHARE",
             defaultValue = "0.25",
             description =
-                    "share of the budget that entropy-merged leaves to the newest tokens, 0..1 (default: ${DEFAULT-VALUE})")
+                    "share of the budget that entropy-merged leaves to the newest tokens, 0..1 (default: "
+                            + "${DEFAULT-VALUE})")
     double recentShare;
 
     @Option(
@@ -30,7 +31,8 @@ final class StrategyOptions {
             paramLabel = "column|row",
             defaultValue = "column",
             description =
-                    "entropy-merged: column is the form that works, row the founding algorithm (default: ${DEFAULT-VALUE})")
+                    "entropy-merged: column is the form that works, row the founding algorithm (default: "
+                            + "${DEFAULT-VALUE})")
     String signal;
 
     @Option(
@@ -53,7 +55,8 @@ final class StrategyOptions {
             paramLabel = "FILE|auto|none",
             defaultValue = "auto",
             description =
-                    "entropy-merged: what 'kvmerge calibrate' made; auto is the one beside the model, or the one that comes with kvmerge for it (default: ${DEFAULT-VALUE})")
+                    "entropy-merged: what 'kvmerge calibrate' made; auto is the one beside the model, or the one that "
+                            + "comes with kvmerge for it (default: ${DEFAULT-VALUE})")
     String calibration;
 
     /** The settings for a model. */

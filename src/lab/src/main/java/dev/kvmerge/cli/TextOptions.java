@@ -44,7 +44,8 @@ final class TextOptions {
         if (tokens.length > model.trainedContext()) {
             System.err.printf(
                     java.util.Locale.ROOT,
-                    "kvmerge: %,d tokens go past the %,d positions the model was trained on: perplexity gets worse there by itself%n",
+                    "kvmerge: %,d tokens go past the %,d positions the model was trained on: perplexity gets worse "
+                            + "there by itself%n",
                     tokens.length,
                     model.trainedContext());
         }

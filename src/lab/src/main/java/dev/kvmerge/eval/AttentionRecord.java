@@ -16,8 +16,8 @@ import java.nio.file.StandardOpenOption;
 import java.util.function.BooleanSupplier;
 
 /**
- * What every token of a text will be attended to by the blocks to come, in a mapped file: of block b, [layer * kvHeads + kvHead][position up to
- * its end], the sum over all later blocks.
+ * What every token of a text will be attended to by the blocks to come, in a mapped file: of block b, [layer * kvHeads
+ * + kvHead][position up to its end], the sum over all later blocks.
  */
 final class AttentionRecord implements Oracle.Future, AutoCloseable {
     private final Shape shape;

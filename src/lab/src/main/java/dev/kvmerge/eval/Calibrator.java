@@ -16,8 +16,8 @@ import java.util.function.BooleanSupplier;
 import java.util.function.IntConsumer;
 
 /**
- * Makes a {@link Calibration}: reads texts through the full cache, notes at several points what was known of a token and what attention
- * it got from then on, and fits one to the other for each layer and KV head.
+ * Makes a {@link Calibration}: reads texts through the full cache, notes at several points what was known of a token
+ * and what attention it got from then on, and fits one to the other for each layer and KV head.
  */
 public final class Calibrator {
     /** Factor on attention received at each block; entropy-merged's. */

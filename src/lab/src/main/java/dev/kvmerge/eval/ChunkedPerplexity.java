@@ -14,8 +14,8 @@ import java.util.Arrays;
 import java.util.function.IntConsumer;
 
 /**
- * Perplexity the way llama.cpp's llama-perplexity computes it, to the same digits at the same options: the text in chunks of a context,
- * each from an empty cache, the second half of each chunk scored.
+ * Perplexity the way llama.cpp's llama-perplexity computes it, to the same digits at the same options: the text in
+ * chunks of a context, each from an empty cache, the second half of each chunk scored.
  */
 public final class ChunkedPerplexity {
     /**

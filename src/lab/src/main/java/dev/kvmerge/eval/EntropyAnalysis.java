@@ -14,7 +14,9 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.function.IntConsumer;
 
-/** How spread out a model's attention is over a text: the normalised Shannon entropy H / log n of every attention row. */
+/**
+ * How spread out a model's attention is over a text: the normalised Shannon entropy H / log n of every attention row.
+ */
 public final class EntropyAnalysis {
     private static final int BINS = 50;
 

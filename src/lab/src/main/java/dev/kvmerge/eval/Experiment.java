@@ -28,8 +28,9 @@ import java.util.Map;
 import java.util.function.BooleanSupplier;
 
 /**
- * The main experiment: one text, streamed once through each cache, block by block; every token is predicted from the logits before it,
- * and every prediction is compared with the full cache's. The full run comes first and leaves its predictions in the work folder.
+ * The main experiment: one text, streamed once through each cache, block by block; every token is predicted from the
+ * logits before it, and every prediction is compared with the full cache's. The full run comes first and leaves its
+ * predictions in the work folder.
  */
 public final class Experiment implements AutoCloseable {
     /**
@@ -46,8 +47,9 @@ public final class Experiment implements AutoCloseable {
     /**
      * How the text is read.
      *
-     * @param prefill 0: the whole text is streamed, and compressed after each block. Else each window of the text is read that far through
-     *     the full cache, compressed once, and the rest of the window is scored while the cache grows
+     * @param prefill 0: the whole text is streamed, and compressed after each block. Else each window of the text is
+     *     read that far through the full cache, compressed once, and the rest of the window is scored while the cache
+     *     grows
      * @param window tokens of a window, prefill and scored ones; the whole text when streaming
      */
     public record Mode(int prefill, int window) {

@@ -20,8 +20,8 @@ final class FullAttention {
          * A block was read.
          *
          * @param end tokens read
-         * @param mass attention that the block's queries gave, [layer * kvHeads + kvHead][cell]; in a full cache, a cell's number is its token's
-         *     position
+         * @param mass attention that the block's queries gave, [layer * kvHeads + kvHead][cell]; in a full cache, a
+         *     cell's number is its token's position
          */
         void at(CompressedContext context, int block, int end, float[] mass);
     }

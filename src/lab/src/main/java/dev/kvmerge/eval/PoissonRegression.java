@@ -3,8 +3,9 @@ package dev.kvmerge.eval;
 import java.util.Arrays;
 
 /**
- * Poisson regression with a logarithmic link: y is exp(w_0 + w . x) in the mean, y never negative and not necessarily whole. By Newton's method on
- * the quasi-likelihood, with a ridge on the weights of the standardised features (McCullagh and Nelder, Generalized Linear Models, 1989, ch. 6 and 9).
+ * Poisson regression with a logarithmic link: y is exp(w_0 + w . x) in the mean, y never negative and not necessarily
+ * whole. By Newton's method on the quasi-likelihood, with a ridge on the weights of the standardised features
+ * (McCullagh and Nelder, Generalized Linear Models, 1989, ch. 6 and 9).
  */
 final class PoissonRegression {
     private static final double RIDGE = 0.1;
@@ -153,7 +154,10 @@ final class PoissonRegression {
         return solve(hessian, gradient);
     }
 
-    /** Solves A x = b by Cholesky's decomposition; A is symmetric and positive definite, its lower half is read and overwritten. */
+    /**
+     * Solves A x = b by Cholesky's decomposition; A is symmetric and positive definite, its lower half is read and
+     * overwritten.
+     */
     private static double[] solve(double[][] a, double[] b) {
         int k = b.length;
         double[] x = Arrays.copyOf(b, k);

@@ -13,8 +13,8 @@ import java.util.function.BooleanSupplier;
 import java.util.function.Consumer;
 
 /**
- * How fast a text is read and continued, by llama.cpp alone and through compressed caches. The caches take turns, so that a machine that
- * slows down slows all of them; a figure is a ratio within a turn, then the median over turns.
+ * How fast a text is read and continued, by llama.cpp alone and through compressed caches. The caches take turns, so
+ * that a machine that slows down slows all of them; a figure is a ratio within a turn, then the median over turns.
  */
 public final class SpeedBench {
     /** Most tokens that llama.cpp alone is handed at once, as llama-bench does. */

@@ -6,7 +6,8 @@ import java.util.Arrays;
  * What a run said of each token of the text. Index i is the token's place in the text; token 0 has no prediction.
  *
  * @param nll negative log-likelihood of token i given those before it, in nats; NaN where there is none
- * @param kl KL(full || this run) of the prediction of token i over the whole vocabulary, in nats; NaN where not compared
+ * @param kl KL(full || this run) of the prediction of token i over the whole vocabulary, in nats; NaN where not
+ *     compared
  * @param sameTop whether both thought the same token likeliest; meaningless where kl is NaN
  */
 public record Trace(double[] nll, double[] kl, boolean[] sameTop) {
@@ -21,7 +22,8 @@ public record Trace(double[] nll, double[] kl, boolean[] sameTop) {
     /**
      * Perplexity of a range of tokens and its standard error, in llama-perplexity's arithmetic.
      *
-     * @param standardError by the delta method from the standard error of the mean log-likelihood; NaN for fewer than two tokens
+     * @param standardError by the delta method from the standard error of the mean log-likelihood; NaN for fewer than
+     *     two tokens
      */
     public record Perplexity(double value, double standardError, int tokens) {}
 
@@ -83,8 +85,8 @@ public record Trace(double[] nll, double[] kl, boolean[] sameTop) {
     private static final int BLOCK = 64;
 
     /**
-     * How one run differs from another on the same tokens, with standard errors from the means of blocks of 64 tokens, since
-     * neighbouring tokens are not independent.
+     * How one run differs from another on the same tokens, with standard errors from the means of blocks of 64 tokens,
+     * since neighbouring tokens are not independent.
      *
      * @param nll mean difference of the negative log-likelihoods, nats a token
      * @param kl mean difference of the divergences from the full cache, nats

@@ -16,6 +16,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** Every mistake gets one line that names the thing and the remedy, the right exit code, and loses nothing. */
 @Tag("model")
@@ -125,6 +126,15 @@ class BadInputTest {
         Cli.run("perplexity", "--cells", "100").failed(USAGE, "--strategy");
         Cli.run("perplexity", "--strategy", "h2o", "--cells", "600").failed(USAGE, "fit into 600 cells");
         Cli.run("perplexity", "--strategy", "entropy-merged", "--cells", "100").failed(USAGE, "at least 132 cells");
+    }
+
+    /** Commands that took these options and used none. */
+    @ParameterizedTest
+    @ValueSource(strings = {"analyze", "quickstart", "ablate"})
+    void howLlamaCppComputesIsObeyedOrRefused(String command) {
+        Cli.run(command, "-ctk", "q4_0").failed(USAGE, "cannot be rewritten yet");
+        Cli.run(command, "-ctv", "q8_0").failed(USAGE, "add -fa on");
+        Cli.run(command, "-ub", "0").failed(USAGE, "-ub must be positive");
     }
 
     @Test

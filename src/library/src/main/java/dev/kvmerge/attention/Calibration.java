@@ -5,15 +5,17 @@ import dev.kvmerge.kernels.Foresight;
 import java.util.Arrays;
 
 /**
- * How to foresee, for each layer and KV head of a model, the attention that a token will get: a log-linear (Poisson) regression, fitted to a
- * full run over other texts. Per query that is to come, the expected sum over query heads of attention to the power 1.5 is
+ * How to foresee, for each layer and KV head of a model, the attention that a token will get: a log-linear (Poisson)
+ * regression, fitted to a full run over other texts. Per query that is to come, the expected sum over query heads of
+ * attention to the power 1.5 is
  *
  * <pre>
  *   exp(w_0 + w_1 log r_i + w_2 log r_{i-1} + w_3 log r_{i+1} + w_4 log age + w_5 log |V_i| + k . K_i)
  * </pre>
  *
- * with r the rates of attention received so far of a cell and its neighbours, and K the key as it was before its rotation. Heads look for kinds of
- * tokens, and the key says of what kind a token is: that part is known when the token comes, before anyone has attended to it.
+ * with r the rates of attention received so far of a cell and its neighbours, and K the key as it was before its
+ * rotation. Heads look for kinds of tokens, and the key says of what kind a token is: that part is known when the token
+ * comes, before anyone has attended to it.
  *
  * @param name where it comes from, for the record
  * @param layers of the model

@@ -6,9 +6,9 @@ import dev.kvmerge.kernels.Observer;
 import java.util.function.Supplier;
 
 /**
- * What is known of the cells of one layer and KV head, in position order: what a strategy decides from. Index i runs over cells in
- * use, oldest position first; it is not llama.cpp's cell number. The arrays are the strategy's to read, not to keep.
- * Reading a statistic that was not observed is a {@link KvmergeException} that names it and the remedy.
+ * What is known of the cells of one layer and KV head, in position order: what a strategy decides from. Index i runs
+ * over cells in use, oldest position first; it is not llama.cpp's cell number. The arrays are the strategy's to read,
+ * not to keep. Reading a statistic that was not observed is a {@link KvmergeException} that names it and the remedy.
  */
 public final class CellStats {
     private final int layer;
@@ -97,8 +97,8 @@ public final class CellStats {
     }
 
     /**
-     * Attention a cell receives from a query that can see it: mass over exposure. Both are decayed alike, so that this is a mean over queries,
-     * the late ones weighing more, and old cells are not put at a disadvantage.
+     * Attention a cell receives from a query that can see it: mass over exposure. Both are decayed alike, so that this
+     * is a mean over queries, the late ones weighing more, and old cells are not put at a disadvantage.
      */
     public double rate(int i) {
         return mass()[i] / exposure[i];

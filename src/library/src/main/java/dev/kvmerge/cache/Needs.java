@@ -7,14 +7,16 @@ import dev.kvmerge.kernels.Bias;
 import java.util.Objects;
 
 /**
- * What a {@link Planner} needs of the context that it plans for: what to observe of the attention, and how to write what
- * it merges. It starts from {@link #NOTHING}: {@code Needs.NOTHING.withMass().withMassDecay(0.9).withBias(Bias.FOLDED)}.
- * What is not declared here is not observed, and reading it fails.
+ * What a {@link Planner} needs of the context that it plans for: what to observe of the attention, and how to write
+ * what it merges. It starts from {@link #NOTHING}:
+ * {@code Needs.NOTHING.withMass().withMassDecay(0.9).withBias(Bias.FOLDED)}. What is not declared here is not observed,
+ * and reading it fails.
  *
  * @param mass whether it reads {@link CellStats#mass()} or {@link CellStats#rate}
  * @param massPower the power of attention that the mass sums up: 1, 1.5 or 2
  * @param massWindow how many of a block's newest queries the mass is over, an observation window; 0 for all
- * @param massDecay factor on a cell's mass at each block before the block's own is added, 0..1: 1 accumulates, 0 forgets
+ * @param massDecay factor on a cell's mass at each block before the block's own is added, 0..1: 1 accumulates, 0
+ *     forgets
  * @param queries whether it reads {@link CellStats#queries()}
  * @param entropy whether it reads {@link CellStats#entropy()}
  * @param calibration says which tokens are going to be needed, for {@link CellStats#prior()}; null for none

@@ -5,14 +5,14 @@ import java.util.Arrays;
 /**
  * What becomes of the cells of one layer and KV head. Index i is {@link dev.kvmerge.attention.CellStats}'s.
  *
- * @param target target[i] == i: the cell stays, and is the pivot of its group; target[i] == p: it is merged into pivot p; {@link
- *     #EVICTED}: it is dropped
- * @param weight weight[i] is the cell's share in its group's weighted mean; the shares of a group sum to 1. Of a cell that stays
- *     alone, 1
- * @param valueWeight the same for the cells' values, where a method weights those otherwise than keys; any finite numbers, and no sum is
- *     asked for. Null: as {@code weight}
- * @param addedValues what is added to the values of the cells that stay, after that, [cells][valueDimension] in one array; rows of others mean
- *     nothing. Null: nothing
+ * @param target target[i] == i: the cell stays, and is the pivot of its group; target[i] == p: it is merged into pivot
+ *     p; {@link #EVICTED}: it is dropped
+ * @param weight weight[i] is the cell's share in its group's weighted mean; the shares of a group sum to 1. Of a cell
+ *     that stays alone, 1
+ * @param valueWeight the same for the cells' values, where a method weights those otherwise than keys; any finite
+ *     numbers, and no sum is asked for. Null: as {@code weight}
+ * @param addedValues what is added to the values of the cells that stay, after that, [cells][valueDimension] in one
+ *     array; rows of others mean nothing. Null: nothing
  */
 public record Plan(int[] target, float[] weight, float[] valueWeight, float[] addedValues) {
     /** A plan that weights values as it weights keys. */
@@ -139,8 +139,8 @@ public record Plan(int[] target, float[] weight, float[] valueWeight, float[] ad
         }
 
         /**
-         * Merges cells into one, weighted by non-negative masses; the heaviest is the pivot, whose position the merged cell takes. All
-         * masses zero counts as all equal.
+         * Merges cells into one, weighted by non-negative masses; the heaviest is the pivot, whose position the merged
+         * cell takes. All masses zero counts as all equal.
          *
          * @throws IllegalArgumentException if a mass is negative or not finite, or there is not one a member
          */

@@ -12,7 +12,8 @@ public final class Spans {
     /**
      * Finds the runs among the values from {@code first} to before {@code end}.
      *
-     * @return for each value the index of the first of its run; -1 where it is not above the threshold, or not looked at
+     * @return for each value the index of the first of its run; -1 where it is not above the threshold, or not looked
+     *     at
      * @throws dev.kvmerge.KvmergeException if a value is NaN, or the range is not within the values
      */
     public static int[] find(float[] values, int first, int end, double threshold) {

@@ -5,7 +5,9 @@ import dev.kvmerge.cache.Plan;
 import java.util.function.IntPredicate;
 import java.util.stream.IntStream;
 
-/** What evict-then-merge methods share: cells that stay, and for each other one the staying cell it goes into, or none. */
+/**
+ * What evict-then-merge methods share: cells that stay, and for each other one the staying cell it goes into, or none.
+ */
 final class Absorption {
     private final int[] into;
 
@@ -25,8 +27,8 @@ final class Absorption {
     }
 
     /**
-     * For each cell that does not stay, the candidate whose key points the same way most, -1 where there is none, and the cosine of the two.
-     * For those that stay, -1 and minus infinity.
+     * For each cell that does not stay, the candidate whose key points the same way most, -1 where there is none, and
+     * the cosine of the two. For those that stay, -1 and minus infinity.
      */
     record Nearest(int[] cell, double[] similarity) {}
 

@@ -5,8 +5,8 @@ import dev.kvmerge.cache.Needs;
 import dev.kvmerge.cache.Plan;
 
 /**
- * The cells with the most attention per position since they came, older attention counting less: eviction by the signal that
- * entropy-merged prices its operations with, without merging. What merging adds is the difference of the two.
+ * The cells with the most attention per position since they came, older attention counting less: eviction by the signal
+ * that entropy-merged prices its operations with, without merging. What merging adds is the difference of the two.
  *
  * @param sinks first tokens that always stay
  * @param recentShare share of the budget that goes to the newest tokens, 0..1

@@ -6,10 +6,11 @@ import dev.kvmerge.cache.Plan;
 import java.util.SplittableRandom;
 
 /**
- * Sinks and the newest; the value of each evicted token is shared out among the tokens after it, with a probability that grows with
- * its attention. Zhang et al. 2024, "CaM: Cache Merging for Memory-efficient LLMs Inference": V_j += M V_i / m for the m tokens after i, M
- * drawn with probability min(1, a_i / mean of a_j), a the average attention. Keys are dropped. Evicting is StreamingLLM's, as in the authors'
- * code for Llama: what receives goes itself in time. Heavy hitters, which stay, would receive without end.
+ * Sinks and the newest; the value of each evicted token is shared out among the tokens after it, with a probability
+ * that grows with its attention. Zhang et al. 2024, "CaM: Cache Merging for Memory-efficient LLMs Inference": V_j += M
+ * V_i / m for the m tokens after i, M drawn with probability min(1, a_i / mean of a_j), a the average attention. Keys
+ * are dropped. Evicting is StreamingLLM's, as in the authors' code for Llama: what receives goes itself in time. Heavy
+ * hitters, which stay, would receive without end.
  *
  * @param sinks first tokens that always stay
  * @param receivers m, tokens that share a value; the authors' code has 32

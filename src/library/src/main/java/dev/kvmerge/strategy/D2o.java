@@ -5,10 +5,11 @@ import dev.kvmerge.cache.Needs;
 import dev.kvmerge.cache.Plan;
 
 /**
- * Heavy hitters, into which the evicted merge whose keys are alike. Wan et al. 2024, "D2O: Dynamic Discriminative Operations for Efficient
- * Generative Inference of Large Language Models": an evicted cell goes into the kept one with the nearest key, by cosine similarity u, if
- * u is above a threshold; weights are exp(u), and e for the kept one. The threshold is the mean of the nearest similarities, as the paper's
- * first one; its moving average needs a state that a plan does not have, and its budgets by layer need cells that are not shared.
+ * Heavy hitters, into which the evicted merge whose keys are alike. Wan et al. 2024, "D2O: Dynamic Discriminative
+ * Operations for Efficient Generative Inference of Large Language Models": an evicted cell goes into the kept one with
+ * the nearest key, by cosine similarity u, if u is above a threshold; weights are exp(u), and e for the kept one. The
+ * threshold is the mean of the nearest similarities, as the paper's first one; its moving average needs a state that a
+ * plan does not have, and its budgets by layer need cells that are not shared.
  *
  * @param recentShare share of the budget that goes to the newest tokens
  */

@@ -9,9 +9,10 @@ import dev.kvmerge.kernels.Bias;
 import java.util.Objects;
 
 /**
- * The form of entropy merging that works. For each layer and KV head it takes, again and again, the cheapest of two operations until
- * the budget holds: drop a cell, or merge it with its neighbour in position order. Both are priced by the error they are expected to
- * add to the attention's output, from the attention each cell is expected to receive and from the keys and values:
+ * The form of entropy merging that works. For each layer and KV head it takes, again and again, the cheapest of two
+ * operations until the budget holds: drop a cell, or merge it with its neighbour in position order. Both are priced by
+ * the error they are expected to add to the attention's output, from the attention each cell is expected to receive and
+ * from the keys and values:
  *
  * <pre>
  *   drop a         m_a |V_a - V_mean|
@@ -19,10 +20,10 @@ import java.util.Objects;
  *                  sigma^2 = keyCost |K_a - K_b|^2 / d
  * </pre>
  *
- * with m what a {@link Calibration} of the model foresees or, without one, the attention per query so far (to the power massPower), w a cell's
- * share of its pair's, V_mean the mean of V weighted by m. A merged cell
- * stands for several: its logit is raised by the entropy of its weights, H(w), which keeps its members' mass (the Gibbs variational
- * principle), and which the native side folds into its key. docs/architecture.md has the derivation; the greedy choice itself is
+ * with m what a {@link Calibration} of the model foresees or, without one, the attention per query so far (to the power
+ * massPower), w a cell's share of its pair's, V_mean the mean of V weighted by m. A merged cell stands for several: its
+ * logit is raised by the entropy of its weights, H(w), which keeps its members' mass (the Gibbs variational principle),
+ * and which the native side folds into its key. docs/architecture.md has the derivation; the greedy choice itself is
  * kvmerge_plan_cells.
  *
  * @param sinks first tokens, never merged or dropped
@@ -30,8 +31,8 @@ import java.util.Objects;
  * @param largestGroup most tokens a merged cell stands for
  * @param decay factor on the attention received at each block, 0..1
  * @param keyCost how much a distance between keys costs
- * @param massPower the power of attention that is summed up, 1, 1.5 or 2: above 1, what one query needs much counts for more than what
- *     many need a little
+ * @param massPower the power of attention that is summed up, 1, 1.5 or 2: above 1, what one query needs much counts for
+ *     more than what many need a little
  * @param bias how merged cells keep their mass
  * @param calibration foresees the attention that m stands for; null: it goes on as so far
  */

@@ -6,14 +6,14 @@ import dev.kvmerge.cache.Plan;
 import dev.kvmerge.kernels.Observer;
 
 /**
- * The cells that queries like those seen of late are expected to attend to, times the norm of their values. Devoto et al. 2025, "Expected
- * Attention: KV Cache Compression by Estimating Attention from Future Queries Distribution": with queries taken as Gaussian, mean mu and
- * covariance S,
+ * The cells that queries like those seen of late are expected to attend to, times the norm of their values. Devoto et
+ * al. 2025, "Expected Attention: KV Cache Compression by Estimating Attention from Future Queries Distribution": with
+ * queries taken as Gaussian, mean mu and covariance S,
  *
  * <pre>score = (softmax(k.mu / sqrt(d) + k'S k / 2d) + epsilon) |v|</pre>
  *
- * <p>The paper takes the moments before RoPE and averages the rotation over positions to come; here they are of the rotated queries of the
- * last blocks, decayed.
+ * <p>The paper takes the moments before RoPE and averages the rotation over positions to come; here they are of the
+ * rotated queries of the last blocks, decayed.
  *
  * @param sinks first tokens that always stay
  * @param epsilon added to the probabilities; the paper's .02

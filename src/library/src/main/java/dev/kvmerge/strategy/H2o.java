@@ -5,8 +5,8 @@ import dev.kvmerge.cache.Needs;
 import dev.kvmerge.cache.Plan;
 
 /**
- * Heavy hitters, the cells with the most attention accumulated since they came, and the newest tokens; per KV head. Zhang et al. 2023,
- * "H2O: Heavy-Hitter Oracle for Efficient Generative Inference".
+ * Heavy hitters, the cells with the most attention accumulated since they came, and the newest tokens; per KV head.
+ * Zhang et al. 2023, "H2O: Heavy-Hitter Oracle for Efficient Generative Inference".
  *
  * @param recentShare share of the budget that goes to the newest tokens, 0..1; the paper's half
  */

@@ -8,14 +8,15 @@ import dev.kvmerge.kernels.Observer;
 import java.util.Objects;
 
 /**
- * Merges the neighbours whose union says least less of the query: the agglomerative information bottleneck (Slonim and Tishby 1999) of which
- * cell a query attends to. Cells a and b have masses m and columns p(query | cell); merging them loses
+ * Merges the neighbours whose union says least less of the query: the agglomerative information bottleneck (Slonim and
+ * Tishby 1999) of which cell a query attends to. Cells a and b have masses m and columns p(query | cell); merging them
+ * loses
  *
  * <pre>(m_a + m_b) JS(p(q | a), p(q | b)),   weighted by m,</pre>
  *
- * <p>of the information between query and cell. The columns are not kept, but their logarithms differ by s_a(q) - s_b(q), up to a constant: with
- * queries of covariance S that has the variance sigma^2 = (K_a - K_b)' S (K_a - K_b) / d, and to second order JS = w_a w_b sigma^2 / 2, never
- * more than H(w). Nothing is dropped, and values are not asked.
+ * <p>of the information between query and cell. The columns are not kept, but their logarithms differ by s_a(q) -
+ * s_b(q), up to a constant: with queries of covariance S that has the variance sigma^2 = (K_a - K_b)' S (K_a - K_b) /
+ * d, and to second order JS = w_a w_b sigma^2 / 2, never more than H(w). Nothing is dropped, and values are not asked.
  *
  * @param sinks first tokens that always stay
  * @param recentShare share of the budget that the newest tokens have for themselves

@@ -7,9 +7,10 @@ import dev.kvmerge.cache.Plan;
 import dev.kvmerge.kernels.Bias;
 
 /**
- * Heavy hitters, into which the evicted with like keys merge so that the output at the queries seen does not change. Tian et al. 2025,
- * "KeepKV: Eliminating Output Perturbation in KV Cache Compression for Efficient LLMs Inference": weights are votes times attention, and
- * the merged cell votes for all its members. The votes' logarithm is what {@link Bias#FOLDED} adds here.
+ * Heavy hitters, into which the evicted with like keys merge so that the output at the queries seen does not change.
+ * Tian et al. 2025, "KeepKV: Eliminating Output Perturbation in KV Cache Compression for Efficient LLMs Inference":
+ * weights are votes times attention, and the merged cell votes for all its members. The votes' logarithm is what
+ * {@link Bias#FOLDED} adds here.
  *
  * @param recentShare share of the budget that goes to the newest tokens
  * @param threshold cosine similarity of keys above which an evicted cell merges, -1..1

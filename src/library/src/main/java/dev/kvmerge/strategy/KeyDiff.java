@@ -4,8 +4,9 @@ import dev.kvmerge.attention.CellStats;
 import dev.kvmerge.cache.Plan;
 
 /**
- * The cells whose keys point away from the others': least cosine similarity to the mean of the normalised keys; needs no attention. Park
- * et al. 2025, "KeyDiff: Key Similarity-Based KV Cache Eviction for Long-Context LLM Inference in Resource-Constrained Environments".
+ * The cells whose keys point away from the others': least cosine similarity to the mean of the normalised keys; needs
+ * no attention. Park et al. 2025, "KeyDiff: Key Similarity-Based KV Cache Eviction for Long-Context LLM Inference in
+ * Resource-Constrained Environments".
  */
 public record KeyDiff() implements Strategy {
     @Override

@@ -4,8 +4,8 @@ import dev.kvmerge.attention.CellStats;
 import dev.kvmerge.cache.Plan;
 
 /**
- * The cells whose keys are smallest, which tend to be attended most; needs no attention. Devoto et al. 2024, "A Simple and Effective
- * L2 Norm-Based Strategy for KV Cache Compression".
+ * The cells whose keys are smallest, which tend to be attended most; needs no attention. Devoto et al. 2024, "A Simple
+ * and Effective L2 Norm-Based Strategy for KV Cache Compression".
  */
 public record KeyNorm() implements Strategy {
     @Override

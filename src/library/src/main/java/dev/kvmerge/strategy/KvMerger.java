@@ -6,9 +6,9 @@ import dev.kvmerge.cache.Needs;
 import dev.kvmerge.cache.Plan;
 
 /**
- * Runs of neighbours with like keys become one cell each, averaged with Gaussian weights around the most attended. Wang et al. 2024, "Model
- * Tells You Where to Merge: Adaptive KV Cache Merging for LLMs on Long-Context Tasks" (KVMerger). The paper joins neighbours above a
- * similarity; here the most similar pairs are joined until the budget holds.
+ * Runs of neighbours with like keys become one cell each, averaged with Gaussian weights around the most attended. Wang
+ * et al. 2024, "Model Tells You Where to Merge: Adaptive KV Cache Merging for LLMs on Long-Context Tasks" (KVMerger).
+ * The paper joins neighbours above a similarity; here the most similar pairs are joined until the budget holds.
  *
  * @param sinks first tokens, never merged
  * @param recentShare share of the budget that the newest tokens have for themselves

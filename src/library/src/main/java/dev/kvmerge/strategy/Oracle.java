@@ -6,7 +6,8 @@ import java.util.Objects;
 
 /**
  * The cells that the rest of the text is going to attend to, known from a recorded run through the full cache. Not a
- * strategy: the limit that every eviction can be compared with. "experiment" records that run when it is asked for this.
+ * strategy: the limit that every eviction can be compared with. "experiment" records that run when it is asked for
+ * this.
  */
 public record Oracle() implements Scale {
     /** What the scale is called. */

@@ -1,8 +1,8 @@
 package dev.kvmerge.strategy;
 
 /**
- * The whole cache in Q8_0 cells, which many use without a thought. "experiment" reads it with flash attention, which llama.cpp wants for
- * quantised V.
+ * The whole cache in Q8_0 cells, which many use without a thought. "experiment" reads it with flash attention, which
+ * llama.cpp wants for quantised V.
  */
 public record QuantisedCells() implements Scale {
     /** What the scale is called. */

@@ -12,12 +12,13 @@ import java.util.List;
 import java.util.Objects;
 
 /**
- * The founding algorithm as it was written: a token whose own attention row is diffuse (normalised Shannon entropy above a threshold)
- * is taken to be dispensable, and each run of such neighbours is merged into one summary token, weighted by attention mass. Measured,
- * it is worse than plain eviction (docs/performance.md); it is here to be compared with.
+ * The founding algorithm as it was written: a token whose own attention row is diffuse (normalised Shannon entropy
+ * above a threshold) is taken to be dispensable, and each run of such neighbours is merged into one summary token,
+ * weighted by attention mass. Measured, it is worse than plain eviction (docs/performance.md); it is here to be
+ * compared with.
  *
- * <p>The most diffuse runs go first, until the budget holds; the last one is merged only as far as needed. When all runs are merged and
- * the budget still does not hold, the cells with the least attention go, as in H2O.
+ * <p>The most diffuse runs go first, until the budget holds; the last one is merged only as far as needed. When all
+ * runs are merged and the budget still does not hold, the cells with the least attention go, as in H2O.
  *
  * @param threshold entropy above which a token is diffuse, 0..1; 0.3 to 0.7 is useful
  * @param sinks first tokens, never merged or dropped

@@ -35,8 +35,8 @@ public final class Selection {
     }
 
     /**
-     * A plan that keeps, of n cells, those from {@code old} on, and of the ones before as many with the largest scores as the budget
-     * has room for.
+     * A plan that keeps, of n cells, those from {@code old} on, and of the ones before as many with the largest scores
+     * as the budget has room for.
      */
     public static Plan keepLargestAndNewest(int n, int old, int budget, IntToDoubleFunction score) {
         boolean[] kept = new boolean[n];

@@ -6,8 +6,9 @@ import dev.kvmerge.cache.Needs;
 import dev.kvmerge.cache.Plan;
 
 /**
- * What the newest queries attend to, smoothed over neighbours, and the newest tokens. Li et al. 2024, "SnapKV: LLM Knows What You are
- * Looking for Before Generation": votes are the attention of an observation window's queries, average-pooled along the cells.
+ * What the newest queries attend to, smoothed over neighbours, and the newest tokens. Li et al. 2024, "SnapKV: LLM
+ * Knows What You are Looking for Before Generation": votes are the attention of an observation window's queries,
+ * average-pooled along the cells.
  *
  * @param window newest tokens, whose queries vote and which always stay; the paper's 32
  * @param kernel cells that votes are averaged over, odd; the paper's 7

@@ -78,7 +78,8 @@ public final class Strategies {
      * without arguments. Parameters may follow, if it is a record: "h2o:recent-share=0.3",
      * "entropy-merged:decay=0.95:bias=none".
      *
-     * @throws KvmergeException.Usage if there is none of that name, suggesting the nearest, or a setting is out of range
+     * @throws KvmergeException.Usage if there is none of that name, suggesting the nearest, or a setting is out of
+     *     range
      */
     public static Method method(String spec, Settings settings) {
         int colon = spec.indexOf(':');
@@ -102,7 +103,9 @@ public final class Strategies {
         };
     }
 
-    /** What a strategy or scale is called in results: its name, or with parameters of its own all that was asked for. */
+    /**
+     * What a strategy or scale is called in results: its name, or with parameters of its own all that was asked for.
+     */
     public static String label(String spec, Method method) {
         return spec.contains(":") ? spec : method.name();
     }

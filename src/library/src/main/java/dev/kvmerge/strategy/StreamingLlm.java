@@ -4,8 +4,8 @@ import dev.kvmerge.attention.CellStats;
 import dev.kvmerge.cache.Plan;
 
 /**
- * Attention sinks and the newest tokens; needs no statistics. Xiao et al. 2023, "Efficient Streaming Language Models with Attention
- * Sinks".
+ * Attention sinks and the newest tokens; needs no statistics. Xiao et al. 2023, "Efficient Streaming Language Models
+ * with Attention Sinks".
  *
  * @param sinks first tokens that always stay
  */

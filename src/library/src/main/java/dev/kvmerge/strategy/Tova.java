@@ -5,8 +5,8 @@ import dev.kvmerge.cache.Needs;
 import dev.kvmerge.cache.Plan;
 
 /**
- * The cells that the newest token attends to most. Oren et al. 2024, "Transformers are Multi-State RNNs" (token omission via attention);
- * here per KV head, as all are compared, where the paper averages over heads.
+ * The cells that the newest token attends to most. Oren et al. 2024, "Transformers are Multi-State RNNs" (token
+ * omission via attention); here per KV head, as all are compared, where the paper averages over heads.
  */
 public record Tova() implements Strategy {
     @Override

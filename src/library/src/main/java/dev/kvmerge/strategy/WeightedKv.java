@@ -5,8 +5,8 @@ import dev.kvmerge.cache.Needs;
 import dev.kvmerge.cache.Plan;
 
 /**
- * Keys of little attended tokens are dropped, their values go into the next token's, weighted by average attention. Yuan et al. 2025,
- * "WeightedKV: Attention Scores Weighted Key-Value Cache Merging for Large Language Models".
+ * Keys of little attended tokens are dropped, their values go into the next token's, weighted by average attention.
+ * Yuan et al. 2025, "WeightedKV: Attention Scores Weighted Key-Value Cache Merging for Large Language Models".
  *
  * @param sinks first tokens, never merged or dropped
  * @param recentShare share of the budget that the newest tokens have for themselves

@@ -7,9 +7,9 @@ import dev.kvmerge.cache.Plan;
 import dev.kvmerge.kernels.Bias;
 
 /**
- * The newest tokens, the most attended ones, and residual cells into which everything else is averaged by count, with the logarithm of the
- * count as their bias. After Liu et al. 2025, "ZSMerge: Zero-Shot KV Cache Compression for Memory-Efficient Long-Context LLMs"; an evicted
- * cell goes to the residual with the nearest key.
+ * The newest tokens, the most attended ones, and residual cells into which everything else is averaged by count, with
+ * the logarithm of the count as their bias. After Liu et al. 2025, "ZSMerge: Zero-Shot KV Cache Compression for
+ * Memory-Efficient Long-Context LLMs"; an evicted cell goes to the residual with the nearest key.
  *
  * @param recentShare share of the budget that goes to the newest tokens
  * @param residualShare share of the budget that are residual cells
