@@ -13,7 +13,10 @@ import java.util.List;
 import java.util.Random;
 import java.util.Set;
 
-/** Writes tiny models with random weights and no vocabulary in the GGUF format (version 3), to try shapes and rotations on. */
+/**
+ * Writes tiny models with random weights and no vocabulary in the GGUF format (version 3), to try shapes and rotations
+ * on.
+ */
 public final class TinyGguf {
     /** Tokens of the vocabulary that these models do not have words for. */
     public static final int VOCABULARY = 96;
@@ -31,8 +34,9 @@ public final class TinyGguf {
     /**
      * A geometry.
      *
-     * @param architecture "llama" rotates neighbouring pairs, "qwen2" halves (NEOX); "gemma2" and "gemma3" have sliding windows, and
-     *     gemma2 a soft cap; of "plm" and "minicpm3" a part of a key alone is rotated; the second layer of "deci" has twice the KV heads
+     * @param architecture "llama" rotates neighbouring pairs, "qwen2" halves (NEOX); "gemma2" and "gemma3" have sliding
+     *     windows, and gemma2 a soft cap; of "plm" and "minicpm3" a part of a key alone is rotated; the second layer of
+     *     "deci" has twice the KV heads
      * @param scaling "none", "linear", "yarn" or "longrope", by 4
      * @param rotated rotated dimensions of a head
      * @param factors whether frequencies have factors, as Llama 3.1's

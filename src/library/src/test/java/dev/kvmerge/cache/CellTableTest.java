@@ -15,7 +15,10 @@ import java.util.stream.IntStream;
 import net.jqwik.api.ForAll;
 import net.jqwik.api.Property;
 
-/** The table against a plain model of the cells: contents are lists of positions, moved as kvmerge_apply would move them. */
+/**
+ * The table against a plain model of the cells: contents are lists of positions, moved as kvmerge_apply would move
+ * them.
+ */
 @net.jqwik.api.Tag("fast")
 class CellTableTest {
     private static final CellTable.Shown ALL = new CellTable.Shown(true, true, true, true);

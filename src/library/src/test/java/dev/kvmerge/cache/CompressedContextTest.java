@@ -403,7 +403,10 @@ class CompressedContextTest {
         assertTrue(entropyApart < 0.01, "mean difference of entropies: " + entropyApart);
     }
 
-    /** Keys of the first layer after merging, which depend on the tokens alone, not on how well earlier layers were kept. */
+    /**
+     * Keys of the first layer after merging, which depend on the tokens alone, not on how well earlier layers were
+     * kept.
+     */
     private float[] mergedKeys(CellType type) {
         int[] tokens = TestModel.book(300, 64);
         CacheOptions options = CacheOptions.of(40, 32)

@@ -49,7 +49,10 @@ class GeometryTest {
                 new Geometry("qwen2", 2, 1, 32, 10000, "yarn", 32, false));
     }
 
-    /** In the first layer a key is a function of its token alone, but for the rotation: the same token elsewhere has the rotated key. */
+    /**
+     * In the first layer a key is a function of its token alone, but for the rotation: the same token elsewhere has the
+     * rotated key.
+     */
     @ParameterizedTest
     @MethodSource("geometries")
     void aKeyRotatedToAnotherPositionIsTheKeyOfTheSameTokenThere(Geometry g) {

@@ -88,13 +88,14 @@ class OtherModelsTest {
     @Test
     void anExactBiasBeforeASoftCapIsRefused() {
         try (Model model = load(new Geometry("gemma2", 4, 1, 32, 10000, "none", 32, false, 40, 2))) {
+            CacheOptions options = CacheOptions.of(48, BLOCK)
+                    .with(ComputeSettings.usual().withThreads(1));
             assertRefused(
                     model,
                     new EntropyMerged(4, 0.25, 8, 0.9, 1.5, 1.5, Bias.EXACT, null),
-                    CacheOptions.of(48, BLOCK).with(ComputeSettings.usual().withThreads(1)),
+                    options,
                     "an exact bias would be added before the scores' soft cap");
-            try (CompressedContext folded =
-                    new CompressedContext(model, new EntropyMerged(), CacheOptions.of(48, BLOCK).with(ComputeSettings.usual().withThreads(1)))) {
+            try (CompressedContext folded = new CompressedContext(model, new EntropyMerged(), options)) {
                 for (int block = 0; block < 4; block++) {
                     folded.decode(tokens());
                 }
@@ -108,7 +109,8 @@ class OtherModelsTest {
     void flashAttentionOfPlmIsRefused() {
         try (Model model = load(GeometryTest.PLM)) {
             for (FlashAttention flash : List.of(FlashAttention.ON, FlashAttention.AUTO)) {
-                CacheOptions options = CacheOptions.of(48, BLOCK).with(ComputeSettings.usual().withFlashAttention(flash));
+                CacheOptions options = CacheOptions.of(48, BLOCK)
+                        .with(ComputeSettings.usual().withFlashAttention(flash));
                 KvmergeException e = assertThrows(
                         KvmergeException.Usage.class,
                         () -> new CompressedContext(model, new StreamingLlm(4), options));

@@ -29,7 +29,10 @@ import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
 
-/** A model in which every second layer has a sliding window, as Gemma's: the others are compressed, and those with windows left alone. */
+/**
+ * A model in which every second layer has a sliding window, as Gemma's: the others are compressed, and those with
+ * windows left alone.
+ */
 @Tag("native")
 class SlidingWindowTest {
     private static final int WINDOW = 48;
@@ -68,7 +71,10 @@ class SlidingWindowTest {
         }
     }
 
-    /** Where the layers without windows have no say, their compression must not show: all that shows is damage to the others. */
+    /**
+     * Where the layers without windows have no say, their compression must not show: all that shows is damage to the
+     * others.
+     */
     @ParameterizedTest
     @EnumSource(names = {"ON", "OFF"})
     void theWindowsStayWhole(FlashAttention flash) {

@@ -29,7 +29,9 @@ class SpanTest {
     @TempDir
     Path folder;
 
-    /** Attention with RoPE depends on distances alone: a window of the newest cells sees the same, wherever it starts. */
+    /**
+     * Attention with RoPE depends on distances alone: a window of the newest cells sees the same, wherever it starts.
+     */
     @ParameterizedTest
     @MethodSource("dev.kvmerge.cache.GeometryTest#geometries")
     void aSpanChangesNothingForAWindow(Geometry g) {
@@ -39,7 +41,7 @@ class SpanTest {
             CacheOptions growing = CacheOptions.of(CELLS, BLOCK)
                     .with(ComputeSettings.usual().withThreads(1).withCellTypes(CellType.F32, CellType.F32));
             float[] expected = read(model, tokens, growing, tokens.length);
-            // A span of the cells alone, one that the text passes in mid-block, and one that it reaches at a block's end.
+            // A span of the cells alone, one that the text passes in mid-block, one that it reaches at a block's end.
             for (int span : new int[] {CELLS, CELLS + 27, CELLS + 2 * BLOCK}) {
                 float[] found = read(model, tokens, growing.withSpan(span), span);
                 assertArrayEquals(expected, found, 1e-3f, "span " + span);

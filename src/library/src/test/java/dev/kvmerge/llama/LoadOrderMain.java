@@ -37,9 +37,10 @@ final class LoadOrderMain {
             case "observer" ->
                 new Observer(Shape.of(1, 1, 1), 256, 1, Observer.Options.of(true, false, Bias.NONE, 1)).close();
             case "model" -> {
+                ContextOptions options =
+                        ContextOptions.of(256, 1, ComputeSettings.usual().withThreads(1));
                 try (Model model = Model.load(llama, path, Backend.CPU, 0);
-                        Context context =
-                                new Context(model, ContextOptions.of(256, 1, ComputeSettings.usual().withThreads(1)), null)) {
+                        Context context = new Context(model, options, null)) {
                     context.decode(new int[] {1}, 0);
                 }
             }

@@ -609,7 +609,8 @@ class StrategyTest {
                     name, Strategies.method(name, Strategies.Settings.DEFAULT).name());
         }
         assertEquals(
-                "{sinks=4, recentShare=0.25, largestGroup=8, decay=0.9, keyCost=1.5, massPower=1.5, bias=folded, calibration=none}",
+                "{sinks=4, recentShare=0.25, largestGroup=8, decay=0.9, keyCost=1.5, massPower=1.5, bias=folded, "
+                        + "calibration=none}",
                 new EntropyMerged().parameters().toString());
         KvmergeException e =
                 assertThrows(KvmergeException.Usage.class, () -> Strategies.create("h20", Strategies.Settings.DEFAULT));
