@@ -24,9 +24,8 @@ import picocli.CommandLine.Option;
 @Command(
         name = "analyze",
         mixinStandardHelpOptions = true,
-        description =
-                "Measures how spread out a model's attention is over a text: normalised row entropy by layer and "
-                        + "head, sinks, diffuse spans.",
+        description = "Measures how spread out a model's attention is over a text: normalised row entropy by layer and "
+                + "head, sinks, diffuse spans.",
         footer = {"", "Example:", "  kvmerge analyze -m smollm2-135m -f alice --tokens 2048 --out results/entropy"})
 final class AnalyzeCommand implements Runnable {
     @Mixin
@@ -167,10 +166,9 @@ final class AnalyzeCommand implements Runnable {
                         .orElse(0),
                 f.spans().stream().mapToInt(EntropyAnalysis.Span::length).max().orElse(0));
         System.out.println();
-        System.out.println(
-                "Written to " + out
-                        + ": entropy.csv, spans.csv, heat maps by layer and head and along the text, and the "
-                        + "distribution (*.svg).");
+        System.out.println("Written to " + out
+                + ": entropy.csv, spans.csv, heat maps by layer and head and along the text, and the "
+                + "distribution (*.svg).");
     }
 
     private String heads(EntropyAnalysis.Findings f, int[] which, int heads) {

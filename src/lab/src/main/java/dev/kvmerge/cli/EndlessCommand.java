@@ -63,10 +63,9 @@ final class EndlessCommand implements Runnable {
     @Option(
             names = "--span",
             paramLabel = "N",
-            description =
-                    "positions that the cells are spread over at most; as many as --cells is StreamingLLM's own "
-                            + "numbering"
-                            + " (default: what the model was trained on, less a block)")
+            description = "positions that the cells are spread over at most; as many as --cells is StreamingLLM's own "
+                    + "numbering"
+                    + " (default: what the model was trained on, less a block)")
     private Integer span;
 
     @Option(

@@ -24,9 +24,8 @@ import picocli.CommandLine.Option;
 @Command(
         name = "experiment",
         mixinStandardHelpOptions = true,
-        description =
-                "Streams a text through the full cache and through compressed ones, and says what each loses and "
-                        + "saves.",
+        description = "Streams a text through the full cache and through compressed ones, and says what each loses and "
+                + "saves.",
         footer = {
             "",
             "Examples:",

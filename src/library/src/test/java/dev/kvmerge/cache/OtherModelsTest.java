@@ -50,8 +50,8 @@ class OtherModelsTest {
     @Test
     void longRopeIsTheSameModelInAContextOfAnySize() {
         try (Model model = load(new Geometry("llama", 4, 2, 32, 10000, "longrope", 32, false));
-                CompressedContext few = new CompressedContext(
-                        model, new StreamingLlm(4), precise(CacheOptions.of(64, BLOCK)));
+                CompressedContext few =
+                        new CompressedContext(model, new StreamingLlm(4), precise(CacheOptions.of(64, BLOCK)));
                 CompressedContext many =
                         new CompressedContext(model, new Full(), precise(CacheOptions.unlimited(512, BLOCK)))) {
             assertEquals(256, few.context().cells());
@@ -59,9 +59,7 @@ class OtherModelsTest {
             few.decode(tokens());
             many.decode(tokens());
             assertArrayEquals(
-                    many.logits().toArray(ValueLayout.JAVA_FLOAT),
-                    few.logits().toArray(ValueLayout.JAVA_FLOAT),
-                    1e-5f);
+                    many.logits().toArray(ValueLayout.JAVA_FLOAT), few.logits().toArray(ValueLayout.JAVA_FLOAT), 1e-5f);
         }
     }
 
@@ -88,8 +86,8 @@ class OtherModelsTest {
     @Test
     void anExactBiasBeforeASoftCapIsRefused() {
         try (Model model = load(new Geometry("gemma2", 4, 1, 32, 10000, "none", 32, false, 40, 2))) {
-            CacheOptions options = CacheOptions.of(48, BLOCK)
-                    .with(ComputeSettings.usual().withThreads(1));
+            CacheOptions options =
+                    CacheOptions.of(48, BLOCK).with(ComputeSettings.usual().withThreads(1));
             assertRefused(
                     model,
                     new EntropyMerged(4, 0.25, 8, 0.9, 1.5, 1.5, Bias.EXACT, null),
@@ -109,11 +107,10 @@ class OtherModelsTest {
     void flashAttentionOfPlmIsRefused() {
         try (Model model = load(GeometryTest.PLM)) {
             for (FlashAttention flash : List.of(FlashAttention.ON, FlashAttention.AUTO)) {
-                CacheOptions options = CacheOptions.of(48, BLOCK)
-                        .with(ComputeSettings.usual().withFlashAttention(flash));
+                CacheOptions options =
+                        CacheOptions.of(48, BLOCK).with(ComputeSettings.usual().withFlashAttention(flash));
                 KvmergeException e = assertThrows(
-                        KvmergeException.Usage.class,
-                        () -> new CompressedContext(model, new StreamingLlm(4), options));
+                        KvmergeException.Usage.class, () -> new CompressedContext(model, new StreamingLlm(4), options));
                 assertTrue(e.getMessage().contains("use -fa off"), e.getMessage());
             }
         }
@@ -133,8 +130,8 @@ class OtherModelsTest {
     void anEncoderIsRefusedWhenItIsLoaded() {
         Path file = TinyGguf.writeEncoder(
                 folder.resolve("encoder.gguf"), new Geometry("llama", 4, 2, 32, 10000, "none", 32, false));
-        KvmergeException e = assertThrows(
-                KvmergeException.class, () -> Model.load(TestModel.library(), file, Backend.CPU, 0));
+        KvmergeException e =
+                assertThrows(KvmergeException.class, () -> Model.load(TestModel.library(), file, Backend.CPU, 0));
         assertTrue(e.getMessage().contains("whose tokens attend to those to come"), e.getMessage());
     }
 }

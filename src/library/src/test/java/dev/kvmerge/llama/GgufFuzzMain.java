@@ -38,7 +38,8 @@ final class GgufFuzzMain {
     }
 
     private static void use(Model model) {
-        ContextOptions options = ContextOptions.of(256, 8, ComputeSettings.usual().withThreads(1));
+        ContextOptions options =
+                ContextOptions.of(256, 8, ComputeSettings.usual().withThreads(1));
         try (Context context = new Context(model, options, null)) {
             context.decode(new int[] {3, 5, 7}, 0);
             context.decode(new int[] {4}, 3);

@@ -34,7 +34,8 @@ import org.junit.jupiter.api.io.TempDir;
 @Tag("native")
 class HandleTest {
     private static final TinyGguf.Geometry TINY = new TinyGguf.Geometry("llama", 4, 2, 16, 10000, "none", 16, false);
-    private static final ContextOptions OPTIONS = ContextOptions.of(256, 32, ComputeSettings.usual().withThreads(1));
+    private static final ContextOptions OPTIONS =
+            ContextOptions.of(256, 32, ComputeSettings.usual().withThreads(1));
 
     @TempDir
     Path folder;
