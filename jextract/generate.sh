@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Regenerates generated/ from the headers. Usage: generate.sh <folder with llama.h and ggml.h>
-# Needs jextract for JDK 25 on the PATH, or its path in JEXTRACT. It is in no registry: OpenJDK has early-access builds of it,
-# and its source is openjdk/jextract.
+# Needs jextract for JDK 25 on the PATH, or its path in JEXTRACT. It is in no registry: OpenJDK has early-access builds,
+# and bin/build-jextract builds it from a checkout of openjdk/jextract.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 headers=${1:?usage: generate.sh <folder with llama.h and ggml.h>}
