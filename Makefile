@@ -29,8 +29,8 @@ JAVA_SOURCES := $(shell find src/*/src/main jextract/generated -name '*.java') p
 NATIVE_SOURCES := $(shell find native -type f)
 
 .PHONY: run quickstart test test-native test-threads test-clang test-emulated test-java test-fast faults \
-    test-relied-on test-cuda test-rpc bench bench-table jmh benchmarks build setup cuda llama-cuda llama-rpc bindings relied-on docs \
-    performance check-lines format clean help
+    test-relied-on test-cuda test-rpc bench bench-table jmh benchmarks build setup cuda llama-cuda llama-rpc \
+    bindings relied-on docs performance check-lines format clean help
 
 ## run: set everything up, then run the main experiment on the small model and the book (results/)
 run: build setup
