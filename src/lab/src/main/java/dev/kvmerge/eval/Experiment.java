@@ -17,12 +17,10 @@ import dev.kvmerge.strategy.QuantisedWeights;
 import dev.kvmerge.strategy.Strategies;
 import dev.kvmerge.strategy.Strategy;
 import java.io.IOException;
-import java.lang.foreign.MemorySegment;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.function.BooleanSupplier;
@@ -201,11 +199,6 @@ public final class Experiment implements AutoCloseable {
         }
     }
 
-    /** How the text is read. */
-    public Mode mode() {
-        return setup.mode();
-    }
-
     public List<Run> runs() {
         return List.copyOf(runs);
     }
@@ -247,7 +240,7 @@ public final class Experiment implements AutoCloseable {
         Path file = setup.workFolder().resolve(LOGITS);
         Path part = setup.workFolder().resolve(LOGITS + ".part");
         Trace trace = Trace.empty(setup.tokens().length);
-        Spent spent = new Spent();
+        Reading reading = new Reading(setup, model.vocabularySize(), scorer, firstCompared, trace);
         Recipe recipe = recipe(run, listener, cancelled);
         PeakMemory.reset();
         long start = System.nanoTime();
@@ -257,14 +250,13 @@ public final class Experiment implements AutoCloseable {
             for (int w = 0; w < windows(); w++) {
                 try (CompressedContext context =
                         new CompressedContext(lesser == null ? model : lesser, recipe.strategy(), recipe.options())) {
-                    read(context, w, trace, predictions, isFull, spent, listener, cancelled);
-                    spent.add(context);
+                    reading.read(context, w, predictions, isFull, listener, cancelled);
                 }
             }
         } finally {
             delete(setup.workFolder().resolve(WEIGHTS));
         }
-        RunResult result = result(run, spent, trace, full, (System.nanoTime() - start) / 1e9);
+        RunResult result = result(run, reading.spent(), trace, full, (System.nanoTime() - start) / 1e9);
         if (isFull) {
             try {
                 Files.move(part, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
@@ -351,109 +343,14 @@ public final class Experiment implements AutoCloseable {
                 .with(compute);
     }
 
-    /** What the windows so far took. */
-    private static final class Spent {
-        private long decode;
-        private long observe;
-        private long plan;
-        private long apply;
-        private long kvBytes;
-        private double nll;
-
-        void add(CompressedContext context) {
-            CompressedContext.Timings t = context.timings();
-            decode += t.decode();
-            observe += t.observe();
-            plan += t.plan();
-            apply += t.apply();
-            kvBytes = Math.max(kvBytes, context.info().bytes());
-        }
-
-        long nanos() {
-            return decode + observe + plan + apply;
-        }
-    }
-
-    /** One window: the only one when the text is streamed. */
-    private void read(
-            CompressedContext context,
-            int window,
-            Trace trace,
-            PackedLogits predictions,
-            boolean write,
-            Spent spent,
-            Listener listener,
-            BooleanSupplier cancelled) {
-        Mode mode = setup.mode();
-        int start = window * mode.window();
-        int[] tokens = Arrays.copyOfRange(setup.tokens(), start, start + mode.window());
-        for (int at = 0; at < tokens.length; ) {
-            if (cancelled.getAsBoolean()) {
-                throw new Cancelled();
-            }
-            boolean scored = at >= mode.prefill();
-            int end = Math.min(scored ? tokens.length : mode.prefill(), at + setup.block());
-            context.decode(Arrays.copyOfRange(tokens, at, end), scored);
-            // Row r of the block's logits predicts token at + r + 1. Nothing is known after the last token of the text.
-            int rows = Math.min(end, tokens.length - 1) - at;
-            if (scored && rows > 0) {
-                score(context.logits(), tokens, at, rows, start, window, trace, predictions, write, spent);
-            }
-            if (end == tokens.length && mode.streams()) {
-                context.flush(); // a last block that is not full
-            }
-            double seconds = (spent.nanos() + context.timings().total()) / 1e9;
-            int done = start + end;
-            int scoredSoFar = mode.streams()
-                    ? Math.min(end, tokens.length - 1)
-                    : window * (mode.window() - mode.prefill() - 1) + end - mode.prefill();
-            listener.block(done, scoredSoFar > 0 ? Math.exp(spent.nll / scoredSoFar) : Double.NaN, done / seconds);
-            at = end;
-        }
-        if (!mode.streams()) {
-            context.account();
-        }
-    }
-
-    private void score(
-            MemorySegment logits,
-            int[] tokens,
-            int at,
-            int rows,
-            int start,
-            int window,
-            Trace trace,
-            PackedLogits predictions,
-            boolean write,
-            Spent spent) {
-        long rowBytes = 4L * model.vocabularySize();
-        double[] nll = scorer.negativeLogLikelihood(logits, Arrays.copyOfRange(tokens, at + 1, at + 1 + rows));
-        System.arraycopy(nll, 0, trace.nll(), start + at + 1, rows);
-        spent.nll += Arrays.stream(nll).sum();
-        int skip = Math.max(0, firstCompared - (at + 1));
-        int compared = rows - skip;
-        if (compared <= 0) {
-            return;
-        }
-        MemorySegment own = logits.asSlice(skip * rowBytes, compared * rowBytes);
-        if (write) {
-            predictions.append(own, compared);
-            return;
-        }
-        int row = window * rowsOfWindow() + at + 1 + skip - firstCompared;
-        Scorer.Divergence d = scorer.divergence(predictions.rows(row, compared), own, compared);
-        System.arraycopy(d.kl(), 0, trace.kl(), start + at + 1 + skip, compared);
-        System.arraycopy(d.sameTop(), 0, trace.sameTop(), start + at + 1 + skip, compared);
-    }
-
-    private RunResult result(Run run, Spent t, Trace trace, Outcome full, double seconds) {
+    private RunResult result(Run run, Reading.Spent t, Trace trace, Outcome full, double seconds) {
         boolean isFull = run.isFull();
         int firstScored = isFull || !setup.mode().streams()
                 ? firstCompared
                 : cellsFor(setup.tokens().length, run.compression()) + 1;
         Trace.Perplexity perplexity = trace.perplexity(firstScored);
         Trace.Divergence divergence = isFull ? null : trace.divergence(firstScored);
-        long bytes = t.kvBytes;
+        long bytes = t.kvBytes();
         return new RunResult(
                 run.name(),
                 run.parameters(),
@@ -478,10 +375,10 @@ public final class Experiment implements AutoCloseable {
                         : full == null ? null : full.result().kvBytes(),
                 PeakMemory.bytes(),
                 seconds,
-                t.decode / 1e9,
-                t.observe / 1e9,
-                t.plan / 1e9,
-                t.apply / 1e9,
+                t.decode() / 1e9,
+                t.observe() / 1e9,
+                t.plan() / 1e9,
+                t.apply() / 1e9,
                 setup.tokens().length / (t.nanos() / 1e9));
     }
 
