@@ -83,7 +83,7 @@ public final class ChunkedPerplexity {
     public Estimate full(int[] tokens, Listener listener) {
         int n = options.chunk();
         int chunks = chunksOf(tokens.length);
-        int side = Math.max(1, options.batch() / n);
+        int side = Math.clamp(options.batch() / n, 1, ContextOptions.MOST_SEQUENCES);
         int batch = Math.min(options.batch(), side * n);
         int first = n / 2;
         ContextOptions contextOptions = new ContextOptions(side * n, batch, side, options.compute());

@@ -2,6 +2,7 @@ package dev.kvmerge.cache;
 
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.llama.ComputeSettings;
+import dev.kvmerge.llama.ContextOptions;
 import java.util.Objects;
 
 /**
@@ -17,8 +18,6 @@ import java.util.Objects;
  * @param compute how llama.cpp computes
  */
 public record CacheOptions(int cells, int block, int capacity, int span, ComputeSettings compute) {
-    private static final int MOST_CELLS = Integer.MAX_VALUE - 256; // llama.cpp rounds up to a multiple of 256
-
     public CacheOptions {
         Objects.requireNonNull(compute, "compute");
         if (block <= 0) {
@@ -28,7 +27,7 @@ public record CacheOptions(int cells, int block, int capacity, int span, Compute
             throw new KvmergeException.Usage(
                     "the number of cells (--cells) must be positive, not " + (cells == 0 ? capacity : cells));
         }
-        if ((cells == 0 ? capacity : (long) cells + block) > MOST_CELLS) {
+        if ((cells == 0 ? capacity : (long) cells + block) > ContextOptions.MOST_CELLS) {
             throw new KvmergeException.Usage("no context has " + (cells == 0 ? capacity : (long) cells + block)
                     + " cells: use fewer --cells, or a smaller --block");
         }

@@ -15,11 +15,14 @@ import java.util.Objects;
  */
 public record ComputeSettings(
         int threads, int ubatch, FlashAttention flashAttention, CellType keyType, CellType valueType) {
+    /** Most CPU threads. */
+    public static final int MOST_THREADS = 1024;
+
     private static final int UBATCH = 512;
 
     public ComputeSettings {
-        ContextOptions.positive("threads (-t)", threads);
-        ContextOptions.positive("ubatch (-ub)", ubatch);
+        ContextOptions.range("threads (-t)", threads, MOST_THREADS);
+        ContextOptions.range("ubatch (-ub)", ubatch, Integer.MAX_VALUE);
         Objects.requireNonNull(flashAttention, "flashAttention");
         Objects.requireNonNull(keyType, "keyType");
         Objects.requireNonNull(valueType, "valueType");

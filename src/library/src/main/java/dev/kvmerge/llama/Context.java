@@ -37,18 +37,20 @@ public final class Context implements AutoCloseable {
      * Makes a context.
      *
      * @param callback called for every graph node, or null
-     * @throws KvmergeException if llama.cpp cannot: memory, or options that do not go together
+     * @throws KvmergeException if llama.cpp cannot, as with options that do not go together, or if the machine has not
+     *     the memory
      */
     public Context(Model model, ContextOptions options, ContextOptions.EvalCallback callback) {
         this.model = model;
         this.callback = callback;
-        this.batch = options.batch();
+        this.batch = Math.min(options.batch(), LlamaCache.padded(options.cells()));
         this.sequences = options.sequences();
         this.vocabulary = model.vocabularySize();
         if (options.compute().flashAttention() != ContextOptions.FlashAttention.OFF && model.flashAttentionAborts()) {
             throw new KvmergeException.Usage(
                     "llama.cpp aborts on flash attention with the model " + model.path() + ": use -fa off");
         }
+        model.checkMemory(options, 0);
         tokens = arena.allocate(ValueLayout.JAVA_INT, batch);
         positions = arena.allocate(ValueLayout.JAVA_INT, batch);
         sequenceCounts = arena.allocate(ValueLayout.JAVA_INT, batch);
@@ -90,8 +92,8 @@ public final class Context implements AutoCloseable {
         ComputeSettings compute = options.compute();
         MemorySegment params = Llama_h.llama_context_default_params(arena);
         llama_context_params.n_ctx(params, options.cells());
-        llama_context_params.n_batch(params, options.batch());
-        llama_context_params.n_ubatch(params, options.ubatch());
+        llama_context_params.n_batch(params, batch);
+        llama_context_params.n_ubatch(params, Math.min(options.ubatch(), batch));
         llama_context_params.n_seq_max(params, options.sequences());
         llama_context_params.n_threads(params, compute.threads());
         llama_context_params.n_threads_batch(params, compute.threads());

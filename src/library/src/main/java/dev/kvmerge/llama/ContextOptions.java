@@ -9,21 +9,29 @@ import java.util.concurrent.atomic.AtomicInteger;
  * How to make a llama.cpp context.
  *
  * @param cells KV cells (-c); llama.cpp rounds up to a multiple of 256
- * @param batch most tokens a decode (-b)
- * @param sequences sequences side by side
+ * @param batch most tokens a decode (-b); more than the cells is of no use, and counts as so many
+ * @param sequences sequences side by side, at most 256
  * @param compute how llama.cpp computes
  */
 public record ContextOptions(int cells, int batch, int sequences, ComputeSettings compute) {
+    /** Most cells of a context. */
+    public static final int MOST_CELLS = 1 << 30;
+    /** Most sequences side by side: llama.cpp's LLAMA_MAX_SEQ. */
+    public static final int MOST_SEQUENCES = 256;
+
     public ContextOptions {
-        positive("cells (-c)", cells);
-        positive("batch (-b)", batch);
-        positive("sequences", sequences);
+        range("cells (-c)", cells, MOST_CELLS);
+        range("batch (-b)", batch, Integer.MAX_VALUE);
+        range("sequences", sequences, MOST_SEQUENCES);
         Objects.requireNonNull(compute, "compute");
     }
 
-    static void positive(String name, int value) {
+    static void range(String name, int value, int most) {
         if (value <= 0) {
             throw new KvmergeException.Usage(name + " must be positive, not " + value);
+        }
+        if (value > most) {
+            throw new KvmergeException.Usage(name + " must be at most " + most + ", not " + value);
         }
     }
 

@@ -277,6 +277,27 @@ public final class Model implements AutoCloseable {
         }
     }
 
+    GgufHeader header() {
+        return header;
+    }
+
+    /** The numbers of the layers whose cells grow with the context; of all, until that is known. */
+    List<Integer> fullLayers() {
+        return shape == null
+                ? IntStream.range(0, header.layers()).boxed().toList()
+                : shape.layerNumbers();
+    }
+
+    /**
+     * Refuses a context that the machine has not the memory for, before anything is touched.
+     *
+     * @param tables bytes of what is kept beside its cells
+     * @throws KvmergeException naming what is needed and what is free
+     */
+    public void checkMemory(ContextOptions options, long tables) {
+        MemoryNeed.of(this, options, tables).check(options.cells(), FreeMemory.bytes());
+    }
+
     int checkToken(int token) {
         if (token < 0 || token >= vocabularySize) {
             throw new IllegalArgumentException("token " + token + " is outside the vocabulary of " + vocabularySize);

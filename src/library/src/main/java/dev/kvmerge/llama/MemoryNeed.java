@@ -1,0 +1,65 @@
+package dev.kvmerge.llama;
+
+import dev.kvmerge.KvmergeException;
+import dev.kvmerge.llama.ContextOptions.CellType;
+import dev.kvmerge.llama.ContextOptions.FlashAttention;
+
+/**
+ * What a context takes of the host's memory, at least: its cells, the scores of a ubatch, and the tables beside them.
+ * Asked before llama.cpp touches the memory, since a machine that has not so much ends the process and not the call.
+ *
+ * @param cells bytes of the K and V cells, of the layers without a sliding window
+ * @param scores bytes of the scores and the mask, where flash attention does not do without the first
+ * @param tables bytes of what is kept beside the cells
+ */
+record MemoryNeed(long cells, long scores, long tables) {
+    private static final long MIB = 1 << 20;
+    private static final String LATENT = ".attention.key_length_mla";
+
+    static MemoryNeed of(Model model, ContextOptions options, long tables) {
+        GgufHeader header = model.header();
+        double n = LlamaCache.padded(options.cells());
+        boolean values = !header.metadata().containsKey(header.architecture() + LATENT); // else they are in the keys
+        double cells = 0;
+        long heads = 0;
+        for (int layer : model.fullLayers()) {
+            cells += n
+                    * header.kvHeads(layer)
+                    * (header.headSize("attention.key_length", layer) * bytes(options.compute().keyType())
+                            + (values ? header.headSize("attention.value_length", layer) : 0)
+                                    * bytes(options.compute().valueType()));
+            heads = Math.max(heads, header.heads(layer));
+        }
+        double rows = Math.min(Math.min(options.ubatch(), options.batch()), n);
+        double scores = rows * n * 4 * (options.compute().flashAttention() == FlashAttention.OFF ? heads + 1 : 1);
+        return new MemoryNeed(model.backend() == Backend.CPU ? (long) cells : 0, (long) scores, tables);
+    }
+
+    private static double bytes(CellType type) {
+        return switch (type) {
+            case F32 -> 4;
+            case F16, BF16 -> 2;
+            case Q8_0 -> 34 / 32.0;
+            case Q4_0 -> 18 / 32.0;
+        };
+    }
+
+    /** All of it; more than any machine has, where it is no long. */
+    long total() {
+        return (long) ((double) cells + scores + tables);
+    }
+
+    /**
+     * Refuses what does not fit.
+     *
+     * @param free bytes
+     */
+    void check(int n, long free) {
+        if (total() > free) {
+            throw new KvmergeException("a context of " + n + " cells needs " + Math.ceilDiv(total(), MIB) + " MiB ("
+                    + Math.ceilDiv(cells, MIB) + " of cells, " + Math.ceilDiv(scores, MIB) + " of scores, "
+                    + Math.ceilDiv(tables, MIB) + " of tables), and " + free / MIB
+                    + " MiB are free: use fewer cells (--cells, -c or a shorter text), a smaller -ub, or -ctk q8_0");
+        }
+    }
+}

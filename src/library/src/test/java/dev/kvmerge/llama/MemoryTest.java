@@ -1,0 +1,107 @@
+package dev.kvmerge.llama;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import dev.kvmerge.KvmergeException;
+import dev.kvmerge.TestModel;
+import dev.kvmerge.TinyGguf;
+import dev.kvmerge.cache.CacheOptions;
+import dev.kvmerge.llama.ContextOptions.CellType;
+import dev.kvmerge.llama.ContextOptions.FlashAttention;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import org.junit.jupiter.api.Tag;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/** Contexts that the machine has not the memory for are refused before it is touched. */
+@Tag("native")
+class MemoryTest {
+    private static final long MIB = 1 << 20;
+
+    private final ComputeSettings usual = ComputeSettings.usual();
+
+    @TempDir
+    Path root;
+
+    private void write(String file, String text) throws IOException {
+        Path path = root.resolve(file);
+        Files.createDirectories(path.getParent());
+        Files.writeString(path, text);
+    }
+
+    @Test
+    void whatIsFreeIsTheLeastThatTheSystemAndTheGroupsLeave() throws IOException {
+        assertEquals(Long.MAX_VALUE, FreeMemory.bytes(root), "another system");
+        write("proc/meminfo", "MemTotal:  9000 kB\nMemAvailable:   8192 kB\n");
+        assertEquals(8 * MIB, FreeMemory.bytes(root));
+        write("proc/self/cgroup", "0::/user/session\n");
+        write("sys/fs/cgroup/user/session/memory.max", "max\n");
+        write("sys/fs/cgroup/user/session/memory.current", "1000\n");
+        assertEquals(8 * MIB, FreeMemory.bytes(root), "no limit");
+        write("sys/fs/cgroup/user/memory.max", 5 * MIB + "\n");
+        write("sys/fs/cgroup/user/memory.current", 4 * MIB + "\n");
+        write("sys/fs/cgroup/user/memory.stat", "anon 5\ninactive_file " + 2 * MIB + "\n");
+        assertEquals(3 * MIB, FreeMemory.bytes(root), "of the group around, with what is cached of files");
+        write("proc/self/cgroup", "5:cpu,memory:/job\n4:memoryless:/\n0::/\n");
+        write("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
+        write("sys/fs/cgroup/memory/memory.usage_in_bytes", "5\n");
+        write("sys/fs/cgroup/memory/job/memory.limit_in_bytes", 2 * MIB + "\n");
+        write("sys/fs/cgroup/memory/job/memory.usage_in_bytes", MIB / 2 + "\n");
+        assertEquals(3 * MIB / 2, FreeMemory.bytes(root), "version 1");
+        write("sys/fs/cgroup/memory/job/memory.usage_in_bytes", 3 * MIB + "\n");
+        assertEquals(0, FreeMemory.bytes(root), "over its limit");
+    }
+
+    @Test
+    void anEstimateIsTheMemoryOfTheCells() {
+        TinyGguf.Geometry tiny = new TinyGguf.Geometry("llama", 4, 2, 16, 10000, "none", 16, false);
+        try (Model model =
+                Model.load(TestModel.library(), TinyGguf.write(root.resolve("tiny.gguf"), tiny), Backend.CPU, 0)) {
+            ContextOptions options = ContextOptions.of(1000, 100, usual.withUbatch(64));
+            MemoryNeed need = MemoryNeed.of(model, options, 77);
+            assertEquals(1024 * 2 * 2 * (16 + 16) * 2, need.cells(), "cells, layers, heads, K and V, bytes");
+            assertEquals(64 * 1024 * 4 * (4 + 1), need.scores(), "and the mask");
+            assertEquals(77, need.tables());
+            ComputeSettings other =
+                    usual.withUbatch(64).withFlashAttention(FlashAttention.ON).withCellTypes(CellType.Q8_0, CellType.F32);
+            MemoryNeed small = MemoryNeed.of(model, ContextOptions.of(1000, 100, other), 0);
+            assertEquals((long) (1024 * 2 * 2 * 16 * (34 / 32.0 + 4)), small.cells());
+            assertEquals(64 * 1024 * 4, small.scores());
+            need.check(1000, need.total());
+            String message = assertThrows(KvmergeException.class, () -> need.check(1000, MIB / 2))
+                    .getMessage();
+            assertTrue(message.startsWith("a context of 1000 cells needs 2 MiB (1 of cells, 2 of scores"), message);
+            assertTrue(message.contains("0 MiB are free: use fewer cells"), message);
+            message = assertThrows(
+                            KvmergeException.class,
+                            () -> new Context(model, ContextOptions.of(ContextOptions.MOST_CELLS, 512, usual), null))
+                    .getMessage();
+            assertTrue(message.startsWith("a context of 1073741824 cells needs "), message);
+            try (Context context = new Context(model, ContextOptions.of(4, Integer.MAX_VALUE, usual.withThreads(1)), null)) {
+                assertEquals(256, context.batch(), "no more than the cells");
+            }
+        }
+    }
+
+    @Test
+    void sizesBeyondAnyContextAreRefused() {
+        for (Runnable call : new Runnable[] {
+            () -> ContextOptions.of(Integer.MAX_VALUE, 1, usual),
+            () -> ContextOptions.of(0, 1, usual),
+            () -> ContextOptions.of(256, -1, usual),
+            () -> new ContextOptions(256, 1, 257, usual),
+            () -> usual.withThreads(1025),
+            () -> usual.withUbatch(0),
+            () -> CacheOptions.of(Integer.MAX_VALUE, 1),
+            () -> CacheOptions.of(1, Integer.MAX_VALUE),
+            () -> CacheOptions.of(Integer.MAX_VALUE, Integer.MAX_VALUE),
+            () -> CacheOptions.unlimited(Integer.MAX_VALUE, 1)
+        }) {
+            assertThrows(KvmergeException.Usage.class, call::run);
+        }
+    }
+}
