@@ -21,6 +21,9 @@ final class CellTable {
     /** For {@link #targets} of a cell that is dropped or was not in use. */
     static final int NONE = -1;
 
+    /** Bytes of heap that an entry takes: its columns now and next, and its moves. */
+    static final int ENTRY_BYTES = 2 * 8 * 4 + 4 * 4;
+
     private final Shape shape;
     private final int cells;
     private final int[] targets; // of Moves, made once: they are large
@@ -72,13 +75,18 @@ final class CellTable {
         this.keepsNewest = keepsNewest;
         this.shape = shape;
         this.cells = cells;
-        int n = Math.multiplyExact(shape.pairs(), cells);
+        int n = Math.toIntExact(entries(shape, cells)); // CompressedContext has seen that it is one
         now = new Columns(n);
         next = new Columns(n);
         targets = new int[n];
         weights = new float[n];
         positions = new int[n];
         destinations = new int[n];
+    }
+
+    /** Entries of each column: one a layer, KV head and cell. */
+    static long entries(Shape shape, int cells) {
+        return (long) shape.pairs() * cells;
     }
 
     int used() {
@@ -273,19 +281,18 @@ final class CellTable {
             }
         }
 
-        /**
-         * Moves the table, when all pairs have been staged.
-         *
-         * @return what the native side has to do; its arrays are the table's, until the next rewrite
-         */
-        Moves commit() {
-            Moves moves = new Moves(targets, weights, valueWeights(), positions, destinations, newPositions);
+        /** What the native side has to do, when all pairs have been staged; its arrays are the table's, until the next rewrite. */
+        Moves moves() {
+            return new Moves(targets, weights, valueWeights(), positions, destinations, newPositions);
+        }
+
+        /** Moves the table, when the cells have been rewritten. */
+        void commit() {
             Columns before = now;
             now = next;
             next = before;
             held = staying;
             used = budget;
-            return moves;
         }
 
         /** By cell; null where no plan has any. */

@@ -9,19 +9,24 @@ import dev.kvmerge.kernels.Observer;
 import dev.kvmerge.llama.Context;
 import dev.kvmerge.llama.ContextOptions;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
+import dev.kvmerge.llama.Guard;
 import dev.kvmerge.llama.LlamaCache;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.llama.Shape;
 import java.lang.foreign.MemorySegment;
 import java.util.Objects;
+import java.util.function.IntConsumer;
 import java.util.function.Supplier;
 import java.util.stream.IntStream;
 
 /**
  * A llama.cpp context that never holds more than a number of KV cells: text of any length goes in, a block at a time, and after each
- * block a {@link Planner} decides for every layer and KV head what stays. One sequence. Not thread-safe.
+ * block a {@link Planner} decides for every layer and KV head what stays. One sequence, one thread at a time.
  */
 public final class CompressedContext implements AutoCloseable {
+    private static final long MIB = 1 << 20;
+    private static final int MOST_ENTRIES = Integer.MAX_VALUE - 8; // of an array
+
     private final Planner planner;
     private final Needs needs; // the planner's
     private final CacheOptions options;
@@ -38,6 +43,12 @@ public final class CompressedContext implements AutoCloseable {
     private int decoded; // tokens so far
     private int position; // of the next token, as llama.cpp knows it: the same but in a context with a span
     private int pending; // tokens decoded that the table does not have yet
+    private int[] unforeseen = {}; // cells of the newest tokens that a calibration has yet to be asked about
+    private final int trained; // positions; past them the model gets worse by itself
+    private boolean warned;
+    private boolean planning; // a compression was begun, and its planner threw
+    private Throwable broken; // what left llama.cpp's cells and the table disagreeing
+    private final Guard guard = new Guard("the compressed context");
     private long decodedNanos; // of those
 
     /** Where the time went, in nanoseconds. */
@@ -105,14 +116,14 @@ public final class CompressedContext implements AutoCloseable {
                 observe.entropy(),
                 observe.queries() || observe.bias() == Bias.FOLDED,
                 needs.calibration() != null);
+        this.trained = options.span() > 0 ? Integer.MAX_VALUE : model.trainedContext();
         int cells = LlamaCache.padded(options.wanted());
+        ContextOptions contextOptions = ContextOptions.of(options.wanted(), options.block(), options.compute());
+        checkMemory(model, contextOptions, CellTable.entries(shape, cells));
         this.observer = new Observer(shape, cells, options.block(), observe);
         Context made = null;
         try {
-            made = new Context(
-                    model,
-                    ContextOptions.of(options.wanted(), options.block(), options.compute()),
-                    observer.callback());
+            made = new Context(model, contextOptions, observer.callback());
             if (made.cells() > cells) {
                 throw new KvmergeException(
                         "llama.cpp made " + made.cells() + " cells where " + cells + " were expected");
@@ -126,6 +137,18 @@ public final class CompressedContext implements AutoCloseable {
             throw e;
         }
         this.context = made;
+    }
+
+    /** Refuses tables that the machine, or the JVM's heap, has not the memory for. */
+    private static void checkMemory(Model model, ContextOptions options, long entries) {
+        model.checkMemory(options, entries * (CellTable.ENTRY_BYTES + Observer.ENTRY_BYTES));
+        Runtime jvm = Runtime.getRuntime();
+        long heap = jvm.maxMemory() - jvm.totalMemory() + jvm.freeMemory();
+        if (entries > MOST_ENTRIES || entries * CellTable.ENTRY_BYTES > heap) {
+            throw new KvmergeException("the tables of " + options.cells() + " cells take "
+                    + entries * CellTable.ENTRY_BYTES / MIB + " MiB of the JVM's heap, which has " + heap / MIB
+                    + " MiB left: use fewer --cells, or give java a larger -Xmx");
+        }
     }
 
     private static Planner given(Planner planner) {
@@ -232,44 +255,103 @@ public final class CompressedContext implements AutoCloseable {
         decode(tokens, true);
     }
 
-    /** As above, with logits for each token or, which costs less, for the last one alone. */
+    /**
+     * As above, with logits for each token or, which costs less, for the last one alone.
+     *
+     * @throws KvmergeException if llama.cpp cannot, or the planner's plan is refused; what the planner throws is thrown too.
+     *     Of the compression then nothing was done: the tokens that were decoded count, and the next call plans again
+     * @throws IllegalStateException if the context is closed, in use by another thread, or broken by a rewriting of its
+     *     cells that failed half-way
+     */
     public void decode(int[] tokens, boolean allLogits) {
         if (tokens.length == 0 || tokens.length > options.block()) {
             throw new IllegalArgumentException(
                     "a block of " + tokens.length + " tokens; it takes 1 to " + options.block());
         }
-        if (pending + tokens.length > options.block()) {
-            flush();
+        try (Guard.Use _ = enter()) {
+            if (pending + tokens.length > options.block()) {
+                settle();
+            }
+            compressIfFull(); // what a planner that threw, or an account, has left
+            if (pending == 0) {
+                observer.begin();
+            }
+            long start = System.nanoTime();
+            decodeOrBreak(tokens, allLogits);
+            decodedNanos += System.nanoTime() - start;
+            pending += tokens.length;
+            position += tokens.length;
+            decoded += tokens.length;
+            warnPastTraining();
+            if (pending == options.block()) {
+                settle();
+            }
         }
-        if (pending == 0) {
-            observer.begin();
+    }
+
+    /** A decode that failed has changed nothing, unless some of its tokens are in the cache. */
+    private void decodeOrBreak(int[] tokens, boolean allLogits) {
+        try {
+            context.decode(tokens, position, allLogits);
+        } catch (KvmergeException e) {
+            if (context.newestPosition() != position - 1) {
+                broken = e;
+            }
+            throw e;
         }
-        long start = System.nanoTime();
-        context.decode(tokens, position, allLogits);
-        decodedNanos += System.nanoTime() - start;
-        pending += tokens.length;
-        position += tokens.length;
-        decoded += tokens.length;
-        if (pending == options.block()) {
-            flush();
+    }
+
+    private void warnPastTraining() {
+        if (position > trained && !warned) {
+            warned = true;
+            System.getLogger("dev.kvmerge")
+                    .log(
+                            System.Logger.Level.WARNING,
+                            "the text goes past the {0} positions the model was trained on, where it gets worse by"
+                                    + " itself: give the cache a span",
+                            trained);
         }
+    }
+
+    /** Enters alone; refused when the cells and the table no longer agree. */
+    private Guard.Use enter() {
+        Guard.Use inside = guard.exclusive();
+        if (broken != null) {
+            inside.close();
+            throw new IllegalStateException(
+                    "the compressed context is broken, since rewriting or decoding failed half-way: close it and make"
+                            + " another",
+                    broken);
+        }
+        return inside;
     }
 
     /** Takes account of what was decoded since the last compression and compresses if the cells in use are more than the budget. */
     public void flush() {
-        if (pending == 0) {
-            return;
-        }
-        int[] newest = take();
-        if (!planner.keepsAll() && table.used() > options.cells()) {
-            compress(newest);
-        } else {
-            foresee(newest);
+        try (Guard.Use _ = enter()) {
+            settle();
         }
     }
 
-    /** Takes what was observed; the cells of the newest tokens, which a calibration has yet to be asked about. */
-    private int[] take() {
+    private void settle() {
+        if (pending > 0 || planning) {
+            take();
+            compressIfFull();
+            foresee();
+        }
+    }
+
+    private void compressIfFull() {
+        if (!planner.keepsAll() && table.used() > options.cells()) {
+            compress();
+        }
+    }
+
+    /** Takes what was observed into the table. */
+    private void take() {
+        if (pending == 0) {
+            return;
+        }
         Observer.Stats stats = observer.stats();
         timings.observe += stats.nanos();
         timings.decode += decodedNanos - stats.nanos();
@@ -291,58 +373,100 @@ public final class CompressedContext implements AutoCloseable {
         lastStats = stats;
         table.add(stats.tokenCell(), decoded - pending, position - pending, stats, needs.massDecay());
         pending = 0;
-        return stats.tokenCell();
+        unforeseen = IntStream.concat(IntStream.of(unforeseen), IntStream.of(stats.tokenCell()))
+                .toArray();
     }
 
-    private void foresee(int[] newest) {
-        if (needs.calibration() != null) {
+    private void foresee() {
+        if (needs.calibration() != null && unforeseen.length > 0) {
             long start = System.nanoTime();
-            int[] positions = positions(newest);
-            Parallel.each(shape.pairs(), pair -> foresee(pair, newest, positions));
+            int[] positions = positions(unforeseen);
+            each(pair -> foresee(pair, positions));
             timings.plan += System.nanoTime() - start;
         }
+        unforeseen = new int[0];
+    }
+
+    /** Calls body for every layer and KV head, on as many threads as the context computes on. */
+    private void each(IntConsumer body) {
+        Parallel.each(shape.pairs(), options.compute().threads(), body);
     }
 
     private int[] positions(int[] newest) {
         return IntStream.range(position - newest.length, position).toArray();
     }
 
-    private void foresee(int pair, int[] newest, int[] positions) {
+    private void foresee(int pair, int[] positions) {
         Calibration calibration = needs.calibration();
-        if (calibration == null) {
+        if (calibration == null || positions.length == 0) {
             return;
         }
         Observer.Projection seen = observer.project(
-                pair / shape.kvHeads(), pair % shape.kvHeads(), newest, positions, calibration.keyWeights(pair), info);
+                pair / shape.kvHeads(),
+                pair % shape.kvHeads(),
+                unforeseen,
+                positions,
+                calibration.keyWeights(pair),
+                info);
         table.foresee(pair, calibration.prior(pair, seen.products(), seen.lengths()));
     }
 
-    /** Takes account of what was decoded since the last compression, without compressing: when nothing more is to come. */
+    /**
+     * Takes account of what was decoded since the last compression, without compressing: when nothing more is to come. If
+     * more comes all the same, the next decode compresses first.
+     */
     public void account() {
-        if (pending > 0) {
-            foresee(take());
+        try (Guard.Use _ = enter()) {
+            take();
+            foresee();
         }
     }
 
-    private void compress(int[] newest) {
+    /** Plans, rewrites the cells, and moves the table last: what throws before the first cell is written changes nothing. */
+    private void compress() {
+        planning = true;
         int budget = options.cells();
         int back = options.span() > 0 ? Math.max(0, position - options.span()) : 0;
         long start = System.nanoTime();
         CellTable.Rewrite rewrite = table.rewrite(budget, back);
-        int[] positions = positions(newest);
+        int[] positions = positions(unforeseen);
         CellTable.Shown declared =
                 new CellTable.Shown(needs.mass(), needs.entropy(), needs.queries(), needs.calibration() != null);
         Plan[] plans = new Plan[shape.pairs()];
         int[][] adding = new int[plans.length][]; // the cells' numbers, in the order that the plans know them by
-        Parallel.each(plans.length, pair -> {
-            foresee(pair, newest, positions);
+        each(pair -> {
+            foresee(pair, positions);
             plans[pair] = planner.plan(stats(pair, buffers::get, declared), budget);
             rewrite.stage(pair, plans[pair]);
+            checkAdded(pair, plans[pair]);
             adding[pair] = plans[pair].addedValues() != null ? table.order(pair) : null;
         });
         long planned = System.nanoTime();
         timings.plan += planned - start;
-        CellTable.Moves moves = rewrite.commit();
+        CellTable.Moves moves = rewrite.moves();
+        try {
+            write(moves, plans, adding);
+            free(budget, back);
+        } catch (RuntimeException | Error e) {
+            broken = e;
+            throw e;
+        }
+        rewrite.commit();
+        planning = false;
+        unforeseen = new int[0];
+        timings.apply += System.nanoTime() - planned;
+    }
+
+    private void checkAdded(int pair, Plan plan) {
+        int expected = table.used() * info.valueDimension();
+        if (plan.addedValues() != null && plan.addedValues().length != expected) {
+            throw new KvmergeException("the strategy's plan for layer " + pair / shape.kvHeads() + ", KV head "
+                    + pair % shape.kvHeads() + ": " + plan.addedValues().length
+                    + " elements to add to the values where the cells have " + expected);
+        }
+    }
+
+    private void write(CellTable.Moves moves, Plan[] plans, int[][] adding) {
         observer.apply(
                 moves.targets(),
                 moves.weights(),
@@ -356,18 +480,21 @@ public final class CompressedContext implements AutoCloseable {
                 addValues(pair, plans[pair], adding[pair], moves);
             }
         }
+    }
+
+    /** Frees the cells that do not stay in llama.cpp's record. */
+    private void free(int budget, int back) {
         if (windows) {
             context.removePositions(0, position - budget);
-        } else {
-            // llama.cpp's record: cells 0 .. budget-2 keep the positions they first had, which are those numbers. Behind
-            // them one cell stays, and the text goes on after its position: in a context with a span that is not the
-            // newest one. So llama.cpp never shifts positions, and never rotates keys: its shift would multiply all keys
-            // by YaRN's factor each time.
-            position -= back;
-            context.removePositions(budget - 1, position - 1);
-            context.removePositions(position, position + back);
+            return;
         }
-        timings.apply += System.nanoTime() - planned;
+        // llama.cpp's record: cells 0 .. budget-2 keep the positions they first had, which are those numbers. Behind
+        // them one cell stays, and the text goes on after its position: in a context with a span that is not the
+        // newest one. So llama.cpp never shifts positions, and never rotates keys: its shift would multiply all keys
+        // by YaRN's factor each time.
+        position -= back;
+        context.removePositions(budget - 1, position - 1);
+        context.removePositions(position, position + back);
     }
 
     private void addValues(int pair, Plan plan, int[] order, CellTable.Moves moves) {
@@ -394,7 +521,9 @@ public final class CompressedContext implements AutoCloseable {
 
     /** The last block's logits: F32 [tokens][vocabulary]; valid until the next decode. */
     public MemorySegment logits() {
-        return context.logits();
+        try (Guard.Use _ = enter()) {
+            return context.logits();
+        }
     }
 
     /** Tokens decoded so far. */
@@ -423,14 +552,28 @@ public final class CompressedContext implements AutoCloseable {
 
     /** What is known of the cells of a layer and KV head, after a {@link #flush}. */
     public CellStats cells(int layer, int kvHead) {
-        flush();
-        return stats(layer * shape.kvHeads() + kvHead, CellVectors.Buffer::new, observed);
+        if (layer < 0 || layer >= shape.layers() || kvHead < 0 || kvHead >= shape.kvHeads()) {
+            throw new IllegalArgumentException("no KV head " + kvHead + " of layer " + layer + ": there are "
+                    + shape.kvHeads() + " in each of " + shape.layers() + " layers that are compressed");
+        }
+        try (Guard.Use _ = enter()) {
+            settle();
+            if (table.used() == 0) {
+                throw new IllegalStateException("no cells yet: decode something first");
+            }
+            return stats(layer * shape.kvHeads() + kvHead, CellVectors.Buffer::new, observed);
+        }
     }
 
     /**
-     * As {@link #cells}, with keys as they were before their rotation. Of a context without a span.
+     * As {@link #cells}, with keys as they were before their rotation.
+     *
+     * @throws IllegalStateException if the context has a span: keys there do not carry the rotation of their position
      */
     public CellStats unrotated(int layer, int kvHead) {
+        if (options.span() > 0) {
+            throw new IllegalStateException("the keys of a context with a span carry other positions than the text's");
+        }
         CellStats cells = cells(layer, kvHead);
         observer.keyRotation(layer, info).undo(cells.position(), cells.keys());
         return cells;
@@ -456,9 +599,16 @@ public final class CompressedContext implements AutoCloseable {
         return table;
     }
 
+    /**
+     * Frees the context.
+     *
+     * @throws IllegalStateException if a thread is inside; it stays open then
+     */
     @Override
     public void close() {
-        context.close();
-        observer.close();
+        guard.close(() -> {
+            context.close();
+            observer.close();
+        });
     }
 }

@@ -1,22 +1,64 @@
 package dev.kvmerge.cache;
 
+import java.util.ArrayList;
+import java.util.List;
+import java.util.concurrent.ForkJoinPool;
+import java.util.concurrent.ForkJoinTask;
 import java.util.concurrent.atomic.AtomicInteger;
+import java.util.concurrent.atomic.AtomicReference;
 import java.util.function.IntConsumer;
-import java.util.stream.IntStream;
 
-/** A loop over independent work on all cores, a piece at a time: a stream alone would cut it into a few large ones, and wait for the last. */
+/**
+ * A loop over independent work on several threads, a piece at a time: a stream alone would cut it into a few large ones,
+ * and wait for the last.
+ */
 public final class Parallel {
-    private Parallel() {}
+    private final int n;
+    private final IntConsumer body;
+    private final AtomicInteger next = new AtomicInteger();
+    private final AtomicReference<Throwable> failure = new AtomicReference<>();
 
-    /** Calls body with 0 to n - 1. What it throws is thrown. */
+    private Parallel(int n, IntConsumer body) {
+        this.n = n;
+        this.body = body;
+    }
+
+    /** On all cores. */
     public static void each(int n, IntConsumer body) {
-        AtomicInteger next = new AtomicInteger();
-        IntStream.range(0, Math.min(n, Runtime.getRuntime().availableProcessors()))
-                .parallel()
-                .forEach(thread -> {
-                    for (int i = next.getAndIncrement(); i < n; i = next.getAndIncrement()) {
-                        body.accept(i);
-                    }
-                });
+        each(n, Runtime.getRuntime().availableProcessors(), body);
+    }
+
+    /**
+     * Calls body with 0 to n - 1. When it throws, what has not begun is left, what has begun is waited for, and the first
+     * that was thrown is thrown: afterwards no thread is in the body.
+     *
+     * @param threads at most so many, the caller's among them; no more than the cores
+     */
+    public static void each(int n, int threads, IntConsumer body) {
+        Parallel loop = new Parallel(n, body);
+        List<ForkJoinTask<?>> others = new ArrayList<>();
+        for (int t = 1; t < Math.min(n, threads); t++) {
+            others.add(ForkJoinPool.commonPool().submit(loop::work));
+        }
+        loop.work();
+        others.forEach(ForkJoinTask::quietlyJoin);
+        switch (loop.failure.get()) {
+            case null -> {}
+            case RuntimeException e -> throw e;
+            case Error e -> throw e;
+            case Throwable e -> throw new IllegalStateException(e);
+        }
+    }
+
+    private void work() {
+        try {
+            for (int i = next.getAndIncrement(); i < n && failure.get() == null; i = next.getAndIncrement()) {
+                body.accept(i);
+            }
+        } catch (Throwable e) { // thrown again by the caller
+            if (!failure.compareAndSet(null, e) && failure.get() != e) {
+                failure.get().addSuppressed(e);
+            }
+        }
     }
 }

@@ -166,7 +166,9 @@ class CellTableTest {
         for (int pair = 0; pair < plans.length; pair++) {
             rewrite.stage(pair, plans[pair]);
         }
-        return rewrite.commit();
+        CellTable.Moves moves = rewrite.moves();
+        rewrite.commit();
+        return moves;
     }
 
     private static Plan randomPlan(CellStats cells, int budget, Random random) {

@@ -139,7 +139,8 @@ class CompressedContextTest {
         for (int pair = 0; pair < model.shape().pairs(); pair++) {
             rewrite.stage(pair, plan);
         }
-        CellTable.Moves moves = rewrite.commit();
+        CellTable.Moves moves = rewrite.moves();
+        rewrite.commit();
         context.observer()
                 .apply(moves.targets(), moves.weights(), null, moves.positions(), moves.destinations(), null, true);
     }
