@@ -82,8 +82,8 @@ public final class CellVectors implements Cells {
 
         /** Reads as many cells as fit. */
         CellVectors read(int[] which, Observer.CacheInfo info, Reader reader) {
-            int k = which.length * info.keyDimension();
-            int v = which.length * info.valueDimension();
+            int k = Math.multiplyExact(which.length, info.keyDimension());
+            int v = Math.multiplyExact(which.length, info.valueDimension());
             if (vectors == null || vectors.keys.length != k || vectors.values.length != v) {
                 Arena arena = Arena.ofAuto();
                 index = arena.allocate(ValueLayout.JAVA_INT, which.length);

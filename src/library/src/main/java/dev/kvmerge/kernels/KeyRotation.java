@@ -16,7 +16,14 @@ public record KeyRotation(double[] frequency, boolean neox, int hadamard) {
      * @param keys [positions][dimension], as cached
      */
     public void undo(int[] positions, float[] keys) {
+        if (positions.length == 0 || keys.length % positions.length != 0) {
+            throw new IllegalArgumentException(keys.length + " elements of keys at " + positions.length + " positions");
+        }
         int dimension = keys.length / positions.length;
+        if (2 * frequency.length > dimension || hadamard > 0 && dimension % hadamard != 0) {
+            throw new IllegalArgumentException("keys of " + dimension + " elements, rotated by " + frequency.length
+                    + " pairs and matrices of " + hadamard);
+        }
         int pairs = frequency.length;
         for (int i = 0; i < positions.length; i++) {
             int at = i * dimension;

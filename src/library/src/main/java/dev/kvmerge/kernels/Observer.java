@@ -104,6 +104,7 @@ public final class Observer implements AutoCloseable {
     private final MemorySegment position;
     private final MemorySegment destination;
     private final Guard guard = new Guard("the observer");
+    private volatile CacheInfo cacheInfo; // once it is known
     private final Object moments =
             new Object(); // reading query moments adds up those that wait, for all heads of a layer
 
@@ -279,7 +280,7 @@ public final class Observer implements AutoCloseable {
                 Arena local = Arena.ofConfined()) {
             MemorySegment info = kvmerge_cache_info.allocate(local);
             Kvmerge.check(Kvmerge_h.kvmerge_observer_cache_info(handle, info));
-            return new CacheInfo(
+            CacheInfo read = new CacheInfo(
                     kvmerge_cache_info.n_cells(info),
                     kvmerge_cache_info.head_dim_k(info),
                     kvmerge_cache_info.head_dim_v(info),
@@ -288,6 +289,19 @@ public final class Observer implements AutoCloseable {
                     kvmerge_cache_info.type_k(info).getString(0),
                     kvmerge_cache_info.type_v(info).getString(0),
                     kvmerge_cache_info.device(info).getString(0));
+            cacheInfo = read;
+            return read;
+        }
+    }
+
+    /** Refuses what was said of another cache, whose vectors may be shorter than the memory that they are read into. */
+    private void check(CacheInfo info) {
+        CacheInfo own = cacheInfo;
+        if (own == null) {
+            own = cacheInfo();
+        }
+        if (!own.equals(info)) {
+            throw new IllegalArgumentException("the cache info is another observer's: " + info + " where it is " + own);
         }
     }
 
@@ -305,6 +319,7 @@ public final class Observer implements AutoCloseable {
      * @throws KvmergeException if queries are not observed
      */
     public QueryMoments queryMoments(int layer, int kvHead, CacheInfo info) {
+        check(info);
         int d = info.keyDimension();
         try (Guard.Use _ = guard.shared();
                 Arena local = Arena.ofConfined()) {
@@ -319,6 +334,7 @@ public final class Observer implements AutoCloseable {
 
     /** How a layer's cached keys are rotated. */
     public KeyRotation keyRotation(int layer, CacheInfo info) {
+        check(info);
         try (Guard.Use _ = guard.shared();
                 Arena local = Arena.ofConfined()) {
             MemorySegment out = kvmerge_key_rotation.allocate(local);
@@ -378,6 +394,7 @@ public final class Observer implements AutoCloseable {
 
     /** Reads cells of one layer and KV head. */
     public CellVectors readCells(int layer, int kvHead, int[] which, CacheInfo info, CellVectors.Buffer buffer) {
+        check(info);
         try (Guard.Use _ = guard.shared()) {
             return buffer.read(
                     which,
@@ -402,6 +419,7 @@ public final class Observer implements AutoCloseable {
      * @param weight [keyDimension]
      */
     public Projection project(int layer, int kvHead, int[] which, int[] positions, float[] weight, CacheInfo info) {
+        check(info);
         if (positions.length != which.length || weight.length != info.keyDimension()) {
             throw new IllegalArgumentException(positions.length + " positions and " + weight.length + " weights of "
                     + which.length + " cells with keys of " + info.keyDimension());
@@ -429,7 +447,8 @@ public final class Observer implements AutoCloseable {
      * in one array.
      */
     public void writeValues(int layer, int kvHead, int[] which, float[] values, CacheInfo info) {
-        if (values.length != which.length * info.valueDimension()) {
+        check(info);
+        if (values.length != (long) which.length * info.valueDimension()) {
             throw new IllegalArgumentException("values of another shape than " + which.length + " cells");
         }
         try (Guard.Use _ = guard.exclusive();
@@ -447,8 +466,9 @@ public final class Observer implements AutoCloseable {
 
     /** Writes the keys and values of cells of one layer and KV head, rounding to the cells' type. */
     public void writeCells(int layer, int kvHead, int[] which, CellVectors vectors, CacheInfo info) {
-        if (vectors.keys().length != which.length * info.keyDimension()
-                || vectors.values().length != which.length * info.valueDimension()) {
+        check(info);
+        if (vectors.keys().length != (long) which.length * info.keyDimension()
+                || vectors.values().length != (long) which.length * info.valueDimension()) {
             throw new IllegalArgumentException("vectors of another shape than " + which.length + " cells");
         }
         try (Guard.Use _ = guard.exclusive();

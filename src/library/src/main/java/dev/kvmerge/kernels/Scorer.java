@@ -9,11 +9,16 @@ import java.lang.foreign.ValueLayout;
 
 /** What rows of logits say about the tokens that came: likelihood, and divergence from another model's rows. */
 public final class Scorer {
+    private static final int MOST_TOKENS = 1 << 28; // a packed row of so many has an int of bytes
+
     private final int vocabulary;
     private final int threads;
 
     public Scorer(int vocabulary, int threads) {
         NativeLibrary.require();
+        if (vocabulary <= 0 || vocabulary > MOST_TOKENS) {
+            throw new IllegalArgumentException("a vocabulary of " + vocabulary + " tokens; it has 1 to " + MOST_TOKENS);
+        }
         this.vocabulary = vocabulary;
         this.threads = threads;
     }
@@ -25,7 +30,7 @@ public final class Scorer {
      * @throws KvmergeException if a row has NaN or a target is outside the vocabulary
      */
     public double[] negativeLogLikelihood(MemorySegment logits, int[] targets) {
-        checkSize(logits, 4L * vocabulary * targets.length);
+        checkSize(logits, targets.length, 4L * vocabulary);
         try (Arena arena = Arena.ofConfined()) {
             MemorySegment nll = arena.allocate(ValueLayout.JAVA_DOUBLE, Math.max(1, targets.length));
             Kvmerge.check(Kvmerge_h.kvmerge_score(
@@ -46,8 +51,8 @@ public final class Scorer {
 
     /** Packs the log probabilities of rows of logits: packed takes rows * {@link #packedRowBytes()}. */
     public void pack(MemorySegment logits, int rows, MemorySegment packed) {
-        checkSize(logits, 4L * vocabulary * rows);
-        checkSize(packed, (long) packedRowBytes() * rows);
+        checkSize(logits, rows, 4L * vocabulary);
+        checkSize(packed, rows, packedRowBytes());
         Kvmerge.check(Kvmerge_h.kvmerge_pack_log_probs(logits, rows, vocabulary, threads, packed));
     }
 
@@ -61,8 +66,8 @@ public final class Scorer {
 
     /** Compares rows of logits with packed ones. */
     public Divergence divergence(MemorySegment packed, MemorySegment logits, int rows) {
-        checkSize(logits, 4L * vocabulary * rows);
-        checkSize(packed, (long) packedRowBytes() * rows);
+        checkSize(logits, rows, 4L * vocabulary);
+        checkSize(packed, rows, packedRowBytes());
         try (Arena arena = Arena.ofConfined()) {
             MemorySegment kl = arena.allocate(ValueLayout.JAVA_DOUBLE, Math.max(1, rows));
             MemorySegment same = arena.allocate(Math.max(1, rows));
@@ -93,10 +98,10 @@ public final class Scorer {
         }
     }
 
-    private static void checkSize(MemorySegment segment, long needed) {
-        if (segment.byteSize() < needed) {
-            throw new IllegalArgumentException(
-                    "a buffer of " + segment.byteSize() + " bytes where " + needed + " are needed");
+    private static void checkSize(MemorySegment segment, int rows, long rowBytes) {
+        if (rows < 0 || segment.byteSize() / rowBytes < rows) {
+            throw new IllegalArgumentException("a buffer of " + segment.byteSize() + " bytes where " + rows + " rows of "
+                    + rowBytes + " are needed");
         }
     }
 }

@@ -220,7 +220,11 @@ public final class Context implements AutoCloseable {
             if (logitsLife == null) {
                 logitsLife = Arena.ofShared();
             }
-            return Llama_h.llama_get_logits(handle).reinterpret(4L * outputRows * vocabulary, logitsLife, null);
+            MemorySegment logits = Llama_h.llama_get_logits(handle);
+            if (logits.equals(MemorySegment.NULL)) {
+                throw new IllegalStateException("llama.cpp has no logits of the last batch");
+            }
+            return logits.reinterpret(4L * outputRows * vocabulary, logitsLife, null);
         }
     }
 

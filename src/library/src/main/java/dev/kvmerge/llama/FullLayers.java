@@ -23,6 +23,8 @@ final class FullLayers {
 
     private final Map<Integer, Long> cells = new TreeMap<>(); // by layer
 
+    private RuntimeException failure;
+
     private FullLayers() {}
 
     /** The layers' numbers, ascending; empty when all have windows. */
@@ -47,6 +49,9 @@ final class FullLayers {
         } catch (ReflectiveOperationException e) {
             throw new IllegalStateException(e);
         }
+        if (found.failure != null) {
+            throw found.failure;
+        }
         return found.cells.entrySet().stream()
                 .filter(e -> e.getValue() >= wanted)
                 .map(Map.Entry::getKey)
@@ -56,6 +61,15 @@ final class FullLayers {
     /** Called by llama.cpp for every node of the graph; nothing may be thrown out of it. */
     @SuppressWarnings("unused") // by its handle
     private boolean node(MemorySegment at, boolean ask, MemorySegment userData) {
+        try {
+            look(at);
+        } catch (RuntimeException e) { // thrown on into llama.cpp, it would end the process
+            failure = e;
+        }
+        return !ask; // nothing is asked for, and the graph goes on
+    }
+
+    private void look(MemorySegment at) {
         MemorySegment view = ggml_tensor.view_src(at.reinterpret(ggml_tensor.sizeof()));
         if (!view.equals(MemorySegment.NULL)) {
             MemorySegment cache = view.reinterpret(ggml_tensor.sizeof());
@@ -64,6 +78,5 @@ final class FullLayers {
                 cells.put(Integer.valueOf(name.substring(LlamaCache.KEYS.length())), ggml_tensor.ne(cache, 1));
             }
         }
-        return !ask; // nothing is asked for, and the graph goes on
     }
 }

@@ -46,6 +46,10 @@ public enum WeightType {
      * @throws KvmergeException if llama.cpp cannot; nothing is left of the new file then
      */
     public void quantise(LlamaLibrary library, Path model, Path into, int threads) {
+        if (threads <= 0) {
+            throw new KvmergeException.Usage("threads (-t) must be positive, not " + threads);
+        }
+        GgufHeader.read(model); // llama.cpp ends the process over a wrong one
         library.takeLog();
         try (Arena arena = Arena.ofConfined()) {
             var params = Llama_h.llama_model_quantize_default_params(arena);

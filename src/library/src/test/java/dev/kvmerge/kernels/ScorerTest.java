@@ -68,6 +68,12 @@ class ScorerTest {
             assertThrows(IllegalArgumentException.class, () -> scorer.negativeLogLikelihood(small, new int[] {1, 2}));
             assertThrows(KvmergeException.class, () -> scorer.negativeLogLikelihood(small, new int[] {10}));
             assertThrows(IllegalArgumentException.class, () -> scorer.pack(small, 1, arena.allocate(8)));
+            assertThrows(IllegalArgumentException.class, () -> scorer.pack(small, -1, small));
+            assertThrows(IllegalArgumentException.class, () -> new Scorer(0, 1));
+            Scorer large = new Scorer(1 << 28, 1); // 2^30 bytes a row: so many rows are 2^64, which is 0 as a long
+            assertThrows(IllegalArgumentException.class, () -> large.pack(small, Integer.MAX_VALUE, small));
+            assertThrows(IllegalArgumentException.class, () -> large.divergence(small, small, 1 << 30));
+            assertThrows(IllegalArgumentException.class, () -> large.negativeLogLikelihood(small, new int[1 << 16]));
         }
     }
 

@@ -257,6 +257,38 @@ class HandleTest {
         } // the observer can be freed: no context counts as its user
     }
 
+    /** Its vectors may be longer than the memory made for those that it was told of. */
+    @Test
+    void whatIsSaidOfAnotherCacheIsRefused() {
+        try (Observer observer = observer();
+                Context context = new Context(model, OPTIONS, observer.callback())) {
+            observer.begin();
+            context.decode(new int[] {5, 6}, 0);
+            Observer.CacheInfo own = observer.cacheInfo();
+            Observer.CacheInfo other = new Observer.CacheInfo(
+                    own.cells(), 1, 1, own.valuesTransposed(), own.bytes(), own.keyType(), own.valueType(), own.device());
+            int[] cell = {0};
+            List.<Runnable>of(
+                            () -> observer.readCells(0, 0, cell, other, new CellVectors.Buffer()),
+                            () -> observer.queryMoments(0, 0, other),
+                            () -> observer.keyRotation(0, other),
+                            () -> observer.project(0, 0, cell, cell, new float[1], other),
+                            () -> observer.writeValues(0, 0, cell, new float[1], other),
+                            () -> observer.writeCells(
+                                    0, 0, cell, CellVectors.of(1, new float[1], new float[1]), other))
+                    .forEach(call -> assertThrows(IllegalArgumentException.class, call::run));
+            for (int[] wrong : new int[][] {{-1}, {256}, {Integer.MAX_VALUE}, new int[300]}) {
+                assertThrows(
+                        KvmergeException.class,
+                        () -> observer.readCells(0, 0, wrong, own, new CellVectors.Buffer()));
+            }
+            assertThrows(
+                    KvmergeException.class, () -> observer.readCells(7, 0, cell, own, new CellVectors.Buffer()));
+            assertThrows(
+                    KvmergeException.class, () -> observer.readCells(0, -1, cell, own, new CellVectors.Buffer()));
+        }
+    }
+
     @Test
     void aPlanOfAnotherShapeIsRefusedBeforeAnythingIsCopied() {
         try (Observer observer = observer()) {
