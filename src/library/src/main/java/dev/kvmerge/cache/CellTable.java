@@ -10,12 +10,12 @@ import java.util.function.Function;
 import java.util.function.Supplier;
 
 /**
- * What every cell holds, for each layer and KV head: llama.cpp's own record of a cell (one position, the same for all heads) stops
- * being true once heads keep different tokens. No native code: the bookkeeping alone.
+ * What every cell holds, for each layer and KV head: llama.cpp's own record of a cell (one position, the same for all
+ * heads) stops being true once heads keep different tokens. No native code: the bookkeeping alone.
  *
- * <p>The cells that stay are 0 .. budget-2 and the one of llama.cpp's newest position, so that llama.cpp refills the ones behind them and
- * its attention stays short. In a model with sliding windows they are those of the newest positions: llama.cpp frees a position in all layers at once,
- * and the layers with windows need theirs.
+ * <p>The cells that stay are 0 .. budget-2 and the one of llama.cpp's newest position, so that llama.cpp refills the
+ * ones behind them and its attention stays short. In a model with sliding windows they are those of the newest
+ * positions: llama.cpp frees a position in all layers at once, and the layers with windows need theirs.
  */
 final class CellTable {
     /** For {@link #targets} of a cell that is dropped or was not in use. */
@@ -281,7 +281,10 @@ final class CellTable {
             }
         }
 
-        /** What the native side has to do, when all pairs have been staged; its arrays are the table's, until the next rewrite. */
+        /**
+         * What the native side has to do, when all pairs have been staged; its arrays are the table's, until the next
+         * rewrite.
+         */
         Moves moves() {
             return new Moves(targets, weights, valueWeights(), positions, destinations, newPositions);
         }
@@ -312,7 +315,10 @@ final class CellTable {
         }
     }
 
-    /** The cells that llama.cpp keeps, in the order of its positions: the newest that stays is {@code back} before the newest there is. */
+    /**
+     * The cells that llama.cpp keeps, in the order of its positions: the newest that stays is {@code back} before the
+     * newest there is.
+     */
     private int[] staying(int budget, int back) {
         if (keepsNewest) {
             return Arrays.copyOfRange(held, used - budget, used);

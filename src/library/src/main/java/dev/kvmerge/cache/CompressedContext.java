@@ -20,8 +20,9 @@ import java.util.function.Supplier;
 import java.util.stream.IntStream;
 
 /**
- * A llama.cpp context that never holds more than a number of KV cells: text of any length goes in, a block at a time, and after each
- * block a {@link Planner} decides for every layer and KV head what stays. One sequence, one thread at a time.
+ * A llama.cpp context that never holds more than a number of KV cells: text of any length goes in, a block at a time,
+ * and after each block a {@link Planner} decides for every layer and KV head what stays. One sequence, one thread at a
+ * time.
  */
 public final class CompressedContext implements AutoCloseable {
     private static final long MIB = 1 << 20;
@@ -217,8 +218,8 @@ public final class CompressedContext implements AutoCloseable {
     }
 
     /**
-     * Refuses what a model with sliding windows cannot do: llama.cpp frees a position in all of its layers at once and moves none, so all
-     * positions of a window have to stay where they are.
+     * Refuses what a model with sliding windows cannot do: llama.cpp frees a position in all of its layers at once and
+     * moves none, so all positions of a window have to stay where they are.
      */
     public static void checkWindow(Model model, int cells, boolean spans) {
         int window = model.slidingWindow();
@@ -246,8 +247,8 @@ public final class CompressedContext implements AutoCloseable {
     }
 
     /**
-     * Decodes tokens after what is there, with logits for each. When a block's worth has come together since the last compression, it
-     * compresses: a text can be fed in blocks, and a generation token by token.
+     * Decodes tokens after what is there, with logits for each. When a block's worth has come together since the last
+     * compression, it compresses: a text can be fed in blocks, and a generation token by token.
      *
      * @param tokens 1 to {@code options.block()} tokens
      */
@@ -258,8 +259,9 @@ public final class CompressedContext implements AutoCloseable {
     /**
      * As above, with logits for each token or, which costs less, for the last one alone.
      *
-     * @throws KvmergeException if llama.cpp cannot, or the planner's plan is refused; what the planner throws is thrown too.
-     *     Of the compression then nothing was done: the tokens that were decoded count, and the next call plans again
+     * @throws KvmergeException if llama.cpp cannot, or the planner's plan is refused; what the planner throws is thrown
+     *     too. Of the compression then nothing was done: the tokens that were decoded count, and the next call plans
+     *     again
      * @throws IllegalStateException if the context is closed, in use by another thread, or broken by a rewriting of its
      *     cells that failed half-way
      */
@@ -326,7 +328,10 @@ public final class CompressedContext implements AutoCloseable {
         return inside;
     }
 
-    /** Takes account of what was decoded since the last compression and compresses if the cells in use are more than the budget. */
+    /**
+     * Takes account of what was decoded since the last compression and compresses if the cells in use are more than the
+     * budget.
+     */
     public void flush() {
         try (Guard.Use _ = enter()) {
             settle();
@@ -412,8 +417,8 @@ public final class CompressedContext implements AutoCloseable {
     }
 
     /**
-     * Takes account of what was decoded since the last compression, without compressing: when nothing more is to come. If
-     * more comes all the same, the next decode compresses first.
+     * Takes account of what was decoded since the last compression, without compressing: when nothing more is to come.
+     * If more comes all the same, the next decode compresses first.
      */
     public void account() {
         try (Guard.Use _ = enter()) {
@@ -422,7 +427,10 @@ public final class CompressedContext implements AutoCloseable {
         }
     }
 
-    /** Plans, rewrites the cells, and moves the table last: what throws before the first cell is written changes nothing. */
+    /**
+     * Plans, rewrites the cells, and moves the table last: what throws before the first cell is written changes
+     * nothing.
+     */
     private void compress() {
         planning = true;
         int budget = options.cells();

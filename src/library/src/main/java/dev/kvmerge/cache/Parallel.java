@@ -9,8 +9,8 @@ import java.util.concurrent.atomic.AtomicReference;
 import java.util.function.IntConsumer;
 
 /**
- * A loop over independent work on several threads, a piece at a time: a stream alone would cut it into a few large ones,
- * and wait for the last.
+ * A loop over independent work on several threads, a piece at a time: a stream alone would cut it into a few large
+ * ones, and wait for the last.
  */
 public final class Parallel {
     private final int n;
@@ -29,8 +29,8 @@ public final class Parallel {
     }
 
     /**
-     * Calls body with 0 to n - 1. When it throws, what has not begun is left, what has begun is waited for, and the first
-     * that was thrown is thrown: afterwards no thread is in the body.
+     * Calls body with 0 to n - 1. When it throws, what has not begun is left, what has begun is waited for, and the
+     * first that was thrown is thrown: afterwards no thread is in the body.
      *
      * @param threads at most so many, the caller's among them; no more than the cores
      */

@@ -100,8 +100,8 @@ public final class Scorer {
 
     private static void checkSize(MemorySegment segment, int rows, long rowBytes) {
         if (rows < 0 || segment.byteSize() / rowBytes < rows) {
-            throw new IllegalArgumentException("a buffer of " + segment.byteSize() + " bytes where " + rows + " rows of "
-                    + rowBytes + " are needed");
+            throw new IllegalArgumentException("a buffer of " + segment.byteSize() + " bytes where " + rows
+                    + " rows of " + rowBytes + " are needed");
         }
     }
 }

@@ -6,8 +6,8 @@ import java.nio.file.Path;
 import java.util.List;
 
 /**
- * How much memory the process may still take: what the system has, and what its control groups (versions 1 and 2) leave.
- * What is cached of files counts as free.
+ * How much memory the process may still take: what the system has, and what its control groups (versions 1 and 2)
+ * leave. What is cached of files counts as free.
  */
 final class FreeMemory {
     private static final long UNKNOWN = Long.MAX_VALUE;

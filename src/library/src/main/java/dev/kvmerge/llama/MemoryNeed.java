@@ -25,7 +25,8 @@ record MemoryNeed(long cells, long scores, long tables) {
         for (int layer : model.fullLayers()) {
             cells += n
                     * header.kvHeads(layer)
-                    * (header.headSize("attention.key_length", layer) * bytes(options.compute().keyType())
+                    * (header.headSize("attention.key_length", layer)
+                                    * bytes(options.compute().keyType())
                             + (values ? header.headSize("attention.value_length", layer) : 0)
                                     * bytes(options.compute().valueType()));
             heads = Math.max(heads, header.heads(layer));

@@ -283,9 +283,7 @@ public final class Model implements AutoCloseable {
 
     /** The numbers of the layers whose cells grow with the context; of all, until that is known. */
     List<Integer> fullLayers() {
-        return shape == null
-                ? IntStream.range(0, header.layers()).boxed().toList()
-                : shape.layerNumbers();
+        return shape == null ? IntStream.range(0, header.layers()).boxed().toList() : shape.layerNumbers();
     }
 
     /**

@@ -56,8 +56,10 @@ class ParallelTest {
             assertEquals(0, inside.get());
             assertEquals(0, other.getCount());
         }
-        assertThrows(StackOverflowError.class, () -> Parallel.each(4, 2, i -> {
-            throw new StackOverflowError();
-        }));
+        assertThrows(
+                StackOverflowError.class,
+                () -> Parallel.each(4, 2, i -> {
+                    throw new StackOverflowError();
+                }));
     }
 }

@@ -84,10 +84,9 @@ class TransactionTest {
     /** A planner that goes wrong once, and the one that does not. */
     private void afterAFailure(int threads, Planner wrong, String message) {
         AtomicInteger failing = new AtomicInteger();
-        Planner planner = (cells, budget) ->
-                failing.get() == 1 && cells.layer() == 1 && cells.kvHead() == 1
-                        ? wrong.plan(cells, budget)
-                        : window(cells, budget);
+        Planner planner = (cells, budget) -> failing.get() == 1 && cells.layer() == 1 && cells.kvHead() == 1
+                ? wrong.plan(cells, budget)
+                : window(cells, budget);
         try (CompressedContext failed = new CompressedContext(model, planner, options(threads));
                 CompressedContext never = context(TransactionTest::window)) {
             for (int block = 0; block < 5; block++) {
@@ -182,7 +181,11 @@ class TransactionTest {
         assertThrows(Exception.class, intruder::get);
         assertEquals(2 * BLOCK, context.used(), "the table was not moved");
         for (Runnable call : new Runnable[] {
-            () -> context.decode(tokens(1)), context::flush, context::account, context::logits, () -> context.cells(0, 0)
+            () -> context.decode(tokens(1)),
+            context::flush,
+            context::account,
+            context::logits,
+            () -> context.cells(0, 0)
         }) {
             IllegalStateException broken = assertThrows(IllegalStateException.class, call::run);
             assertTrue(broken.getMessage().contains("is broken"), broken.getMessage());
@@ -198,7 +201,9 @@ class TransactionTest {
                 context.decode(tokens(7));
                 context.account();
                 assertTrue(context.used() <= CELLS + BLOCK, "used " + context.used());
-                assertEquals(Math.min(context.used(), 7 * (i + 1)), context.cells(1, 1).size());
+                assertEquals(
+                        Math.min(context.used(), 7 * (i + 1)),
+                        context.cells(1, 1).size());
             }
             assertEquals(280, context.position());
         }
@@ -254,7 +259,11 @@ class TransactionTest {
         Thread.ofPlatform().name("planner").start(decode);
         inside.await();
         Runnable[] calls = {
-            () -> context.decode(tokens(1)), context::flush, context::account, context::logits, () -> context.cells(0, 0)
+            () -> context.decode(tokens(1)),
+            context::flush,
+            context::account,
+            context::logits,
+            () -> context.cells(0, 0)
         };
         for (Runnable call : calls) {
             assertEquals(
@@ -293,8 +302,8 @@ class TransactionTest {
         logger.addHandler(handler);
         logger.setUseParentHandlers(false);
         try (CompressedContext context = new CompressedContext(model, TransactionTest::window, options(1));
-                CompressedContext span =
-                        new CompressedContext(model, TransactionTest::window, options(1).withSpan(128))) {
+                CompressedContext span = new CompressedContext(
+                        model, TransactionTest::window, options(1).withSpan(128))) {
             for (int at = 0; at < model.trainedContext(); at += BLOCK) {
                 context.decode(tokens(BLOCK));
                 span.decode(tokens(BLOCK));

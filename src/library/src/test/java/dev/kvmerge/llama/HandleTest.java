@@ -266,7 +266,14 @@ class HandleTest {
             context.decode(new int[] {5, 6}, 0);
             Observer.CacheInfo own = observer.cacheInfo();
             Observer.CacheInfo other = new Observer.CacheInfo(
-                    own.cells(), 1, 1, own.valuesTransposed(), own.bytes(), own.keyType(), own.valueType(), own.device());
+                    own.cells(),
+                    1,
+                    1,
+                    own.valuesTransposed(),
+                    own.bytes(),
+                    own.keyType(),
+                    own.valueType(),
+                    own.device());
             int[] cell = {0};
             List.<Runnable>of(
                             () -> observer.readCells(0, 0, cell, other, new CellVectors.Buffer()),
@@ -274,18 +281,14 @@ class HandleTest {
                             () -> observer.keyRotation(0, other),
                             () -> observer.project(0, 0, cell, cell, new float[1], other),
                             () -> observer.writeValues(0, 0, cell, new float[1], other),
-                            () -> observer.writeCells(
-                                    0, 0, cell, CellVectors.of(1, new float[1], new float[1]), other))
+                            () -> observer.writeCells(0, 0, cell, CellVectors.of(1, new float[1], new float[1]), other))
                     .forEach(call -> assertThrows(IllegalArgumentException.class, call::run));
             for (int[] wrong : new int[][] {{-1}, {256}, {Integer.MAX_VALUE}, new int[300]}) {
                 assertThrows(
-                        KvmergeException.class,
-                        () -> observer.readCells(0, 0, wrong, own, new CellVectors.Buffer()));
+                        KvmergeException.class, () -> observer.readCells(0, 0, wrong, own, new CellVectors.Buffer()));
             }
-            assertThrows(
-                    KvmergeException.class, () -> observer.readCells(7, 0, cell, own, new CellVectors.Buffer()));
-            assertThrows(
-                    KvmergeException.class, () -> observer.readCells(0, -1, cell, own, new CellVectors.Buffer()));
+            assertThrows(KvmergeException.class, () -> observer.readCells(7, 0, cell, own, new CellVectors.Buffer()));
+            assertThrows(KvmergeException.class, () -> observer.readCells(0, -1, cell, own, new CellVectors.Buffer()));
         }
     }
 

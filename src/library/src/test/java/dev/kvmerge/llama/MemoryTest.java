@@ -66,8 +66,9 @@ class MemoryTest {
             assertEquals(1024 * 2 * 2 * (16 + 16) * 2, need.cells(), "cells, layers, heads, K and V, bytes");
             assertEquals(64 * 1024 * 4 * (4 + 1), need.scores(), "and the mask");
             assertEquals(77, need.tables());
-            ComputeSettings other =
-                    usual.withUbatch(64).withFlashAttention(FlashAttention.ON).withCellTypes(CellType.Q8_0, CellType.F32);
+            ComputeSettings other = usual.withUbatch(64)
+                    .withFlashAttention(FlashAttention.ON)
+                    .withCellTypes(CellType.Q8_0, CellType.F32);
             MemoryNeed small = MemoryNeed.of(model, ContextOptions.of(1000, 100, other), 0);
             assertEquals((long) (1024 * 2 * 2 * 16 * (34 / 32.0 + 4)), small.cells());
             assertEquals(64 * 1024 * 4, small.scores());
@@ -81,7 +82,8 @@ class MemoryTest {
                             () -> new Context(model, ContextOptions.of(ContextOptions.MOST_CELLS, 512, usual), null))
                     .getMessage();
             assertTrue(message.startsWith("a context of 1073741824 cells needs "), message);
-            try (Context context = new Context(model, ContextOptions.of(4, Integer.MAX_VALUE, usual.withThreads(1)), null)) {
+            try (Context context =
+                    new Context(model, ContextOptions.of(4, Integer.MAX_VALUE, usual.withThreads(1)), null)) {
                 assertEquals(256, context.batch(), "no more than the cells");
             }
         }
