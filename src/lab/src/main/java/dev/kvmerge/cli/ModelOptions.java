@@ -1,7 +1,7 @@
 package dev.kvmerge.cli;
 
 import dev.kvmerge.KvmergeException;
-import dev.kvmerge.cache.CompressedContext;
+import dev.kvmerge.cache.CacheChecks;
 import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.kernels.Kvmerge;
 import dev.kvmerge.llama.Backend;
@@ -110,7 +110,7 @@ final class ModelOptions {
             throw new KvmergeException.Usage(
                     "llama.cpp takes quantised V cells (-ctv q8_0) with flash attention only: add -fa on");
         }
-        CompressedContext.checkBias(bias, compute.flashAttention());
+        CacheChecks.checkBias(bias, compute.flashAttention());
     }
 
     /**

@@ -1,6 +1,7 @@
 package dev.kvmerge.eval;
 
 import dev.kvmerge.KvmergeException;
+import dev.kvmerge.cache.CacheChecks;
 import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.cache.CompressedContext;
 import dev.kvmerge.kernels.Scorer;
@@ -154,7 +155,7 @@ public final class Experiment implements AutoCloseable {
                 check(method);
                 checkBudget(method, cells, mode.streams() ? setup.block() : 1, n);
                 if (!method.keepsAll()) {
-                    CompressedContext.checkWindow(model, cells, false);
+                    CacheChecks.checkWindow(model, cells, false);
                 }
                 int stay = method.keepsAll() ? mode.window() : cells;
                 runs.add(new Run(name, Strategies.label(name, method), method, compression, stay));

@@ -8,7 +8,6 @@ import dev.kvmerge.kernels.CellVectors;
 import dev.kvmerge.kernels.Observer;
 import dev.kvmerge.llama.Context;
 import dev.kvmerge.llama.ContextOptions;
-import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Guard;
 import dev.kvmerge.llama.LlamaCache;
 import dev.kvmerge.llama.Model;
@@ -25,9 +24,6 @@ import java.util.stream.IntStream;
  * time.
  */
 public final class CompressedContext implements AutoCloseable {
-    private static final long MIB = 1 << 20;
-    private static final int MOST_ENTRIES = Integer.MAX_VALUE - 8; // of an array
-
     private final Planner planner;
     private final Needs needs; // the planner's
     private final CacheOptions options;
@@ -111,7 +107,7 @@ public final class CompressedContext implements AutoCloseable {
         this.options = options;
         this.shape = model.shape();
         this.windows = model.slidingWindow() > 0;
-        check(model, observe);
+        new CacheChecks(model, planner, options).check(observe);
         this.observed = new CellTable.Shown(
                 observe.mass(),
                 observe.entropy(),
@@ -120,7 +116,7 @@ public final class CompressedContext implements AutoCloseable {
         this.trained = options.span() > 0 ? Integer.MAX_VALUE : model.trainedContext();
         int cells = LlamaCache.padded(options.wanted());
         ContextOptions contextOptions = ContextOptions.of(options.wanted(), options.block(), options.compute());
-        checkMemory(model, contextOptions, CellTable.entries(shape, cells));
+        CacheChecks.checkMemory(model, contextOptions, CellTable.entries(shape, cells));
         this.observer = new Observer(shape, cells, options.block(), observe);
         Context made = null;
         try {
@@ -140,18 +136,6 @@ public final class CompressedContext implements AutoCloseable {
         this.context = made;
     }
 
-    /** Refuses tables that the machine, or the JVM's heap, has not the memory for. */
-    private static void checkMemory(Model model, ContextOptions options, long entries) {
-        model.checkMemory(options, entries * (CellTable.ENTRY_BYTES + Observer.ENTRY_BYTES));
-        Runtime jvm = Runtime.getRuntime();
-        long heap = jvm.maxMemory() - jvm.totalMemory() + jvm.freeMemory();
-        if (entries > MOST_ENTRIES || entries * CellTable.ENTRY_BYTES > heap) {
-            throw new KvmergeException("the tables of " + options.cells() + " cells take "
-                    + entries * CellTable.ENTRY_BYTES / MIB + " MiB of the JVM's heap, which has " + heap / MIB
-                    + " MiB left: use fewer --cells, or give java a larger -Xmx");
-        }
-    }
-
     private static Planner given(Planner planner) {
         return Objects.requireNonNull(planner, "no planner: new Full() keeps every cell");
     }
@@ -167,83 +151,6 @@ public final class CompressedContext implements AutoCloseable {
                 .withMassWindow(needs.massWindow())
                 .withQueries(needs.queries())
                 .withBackend(model.backend());
-    }
-
-    /** Refuses what cannot be, before anything is made. */
-    private void check(Model model, Observer.Options observe) {
-        if (planner.keepsAll() != (options.cells() == 0)) {
-            throw new KvmergeException.Usage(
-                    planner.keepsAll() ? "a number of cells needs a strategy" : "a strategy needs a number of cells");
-        }
-        checkBias(observe.bias(), options.compute().flashAttention());
-        if (planner.keepsAll()) {
-            return;
-        }
-        int fewest = planner.fewestCells(1);
-        if (options.cells() < fewest) {
-            throw new KvmergeException.Usage(planner.name() + " needs at least " + fewest + " cells, not "
-                    + options.cells() + ": use more --cells, or other parameters of the strategy");
-        }
-        if (needs.calibration() != null) {
-            needs.calibration().check(shape.layers(), shape.kvHeads());
-        }
-        checkWindow(model, options.cells(), options.span() > 0);
-        checkObserved(observe);
-    }
-
-    /** Refuses to observe less than the planner reads. */
-    private void checkObserved(Observer.Options observe) {
-        if (needs.mass() && !observe.mass()) {
-            throw unobserved("the mass", "ask for it in the Observer.Options");
-        }
-        if (needs.mass() && (observe.massPower() != needs.massPower() || observe.massWindow() != needs.massWindow())) {
-            throw unobserved(
-                    "a mass of power " + needs.massPower() + " over a window of " + needs.massWindow()
-                            + " (0: all) queries",
-                    "use withMassPower and withMassWindow of the Observer.Options");
-        }
-        if (needs.entropy() && !observe.entropy()) {
-            throw unobserved("the entropy", "ask for it in the Observer.Options");
-        }
-        if (needs.queries() && !observe.queries()) {
-            throw unobserved("the queries", "use withQueries of the Observer.Options");
-        }
-        if (needs.bias() != Bias.NONE && observe.bias() != needs.bias()) {
-            throw unobserved("the bias " + needs.bias(), "give the Observer.Options the same");
-        }
-    }
-
-    private KvmergeException.Usage unobserved(String what, String remedy) {
-        return new KvmergeException.Usage(planner.name() + " needs " + what + ", which is not observed: " + remedy);
-    }
-
-    /**
-     * Refuses what a model with sliding windows cannot do: llama.cpp frees a position in all of its layers at once and
-     * moves none, so all positions of a window have to stay where they are.
-     */
-    public static void checkWindow(Model model, int cells, boolean spans) {
-        int window = model.slidingWindow();
-        if (window == 0) {
-            return;
-        }
-        if (cells < window) {
-            throw new KvmergeException.Usage(
-                    "the model " + model.path() + " has layers with sliding windows of " + window + " positions, and "
-                            + cells + " cells do not hold one: use more --tokens or less --compression");
-        }
-        if (spans) {
-            throw new KvmergeException.Usage(
-                    "the model " + model.path()
-                            + " has layers with sliding windows, whose positions llama.cpp cannot number anew: endless texts need another model");
-        }
-    }
-
-    /** Refuses an exact bias where there are no scores to add it to. */
-    public static void checkBias(Bias bias, FlashAttention flashAttention) {
-        if (bias == Bias.EXACT && flashAttention != FlashAttention.OFF) {
-            throw new KvmergeException.Usage(
-                    "an exact bias is added to the scores, which flash attention does not show: use -fa off, or --bias folded");
-        }
     }
 
     /**
@@ -446,14 +353,20 @@ public final class CompressedContext implements AutoCloseable {
             foresee(pair, positions);
             plans[pair] = planner.plan(stats(pair, buffers::get, declared), budget);
             rewrite.stage(pair, plans[pair]);
-            checkAdded(pair, plans[pair]);
+            Rewriting.checkAdded(shape, pair, plans[pair], table.used() * info.valueDimension());
             adding[pair] = plans[pair].addedValues() != null ? table.order(pair) : null;
         });
         long planned = System.nanoTime();
         timings.plan += planned - start;
         CellTable.Moves moves = rewrite.moves();
         try {
-            write(moves, plans, adding);
+            Rewriting rewriting = new Rewriting(observer, shape, info);
+            rewriting.write(moves, needs.pivotFrame());
+            for (int pair = 0; pair < plans.length; pair++) {
+                if (adding[pair] != null) {
+                    rewriting.addValues(pair, plans[pair], adding[pair], moves);
+                }
+            }
             free(budget, back);
         } catch (RuntimeException | Error e) {
             broken = e;
@@ -463,31 +376,6 @@ public final class CompressedContext implements AutoCloseable {
         planning = false;
         unforeseen = new int[0];
         timings.apply += System.nanoTime() - planned;
-    }
-
-    private void checkAdded(int pair, Plan plan) {
-        int expected = table.used() * info.valueDimension();
-        if (plan.addedValues() != null && plan.addedValues().length != expected) {
-            throw new KvmergeException("the strategy's plan for layer " + pair / shape.kvHeads() + ", KV head "
-                    + pair % shape.kvHeads() + ": " + plan.addedValues().length
-                    + " elements to add to the values where the cells have " + expected);
-        }
-    }
-
-    private void write(CellTable.Moves moves, Plan[] plans, int[][] adding) {
-        observer.apply(
-                moves.targets(),
-                moves.weights(),
-                moves.valueWeights(),
-                moves.positions(),
-                moves.destinations(),
-                moves.newPositions(),
-                needs.pivotFrame());
-        for (int pair = 0; pair < plans.length; pair++) {
-            if (adding[pair] != null) {
-                addValues(pair, plans[pair], adding[pair], moves);
-            }
-        }
     }
 
     /** Frees the cells that do not stay in llama.cpp's record. */
@@ -503,28 +391,6 @@ public final class CompressedContext implements AutoCloseable {
         position -= back;
         context.removePositions(budget - 1, position - 1);
         context.removePositions(position, position + back);
-    }
-
-    private void addValues(int pair, Plan plan, int[] order, CellTable.Moves moves) {
-        int dim = info.valueDimension();
-        int base = pair * (moves.targets().length / shape.pairs());
-        int[] staying = IntStream.range(0, order.length)
-                .filter(i -> plan.target()[i] == i)
-                .toArray();
-        int[] cells = IntStream.of(staying)
-                .map(i -> moves.destinations()[base + order[i]])
-                .toArray();
-        int layer = pair / shape.kvHeads();
-        int head = pair % shape.kvHeads();
-        float[] values = observer.readCells(layer, head, cells, info, new CellVectors.Buffer())
-                .values()
-                .clone();
-        for (int c = 0; c < staying.length; c++) {
-            for (int d = 0; d < dim; d++) {
-                values[c * dim + d] += plan.addedValues()[staying[c] * dim + d];
-            }
-        }
-        observer.writeValues(layer, head, cells, values, info);
     }
 
     /** The last block's logits: F32 [tokens][vocabulary]; valid until the next decode. */

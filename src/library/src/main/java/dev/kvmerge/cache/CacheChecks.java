@@ -1,0 +1,116 @@
+package dev.kvmerge.cache;
+
+import dev.kvmerge.KvmergeException;
+import dev.kvmerge.kernels.Bias;
+import dev.kvmerge.kernels.Observer;
+import dev.kvmerge.llama.ContextOptions;
+import dev.kvmerge.llama.ContextOptions.FlashAttention;
+import dev.kvmerge.llama.Model;
+
+/** What a {@link CompressedContext} cannot be, refused before anything is made. */
+public final class CacheChecks {
+    private static final long MIB = 1 << 20;
+    private static final int MOST_ENTRIES = Integer.MAX_VALUE - 8; // of an array
+
+    private final Model model;
+    private final Planner planner;
+    private final Needs needs;
+    private final CacheOptions options;
+
+    CacheChecks(Model model, Planner planner, CacheOptions options) {
+        this.model = model;
+        this.planner = planner;
+        this.needs = planner.needs();
+        this.options = options;
+    }
+
+    void check(Observer.Options observe) {
+        if (planner.keepsAll() != (options.cells() == 0)) {
+            throw new KvmergeException.Usage(
+                    planner.keepsAll() ? "a number of cells needs a strategy" : "a strategy needs a number of cells");
+        }
+        checkBias(observe.bias(), options.compute().flashAttention());
+        if (planner.keepsAll()) {
+            return;
+        }
+        int fewest = planner.fewestCells(1);
+        if (options.cells() < fewest) {
+            throw new KvmergeException.Usage(planner.name() + " needs at least " + fewest + " cells, not "
+                    + options.cells() + ": use more --cells, or other parameters of the strategy");
+        }
+        if (needs.calibration() != null) {
+            needs.calibration().check(model.shape().layers(), model.shape().kvHeads());
+        }
+        checkWindow(model, options.cells(), options.span() > 0);
+        checkObserved(observe);
+    }
+
+    /** Refuses to observe less than the planner reads. */
+    private void checkObserved(Observer.Options observe) {
+        if (needs.mass() && !observe.mass()) {
+            throw unobserved("the mass", "ask for it in the Observer.Options");
+        }
+        if (needs.mass() && (observe.massPower() != needs.massPower() || observe.massWindow() != needs.massWindow())) {
+            throw unobserved(
+                    "a mass of power " + needs.massPower() + " over a window of " + needs.massWindow()
+                            + " (0: all) queries",
+                    "use withMassPower and withMassWindow of the Observer.Options");
+        }
+        if (needs.entropy() && !observe.entropy()) {
+            throw unobserved("the entropy", "ask for it in the Observer.Options");
+        }
+        if (needs.queries() && !observe.queries()) {
+            throw unobserved("the queries", "use withQueries of the Observer.Options");
+        }
+        if (needs.bias() != Bias.NONE && observe.bias() != needs.bias()) {
+            throw unobserved("the bias " + needs.bias(), "give the Observer.Options the same");
+        }
+    }
+
+    private KvmergeException.Usage unobserved(String what, String remedy) {
+        return new KvmergeException.Usage(planner.name() + " needs " + what + ", which is not observed: " + remedy);
+    }
+
+    /**
+     * Refuses what a model with sliding windows cannot do: llama.cpp frees a position in all of its layers at once and
+     * moves none, so all positions of a window have to stay where they are.
+     */
+    public static void checkWindow(Model model, int cells, boolean spans) {
+        int window = model.slidingWindow();
+        if (window == 0) {
+            return;
+        }
+        if (cells < window) {
+            throw new KvmergeException.Usage(
+                    "the model " + model.path() + " has layers with sliding windows of " + window + " positions, and "
+                            + cells + " cells do not hold one: use more --tokens or less --compression");
+        }
+        if (spans) {
+            throw new KvmergeException.Usage(
+                    "the model " + model.path()
+                            + " has layers with sliding windows, whose positions llama.cpp cannot number anew:"
+                            + " endless texts need another model");
+        }
+    }
+
+    /** Refuses an exact bias where there are no scores to add it to. */
+    public static void checkBias(Bias bias, FlashAttention flashAttention) {
+        if (bias == Bias.EXACT && flashAttention != FlashAttention.OFF) {
+            throw new KvmergeException.Usage(
+                    "an exact bias is added to the scores, which flash attention does not show:"
+                            + " use -fa off, or --bias folded");
+        }
+    }
+
+    /** Refuses tables that the machine, or the JVM's heap, has not the memory for. */
+    static void checkMemory(Model model, ContextOptions options, long entries) {
+        model.checkMemory(options, entries * (CellTable.ENTRY_BYTES + Observer.ENTRY_BYTES));
+        Runtime jvm = Runtime.getRuntime();
+        long heap = jvm.maxMemory() - jvm.totalMemory() + jvm.freeMemory();
+        if (entries > MOST_ENTRIES || entries * CellTable.ENTRY_BYTES > heap) {
+            throw new KvmergeException("the tables of " + options.cells() + " cells take "
+                    + entries * CellTable.ENTRY_BYTES / MIB + " MiB of the JVM's heap, which has " + heap / MIB
+                    + " MiB left: use fewer --cells, or give java a larger -Xmx");
+        }
+    }
+}
