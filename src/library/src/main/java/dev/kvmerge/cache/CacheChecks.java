@@ -86,10 +86,9 @@ public final class CacheChecks {
                             + cells + " cells do not hold one: use more --tokens or less --compression");
         }
         if (spans) {
-            throw new KvmergeException.Usage(
-                    "the model " + model.path()
-                            + " has layers with sliding windows, whose positions llama.cpp cannot number anew:"
-                            + " endless texts need another model");
+            throw new KvmergeException.Usage("the model " + model.path()
+                    + " has layers with sliding windows, whose positions llama.cpp cannot number anew:"
+                    + " endless texts need another model");
         }
     }
 

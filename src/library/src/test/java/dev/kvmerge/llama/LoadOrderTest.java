@@ -76,7 +76,7 @@ class LoadOrderTest {
                 run(List.of(), LLAMA, model(), "score", "version", KVMERGE, "score", "observer"),
                 "ok",
                 "ok",
-                "refused score: libkvmerge is not loaded: call Kvmerge.load, or say where it is with -Dkvmerge.native.dir",
+                "refused score: libkvmerge is not loaded: call Kvmerge.load, or say where it is with",
                 "refused version",
                 "ok",
                 "ok",
