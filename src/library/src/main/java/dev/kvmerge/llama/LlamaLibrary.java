@@ -63,14 +63,14 @@ public final class LlamaLibrary {
             return loaded;
         }
         checkWhole(absolute);
-        List<Path> libraries = Stream.of("libggml-base", "libggml", "libllama")
-                .map(name -> find(absolute, name))
-                .toList();
+        List<Path> libraries = new ArrayList<>();
+        List<SymbolLookup> lookups = new ArrayList<>();
         String version;
         try (Arena trial = Arena.ofConfined()) {
-            List<SymbolLookup> lookups = libraries.stream()
-                    .map(library -> NativeLibrary.open(library, trial))
-                    .toList();
+            for (String name : List.of("libggml-base", "libggml", "libllama")) {
+                libraries.add(find(absolute, name));
+                lookups.add(NativeLibrary.open(libraries.getLast(), trial));
+            }
             version = checkVersion(absolute, lookups.getLast());
             checkFunctions(absolute, lookups);
             for (Path library : libraries) {
