@@ -15,7 +15,7 @@ except ImportError:
 kernel = sys.argv[1]
 heads, kv_heads, dim, rows, cells, vocabulary = map(int, sys.argv[2:8])
 seconds = float(sys.argv[8])
-group = heads // kv_heads
+heads_per_kv = heads // kv_heads
 torch.set_num_threads(1)
 torch.manual_seed(1)
 
@@ -34,7 +34,7 @@ def attention(mass, entropy):
 
     def run():
         if mass:
-            p.view(kv_heads, group * rows, cells).sum(1)
+            p.view(kv_heads, heads_per_kv * rows, cells).sum(1)
         if entropy:
             torch.special.entr(p).sum(-1) * inverse
 
@@ -42,13 +42,13 @@ def attention(mass, entropy):
 
 
 def scores():
-    q = torch.randn(kv_heads, group * rows, dim)
+    q = torch.randn(kv_heads, heads_per_kv * rows, dim)
     k = keys()
     return lambda: torch.softmax(q @ k.float().permute(1, 2, 0) * dim**-0.5, dim=-1).sum(1)
 
 
 def moments():
-    q = torch.randn(kv_heads, group * rows, dim)
+    q = torch.randn(kv_heads, heads_per_kv * rows, dim)
     mean, second = torch.zeros(kv_heads, dim), torch.zeros(kv_heads, dim, dim)
 
     def run():
@@ -99,12 +99,6 @@ def merge():
     return run
 
 
-def convert(to_float):
-    x = torch.randn(cells * dim)
-    half = x.half()
-    return (lambda: half.float()) if to_float else (lambda: x.half())
-
-
 def log_sum_exp():
     x = torch.randn(vocabulary)
     return lambda: torch.logsumexp(x, 0)
@@ -120,8 +114,6 @@ KERNELS = {
     "gather_cells": gather,
     "scatter_cells": scatter,
     "merge_cells": merge,
-    "half_to_float": lambda: convert(True),
-    "float_to_half": lambda: convert(False),
     "log_sum_exp": log_sum_exp,
 }
 if kernel not in KERNELS:

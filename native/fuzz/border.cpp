@@ -129,7 +129,7 @@ class Session {
         p.observe = c_.below(8);
         p.bias = c_.below(3);
         p.mass_power = c_.of<float>({1, 1.5f, 2});
-        p.mass_window = c_.one_in(3) ? c_.below(5) : 0;
+        p.mass_queries = c_.one_in(3) ? c_.below(5) : 0;
         p.query_decay = 0.7f;
         p.ridge = 0.05f;
         p.n_threads = c_.between(1, 3);
@@ -139,7 +139,7 @@ class Session {
         bool huge = false;
         if (c_.one_in(3)) {
             int32_t * const fields[] = {&p.n_head, &p.n_head_kv,   &p.n_cells, &p.n_tokens, &p.observe,
-                                        &p.bias,   &p.mass_window, &p.device,  &p.n_threads};
+                                        &p.bias,   &p.mass_queries, &p.device,  &p.n_threads};
             *fields[c_.below(9)] = c_.wild_int();
             float * const floats[] = {&p.mass_power, &p.query_decay, &p.ridge};
             if (c_.one_in(3)) {
@@ -343,12 +343,12 @@ class Session {
                 weight[at] = c_.wild_float();
             }
         }
-        const kvmerge_plan plan = {
+        const kvmerge_moves moves = {
             c_.one_in(40) ? nullptr : target.data(),      c_.one_in(40) ? nullptr : weight.data(),
             c_.one_in(2) ? nullptr : value_weight.data(), c_.one_in(40) ? nullptr : position.data(),
             c_.one_in(40) ? nullptr : dest.data(),        c_.one_in(2) ? nullptr : moved.data(),
             c_.one_in(8) ? c_.wild_int() : c_.below(2)};
-        CALL(kvmerge_apply, o, c_.one_in(40) ? nullptr : &plan);
+        CALL(kvmerge_apply, o, c_.one_in(40) ? nullptr : &moves);
     }
 
     std::vector<double> rates(size_t n) {

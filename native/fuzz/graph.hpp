@@ -9,16 +9,16 @@
 #include <vector>
 
 struct FuzzShape {
-    int n_head_kv, group, dim_k, dim_v, cells, tokens;
+    int n_head_kv, heads_per_kv, dim_k, dim_v, cells, tokens;
     ggml_type type;
     bool flash, rope, neox;
 
     explicit FuzzShape(Choices & c)
-        : n_head_kv(c.between(1, 2)), group(c.between(1, 2)), dim_k(c.of<int>({4, 32, 64, 6})),
+        : n_head_kv(c.between(1, 2)), heads_per_kv(c.between(1, 2)), dim_k(c.of<int>({4, 32, 64, 6})),
           dim_v(c.of<int>({4, 32, 64, 5})), cells(c.between(1, 40)), tokens(c.between(1, 3)),
           type(c.of<ggml_type>({GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0})), flash(c.one_in(2)),
           rope(c.one_in(2)), neox(c.one_in(2)) {}
-    int n_head() const { return n_head_kv * group; }
+    int n_head() const { return n_head_kv * heads_per_kv; }
 };
 
 // Every tensor has memory for more than it says, so that one that says more than it should stays inside.

@@ -2,7 +2,7 @@
  * kvmerge: keep a llama.cpp context within a fixed number of KV cells, by merging and evicting in place.
  *
  * One observer watches one llama_context. It is llama.cpp's eval callback: it sees the attention of every layer as it
- * is computed, sums it up, and knows where K and V lie. kvmerge_apply() then rewrites those cells by a plan.
+ * is computed, sums it up, and knows where K and V lie. kvmerge_apply() then carries out moves on those cells.
  *
  *     kvmerge_observer * obs;
  *     kvmerge_observer_create(&params, &obs);
@@ -10,7 +10,7 @@
  *     ... llama_init_from_model, then for each block of tokens:
  *     kvmerge_observer_begin(obs);  llama_decode(ctx, batch);  llama_synchronize(ctx);
  *     kvmerge_observer_stats(obs, &stats);    // decide what to keep
- *     kvmerge_apply(obs, &plan);              // rewrite the cells
+ *     kvmerge_apply(obs, &moves);             // rewrite the cells
  *     llama_memory_seq_rm(...);               // free the rest
  *
  * Rules that hold for every function here:
@@ -29,7 +29,7 @@
  *    every later call, the callback's too, is an error then.) When it sees another context's cache, it answers STATE
  *    for good;
  *  - the context holds one sequence. llama.cpp's graph does not say whose cells are whose: with several sequences in a
- *    unified cache (n_seq_max > 1 and kv_unified), a plan would mix them. Several streams are refused.
+ *    unified cache (n_seq_max > 1 and kv_unified), moves would mix them. Several streams are refused.
  *  - n_threads is the most threads that a call works on, the caller's among them. They come from one pool of the
  *    process, made at the first call that wants it, which holds no more than the machine has processors; where the
  *    system starts fewer, fewer do the work. Calls from several threads at once share it. A forked process starts one
@@ -112,7 +112,7 @@ typedef struct kvmerge_observer_params {
     int32_t bias;      /* KVMERGE_BIAS_*; FOLDED implies OBSERVE_QUERIES */
     float mass_power;    /* 1: the mass of a cell is the attention it received; 1.5, 2: the sum of that power, which
                           * favours cells that someone needed much over cells that everyone needs a little */
-    int32_t mass_window; /* 0: the mass is over all queries; w: over the last w, an observation window */
+    int32_t mass_queries; /* n: the mass is over the newest n queries of the block; 0: over all of them */
     float query_decay;   /* factor on the query moments at each begin, 0..1; .7 a block of 128 is good */
     float ridge;         /* lambda of the fold direction, > 0; .05 is good */
     int32_t device;      /* KVMERGE_DEVICE_* */
@@ -156,7 +156,7 @@ typedef struct kvmerge_key_rotation {
 } kvmerge_key_rotation;
 
 /*
- * A plan for every layer and KV head at once. All arrays are [n_layer][n_head_kv][n_cells], indexed by cell:
+ * The plans of all layers and KV heads, as cell numbers. All arrays are [n_layer][n_head_kv][n_cells], indexed by cell:
  *   target[c]    -1: the cell is evicted, or was not in use; p: its content goes into the group of cell p, its pivot.
  *                A pivot has target[p] == p. A kept cell is a group of one.
  *   weight[c]    share in its group's weighted mean, >= 0, the shares of a group sum to 1 (within 1e-3)
@@ -166,7 +166,7 @@ typedef struct kvmerge_key_rotation {
  *   new_position[c]  for a pivot: the position that its group's key is to carry the rotation of
  *   dest[c]      for a pivot: the cell to write the group to; distinct within the head
  */
-typedef struct kvmerge_plan {
+typedef struct kvmerge_moves {
     const int32_t * target;
     const float * weight;
     const float * value_weight; /* null: as weight */
@@ -174,7 +174,8 @@ typedef struct kvmerge_plan {
     const int32_t * dest;
     const int32_t * new_position; /* null: pivots keep their positions */
     int32_t pivot_frame; /* 1: rotate each key to the pivot's position before averaging; 0: average as cached */
-} kvmerge_plan;
+} kvmerge_moves;
+typedef struct kvmerge_moves kvmerge_plan; /* its name in 0.1; 0.3 has it no more */
 
 /* ---- the library ------------------------------------------------------------------------------------------------ */
 
@@ -244,12 +245,12 @@ KVMERGE_API kvmerge_status kvmerge_write_cells(kvmerge_observer * observer, int3
 KVMERGE_API kvmerge_status kvmerge_project_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head,
                                                  const int32_t * cells, const int32_t * position, int32_t n,
                                                  const float * weight, float * product, float * length);
-/* Rewrites K and V by a plan, in place. The whole plan is checked before the first cell is written. K' = sum w_i
+/* Carries out moves: rewrites K and V in place. All moves are checked before the first cell is written. K' = sum w_i
  * R(p_pivot - p_i) K_i, V' = sum w_i V_i, bias H(w) = -sum w_i log w_i as params.bias says. Errors: STATE, ARGUMENT
  * (names layer, head and cell; a key that has more than 2^31 - 1 positions to go, too), NUMERIC (queries with NaN
  * to fold a bias along). All memory is there before the first cell is written; should writing fail all the same
  * (DEVICE, say), every later call on cells answers STATE, since nobody knows what they hold. */
-KVMERGE_API kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmerge_plan * plan);
+KVMERGE_API kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmerge_moves * moves);
 
 /* ---- planning --------------------------------------------------------------------------------------------------- */
 

@@ -70,7 +70,7 @@ CellView CellTensor::on_host() {
 }
 
 void CellTensor::write(int kv_head, const int32_t * cells, int n, const float * in) {
-    host_device().scatter_cells({on_host(), kv_head, cells, n, in});
+    kernels().scatter_cells({on_host(), kv_head, cells, n, in});
     if (!host_) {
         ggml_->tensor_set(tensor_, mirror_.data(), 0, mirror_.size());
     }

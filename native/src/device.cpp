@@ -12,7 +12,7 @@ namespace kvmerge {
 const Device & host_device() {
     static const Device device = {"CPU",
 #define KVMERGE_ENTRY(name, Args) kernels().name,
-                                  KVMERGE_CELL_KERNELS(KVMERGE_ENTRY)
+                                  KVMERGE_DEVICE_KERNELS(KVMERGE_ENTRY)
 #undef KVMERGE_ENTRY
                                       [](size_t bytes, const void *){return std::malloc(bytes ? bytes : 1);
 }

@@ -13,7 +13,7 @@ namespace kvmerge {
 struct Device {
     const char * name;
 #define KVMERGE_MEMBER(name, Args) void (*name)(const Args &);
-    KVMERGE_CELL_KERNELS(KVMERGE_MEMBER)
+    KVMERGE_DEVICE_KERNELS(KVMERGE_MEMBER)
 #undef KVMERGE_MEMBER
     void * (*allocate)(size_t bytes, const void * near); // where `near` lies; null when out of memory
     void (*release)(void * memory);
@@ -25,7 +25,7 @@ struct Device {
 };
 
 // Bumped when Device or a descriptor changes: the CUDA part is a library of its own, and might be another build's.
-constexpr int DEVICE_VERSION = 2;
+constexpr int DEVICE_VERSION = 3;
 using DeviceEntry = const Device * (*)(int version, const char ** why_not);
 
 const Device & host_device();

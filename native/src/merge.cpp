@@ -1,4 +1,4 @@
-// Rewriting cells by a plan.
+// kvmerge_apply: carries out moves on the cells.
 #include "cell_access.hpp"
 #include "device.hpp"
 #include "observer.hpp"
@@ -15,8 +15,8 @@ namespace {
 
 using namespace kvmerge;
 
-// What a plan asks of all heads that one device handles, head after head in flat arrays that go to the device in one
-// piece each.
+// The moves of all heads that one device handles, head after head in flat arrays. Each array goes to the device in one
+// piece.
 struct Work {
     struct Head {
         int layer, kv_head;
@@ -35,19 +35,19 @@ struct Work {
 
 // How many positions the key of cell c is rotated by on its way into the group of pivot p. `first` is the head's place
 // in the arrays.
-int64_t rotation_of(const kvmerge_plan & plan, size_t first, int c, int p) {
-    const int64_t pivot = plan.position[first + size_t(p)];
-    const int64_t to_pivot = plan.pivot_frame ? pivot - plan.position[first + size_t(c)] : 0;
-    return to_pivot + (plan.new_position ? plan.new_position[first + size_t(p)] - pivot : 0);
+int64_t rotation_of(const kvmerge_moves & moves, size_t first, int c, int p) {
+    const int64_t pivot = moves.position[first + size_t(p)];
+    const int64_t to_pivot = moves.pivot_frame ? pivot - moves.position[first + size_t(c)] : 0;
+    return to_pivot + (moves.new_position ? moves.new_position[first + size_t(p)] - pivot : 0);
 }
 
-// Checks one head of the plan; `taken` holds, of each cell, the layer's last head that goes there. Throws ARGUMENT.
-void check(const kvmerge_observer & o, const kvmerge_plan & plan, int layer, int head, std::vector<int32_t> & taken) {
+// Checks the moves of one head. `taken` holds, of each cell, the layer's last head that goes there. Throws ARGUMENT.
+void check(const kvmerge_observer & o, const kvmerge_moves & moves, int layer, int head, std::vector<int32_t> & taken) {
     const int n = o.params.n_cells;
     const size_t first = o.head_index(layer, head) * n;
-    const int32_t * target = plan.target + first;
-    const int32_t * dest = plan.dest + first;
-    const float * weight = plan.weight + first;
+    const int32_t * target = moves.target + first;
+    const int32_t * dest = moves.dest + first;
+    const float * weight = moves.weight + first;
     std::vector<double> sum(n, 0.0);
     for (int c = 0; c < n; c++) {
         const int p = target[c];
@@ -69,10 +69,10 @@ void check(const kvmerge_observer & o, const kvmerge_plan & plan, int layer, int
         if (!(weight[c] >= 0) || !std::isfinite(weight[c])) {
             refuse(layer, head, c, "its weight is negative or not finite");
         }
-        if (plan.value_weight && !std::isfinite(plan.value_weight[first + size_t(c)])) {
+        if (moves.value_weight && !std::isfinite(moves.value_weight[first + size_t(c)])) {
             refuse(layer, head, c, "its value's weight is not finite");
         }
-        if (const int64_t way = rotation_of(plan, first, c, p); way > INT32_MAX || way < -INT32_MAX) {
+        if (const int64_t way = rotation_of(moves, first, c, p); way > INT32_MAX || way < -INT32_MAX) {
             refuse(layer, head, c, "the position that its key goes to is more than 2^31 - 1 away");
         }
         sum[p] += weight[c];
@@ -110,18 +110,18 @@ double entropy_term(double w) {
 }
 
 // Adds a head's groups that have work to do: more than one member, or a new cell.
-void add_head(Work & work, const kvmerge_observer & o, const kvmerge_plan & plan, int layer, int kv_head) {
+void add_head(Work & work, const kvmerge_observer & o, const kvmerge_moves & moves, int layer, int kv_head) {
     const int n = o.params.n_cells;
     const size_t first = o.head_index(layer, kv_head) * n;
-    const int32_t *target = plan.target + first, *dest = plan.dest + first;
-    const float * weight = plan.weight + first;
+    const int32_t *target = moves.target + first, *dest = moves.dest + first;
+    const float * weight = moves.weight + first;
     const std::vector<int32_t> members = group_sizes(target, n);
     Work::Head head = {layer, kv_head, work.dest.size(), work.member.size(), 0, false};
     std::vector<int32_t> group(n, -1); // of a pivot
     std::vector<size_t> next;          // of a group: where its next member goes
     int32_t total = 0;
     for (int c = 0; c < n; c++) {
-        if (target[c] == c && (members[c] > 1 || dest[c] != c || rotation_of(plan, first, c, c) != 0)) {
+        if (target[c] == c && (members[c] > 1 || dest[c] != c || rotation_of(moves, first, c, c) != 0)) {
             group[c] = head.n_groups++;
             next.push_back(head.first_member + size_t(total));
             work.start.push_back(total);
@@ -150,8 +150,8 @@ void add_head(Work & work, const kvmerge_observer & o, const kvmerge_plan & plan
         const size_t m = next[size_t(group[p])]++;
         work.member[m] = c;
         work.weight[m] = alone ? 1.0f : weight[c];
-        work.value_weight[m] = plan.value_weight && !alone ? plan.value_weight[first + size_t(c)] : work.weight[m];
-        work.delta[m] = int32_t(rotation_of(plan, first, c, p));
+        work.value_weight[m] = moves.value_weight && !alone ? moves.value_weight[first + size_t(c)] : work.weight[m];
+        work.delta[m] = int32_t(rotation_of(moves, first, c, p));
         if (!alone) {
             work.bias[head.first_group + size_t(group[p])] += float(entropy_term(weight[c])) * inverse;
         }
@@ -195,11 +195,11 @@ DeviceArray<T> uploaded(const Device & device, const std::vector<T> & x, const v
     return array;
 }
 
-// A part of a plan on its way to one device: what can be refused or lack memory happens when it is made, before
-// anything is written.
+// The moves that one device carries out. Its constructor does all that can be refused or lack memory, before any cell
+// is written.
 class Rewrite {
   public:
-    Rewrite(kvmerge_observer & o, Work && plan, const Device & device) : work_(std::move(plan)), device_(&device) {
+    Rewrite(kvmerge_observer & o, Work && work, const Device & device) : work_(std::move(work)), device_(&device) {
         if (work_.heads.empty()) {
             return;
         }
@@ -301,10 +301,10 @@ class Scratch {
 };
 
 // The rewriting of all layers: those that the device cannot reach are the host's, a layer's K and V lie together.
-std::vector<Rewrite> rewrites_of(kvmerge_observer & o, const kvmerge_plan & plan) {
+std::vector<Rewrite> rewrites_of(kvmerge_observer & o, const kvmerge_moves & moves) {
     const auto add_layer = [&](Work & work, int layer, const Device & device) {
         for (int head = 0; head < o.params.n_head_kv && &o.layers[layer].k.device() == &device; head++) {
-            add_head(work, o, plan, layer, head);
+            add_head(work, o, moves, layer, head);
         }
     };
     for (auto & l : o.layers) { // what comes from a backend does so one after the other
@@ -331,28 +331,28 @@ std::vector<Rewrite> rewrites_of(kvmerge_observer & o, const kvmerge_plan & plan
 }
 
 // With exact biases, the table follows the cells: b' = sum w_i b_i + H(w).
-void move_biases(const kvmerge_observer & o, const kvmerge_plan & plan, int layer, int head,
+void move_biases(const kvmerge_observer & o, const kvmerge_moves & moves, int layer, int head,
                  std::vector<float> & moved) {
     const int n = o.params.n_cells;
     const size_t first = o.head_index(layer, head) * n;
-    const int32_t * target = plan.target + first;
+    const int32_t * target = moves.target + first;
     const std::vector<int32_t> members = group_sizes(target, n);
     for (int c = 0; c < n; c++) {
         if (target[c] >= 0) {
-            const double w = members[target[c]] == 1 ? 1.0 : plan.weight[first + c];
+            const double w = members[target[c]] == 1 ? 1.0 : moves.weight[first + c];
             const double before = o.bias.empty() ? 0 : o.bias[first + c];
-            moved[first + size_t(plan.dest[first + target[c]])] += float(w * before + entropy_term(w));
+            moved[first + size_t(moves.dest[first + target[c]])] += float(w * before + entropy_term(w));
         }
     }
 }
 
-std::vector<float> moved_biases(const kvmerge_observer & o, const kvmerge_plan & plan) {
+std::vector<float> moved_biases(const kvmerge_observer & o, const kvmerge_moves & moves) {
     std::vector<float> moved;
     if (o.params.bias == KVMERGE_BIAS_EXACT) {
         moved.resize(o.head_index(o.params.n_layer, 0) * o.params.n_cells);
         for (int layer = 0; layer < o.params.n_layer; layer++) {
             for (int head = 0; head < o.params.n_head_kv; head++) {
-                move_biases(o, plan, layer, head, moved);
+                move_biases(o, moves, layer, head, moved);
             }
         }
     }
@@ -361,16 +361,16 @@ std::vector<float> moved_biases(const kvmerge_observer & o, const kvmerge_plan &
 
 } // namespace
 
-extern "C" kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmerge_plan * plan) {
+extern "C" kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmerge_moves * moves) {
     return on_observer("kvmerge_apply", observer, Access::ALONE, [&](kvmerge_observer & o) {
-        require(plan && plan->target && plan->weight && plan->position && plan->dest,
-                "the plan or one of its arrays is null");
+        require(moves && moves->target && moves->weight && moves->position && moves->dest,
+                "the moves or one of their arrays is null");
         require_whole(o);
         parallel_for(o.params.n_layer, o.params.n_threads, [&](int64_t layer) {
             require_cache(o, int(layer));
             std::vector<int32_t> taken(o.params.n_cells, -1);
             for (int head = 0; head < o.params.n_head_kv; head++) {
-                check(o, *plan, int(layer), head, taken);
+                check(o, *moves, int(layer), head, taken);
             }
         });
         if (o.params.bias == KVMERGE_BIAS_FOLDED) {
@@ -385,8 +385,8 @@ extern "C" kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmer
                             text("layer %d: no attention seen yet that a bias could be scaled to", layer));
             }
         }
-        std::vector<Rewrite> rewrites = rewrites_of(o, *plan);
-        std::vector<float> biases = moved_biases(o, *plan);
+        std::vector<Rewrite> rewrites = rewrites_of(o, *moves);
+        std::vector<float> biases = moved_biases(o, *moves);
         const auto host_end = rewrites.begin() + o.params.n_layer;
         size_t largest = 0;
         std::for_each(rewrites.begin(), host_end,

@@ -218,7 +218,7 @@ void kvmerge_observer::saw_tokens(const ggml_tensor * rows) {
     token_cell.reserve(size_t(params.n_tokens)); // what kvmerge_observer_stats() gives stays where it is
     const int64_t n = rows->ne[0];
     for (Layer & seen : layers) { // an observation window is over the newest queries alone
-        if (params.mass_window > 0 && n >= params.mass_window && seen.mass.size()) {
+        if (params.mass_queries > 0 && n >= params.mass_queries && seen.mass.size()) {
             seen.mass.zero();
         }
     }

@@ -78,7 +78,7 @@ struct kvmerge_observer {
     bool observes(int flag) const { return (params.observe & flag) != 0; }
     bool observes_attention() const { return observes(KVMERGE_OBSERVE_MASS) || observes(KVMERGE_OBSERVE_ENTROPY); }
     int half_powers() const { return int(2 * params.mass_power); }
-    int group() const { return params.n_head / params.n_head_kv; }
+    int heads_per_kv() const { return params.n_head / params.n_head_kv; }
     int index_of(int number) const;      // of a layer of the model; -1: it is left alone
     bool is_of_sequence(int cell) const; // as far as the last mask showed
     size_t head_index(int layer, int kv_head) const { return size_t(layer) * params.n_head_kv + kv_head; }
@@ -103,7 +103,7 @@ struct kvmerge_observer {
     void add_attention(kvmerge::Stop & stop, ggml_tensor * probabilities, int layer);
     void add_flash_attention(kvmerge::Stop & stop, ggml_tensor * node, int layer);
     template <class Args, class Kernel>
-    void in_window(const Args & args, Kernel && kernel) const;
+    void in_observed(const Args & args, Kernel && kernel) const;
     void look_at_mask(const ggml_tensor * mask, int n_kv, int n_rows);
     void prepare(Layer & layer, const ggml_tensor * node);
     const float * visible_on(Layer & layer);

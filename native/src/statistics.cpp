@@ -83,14 +83,14 @@ void kvmerge_observer::add_queries(Stop & stop, const ggml_tensor * q, int layer
     const int64_t step = std::max<int64_t>(1, q->ne[1] / ENOUGH_QUERIES), n_rows = (q->ne[1] + step - 1) / step;
     stop.add(*l.stats_device, &Device::query_moments,
              QueryMomentsArgs{data.as<const float>(), floats(q->nb[2]), floats(q->nb[1]) * step, params.n_head_kv,
-                              group(), int(n_rows), int(q->ne[0]), l.query_keep, l.query_sum.data(),
+                              heads_per_kv(), int(n_rows), int(q->ne[0]), l.query_keep, l.query_sum.data(),
                               l.query_second.data()});
     count_queries(l, int(n_rows));
 }
 
 // Accounts for tokens whose queries a kernel adds to the moments.
 void kvmerge_observer::count_queries(Layer & l, int n_rows) {
-    l.query_weight = l.query_weight * l.query_keep + double(n_rows) * group();
+    l.query_weight = l.query_weight * l.query_keep + double(n_rows) * heads_per_kv();
     l.query_keep = 1;
 }
 
@@ -112,7 +112,7 @@ void kvmerge_observer::add_waiting_queries(Layer & l) {
         return;
     }
     host_device().query_moments({l.queries.data(), std::ptrdiff_t(ENOUGH_QUERIES) * l.k.dim(), l.k.dim(),
-                                 params.n_head_kv, group(), l.n_queries, l.k.dim(), l.query_keep, l.query_sum.data(),
+                                 params.n_head_kv, heads_per_kv(), l.n_queries, l.k.dim(), l.query_keep, l.query_sum.data(),
                                  l.query_second.data()});
     count_queries(l, l.n_queries);
     l.n_queries = 0;
@@ -132,7 +132,7 @@ void kvmerge_observer::add_exact_bias(ggml_tensor * kq, int layer) {
     NodeData data(kq, host_device(), params.ggml);
     const float inverse = 1 / layers[layer].scale;
     for (int64_t h = 0; h < kq->ne[2]; h++) {
-        const float * b = bias.data() + head_index(layer, int(h) / group()) * params.n_cells;
+        const float * b = bias.data() + head_index(layer, int(h) / heads_per_kv()) * params.n_cells;
         for (int64_t r = 0; r < kq->ne[1]; r++) {
             float * row = data.as<float>(size_t(h) * kq->nb[2] + size_t(r) * kq->nb[1]);
             for (int64_t c = 0; c < kq->ne[0]; c++) {
@@ -194,8 +194,8 @@ const float * kvmerge_observer::visible_on(Layer & l) {
 // Calls a kernel for the rows whose attention counts: all, or the last few for the mass, and then all for the
 // entropies.
 template <class Args, class Kernel>
-void kvmerge_observer::in_window(const Args & args, Kernel && kernel) const {
-    const int skipped = params.mass_window > 0 ? args.n_rows - std::min(args.n_rows, params.mass_window) : 0;
+void kvmerge_observer::in_observed(const Args & args, Kernel && kernel) const {
+    const int skipped = params.mass_queries > 0 ? args.n_rows - std::min(args.n_rows, params.mass_queries) : 0;
     if (skipped == 0) {
         kernel(args);
         return;
@@ -227,7 +227,7 @@ void kvmerge_observer::add_attention(Stop & stop, ggml_tensor * p, int layer) {
                                floats(p->nb[2]),
                                floats(p->nb[1]),
                                params.n_head_kv,
-                               group(),
+                               heads_per_kv(),
                                n_rows,
                                cells_seen,
                                half_powers(),
@@ -236,7 +236,7 @@ void kvmerge_observer::add_attention(Stop & stop, ggml_tensor * p, int layer) {
                                entropies ? l.entropy.data() + ubatch_start : nullptr,
                                params.n_tokens,
                                visible_on(l)};
-    in_window(args, [&](const AttentionStatsArgs & a) { stop.add(*l.stats_device, &Device::attention_stats, a); });
+    in_observed(args, [&](const AttentionStatsArgs & a) { stop.add(*l.stats_device, &Device::attention_stats, a); });
     l.tokens_seen += n_rows;
 }
 
@@ -267,7 +267,7 @@ void kvmerge_observer::add_flash_attention(Stop & stop, ggml_tensor * node, int 
                            floats(q->nb[2]),
                            floats(q->nb[1]),
                            params.n_head_kv,
-                           group(),
+                           heads_per_kv(),
                            n_rows,
                            &d == &host_device() ? l.k.on_host() : l.k.on_device(),
                            0,
@@ -282,7 +282,7 @@ void kvmerge_observer::add_flash_attention(Stop & stop, ggml_tensor * node, int 
                            entropies ? l.entropy.data() + ubatch_start : nullptr,
                            params.n_tokens,
                            visible_on(l)};
-    in_window(args, [&](const ScoreStatsArgs & a) { stop.add(d, &Device::score_stats, a); });
+    in_observed(args, [&](const ScoreStatsArgs & a) { stop.add(d, &Device::score_stats, a); });
     l.tokens_seen += n_rows;
 }
 

@@ -45,24 +45,24 @@ template <class Args>
 Args stats_of(Args a, int64_t h) {
     a.n_kv_heads = 1;
     a.mass = a.mass ? a.mass + h * a.mass_stride : nullptr;
-    a.entropy = a.entropy ? a.entropy + h * a.group * a.entropy_stride : nullptr;
+    a.entropy = a.entropy ? a.entropy + h * a.heads_per_kv * a.entropy_stride : nullptr;
     return a;
 }
 
 // What a kernel does for one KV head.
 inline AttentionStatsArgs slice(AttentionStatsArgs a, int64_t h) {
-    a.p += h * a.group * a.head_stride;
+    a.p += h * a.heads_per_kv * a.head_stride;
     return stats_of(a, h);
 }
 
 inline ScoreStatsArgs slice(ScoreStatsArgs a, int64_t h) {
-    a.q += h * a.group * a.head_stride;
+    a.q += h * a.heads_per_kv * a.head_stride;
     a.first_kv_head += int(h);
     return stats_of(a, h);
 }
 
 inline QueryMomentsArgs slice(QueryMomentsArgs a, int64_t h) {
-    a.q += h * a.group * a.head_stride;
+    a.q += h * a.heads_per_kv * a.head_stride;
     a.n_kv_heads = 1;
     a.sum += h * a.dim;
     a.second += h * a.dim * a.dim;
@@ -70,15 +70,15 @@ inline QueryMomentsArgs slice(QueryMomentsArgs a, int64_t h) {
 }
 
 inline int64_t operations(const AttentionStatsArgs & a) {
-    return int64_t(a.n_kv_heads) * a.group * a.n_rows * a.n_cells;
+    return int64_t(a.n_kv_heads) * a.heads_per_kv * a.n_rows * a.n_cells;
 }
 
 inline int64_t operations(const ScoreStatsArgs & a) {
-    return int64_t(a.n_kv_heads) * a.group * a.n_rows * a.n_cells * a.keys.dim;
+    return int64_t(a.n_kv_heads) * a.heads_per_kv * a.n_rows * a.n_cells * a.keys.dim;
 }
 
 inline int64_t operations(const QueryMomentsArgs & a) {
-    return int64_t(a.n_kv_heads) * a.group * a.n_rows * a.dim * a.dim / 2;
+    return int64_t(a.n_kv_heads) * a.heads_per_kv * a.n_rows * a.dim * a.dim / 2;
 }
 
 // The kernels to run at one stop of the graph, none of which needs another's results. The host runs them a KV head at a

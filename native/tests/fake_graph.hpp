@@ -143,18 +143,18 @@ inline kvmerge_observer * make(const kvmerge_observer_params & params) {
     return o;
 }
 
-struct PlanArrays {
+struct MoveArrays {
     std::vector<int32_t> target = std::vector<int32_t>(Fixture::CELLS, -1),
                          position = std::vector<int32_t>(Fixture::CELLS, 0),
                          dest = std::vector<int32_t>(Fixture::CELLS, 0);
     std::vector<float> weight = std::vector<float>(Fixture::CELLS, 1.0f);
-    PlanArrays() {
+    MoveArrays() {
         for (int c = 0; c < 3; c++) {
             target[c] = dest[c] = position[c] = c;
         }
     }
     kvmerge_status apply(kvmerge_observer * o) {
-        const kvmerge_plan plan = {target.data(), weight.data(), nullptr, position.data(), dest.data(), nullptr, 1};
-        return kvmerge_apply(o, &plan);
+        const kvmerge_moves moves = {target.data(), weight.data(), nullptr, position.data(), dest.data(), nullptr, 1};
+        return kvmerge_apply(o, &moves);
     }
 };

@@ -36,7 +36,7 @@ static void refuse_everything(kvmerge_observer * o) {
     CHECK(kvmerge_write_cells(o, 0, 0, &cell, 1, x, x) == KVMERGE_E_ARGUMENT);
     CHECK(kvmerge_project_cells(o, 0, 0, &cell, &cell, 1, x, x, x) == KVMERGE_E_ARGUMENT);
     CHECK(kvmerge_plan_cells(o, 0, 0, &cell, &groups, &group, nullptr) == KVMERGE_E_ARGUMENT);
-    CHECK(PlanArrays().apply(o) == KVMERGE_E_ARGUMENT);
+    CHECK(MoveArrays().apply(o) == KVMERGE_E_ARGUMENT);
     CHECK(kvmerge_observer_free(o) == KVMERGE_E_ARGUMENT);
     f.decode(o);
     CHECK(f.stops == 0);
@@ -258,7 +258,7 @@ static void test_another_context() {
         CHECK(kvmerge_observer_stats(o, &stats) == KVMERGE_E_STATE && says("another llama_context"));
         const auto k = f.k;
         CHECK(kvmerge_observer_begin(o) == KVMERGE_OK);
-        CHECK(PlanArrays().apply(o) == KVMERGE_E_STATE && says("another llama_context"));
+        CHECK(MoveArrays().apply(o) == KVMERGE_E_STATE && says("another llama_context"));
         const int32_t cell = 7;
         float x[Fixture::DIM] = {};
         CHECK(kvmerge_read_cells(o, 0, 0, &cell, 1, x, x) == KVMERGE_E_STATE);
@@ -327,10 +327,10 @@ static void test_odd_graphs() {
         Fixture f;
         kvmerge_observer * o = make(params_for(0, KVMERGE_BIAS_EXACT));
         f.decode(o);
-        PlanArrays plan;
-        plan.target[1] = 0;
-        plan.weight[0] = plan.weight[1] = 0.5f;
-        CHECK(plan.apply(o) == KVMERGE_OK);
+        MoveArrays moves;
+        moves.target[1] = 0;
+        moves.weight[0] = moves.weight[1] = 0.5f;
+        CHECK(moves.apply(o) == KVMERGE_OK);
         f.kq.ne[0] = Fixture::CELLS + 1;
         f.decode(o);
         kvmerge_block_stats stats;
@@ -391,17 +391,17 @@ static void test_plans() {
     f.decode(o);
     const auto k = f.k, v = f.v;
     std::vector<int32_t> moved(Fixture::CELLS, 0);
-    PlanArrays a;
-    kvmerge_plan plan = {a.target.data(), a.weight.data(), nullptr, a.position.data(), a.dest.data(), moved.data(), 1};
+    MoveArrays a;
+    kvmerge_moves moves = {a.target.data(), a.weight.data(), nullptr, a.position.data(), a.dest.data(), moved.data(), 1};
     a.position[1] = INT_MIN;
     moved[1] = INT_MAX;
-    CHECK(kvmerge_apply(o, &plan) == KVMERGE_E_ARGUMENT && says("cell 1") && says("2^31 - 1 away"));
+    CHECK(kvmerge_apply(o, &moves) == KVMERGE_E_ARGUMENT && says("cell 1") && says("2^31 - 1 away"));
     a.target[1] = 0; // into the pivot's frame
     a.weight[0] = a.weight[1] = 0.5f;
-    CHECK(kvmerge_apply(o, &plan) == KVMERGE_E_ARGUMENT && says("cell 1"));
+    CHECK(kvmerge_apply(o, &moves) == KVMERGE_E_ARGUMENT && says("cell 1"));
     CHECK(f.k == k && f.v == v);
     moved[0] = -INT_MAX; // to the pivot is too far, and to where that goes is not
-    CHECK(kvmerge_apply(o, &plan) == KVMERGE_OK);
+    CHECK(kvmerge_apply(o, &moves) == KVMERGE_OK);
     CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
 }
 
@@ -412,10 +412,10 @@ static void test_bad_queries() {
     kvmerge_observer * o = make(params_for(0, KVMERGE_BIAS_FOLDED));
     f.decode(o);
     const auto k = f.k;
-    PlanArrays plan;
-    plan.target[1] = 0;
-    plan.weight[0] = plan.weight[1] = 0.5f;
-    CHECK(plan.apply(o) == KVMERGE_E_NUMERIC && says("queries"));
+    MoveArrays moves;
+    moves.target[1] = 0;
+    moves.weight[0] = moves.weight[1] = 0.5f;
+    CHECK(moves.apply(o) == KVMERGE_E_NUMERIC && says("queries"));
     CHECK(f.k == k);
     CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
 }
@@ -433,7 +433,7 @@ static void test_failure_midway() {
         float x[Fixture::DIM] = {};
         CHECK(kvmerge_write_cells(o, 0, 0, &cell, 1, x, x) == KVMERGE_E_STATE);
         CHECK(kvmerge_read_cells(o, 0, 0, &cell, 1, x, x) == KVMERGE_E_STATE && says("make the context anew"));
-        CHECK(PlanArrays().apply(o) == KVMERGE_E_STATE && says("make the context anew"));
+        CHECK(MoveArrays().apply(o) == KVMERGE_E_STATE && says("make the context anew"));
         CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
     }
     on_host = true;

@@ -34,9 +34,10 @@ int main(int argc, char ** argv) {
     for (const bool cublas : {false, true}) { // only the shim can tell them apart
         shim_has_cublas = cublas;
         const char * const isa = cublas ? "CUDA, cuBLAS if it is there" : "CUDA";
-        KVMERGE_CELL_KERNELS(KVMERGE_TEST)
+        KVMERGE_DEVICE_KERNELS(KVMERGE_TEST)
     }
     test_rotation_composes(table);
+    test_moved_cells_keep_bits(table);
     test_entropy_of_known_rows(table);
     CHECK(device->error() == nullptr);
     std::printf("ok\n");

@@ -249,10 +249,10 @@ void test_several_sequences() {
     kvmerge_observer * o = make(params_for(KVMERGE_OBSERVE_MASS, KVMERGE_BIAS_NONE));
     f.decode(o);
     const auto k = f.k;
-    CHECK(PlanArrays().apply(o) == KVMERGE_OK); // cells 0, 1 and 2: the newest token sees them
-    PlanArrays plan;
-    plan.target[5] = plan.dest[5] = 5;
-    CHECK(plan.apply(o) == KVMERGE_E_ARGUMENT);
+    CHECK(MoveArrays().apply(o) == KVMERGE_OK); // cells 0, 1 and 2: the newest token sees them
+    MoveArrays moves;
+    moves.target[5] = moves.dest[5] = 5;
+    CHECK(moves.apply(o) == KVMERGE_E_ARGUMENT);
     CHECK(std::strstr(kvmerge_last_error(), "cell 5: the newest token does not see it"));
     CHECK(f.k == k);
     CHECK(kvmerge_observer_free(o) == KVMERGE_OK);

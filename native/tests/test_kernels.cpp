@@ -9,6 +9,8 @@ int main(int argc, char ** argv) {
     const char * const isa = table.isa;
     KVMERGE_KERNELS(KVMERGE_TEST)
     test_rotation_composes(table);
+    test_moved_cells_keep_bits(table);
+    test_every_half(table);
     test_entropy_of_known_rows(table);
     std::printf("ok\n");
 }

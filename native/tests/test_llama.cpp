@@ -220,13 +220,13 @@ void compress(Run & run, const Case & c) {
         }
         CHECK(next == LEFT - 1);
     }
-    kvmerge_plan plan = {};
-    plan.target = target.data();
-    plan.weight = weight.data();
-    plan.position = position.data();
-    plan.dest = dest.data();
-    plan.pivot_frame = 1;
-    ok(kvmerge_apply(run.observer, &plan));
+    kvmerge_moves moves = {};
+    moves.target = target.data();
+    moves.weight = weight.data();
+    moves.position = position.data();
+    moves.dest = dest.data();
+    moves.pivot_frame = 1;
+    ok(kvmerge_apply(run.observer, &moves));
 
     int merged = 0;
     for (int head = 0; head < TinyGguf::LAYERS * HEADS; head++) {

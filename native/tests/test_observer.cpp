@@ -139,7 +139,7 @@ static void test_keep_everything_changes_nothing() {
         kvmerge_observer * o = make(params_for(KVMERGE_OBSERVE_CELLS, KVMERGE_BIAS_NONE));
         f.decode(o);
         const auto k = f.k, v = f.v;
-        CHECK(PlanArrays().apply(o) == KVMERGE_OK);
+        CHECK(MoveArrays().apply(o) == KVMERGE_OK);
         CHECK(f.k == k && f.v == v);
         CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
     }
@@ -154,13 +154,13 @@ static void test_merge_and_move() {
         const auto value = [&](const std::vector<float> & x, int cell, int i) {
             return transposed ? x[i * Fixture::CELLS + cell] : x[cell * Fixture::DIM + i];
         };
-        PlanArrays plan; // 0 and 1 merge into cell 2, cell 2 moves to cell 0: each destination is another group's source
-        plan.target[1] = 0;
-        plan.weight[0] = 0.25f;
-        plan.weight[1] = 0.75f;
-        plan.dest[0] = 2;
-        plan.dest[2] = 0;
-        CHECK(plan.apply(o) == KVMERGE_OK);
+        MoveArrays moves; // 0 and 1 merge into cell 2, cell 2 moves to cell 0: each destination is another group's source
+        moves.target[1] = 0;
+        moves.weight[0] = 0.25f;
+        moves.weight[1] = 0.75f;
+        moves.dest[0] = 2;
+        moves.dest[2] = 0;
+        CHECK(moves.apply(o) == KVMERGE_OK);
         for (int i = 0; i < Fixture::DIM; i++) {
             CHECK_NEAR(f.k[2 * 4 + i], 0.25 * k[i] + 0.75 * k[4 + i], 1e-6, 0);
             CHECK_NEAR(f.k[i], k[2 * 4 + i], 0, 0);
@@ -264,14 +264,14 @@ static void test_plan_forgets() {
             if (how == 0) {
                 CHECK(kvmerge_write_cells(o, 0, 0, which, 1, x.data(), x.data()) == KVMERGE_OK);
             } else if (how == 1) {
-                PlanArrays plan;
-                plan.target[cell] = cell == 0 ? 1 : 0;
-                plan.weight[0] = plan.weight[1] = plan.weight[2] = 1;
-                plan.weight[cell] = 0;
-                CHECK(plan.apply(o) == KVMERGE_OK);
-                PlanArrays moves; // 0 and 1 change places
-                std::swap(moves.dest[0], moves.dest[1]);
+                MoveArrays moves;
+                moves.target[cell] = cell == 0 ? 1 : 0;
+                moves.weight[0] = moves.weight[1] = moves.weight[2] = 1;
+                moves.weight[cell] = 0;
                 CHECK(moves.apply(o) == KVMERGE_OK);
+                MoveArrays swapped; // 0 and 1 change places
+                std::swap(swapped.dest[0], swapped.dest[1]);
+                CHECK(swapped.apply(o) == KVMERGE_OK);
             } else if (how == 2) { // llama.cpp decodes
                 for (int i = 0; i < Fixture::DIM; i++) {
                     f.k[cell * Fixture::DIM + i] = x[size_t(i)];
@@ -352,10 +352,10 @@ static void test_folded_bias() {
     kvmerge_observer * o = make(params_for(KVMERGE_OBSERVE_CELLS, KVMERGE_BIAS_FOLDED));
     f.decode(o);
     const auto k = f.k;
-    PlanArrays plan;
-    plan.target[1] = 0;
-    plan.weight[0] = plan.weight[1] = 0.5f;
-    CHECK(plan.apply(o) == KVMERGE_OK);
+    MoveArrays moves;
+    moves.target[1] = 0;
+    moves.weight[0] = moves.weight[1] = 0.5f;
+    CHECK(moves.apply(o) == KVMERGE_OK);
     double gain = 0;
     for (int t = 0; t < Fixture::TOKENS * Fixture::HEADS; t++) {
         for (int i = 0; i < 4; i++) {
@@ -370,11 +370,11 @@ static void test_exact_bias() {
     Fixture f;
     kvmerge_observer * o = make(params_for(KVMERGE_OBSERVE_CELLS, KVMERGE_BIAS_EXACT));
     f.decode(o);
-    PlanArrays plan;
-    plan.target[1] = 0;
-    plan.weight[0] = plan.weight[1] = 0.5f;
-    plan.dest[0] = 1;
-    CHECK(plan.apply(o) == KVMERGE_OK);
+    MoveArrays moves;
+    moves.target[1] = 0;
+    moves.weight[0] = moves.weight[1] = 0.5f;
+    moves.dest[0] = 1;
+    CHECK(moves.apply(o) == KVMERGE_OK);
     std::fill(f.scores.begin(), f.scores.end(), 0.0f);
     f.decode(o);
     for (int row = 0; row < Fixture::TOKENS * Fixture::HEADS; row++) {
@@ -389,28 +389,28 @@ static void test_refusals() {
     Fixture f;
     kvmerge_observer * o = make(params_for(KVMERGE_OBSERVE_MASS, KVMERGE_BIAS_NONE));
     kvmerge_block_stats stats;
-    CHECK(PlanArrays().apply(o) == KVMERGE_E_STATE); // nothing decoded yet
+    CHECK(MoveArrays().apply(o) == KVMERGE_E_STATE); // nothing decoded yet
     f.decode(o);
     const auto k = f.k;
     const auto refused = [&](auto change, const char * why) {
-        PlanArrays plan;
-        change(plan);
-        CHECK(plan.apply(o) == KVMERGE_E_ARGUMENT);
+        MoveArrays moves;
+        change(moves);
+        CHECK(moves.apply(o) == KVMERGE_E_ARGUMENT);
         CHECK(std::strstr(kvmerge_last_error(), why));
         CHECK(f.k == k);
     };
-    refused([](PlanArrays & p) { p.target[0] = 99; }, "outside the cache");
-    refused([](PlanArrays & p) { p.target[1] = 2, p.target[2] = 0; }, "not a pivot");
-    refused([](PlanArrays & p) { p.weight[1] = -1; }, "negative or not finite");
-    refused([](PlanArrays & p) { p.weight[1] = NAN; }, "negative or not finite");
-    refused([](PlanArrays & p) { p.weight[1] = 0.5f; }, "do not sum to 1");
-    refused([](PlanArrays & p) { p.dest[1] = 8; }, "destination is outside");
-    refused([](PlanArrays & p) { p.dest[1] = 0; }, "taken by another group");
+    refused([](MoveArrays & p) { p.target[0] = 99; }, "outside the cache");
+    refused([](MoveArrays & p) { p.target[1] = 2, p.target[2] = 0; }, "not a pivot");
+    refused([](MoveArrays & p) { p.weight[1] = -1; }, "negative or not finite");
+    refused([](MoveArrays & p) { p.weight[1] = NAN; }, "negative or not finite");
+    refused([](MoveArrays & p) { p.weight[1] = 0.5f; }, "do not sum to 1");
+    refused([](MoveArrays & p) { p.dest[1] = 8; }, "destination is outside");
+    refused([](MoveArrays & p) { p.dest[1] = 0; }, "taken by another group");
     auto wide = params_for(KVMERGE_OBSERVE_MASS, KVMERGE_BIAS_NONE); // made for more cells than the context has
     wide.n_cells = 12;
     kvmerge_observer * w = make(wide);
     f.decode(w);
-    PlanArrays beyond;
+    MoveArrays beyond;
     beyond.target.resize(12, -1), beyond.position.resize(12, 0), beyond.dest.resize(12, 0), beyond.weight.resize(12, 1.0f);
     beyond.target[9] = 9;
     beyond.dest[9] = 5;
@@ -534,7 +534,7 @@ static void test_flash_attention() {
 static void test_window() {
     Fixture f;
     auto params = params_for(KVMERGE_OBSERVE_MASS, KVMERGE_BIAS_NONE);
-    params.mass_window = 1;
+    params.mass_queries = 1;
     kvmerge_observer * o = make(params);
     f.decode(o);
     f.decode(o);
@@ -544,9 +544,9 @@ static void test_window() {
         CHECK_NEAR(s.mass[c], Fixture::HEADS / 3.0, 1e-6, 0); // the last token's row, once
     }
     CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
-    params.mass_window = -1;
+    params.mass_queries = -1;
     CHECK(kvmerge_observer_create(&params, &o) == KVMERGE_E_ARGUMENT);
-    params.mass_window = 0;
+    params.mass_queries = 0;
     params.mass_power = 1.2f;
     CHECK(kvmerge_observer_create(&params, &o) == KVMERGE_E_ARGUMENT);
 }
@@ -556,20 +556,20 @@ static void test_value_weights() {
     Fixture f(false);
     kvmerge_observer * o = make(params_for(0, KVMERGE_BIAS_NONE));
     f.decode(o);
-    PlanArrays a;
+    MoveArrays a;
     std::vector<float> value_weight(Fixture::CELLS, 1.0f);
     a.target[1] = 0;
     a.weight[0] = 1, a.weight[1] = 0;
-    const kvmerge_plan plan = {
+    const kvmerge_moves moves = {
         a.target.data(), a.weight.data(), value_weight.data(), a.position.data(), a.dest.data(), nullptr, 0};
     const auto k = f.k, v = f.v;
-    CHECK(kvmerge_apply(o, &plan) == KVMERGE_OK);
+    CHECK(kvmerge_apply(o, &moves) == KVMERGE_OK);
     for (int i = 0; i < Fixture::DIM; i++) {
         CHECK_NEAR(f.k[i], k[i], 1e-6, 0);
         CHECK_NEAR(f.v[i], v[i] + v[Fixture::DIM + i], 1e-6, 0);
     }
     value_weight[0] = NAN;
-    CHECK(kvmerge_apply(o, &plan) == KVMERGE_E_ARGUMENT);
+    CHECK(kvmerge_apply(o, &moves) == KVMERGE_E_ARGUMENT);
     CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
 }
 

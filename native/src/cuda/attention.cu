@@ -17,15 +17,15 @@ constexpr int CHUNK = 64; // rows
 struct Matrix {
     const float * x;
     std::ptrdiff_t head_stride, row_stride;
-    int group, n_rows, n_cells;
+    int heads_per_kv, n_rows, n_cells;
     __device__ const float * row(int kv_head, int r) const {
-        return x + std::ptrdiff_t(kv_head * group + r / n_rows) * head_stride + std::ptrdiff_t(r % n_rows) * row_stride;
+        return x + std::ptrdiff_t(kv_head * heads_per_kv + r / n_rows) * head_stride + std::ptrdiff_t(r % n_rows) * row_stride;
     }
 };
 
 // How scores become probabilities; of a matrix of probabilities, nothing.
 struct Softmax {
-    const float * lse; // [KV heads][group * rows]; null: the matrix holds probabilities
+    const float * lse; // [KV heads][heads_per_kv * rows]; null: the matrix holds probabilities
     const uint16_t * mask;
     std::ptrdiff_t mask_stride;
     float scale, cap;
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(THREADS)
     tiles(Matrix m, Softmax softmax, int half_powers, float * column_part, float * row_part) {
     __shared__ float row_sum[CHUNK][THREADS / WARP];
     const int c0 = blockIdx.x * TILE + threadIdx.x * CELLS_A_THREAD, chunk = blockIdx.y, kv_head = blockIdx.z;
-    const int rows = m.group * m.n_rows, first = chunk * CHUNK, last = min(rows, first + CHUNK);
+    const int rows = m.heads_per_kv * m.n_rows, first = chunk * CHUNK, last = min(rows, first + CHUNK);
     float column[CELLS_A_THREAD] = {};
     for (int r = first; r < last; r++) {
         const float * const row = m.row(kv_head, r);
@@ -112,7 +112,7 @@ __global__ void add_rows(const float * part, int n_tiles, int all_rows, int n_ro
 
 static void launch_tiles(const Launch & launch, bool vector, const Matrix & m, const Softmax & softmax, int n_kv_heads,
                          int half_powers, float * mass, std::ptrdiff_t mass_stride, float * row_part) {
-    const dim3 grid(ceil_div(m.n_cells, TILE), ceil_div(m.group * m.n_rows, CHUNK), n_kv_heads);
+    const dim3 grid(ceil_div(m.n_cells, TILE), ceil_div(m.heads_per_kv * m.n_rows, CHUNK), n_kv_heads);
     const Scratch<float> part(launch, size_t(grid.y) * n_kv_heads * m.n_cells);
     if (vector) {
         KVMERGE_LAUNCH(tiles<true>, grid, THREADS, 0, launch.stream(), m, softmax, half_powers, part.data(), row_part);
@@ -135,10 +135,10 @@ void attention_stats(const AttentionStatsArgs & a) {
     if (!launch.fine()) {
         return;
     }
-    const int rows = a.n_kv_heads * a.group * a.n_rows, n_tiles = ceil_div(a.n_cells, TILE);
+    const int rows = a.n_kv_heads * a.heads_per_kv * a.n_rows, n_tiles = ceil_div(a.n_cells, TILE);
     const Scratch<float> row_part(launch, a.entropy ? size_t(rows) * n_tiles : 0);
     launch_tiles(launch, is_aligned(a.p, a.head_stride, a.row_stride),
-                 {a.p, a.head_stride, a.row_stride, a.group, a.n_rows, a.n_cells}, {}, a.n_kv_heads, a.half_powers, a.mass,
+                 {a.p, a.head_stride, a.row_stride, a.heads_per_kv, a.n_rows, a.n_cells}, {}, a.n_kv_heads, a.half_powers, a.mass,
                  a.mass_stride, a.entropy ? row_part.data() : nullptr);
     if (a.entropy) {
         KVMERGE_LAUNCH(add_rows, ceil_div(rows, 128), 128, 0, launch.stream(), row_part.data(), n_tiles, rows, a.n_rows,
@@ -148,13 +148,13 @@ void attention_stats(const AttentionStatsArgs & a) {
 
 // ---- from queries and keys ------------------------------------------------------------------------------------------------
 
-// Scores of a KV head, [group * rows][n_cells] without scale: 64 cells by 32 rows a block, 16 dimensions at a time through shared memory.
+// Scores of a KV head, [heads_per_kv * rows][n_cells] without scale: 64 cells by 32 rows a block, 16 dimensions at a time through shared memory.
 constexpr int QK_CELLS = 64, QK_ROWS = 32, QK_DIMS = 16;
 
 __global__ void __launch_bounds__(256)
     products(Matrix q, CellView keys, int first_kv_head, int first_head, int n_cells, float * scores) {
     __shared__ float k_tile[QK_DIMS][QK_CELLS + 1], q_tile[QK_DIMS][QK_ROWS + 1];
-    const int rows = q.group * q.n_rows, c0 = blockIdx.x * QK_CELLS, r0 = blockIdx.y * QK_ROWS, head = first_head + blockIdx.z;
+    const int rows = q.heads_per_kv * q.n_rows, c0 = blockIdx.x * QK_CELLS, r0 = blockIdx.y * QK_ROWS, head = first_head + blockIdx.z;
     const int tc = threadIdx.x % 16, tr = threadIdx.x / 16;
     float sum[4][2] = {}; // cells tc + 16 i, rows tr + 16 j
     for (int d0 = 0; d0 < keys.dim; d0 += QK_DIMS) {
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(256)
 
 // Queries as [KV head][row][dim] in half precision, for the tensor cores.
 __global__ void pack_queries(Matrix q, int first_head, int dim, uint16_t * out) {
-    const int r = blockIdx.x, rows = q.group * q.n_rows;
+    const int r = blockIdx.x, rows = q.heads_per_kv * q.n_rows;
     for (int i = threadIdx.x; i < dim; i += blockDim.x) {
         out[(std::ptrdiff_t(blockIdx.y) * rows + r) * dim + i] =
             __half_as_ushort(__float2half_rn(q.row(first_head + blockIdx.y, r)[i]));
@@ -233,7 +233,7 @@ __global__ void __launch_bounds__(ROW_THREADS)
     rows_of_scores(Matrix m, Softmax softmax, int first_head, float * lse, const float * inverse, float * entropy,
                    std::ptrdiff_t entropy_stride) {
     __shared__ Online part[ROW_THREADS / WARP];
-    const int r = blockIdx.x, kv_head = blockIdx.y, rows = m.group * m.n_rows;
+    const int r = blockIdx.x, kv_head = blockIdx.y, rows = m.heads_per_kv * m.n_rows;
     const float * const row = m.row(kv_head, r);
     Online sum;
     for (int c = threadIdx.x; c < m.n_cells; c += ROW_THREADS) {
@@ -257,7 +257,7 @@ __global__ void __launch_bounds__(ROW_THREADS)
         // A row that sees nothing: e^(s - infinity) is 0 for every score.
         lse[kv_head * rows + r] = sum.l == 0.0f ? INFINITY : sum.m == -INFINITY ? sum.l : sum.m + logf(sum.l);
         if (entropy) {
-            const int h = (first_head + kv_head) * m.group + r / m.n_rows;
+            const int h = (first_head + kv_head) * m.heads_per_kv + r / m.n_rows;
             const float nats = sum.l == 0.0f ? 0.0f : logf(sum.l) - sum.t / sum.l;
             entropy[h * entropy_stride + r % m.n_rows] = clamped_entropy(nats, inverse[r % m.n_rows]);
         }
@@ -272,13 +272,13 @@ void score_stats(const ScoreStatsArgs & a) {
     if (!launch.fine()) {
         return;
     }
-    const int rows = a.group * a.n_rows, dim = a.keys.dim;
+    const int rows = a.heads_per_kv * a.n_rows, dim = a.keys.dim;
     const size_t head_bytes = size_t(rows) * a.n_cells * sizeof(float);
     const int at_once = int(std::clamp<size_t>(SCRATCH_BYTES / head_bytes, 1, size_t(a.n_kv_heads)));
     const Scratch<float> scores(launch, size_t(at_once) * rows * a.n_cells), lse(launch, size_t(at_once) * rows);
     const bool half = a.keys.type == CELL_F16 && !a.keys.transposed;
     const Scratch<uint16_t> packed(launch, half ? size_t(at_once) * rows * dim : 0);
-    const Matrix q = {a.q, a.head_stride, a.row_stride, a.group, a.n_rows, 0};
+    const Matrix q = {a.q, a.head_stride, a.row_stride, a.heads_per_kv, a.n_rows, 0};
     for (int h0 = 0; h0 < a.n_kv_heads; h0 += at_once) {
         const int n = std::min(at_once, a.n_kv_heads - h0);
         bool done = false;
@@ -292,7 +292,7 @@ void score_stats(const ScoreStatsArgs & a) {
             KVMERGE_LAUNCH(products, dim3(ceil_div(a.n_cells, QK_CELLS), ceil_div(rows, QK_ROWS), n), 256, 0, launch.stream(), q,
                            a.keys, a.first_kv_head, h0, a.n_cells, scores.data());
         }
-        const Matrix s = {scores.data(), std::ptrdiff_t(a.n_rows) * a.n_cells, a.n_cells, a.group, a.n_rows, a.n_cells};
+        const Matrix s = {scores.data(), std::ptrdiff_t(a.n_rows) * a.n_cells, a.n_cells, a.heads_per_kv, a.n_rows, a.n_cells};
         const Softmax softmax = {lse.data(), a.mask, a.mask_stride, a.scale, a.cap};
         KVMERGE_LAUNCH(rows_of_scores, dim3(rows, n), ROW_THREADS, 0, launch.stream(), s, softmax, h0, lse.data(),
                        a.inv_log_visible, a.entropy, a.entropy_stride);
@@ -300,33 +300,6 @@ void score_stats(const ScoreStatsArgs & a) {
             launch_tiles(launch, is_aligned(scores.data(), s.head_stride, s.row_stride), s, softmax, n, a.half_powers,
                          a.mass + h0 * a.mass_stride, a.mass_stride, nullptr);
         }
-    }
-}
-
-// A warp takes a row, 32 values at a time: the run of a lane starts after the last lane before it that is below the threshold.
-__global__ void spans(FindSpansArgs a) {
-    const int lane = threadIdx.x;
-    const float * const value = a.value + blockIdx.x * a.stride;
-    int32_t * const span = a.span + blockIdx.x * a.stride;
-    int carried = -1; // where the run that reaches into these 32 started
-    for (int base = a.first; base < a.end; base += WARP) {
-        const int i = base + lane;
-        const unsigned above = __ballot_sync(ALL_LANES, i < a.end && value[min(i, a.end - 1)] > a.threshold);
-        const unsigned below_before = ~above & ((1u << lane) - 1);
-        const int run = below_before ? base + WARP - __clz(int(below_before)) : carried >= 0 ? carried : base;
-        if (i < a.end) {
-            span[i] = (above >> lane & 1) ? run + (i - run) / a.longest * a.longest : -1;
-        }
-        const unsigned below = ~above;
-        const int after_last = below ? base + WARP - __clz(int(below)) : carried >= 0 ? carried : base;
-        carried = after_last < base + WARP ? after_last : -1;
-    }
-}
-
-void find_spans(const FindSpansArgs & a) {
-    const Launch launch(a.value);
-    if (launch.fine()) {
-        KVMERGE_LAUNCH(spans, a.n_rows, WARP, 0, launch.stream(), a);
     }
 }
 

@@ -1,4 +1,4 @@
-// Cells on the GPU: reading, writing and merging them where they lie.
+// Merging cells on the GPU, where they lie: one launch reads all groups of all heads, a second writes them.
 #include "common.cuh"
 
 #include <algorithm>
@@ -8,35 +8,6 @@ namespace kvmerge {
 namespace cuda {
 
 constexpr int WARPS = 4; // a block
-
-__global__ void gather(GatherCellsArgs a) {
-    for (int i = threadIdx.x; i < a.view.dim; i += blockDim.x) {
-        a.out[std::ptrdiff_t(blockIdx.x) * a.view.dim + i] = load_cell(a.view, a.head, a.cells[blockIdx.x], i);
-    }
-}
-
-void gather_cells(const GatherCellsArgs & a) {
-    const Launch launch(a.view.data);
-    if (launch.fine()) {
-        KVMERGE_LAUNCH(gather, a.n, 64, 0, launch.stream(), a);
-    }
-}
-
-__global__ void scatter(ScatterCellsArgs a) {
-    const int i = blockIdx.y * WARP + threadIdx.x;
-    const bool inside = i < a.view.dim;
-    const float x = inside ? a.in[std::ptrdiff_t(blockIdx.x) * a.view.dim + i] : 0.0f;
-    store_cells(a.view, a.head, a.cells[blockIdx.x], i, x, inside);
-}
-
-void scatter_cells(const ScatterCellsArgs & a) {
-    const Launch launch(a.view.data);
-    if (launch.fine()) {
-        KVMERGE_LAUNCH(scatter, dim3(a.n, ceil_div(a.view.dim, WARP)), WARP, 0, launch.stream(), a);
-    }
-}
-
-// ---- merging: all groups of all heads in one launch, then all are written in a second --------------------------------------
 
 // first_group: [n_heads + 1], groups of the heads before. The head of a group, by bisection.
 __device__ inline int head_of(const int * first_group, int n_heads, int group) {

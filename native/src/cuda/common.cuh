@@ -146,7 +146,7 @@ bool cublas_scores(const Launch & launch, const void * keys, std::ptrdiff_t key_
                    int rows, int cells, int dim, float * scores);
 
 #define KVMERGE_DECLARE(name, Args) void name(const Args &);
-KVMERGE_CELL_KERNELS(KVMERGE_DECLARE)
+KVMERGE_DEVICE_KERNELS(KVMERGE_DECLARE)
 #undef KVMERGE_DECLARE
 
 inline int ceil_div(std::ptrdiff_t a, std::ptrdiff_t b) {

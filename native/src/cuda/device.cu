@@ -120,7 +120,7 @@ extern "C" __attribute__((visibility("default"))) const kvmerge::Device * kvmerg
     static const Device device = {
         "CUDA",
 #define KVMERGE_ENTRY(name, Args) cuda::name,
-        KVMERGE_CELL_KERNELS(KVMERGE_ENTRY)
+        KVMERGE_DEVICE_KERNELS(KVMERGE_ENTRY)
 #undef KVMERGE_ENTRY
             cuda::allocate,
         cuda::release,

@@ -10,11 +10,11 @@ constexpr int SIDE = 16;
 __global__ void __launch_bounds__(SIDE * SIDE) moments(QueryMomentsArgs a) {
     __shared__ float qi[SIDE][SIDE + 1], qj[SIDE][SIDE + 1];
     const int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
-    const int i = blockIdx.y * SIDE + y, j = blockIdx.x * SIDE + x, kv_head = blockIdx.z, rows = a.group * a.n_rows;
+    const int i = blockIdx.y * SIDE + y, j = blockIdx.x * SIDE + x, kv_head = blockIdx.z, rows = a.heads_per_kv * a.n_rows;
     float product = 0, sum = 0;
     for (int r0 = 0; r0 < rows; r0 += SIDE) {
         const int r = r0 + y; // loading: a row of threads takes a query
-        const float * q = a.q + std::ptrdiff_t(kv_head * a.group + min(r, rows - 1) / a.n_rows) * a.head_stride +
+        const float * q = a.q + std::ptrdiff_t(kv_head * a.heads_per_kv + min(r, rows - 1) / a.n_rows) * a.head_stride +
                           std::ptrdiff_t(min(r, rows - 1) % a.n_rows) * a.row_stride;
         const int di = blockIdx.y * SIDE + x, dj = blockIdx.x * SIDE + x;
         qi[y][x] = r < rows && di < a.dim ? q[di] : 0.0f;

@@ -1,6 +1,6 @@
-// The list of kernels. Each is one line in KVMERGE_CELL_KERNELS or KVMERGE_HOST_KERNELS and one descriptor struct; the
-// reference, the CPU versions, CUDA's (of the first list), the dispatcher and the tests are all generated from that
-// line, so none can lack one.
+// The list of kernels. Each is one line in KVMERGE_DEVICE_KERNELS or KVMERGE_HOST_KERNELS, and one descriptor struct.
+// The tables of the reference, of each instruction set and of CUDA (first list only), the dispatcher and the tests are
+// all made from that line, so a kernel that lacks one of them does not compile.
 //
 // A descriptor holds plain pointers: into host memory for the CPU, into device memory for CUDA. A kernel has finished
 // when it returns.
@@ -24,13 +24,13 @@ struct CellView {
     std::ptrdiff_t cell_bytes; // row-wise: from a cell to the next
 };
 
-// Attention received and row entropy, from the probabilities. Query head h belongs to KV head h / group.
+// Attention received and row entropy, from the probabilities. Query head h belongs to KV head h / heads_per_kv.
 struct AttentionStatsArgs {
     const float * p;            // probabilities: element (head h, row r, cell c) at h*head_stride + r*row_stride + c
     std::ptrdiff_t head_stride; // elements
     std::ptrdiff_t row_stride;  // elements
     int n_kv_heads;
-    int group;  // query heads that share a KV head
+    int heads_per_kv; // query heads that share a KV head
     int n_rows; // queries
     int n_cells;
     int half_powers; // 2, 3 or 4: the mass adds up p, p^1.5 or p^2
@@ -49,7 +49,7 @@ struct ScoreStatsArgs {
     std::ptrdiff_t head_stride; // elements
     std::ptrdiff_t row_stride;  // elements
     int n_kv_heads;
-    int group;
+    int heads_per_kv;
     int n_rows;
     CellView keys;
     int first_kv_head;          // of the keys: whose the first mass is
@@ -85,7 +85,7 @@ struct QueryMomentsArgs {
     std::ptrdiff_t head_stride; // elements
     std::ptrdiff_t row_stride;  // elements
     int n_kv_heads;
-    int group;
+    int heads_per_kv;
     int n_rows;
     int dim;
     float keep;     // factor on what is there already
@@ -206,18 +206,6 @@ struct PlanGroupsArgs {
     Neighbour * known; // null, or of every cell allocated: what a call before has left, and what this one leaves
 };
 
-// Half precision to and from single, IEEE 754 round to nearest even. Overflow gives infinity.
-struct HalfToFloatArgs {
-    const uint16_t * in;
-    float * out;
-    std::ptrdiff_t n;
-};
-struct FloatToHalfArgs {
-    const float * in;
-    uint16_t * out;
-    std::ptrdiff_t n;
-};
-
 // log(sum(exp(x))) of one row of logits, and the index of its largest element (the first of equals).
 struct LogSumExpArgs {
     const float * x;
@@ -237,29 +225,27 @@ struct KlRowArgs {
     double * kl;
 };
 
-// Kernels on what the model's backend holds: attention, queries, cells.
-#define KVMERGE_CELL_KERNELS(X)            \
+// Kernels that have a version for each device: they work where the model's backend holds attention, queries and cells.
+#define KVMERGE_DEVICE_KERNELS(X)          \
     X(attention_stats, AttentionStatsArgs) \
     X(score_stats, ScoreStatsArgs)         \
-    X(find_spans, FindSpansArgs)           \
     X(query_moments, QueryMomentsArgs)     \
     X(fold_direction, FoldDirectionArgs)   \
-    X(gather_cells, GatherCellsArgs)       \
-    X(scatter_cells, ScatterCellsArgs)     \
     X(merge_cells, MergeCellsArgs)
 
-// Kernels on the host: what to do with a head's cells, and what llama.cpp brings there, logits.
+// Kernels that only the CPU has: single cells that the host reads and writes, what to do with a head's cells, logits.
 #define KVMERGE_HOST_KERNELS(X)                  \
+    X(gather_cells, GatherCellsArgs)             \
+    X(scatter_cells, ScatterCellsArgs)           \
     X(project_cells, ProjectCellsArgs)           \
     X(expected_attention, ExpectedAttentionArgs) \
     X(plan_groups, PlanGroupsArgs)               \
-    X(half_to_float, HalfToFloatArgs)            \
-    X(float_to_half, FloatToHalfArgs)            \
+    X(find_spans, FindSpansArgs)                 \
     X(log_sum_exp, LogSumExpArgs)                \
     X(kl_row, KlRowArgs)
 
-#define KVMERGE_KERNELS(X)  \
-    KVMERGE_CELL_KERNELS(X) \
+#define KVMERGE_KERNELS(X)    \
+    KVMERGE_DEVICE_KERNELS(X) \
     KVMERGE_HOST_KERNELS(X)
 
 struct KernelTable {

@@ -10,37 +10,35 @@
 namespace kvmerge {
 namespace reference {
 
-static void half_to_float(const HalfToFloatArgs & a) {
-    for (std::ptrdiff_t i = 0; i < a.n; i++) {
-        const int sign = a.in[i] >> 15, exponent = (a.in[i] >> 10) & 31, mantissa = a.in[i] & 1023;
-        double x;
-        if (exponent == 31) {
-            x = mantissa ? std::numeric_limits<double>::quiet_NaN() : std::numeric_limits<double>::infinity();
-        } else if (exponent == 0) {
-            x = std::ldexp(double(mantissa), -24);
-        } else {
-            x = std::ldexp(double(1024 + mantissa), exponent - 25);
-        }
-        a.out[i] = float(sign ? -x : x);
+// Half precision, IEEE 754: sign, 5 bits of exponent, 10 of mantissa.
+static float half_to_float(uint16_t half) {
+    const int sign = half >> 15, exponent = (half >> 10) & 31, mantissa = half & 1023;
+    double x;
+    if (exponent == 31) {
+        x = mantissa ? std::numeric_limits<double>::quiet_NaN() : std::numeric_limits<double>::infinity();
+    } else if (exponent == 0) {
+        x = std::ldexp(double(mantissa), -24);
+    } else {
+        x = std::ldexp(double(1024 + mantissa), exponent - 25);
     }
+    return float(sign ? -x : x);
 }
 
-static void float_to_half(const FloatToHalfArgs & a) {
-    for (std::ptrdiff_t i = 0; i < a.n; i++) {
-        const double x = std::fabs(double(a.in[i]));
-        uint16_t bits;
-        if (std::isnan(x)) {
-            bits = 0x7e00;
-        } else if (x >= 65520) {
-            bits = 0x7c00;
-        } else if (x < std::ldexp(1.0, -14)) {
-            bits = uint16_t(std::nearbyint(std::ldexp(x, 24))); // carries into the smallest normal by itself
-        } else {
-            const int e = std::ilogb(x);
-            bits = uint16_t((e + 15) * 1024 + int(std::nearbyint(std::ldexp(x, 10 - e))) - 1024);
-        }
-        a.out[i] = uint16_t(bits | (std::signbit(a.in[i]) ? 0x8000 : 0));
+// Rounds to nearest even. Overflow gives infinity.
+static uint16_t float_to_half(float value) {
+    const double x = std::fabs(double(value));
+    uint16_t bits;
+    if (std::isnan(x)) {
+        bits = 0x7e00;
+    } else if (x >= 65520) {
+        bits = 0x7c00;
+    } else if (x < std::ldexp(1.0, -14)) {
+        bits = uint16_t(std::nearbyint(std::ldexp(x, 24))); // carries into the smallest normal by itself
+    } else {
+        const int e = std::ilogb(x);
+        bits = uint16_t((e + 15) * 1024 + int(std::nearbyint(std::ldexp(x, 10 - e))) - 1024);
     }
+    return uint16_t(bits | (std::signbit(value) ? 0x8000 : 0));
 }
 
 // Where element j of a cell of a head lies: its index among the elements of its row or, transposed, of the tensor.
@@ -65,8 +63,7 @@ static double element(const CellView & v, int head, int32_t cell, int j) {
         return x;
     case CELL_F16:
         std::memcpy(&half, address(v, head, cell, j), 2);
-        half_to_float({&half, &x, 1});
-        return x;
+        return half_to_float(half);
     case CELL_BF16: {
         std::memcpy(&half, address(v, head, cell, j), 2);
         const uint32_t bits = uint32_t(half) << 16;
@@ -75,8 +72,7 @@ static double element(const CellView & v, int head, int32_t cell, int j) {
     }
     default:
         std::memcpy(&half, block(v, head, cell, j), 2);
-        half_to_float({&half, &x, 1});
-        return x * double(reinterpret_cast<const int8_t *>(block(v, head, cell, j))[2 + j % 32]);
+        return half_to_float(half) * double(reinterpret_cast<const int8_t *>(block(v, head, cell, j))[2 + j % 32]);
     }
 }
 
@@ -88,7 +84,7 @@ static void store(const CellView & v, int head, int32_t cell, const float * in) 
             std::memcpy(address(v, head, cell, j), in + j, 4);
             break;
         case CELL_F16:
-            float_to_half({in + j, &half, 1});
+            half = float_to_half(in[j]);
             std::memcpy(address(v, head, cell, j), &half, 2);
             break;
         case CELL_BF16: {
@@ -107,7 +103,7 @@ static void store(const CellView & v, int head, int32_t cell, const float * in) 
                 largest = std::max(largest, std::fabs(in[i]));
             }
             const float scale = largest / 127;
-            float_to_half({&scale, &half, 1});
+            half = float_to_half(scale);
             std::memcpy(block(v, head, cell, j), &half, 2);
             const float rounded = scale != 0 ? std::round(in[j] * (1 / scale)) : 0;
             reinterpret_cast<int8_t *>(block(v, head, cell, j))[2 + j % 32] =
@@ -128,12 +124,12 @@ static void add_to(float * mass, std::ptrdiff_t stride, const std::vector<std::v
 
 static void attention_stats(const AttentionStatsArgs & a) {
     std::vector<std::vector<double>> mass(a.n_kv_heads, std::vector<double>(a.n_cells, 0.0));
-    for (int h = 0; h < a.n_kv_heads * a.group; h++) {
+    for (int h = 0; h < a.n_kv_heads * a.heads_per_kv; h++) {
         for (int r = 0; r < a.n_rows; r++) {
             const float * p = a.p + h * a.head_stride + r * a.row_stride;
             double entropy = 0;
             for (int c = 0; c < a.n_cells; c++) {
-                mass[h / a.group][c] += std::pow(double(p[c]), a.half_powers / 2.0);
+                mass[h / a.heads_per_kv][c] += std::pow(double(p[c]), a.half_powers / 2.0);
                 if (p[c] != 0) {
                     entropy -= double(p[c]) * std::log(double(p[c]));
                 }
@@ -153,7 +149,7 @@ static void attention_stats(const AttentionStatsArgs & a) {
 static void score_stats(const ScoreStatsArgs & a) {
     const int dim = a.keys.dim;
     std::vector<std::vector<double>> mass(a.n_kv_heads, std::vector<double>(a.n_cells, 0.0));
-    for (int h = 0; h < a.n_kv_heads * a.group; h++) {
+    for (int h = 0; h < a.n_kv_heads * a.heads_per_kv; h++) {
         for (int r = 0; r < a.n_rows; r++) {
             const float * q = a.q + h * a.head_stride + r * a.row_stride;
             std::vector<double> score(a.n_cells, -std::numeric_limits<double>::infinity());
@@ -164,7 +160,7 @@ static void score_stats(const ScoreStatsArgs & a) {
                 }
                 double dot = 0;
                 for (int i = 0; i < dim; i++) {
-                    dot += double(q[i]) * element(a.keys, a.first_kv_head + h / a.group, c, i);
+                    dot += double(q[i]) * element(a.keys, a.first_kv_head + h / a.heads_per_kv, c, i);
                 }
                 score[c] = a.cap != 0 ? a.cap * std::tanh(a.scale * dot / a.cap) : a.scale * dot;
                 max = std::isnan(score[c]) || score[c] > max ? score[c] : max;
@@ -174,7 +170,7 @@ static void score_stats(const ScoreStatsArgs & a) {
             }
             for (int c = 0; c < a.n_cells; c++) {
                 const double p = std::isinf(score[c]) ? 0 : std::exp(score[c] - max) / sum;
-                mass[h / a.group][c] += std::pow(p, a.half_powers / 2.0);
+                mass[h / a.heads_per_kv][c] += std::pow(p, a.half_powers / 2.0);
                 entropy -= p != 0 ? p * std::log(p) : 0;
             }
             if (a.entropy) {
@@ -207,7 +203,7 @@ static void query_moments(const QueryMomentsArgs & a) {
         for (int i = 0; i < a.dim; i++) {
             double sum = 0;
             std::vector<double> second(a.dim, 0.0);
-            for (int h = k * a.group; h < (k + 1) * a.group; h++) {
+            for (int h = k * a.heads_per_kv; h < (k + 1) * a.heads_per_kv; h++) {
                 for (int r = 0; r < a.n_rows; r++) {
                     const float * q = a.q + h * a.head_stride + r * a.row_stride;
                     sum += q[i];

@@ -142,8 +142,8 @@ static inline void some_rows(const AttentionStatsArgs & a, int head, int row, fl
 
 template <int HALF_POWERS>
 static void attention_stats_of(const AttentionStatsArgs & a) {
-    for (int h = 0; h < a.n_kv_heads * a.group; h++) {
-        float * const mass = a.mass ? a.mass + h / a.group * a.mass_stride : nullptr;
+    for (int h = 0; h < a.n_kv_heads * a.heads_per_kv; h++) {
+        float * const mass = a.mass ? a.mass + h / a.heads_per_kv * a.mass_stride : nullptr;
         int r = 0;
         for (; r + 4 <= a.n_rows; r += 4) {
             some_rows<4, HALF_POWERS>(a, h, r, mass);
@@ -266,11 +266,11 @@ static void score_stats_of(const ScoreStatsArgs & a) {
     const int dim = a.keys.dim;
     std::vector<float> unused(a.mass ? 0 : size_t(a.n_cells));
     std::vector<float> keys(size_t(stride) * dim, 0.0f), scores(size_t(stride) * ROW_TILE);
-    for (int h = 0; h < a.n_kv_heads * a.group; h++) {
-        if (h % a.group == 0) {
-            transpose_keys(a.keys, a.first_kv_head + h / a.group, a.n_cells, stride, keys.data());
+    for (int h = 0; h < a.n_kv_heads * a.heads_per_kv; h++) {
+        if (h % a.heads_per_kv == 0) {
+            transpose_keys(a.keys, a.first_kv_head + h / a.heads_per_kv, a.n_cells, stride, keys.data());
         }
-        float * const mass = a.mass ? a.mass + h / a.group * a.mass_stride : unused.data();
+        float * const mass = a.mass ? a.mass + h / a.heads_per_kv * a.mass_stride : unused.data();
         for (int r0 = 0; r0 < a.n_rows; r0 += ROW_TILE) {
             const int rows = std::min(ROW_TILE, a.n_rows - r0);
             const float * q[ROW_TILE];

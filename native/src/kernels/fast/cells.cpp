@@ -18,10 +18,43 @@ struct BlockQ8_0 {
 };
 static_assert(sizeof(BlockQ8_0) == 34, "as ggml lays it out");
 
+// Half precision, rounded to nearest even. Overflow gives infinity.
 static uint16_t one_to_half(float x) {
-    uint16_t half;
-    float_to_half({&x, &half, 1});
-    return half;
+    const uint32_t bits = uint32_t(to_bits(x));
+    const uint32_t sign = (bits >> 16) & 0x8000;
+    const uint32_t rest = bits & 0x7fffffff;
+    if (rest > 0x7f800000) {
+        return uint16_t(sign | 0x7e00);
+    }
+    if (rest >= 0x477ff000) { // 65520
+        return uint16_t(sign | 0x7c00);
+    }
+    if (rest < 0x38800000) { // below 2^-14: adding .5 leaves the rounded subnormal in the low mantissa bits
+        return uint16_t(sign | uint32_t(to_bits(from_bits(int32_t(rest)) + 0.5f) - 0x3f000000));
+    }
+    const uint32_t odd = (rest >> 13) & 1;
+    return uint16_t(sign | ((rest + 0xfff + odd - (uint32_t(112) << 23)) >> 13));
+}
+
+static void float_to_half(const float * in, std::ptrdiff_t n, uint16_t * out) {
+    std::ptrdiff_t i = 0;
+#if defined(__AVX512F__)
+    for (; i + 16 <= n; i += 16) {
+        _mm256_storeu_si256((__m256i *)(out + i), _mm512_cvtps_ph(_mm512_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT));
+    }
+#endif
+#if defined(__F16C__)
+    for (; i + 8 <= n; i += 8) {
+        _mm_storeu_si128((__m128i *)(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT));
+    }
+#elif defined(__ARM_NEON)
+    for (; i + 4 <= n; i += 4) {
+        vst1_u16(out + i, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(in + i))));
+    }
+#endif
+    for (; i < n; i++) {
+        out[i] = one_to_half(in[i]);
+    }
 }
 
 static void q8_0_to_float(const BlockQ8_0 * in, int n, float * out) {
@@ -81,7 +114,7 @@ static void from_float(int32_t type, const float * in, std::ptrdiff_t n, void * 
         std::memcpy(out, in, size_t(n) * sizeof(float));
         return;
     case CELL_F16:
-        float_to_half({in, static_cast<uint16_t *>(out), n});
+        float_to_half(in, n, static_cast<uint16_t *>(out));
         return;
     case CELL_BF16:
         float_to_bf16(in, n, static_cast<uint16_t *>(out));

@@ -41,9 +41,9 @@ void query_moments(const QueryMomentsArgs & a) {
         a.second[i] *= a.keep;
     }
     std::vector<float> queries(size_t(QUERIES) * stride, 0.0f);
-    for (int h = 0; h < a.n_kv_heads * a.group; h++) {
-        float * const sum = a.sum + std::ptrdiff_t(h / a.group) * d;
-        float * const second = a.second + std::ptrdiff_t(h / a.group) * d * d;
+    for (int h = 0; h < a.n_kv_heads * a.heads_per_kv; h++) {
+        float * const sum = a.sum + std::ptrdiff_t(h / a.heads_per_kv) * d;
+        float * const second = a.second + std::ptrdiff_t(h / a.heads_per_kv) * d * d;
         for (int r0 = 0; r0 < a.n_rows; r0 += QUERIES) {
             const int n = std::min(QUERIES, a.n_rows - r0);
             for (int r = 0; r < n; r++) {

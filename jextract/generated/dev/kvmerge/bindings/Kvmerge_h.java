@@ -1167,7 +1167,7 @@ public class Kvmerge_h extends Kvmerge_h$shared {
     /**
      * Function descriptor for:
      * {@snippet lang=c :
-     * kvmerge_status kvmerge_apply(kvmerge_observer *observer, const kvmerge_plan *plan)
+     * kvmerge_status kvmerge_apply(kvmerge_observer *observer, const kvmerge_moves *moves)
      * }
      */
     public static FunctionDescriptor kvmerge_apply$descriptor() {
@@ -1177,7 +1177,7 @@ public class Kvmerge_h extends Kvmerge_h$shared {
     /**
      * Downcall method handle for:
      * {@snippet lang=c :
-     * kvmerge_status kvmerge_apply(kvmerge_observer *observer, const kvmerge_plan *plan)
+     * kvmerge_status kvmerge_apply(kvmerge_observer *observer, const kvmerge_moves *moves)
      * }
      */
     public static MethodHandle kvmerge_apply$handle() {
@@ -1187,7 +1187,7 @@ public class Kvmerge_h extends Kvmerge_h$shared {
     /**
      * Address for:
      * {@snippet lang=c :
-     * kvmerge_status kvmerge_apply(kvmerge_observer *observer, const kvmerge_plan *plan)
+     * kvmerge_status kvmerge_apply(kvmerge_observer *observer, const kvmerge_moves *moves)
      * }
      */
     public static MemorySegment kvmerge_apply$address() {
@@ -1196,16 +1196,16 @@ public class Kvmerge_h extends Kvmerge_h$shared {
 
     /**
      * {@snippet lang=c :
-     * kvmerge_status kvmerge_apply(kvmerge_observer *observer, const kvmerge_plan *plan)
+     * kvmerge_status kvmerge_apply(kvmerge_observer *observer, const kvmerge_moves *moves)
      * }
      */
-    public static int kvmerge_apply(MemorySegment observer, MemorySegment plan) {
+    public static int kvmerge_apply(MemorySegment observer, MemorySegment moves) {
         var mh$ = kvmerge_apply.HANDLE;
         try {
             if (TRACE_DOWNCALLS) {
-                traceDowncall("kvmerge_apply", observer, plan);
+                traceDowncall("kvmerge_apply", observer, moves);
             }
-            return (int)mh$.invokeExact(observer, plan);
+            return (int)mh$.invokeExact(observer, moves);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {

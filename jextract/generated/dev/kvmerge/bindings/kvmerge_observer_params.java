@@ -23,7 +23,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     int32_t observe;
  *     int32_t bias;
  *     float mass_power;
- *     int32_t mass_window;
+ *     int32_t mass_queries;
  *     float query_decay;
  *     float ridge;
  *     int32_t device;
@@ -48,7 +48,7 @@ public class kvmerge_observer_params {
         Kvmerge_h.C_INT.withName("observe"),
         Kvmerge_h.C_INT.withName("bias"),
         Kvmerge_h.C_FLOAT.withName("mass_power"),
-        Kvmerge_h.C_INT.withName("mass_window"),
+        Kvmerge_h.C_INT.withName("mass_queries"),
         Kvmerge_h.C_FLOAT.withName("query_decay"),
         Kvmerge_h.C_FLOAT.withName("ridge"),
         Kvmerge_h.C_INT.withName("device"),
@@ -417,48 +417,48 @@ public class kvmerge_observer_params {
         struct.set(mass_power$LAYOUT, mass_power$OFFSET, fieldValue);
     }
 
-    private static final OfInt mass_window$LAYOUT = (OfInt)$LAYOUT.select(groupElement("mass_window"));
+    private static final OfInt mass_queries$LAYOUT = (OfInt)$LAYOUT.select(groupElement("mass_queries"));
 
     /**
      * Layout for field:
      * {@snippet lang=c :
-     * int32_t mass_window
+     * int32_t mass_queries
      * }
      */
-    public static final OfInt mass_window$layout() {
-        return mass_window$LAYOUT;
+    public static final OfInt mass_queries$layout() {
+        return mass_queries$LAYOUT;
     }
 
-    private static final long mass_window$OFFSET = $LAYOUT.byteOffset(groupElement("mass_window"));
+    private static final long mass_queries$OFFSET = $LAYOUT.byteOffset(groupElement("mass_queries"));
 
     /**
      * Offset for field:
      * {@snippet lang=c :
-     * int32_t mass_window
+     * int32_t mass_queries
      * }
      */
-    public static final long mass_window$offset() {
-        return mass_window$OFFSET;
+    public static final long mass_queries$offset() {
+        return mass_queries$OFFSET;
     }
 
     /**
      * Getter for field:
      * {@snippet lang=c :
-     * int32_t mass_window
+     * int32_t mass_queries
      * }
      */
-    public static int mass_window(MemorySegment struct) {
-        return struct.get(mass_window$LAYOUT, mass_window$OFFSET);
+    public static int mass_queries(MemorySegment struct) {
+        return struct.get(mass_queries$LAYOUT, mass_queries$OFFSET);
     }
 
     /**
      * Setter for field:
      * {@snippet lang=c :
-     * int32_t mass_window
+     * int32_t mass_queries
      * }
      */
-    public static void mass_window(MemorySegment struct, int fieldValue) {
-        struct.set(mass_window$LAYOUT, mass_window$OFFSET, fieldValue);
+    public static void mass_queries(MemorySegment struct, int fieldValue) {
+        struct.set(mass_queries$LAYOUT, mass_queries$OFFSET, fieldValue);
     }
 
     private static final OfFloat query_decay$LAYOUT = (OfFloat)$LAYOUT.select(groupElement("query_decay"));

@@ -72,8 +72,6 @@ final class Problem {
             case "project_cells" -> project();
             case "expected_attention" -> expected();
             case "plan_groups" -> plan();
-            case "half_to_float" -> convert(true);
-            case "float_to_half" -> convert(false);
             case "log_sum_exp" -> logSumExp();
             case "kl_row" -> kl();
             default -> throw new IllegalStateException("no benchmark for the kernel " + kernel + ": add one here");
@@ -351,15 +349,6 @@ final class Problem {
         double[] freq = new double[dim / 2];
         java.util.Arrays.setAll(freq, i -> Math.pow(10000, -2.0 * i / dim));
         return arena.allocateFrom(ValueLayout.JAVA_DOUBLE, freq);
-    }
-
-    private long convert(boolean toFloat) {
-        MemorySegment halves = halves((long) cells * dim);
-        MemorySegment singles = floats(normals((long) cells * dim));
-        args.pointer(toFloat ? halves : singles)
-                .pointer(toFloat ? singles : halves)
-                .size((long) cells * dim);
-        return 6L * cells * dim;
     }
 
     private long logSumExp() {

@@ -177,7 +177,7 @@ final class CellTable {
         return Arrays.copyOfRange(column, pair * cells, pair * cells + used);
     }
 
-    /** What to write where, for every layer and KV head, in kvmerge_plan's terms: [pair][cell]. */
+    /** What to write where, for every layer and KV head, in kvmerge_moves' terms: [pair][cell]. */
     record Moves(
             int[] targets,
             float[] weights,

@@ -6,8 +6,8 @@ import dev.kvmerge.bindings.kvmerge_block_stats;
 import dev.kvmerge.bindings.kvmerge_cache_info;
 import dev.kvmerge.bindings.kvmerge_ggml;
 import dev.kvmerge.bindings.kvmerge_key_rotation;
+import dev.kvmerge.bindings.kvmerge_moves;
 import dev.kvmerge.bindings.kvmerge_observer_params;
-import dev.kvmerge.bindings.kvmerge_plan;
 import dev.kvmerge.llama.Backend;
 import dev.kvmerge.llama.ContextOptions;
 import dev.kvmerge.llama.Guard;
@@ -155,7 +155,7 @@ public final class Observer implements AutoCloseable {
                             | (options.entropy() ? Kvmerge_h.KVMERGE_OBSERVE_ENTROPY() : 0)
                             | (options.queries() ? Kvmerge_h.KVMERGE_OBSERVE_QUERIES() : 0));
             kvmerge_observer_params.mass_power(params, (float) options.massPower());
-            kvmerge_observer_params.mass_window(params, options.massWindow());
+            kvmerge_observer_params.mass_queries(params, options.massWindow());
             kvmerge_observer_params.bias(
                     params,
                     switch (options.bias()) {
@@ -486,7 +486,7 @@ public final class Observer implements AutoCloseable {
 
     /**
      * Rewrites the cells. valueWeights may be null: as weights; so may newPositions: pivots keep theirs. All arrays are
-     * [layer * kvHeads + kvHead][cell]; their meaning is kvmerge_plan's in kvmerge.h.
+     * [layer * kvHeads + kvHead][cell]; what they mean is at kvmerge_moves in kvmerge.h.
      *
      * @throws KvmergeException if the plan contradicts itself; nothing is written then
      */
@@ -509,21 +509,21 @@ public final class Observer implements AutoCloseable {
             copy(positions, position);
             copy(destinations, destination);
             MemorySegment.copy(weights, 0, weight, ValueLayout.JAVA_FLOAT, 0, weights.length);
-            MemorySegment plan = kvmerge_plan.allocate(local);
-            kvmerge_plan.target(plan, target);
-            kvmerge_plan.weight(plan, weight);
-            kvmerge_plan.value_weight(
-                    plan,
+            MemorySegment moves = kvmerge_moves.allocate(local);
+            kvmerge_moves.target(moves, target);
+            kvmerge_moves.weight(moves, weight);
+            kvmerge_moves.value_weight(
+                    moves,
                     valueWeights == null
                             ? MemorySegment.NULL
                             : local.allocateFrom(ValueLayout.JAVA_FLOAT, valueWeights));
-            kvmerge_plan.position(plan, position);
-            kvmerge_plan.dest(plan, destination);
-            kvmerge_plan.new_position(
-                    plan,
+            kvmerge_moves.position(moves, position);
+            kvmerge_moves.dest(moves, destination);
+            kvmerge_moves.new_position(
+                    moves,
                     newPositions == null ? MemorySegment.NULL : local.allocateFrom(ValueLayout.JAVA_INT, newPositions));
-            kvmerge_plan.pivot_frame(plan, pivotFrame ? 1 : 0);
-            Kvmerge.check(Kvmerge_h.kvmerge_apply(handle, plan));
+            kvmerge_moves.pivot_frame(moves, pivotFrame ? 1 : 0);
+            Kvmerge.check(Kvmerge_h.kvmerge_apply(handle, moves));
         }
     }
 

@@ -14,7 +14,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
 
 /**
  * {@snippet lang=c :
- * struct kvmerge_plan {
+ * struct kvmerge_moves {
  *     const int32_t *target;
  *     const float *weight;
  *     const float *value_weight;
@@ -25,9 +25,9 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  * }
  * }
  */
-public class kvmerge_plan {
+public class kvmerge_moves {
 
-    kvmerge_plan() {
+    kvmerge_moves() {
         // Should not be called directly
     }
 
@@ -40,7 +40,7 @@ public class kvmerge_plan {
         Kvmerge_h.C_POINTER.withName("new_position"),
         Kvmerge_h.C_INT.withName("pivot_frame"),
         MemoryLayout.paddingLayout(4)
-    ).withName("kvmerge_plan");
+    ).withName("kvmerge_moves");
 
     /**
      * The layout of this struct
