@@ -167,7 +167,12 @@ final class AblateCommand implements Runnable {
                 continue;
             }
             ExperimentRunner.Plan plan = new ExperimentRunner.Plan(
-                    Experiment.Mode.stream(n), block, List.of(strategy), List.of(compression), settings);
+                    Experiment.Mode.stream(n),
+                    block,
+                    List.of(strategy),
+                    List.of(compression),
+                    settings,
+                    Experiment.Extras.NONE);
             points.addAll(points(runner, plan, out.resolve(BLOCK).resolve(value), run -> value));
         }
         return points;
@@ -182,7 +187,8 @@ final class AblateCommand implements Runnable {
                 USUAL_BLOCK,
                 List.of(strategy),
                 List.copyOf(byCompression.keySet()),
-                settings);
+                settings,
+                Experiment.Extras.NONE);
         return points(runner, plan, out.resolve(CELLS), run -> byCompression.get(run.compression()));
     }
 
@@ -191,7 +197,12 @@ final class AblateCommand implements Runnable {
         Map<String, String> bySpec = new LinkedHashMap<>();
         values.forEach(value -> bySpec.put(spec(parameter, value), value));
         ExperimentRunner.Plan plan = new ExperimentRunner.Plan(
-                Experiment.Mode.stream(n), USUAL_BLOCK, List.copyOf(bySpec.keySet()), List.of(compression), settings);
+                Experiment.Mode.stream(n),
+                USUAL_BLOCK,
+                List.copyOf(bySpec.keySet()),
+                List.of(compression),
+                settings,
+                Experiment.Extras.NONE);
         return points(runner, plan, out.resolve(parameter), run -> bySpec.get(run.spec()));
     }
 

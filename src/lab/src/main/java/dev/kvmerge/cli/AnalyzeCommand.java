@@ -88,6 +88,8 @@ final class AnalyzeCommand implements Runnable {
         model.checkCells(compute, Bias.NONE);
         Catalogue catalogue = Home.catalogue();
         Text read = text.read(catalogue);
+        TextOptions.holds(read, "--tokens", tokens);
+        TextOptions.holds(read, "--block", block);
         try (ResultsFolder folder = ResultsFolder.open(out);
                 Model loaded = model.load(catalogue)) {
             int[] part = TextOptions.slice(loaded, read, offset, tokens);

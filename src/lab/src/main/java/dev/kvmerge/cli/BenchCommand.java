@@ -4,11 +4,14 @@ import dev.kvmerge.KvmergeException;
 import dev.kvmerge.eval.Cache;
 import dev.kvmerge.eval.SpeedBench;
 import dev.kvmerge.eval.Text;
+import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.llama.ComputeSettings;
+import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.models.Catalogue;
 import dev.kvmerge.report.SpeedTable;
+import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import picocli.CommandLine.Command;
@@ -21,8 +24,10 @@ import picocli.CommandLine.Option;
         mixinStandardHelpOptions = true,
         description = {
             "Times reading a prompt and generating after it: llama.cpp alone, and through compressed caches, in turns.",
-            "Speeds are ratios to llama.cpp alone in the same turn, medians over turns; overhead is observing, "
-                    + "planning and rewriting as a share of the time in llama.cpp."
+            "Speeds are ratios to llama.cpp alone in the same turn, at its fastest setting of flash attention for that"
+                    + " test; medians over turns. Without -fa, or with -fa auto, compressed caches run with both"
+                    + " settings too and the faster counts.",
+            "Overhead is observing, planning and rewriting as a share of the time in llama.cpp."
         },
         footer = {"", "Example:", "  kvmerge bench -p 2048,8192 -n 64 --compression 0.7 -o md"})
 final class BenchCommand implements Runnable {
@@ -97,14 +102,25 @@ final class BenchCommand implements Runnable {
         for (int prompt : prompts) {
             caches.forEach(cache -> cache.check(block, prompt));
         }
-        ComputeSettings compute = model.compute(FlashAttention.OFF);
-        model.checkCells(compute, settings.bias);
+        ComputeSettings compute = model.compute(FlashAttention.AUTO);
+        model.checkCells(compute, model.flashAttention == FlashAttention.ON ? settings.bias : Bias.NONE);
         Text source = text.read(catalogue);
+        for (int prompt : prompts) {
+            TextOptions.holds(source, "-p with -n", (long) prompt + generated);
+        }
+        TextOptions.holds(source, "--block", block);
         Interrupt.listen("kvmerge: stopping after the run in work; nothing was written");
         int longest = Arrays.stream(prompts).max().orElseThrow();
         try (Model loaded = model.load(catalogue)) {
             int[] tokens = TextOptions.slice(loaded, source, 0, longest + generated);
-            SpeedBench.Setup setup = new SpeedBench.Setup(prompts, generated, repetitions, block, compute);
+            SpeedBench.Setup setup = new SpeedBench.Setup(
+                    prompts,
+                    generated,
+                    repetitions,
+                    block,
+                    compute,
+                    settings(loaded, null),
+                    settings(loaded, settings.bias));
             List<SpeedBench.Row> rows;
             try (Progress progress = new Progress("bench")) {
                 rows = new SpeedBench(loaded, setup, caches, tokens)
@@ -120,6 +136,31 @@ final class BenchCommand implements Runnable {
                             compute.threads()),
                     output));
         }
+    }
+
+    /**
+     * The settings of flash attention that a cache can have.
+     *
+     * @param bias of a compressed cache, which also goes by -fa; null of llama.cpp alone
+     */
+    private List<FlashAttention> settings(Model loaded, Bias bias) {
+        boolean given = bias != null && model.flashAttention != null && model.flashAttention != FlashAttention.AUTO;
+        List<FlashAttention> all = new ArrayList<>();
+        if (given) {
+            all.add(model.flashAttention);
+            return all;
+        }
+        if (model.valueType != CellType.Q8_0) { // which llama.cpp takes with flash attention only
+            all.add(FlashAttention.OFF);
+        }
+        if (bias != Bias.EXACT && !loaded.flashAttentionAborts()) {
+            all.add(FlashAttention.ON);
+        }
+        if (all.isEmpty()) {
+            throw new KvmergeException.Usage("no setting of flash attention goes with -ctv q8_0"
+                    + (bias == Bias.EXACT ? " and an exact bias: use --bias folded" : " and this model: use -ctv f16"));
+        }
+        return all;
     }
 
     private void check() {

@@ -124,10 +124,14 @@ final class EndlessCommand implements Runnable {
             }
         }
         Text read = text.read(catalogue);
+        TextOptions.holds(read, "--tokens", tokens);
+        TextOptions.holds(read, "--cells", cells);
+        TextOptions.holds(read, "--block", block);
         Interrupt.listen("kvmerge: stopping at the end of this block; what is finished is in " + out);
         try (ResultsFolder folder = ResultsFolder.open(out);
                 Model loaded = model.load(catalogue)) {
             int[] part = TextOptions.part(loaded, read, 0, tokens);
+            caches.values().forEach(strategy -> Experiment.checkBudget(strategy, cells, block, part.length));
             Map<String, double[]> traces = new LinkedHashMap<>();
             CacheOptions endless = CacheOptions.of(cells, block)
                     .with(compute)

@@ -18,7 +18,9 @@ import java.util.List;
 import java.util.Locale;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
+import picocli.CommandLine.Spec;
 
 /** The main job: what does a smaller cache cost? */
 @Command(
@@ -35,6 +37,9 @@ import picocli.CommandLine.Option;
             "  kvmerge experiment --out results --resume      goes on after Ctrl-C"
         })
 final class ExperimentCommand implements Runnable {
+    @Spec
+    private CommandSpec command;
+
     @Mixin
     private ModelOptions model;
 
@@ -98,6 +103,22 @@ final class ExperimentCommand implements Runnable {
     private int score;
 
     @Option(
+            names = "--noise-floor",
+            paramLabel = "on|off",
+            defaultValue = "on",
+            description =
+                    "run the full cache a second time, watched as the compressed ones are: what it differs by from"
+                            + " itself is no compression's doing (default: ${DEFAULT-VALUE})")
+    private OnOff noiseFloor;
+
+    @Option(
+            names = "--fill",
+            description =
+                    "use all cells that llama.cpp allocates: it rounds cells and a block up to 256; a budget of 410"
+                            + " with blocks of 128 becomes 640. Not with --prefill")
+    private boolean fill;
+
+    @Option(
             names = "--out",
             paramLabel = "DIR",
             defaultValue = "results",
@@ -110,6 +131,12 @@ final class ExperimentCommand implements Runnable {
     @Option(names = "--overwrite", description = "replace the results in --out")
     private boolean overwrite;
 
+    /** Of an option that is on unless it is switched off. */
+    enum OnOff {
+        ON,
+        OFF
+    }
+
     @Override
     public void run() {
         if (resume && overwrite) {
@@ -118,10 +145,18 @@ final class ExperimentCommand implements Runnable {
         if (block <= 0) {
             throw new KvmergeException.Usage("--block must be positive, not " + block);
         }
-        if (prefill != null && (prefill < 2 || score < 2 || (tokens != 0 && prefill + score > tokens))) {
+        if (prefill != null && (prefill < 2 || score < 2 || (tokens != 0 && (long) prefill + score > tokens))) {
             throw new KvmergeException.Usage(
                     "--prefill and --score must be 2 and more, and together fit into --tokens: " + prefill + ", "
                             + score + ", " + tokens);
+        }
+        if (prefill == null) {
+            StrategyOptions.refuse(command, List.of("--score"), "goes with --prefill");
+        }
+        if (fill && prefill != null) {
+            throw new KvmergeException.Usage(
+                    "--fill uses what a block leaves over, and with --prefill there is no block after the one"
+                            + " compression: leave one of them out");
         }
         ComputeSettings compute = model.compute(FlashAttention.OFF);
         model.checkCells(compute, settings.bias);
@@ -130,6 +165,9 @@ final class ExperimentCommand implements Runnable {
         strategies.forEach(name -> Strategies.method(name, chosen)); // a wrong name is said before anything is loaded
         compressions.forEach(c -> Experiment.cellsFor(1, c));
         Text read = text.read(catalogue);
+        TextOptions.holds(read, "--tokens", tokens);
+        TextOptions.holds(read, "--block", block);
+        TextOptions.holds(read, "--prefill with --score", prefill == null ? 0 : (long) prefill + score);
         try (ResultsFolder folder = ResultsFolder.open(out)) {
             if (folder.hasResults() && !resume && !overwrite) {
                 throw new KvmergeException.Usage("there are results in " + out
@@ -143,7 +181,16 @@ final class ExperimentCommand implements Runnable {
                 Interrupt.listen("kvmerge: stopping at the end of this block; what is finished is in " + out
                         + ", go on with --resume");
                 ExperimentRunner.Finished finished = new ExperimentRunner(loaded, read, offset, part, compute)
-                        .run(new ExperimentRunner.Plan(mode, block, strategies, compressions, chosen), folder, resume);
+                        .run(
+                                new ExperimentRunner.Plan(
+                                        mode,
+                                        block,
+                                        strategies,
+                                        compressions,
+                                        chosen,
+                                        new Experiment.Extras(noiseFloor == OnOff.ON, fill)),
+                                folder,
+                                resume);
                 print(finished.record());
             }
         }

@@ -1,10 +1,8 @@
 package dev.kvmerge.cli;
 
-import dev.kvmerge.KvmergeException;
 import dev.kvmerge.eval.Experiment;
 import dev.kvmerge.eval.RunResult;
 import dev.kvmerge.eval.Text;
-import dev.kvmerge.eval.Trace;
 import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.report.Plots;
@@ -15,7 +13,6 @@ import dev.kvmerge.strategy.Strategies;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Locale;
-import java.util.Map;
 
 /** Runs experiments on a part of a text, with their progress on the terminal and their results in folders. */
 final class ExperimentRunner {
@@ -44,13 +41,15 @@ final class ExperimentRunner {
      * @param mode how the text is read; what does not fill its last window is left out
      * @param strategies and scales, by name
      * @param compressions shares of the cells to save
+     * @param extras what is run beside
      */
     record Plan(
             Experiment.Mode mode,
             int block,
             List<String> strategies,
             List<Double> compressions,
-            Strategies.Settings settings) {}
+            Strategies.Settings settings,
+            Experiment.Extras extras) {}
 
     /** What came of it: the runs that were to be made, and their figures. */
     record Finished(List<Experiment.Run> runs, RecordedExperiment record) {}
@@ -64,7 +63,8 @@ final class ExperimentRunner {
     Finished run(Plan plan, ResultsFolder folder, boolean resume) {
         int window = plan.mode().window();
         int[] whole = Arrays.copyOf(tokens, tokens.length / window * window);
-        Experiment.Setup setup = new Experiment.Setup(whole, plan.mode(), plan.block(), compute, folder.path());
+        Experiment.Setup setup =
+                new Experiment.Setup(whole, plan.mode(), plan.block(), compute, folder.path(), plan.extras());
         try (Experiment experiment =
                 new Experiment(model, setup, plan.strategies(), plan.compressions(), plan.settings())) {
             RecordedExperiment record = new RecordedExperiment(experiment, header(setup), folder, resume);
@@ -72,7 +72,7 @@ final class ExperimentRunner {
                 make(run, experiment.runs(), record, whole.length);
             }
             experiment.deleteFullPredictions();
-            draw(folder, record.results(), record.traces());
+            Plots.of(record.results(), record.traces()).forEach(folder::write);
             return new Finished(experiment.runs(), record);
         }
     }
@@ -104,19 +104,6 @@ final class ExperimentRunner {
                 run.perplexity(),
                 run.klMean() == null ? "" : String.format(Locale.ROOT, ", KL %.4f", run.klMean()),
                 run.tokensPerSecond());
-    }
-
-    /** A machine without fonts cannot draw; the figures are safe by then, so that is a warning. */
-    private static void draw(ResultsFolder folder, List<RunResult> results, Map<String, Trace> traces) {
-        try {
-            Plots.of(results, traces).forEach(folder::write);
-        } catch (RuntimeException | LinkageError | InternalError e) {
-            if (e instanceof KvmergeException) {
-                throw e;
-            }
-            System.err.println("kvmerge: the plots could not be drawn (" + e
-                    + "): install fontconfig and a font, then run again with --resume");
-        }
     }
 
     private Report header(Experiment.Setup setup) {

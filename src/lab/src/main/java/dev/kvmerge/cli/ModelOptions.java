@@ -61,14 +61,15 @@ final class ModelOptions {
             names = {"-fa", "--flash-attn"},
             paramLabel = "on|off|auto",
             description =
-                    "flash attention (default: off, which shows the attention for less; auto for plain perplexity)")
+                    "flash attention (default: off, which shows the attention for less; auto for plain perplexity; bench"
+                            + " tries both)")
     FlashAttention flashAttention;
 
     @Option(
             names = {"-ctk", "--cache-type-k"},
             paramLabel = "TYPE",
             defaultValue = "f16",
-            description = "type of the K cells: ${COMPLETION-CANDIDATES} (default: ${DEFAULT-VALUE})")
+            description = "type of the K cells: f16, f32, bf16 or q8_0 (default: ${DEFAULT-VALUE})")
     CellType keyType;
 
     @Option(
@@ -166,11 +167,10 @@ final class ModelOptions {
             }
             case "cuda" -> {
                 if (library.gpu("CUDA").isEmpty()) {
-                    throw new KvmergeException(
-                            "--device cuda: the llama.cpp at " + library.folder()
-                                    + " finds no CUDA device (it has " + names(library)
-                                    + "): use --device cpu, or a CUDA build with --llama-lib ('kvmerge models fetch "
-                                    + "llama.cpp-linux-x64-cuda' brings one)");
+                    throw new KvmergeException("--device cuda: the llama.cpp at " + library.folder()
+                            + " finds no CUDA device (it has " + names(library)
+                            + "): use --device cpu, or a CUDA build with --llama-lib ('kvmerge models fetch "
+                            + "llama.cpp-linux-x64-cuda' brings one)");
                 }
                 Kvmerge.requireCuda();
                 return Backend.CUDA;

@@ -18,7 +18,9 @@ import java.util.List;
 import java.util.Locale;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
+import picocli.CommandLine.Spec;
 
 /** Finding one fact in a long text. */
 @Command(
@@ -38,6 +40,11 @@ import picocli.CommandLine.Option;
             "  kvmerge needle --junk --trials 5 --strategies full,entropy-merged,h2o,snapkv"
         })
 final class NeedleCommand implements Runnable {
+    private static final int MOST_TOKENS = 1 << 20; // the longest contexts that models are trained on
+
+    @Spec
+    private CommandSpec command;
+
     @Mixin
     private ModelOptions model;
 
@@ -111,6 +118,13 @@ final class NeedleCommand implements Runnable {
 
     @Override
     public void run() {
+        if (junk) {
+            StrategyOptions.refuse(command, List.of("-f"), "goes without --junk");
+        }
+        if (tokens > MOST_TOKENS || block > tokens) {
+            throw new KvmergeException.Usage("--tokens can be " + MOST_TOKENS
+                    + " at most, and --block no more than that" + " text: " + tokens + ", " + block);
+        }
         if (tokens < 64 || trials < 1 || block < 32 || Arrays.stream(depths).anyMatch(d -> !(d >= 0 && d <= 1))) {
             throw new KvmergeException.Usage(
                     "--tokens must be 64 and more, --trials positive, --block 32 and more and --depths 0..1");

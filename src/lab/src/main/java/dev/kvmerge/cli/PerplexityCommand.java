@@ -20,7 +20,9 @@ import java.util.Locale;
 import java.util.stream.Stream;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
+import picocli.CommandLine.Spec;
 
 /** llama-perplexity's numbers, and the same through a compressed cache. */
 @Command(
@@ -37,6 +39,9 @@ import picocli.CommandLine.Option;
                     + "0.7"
         })
 final class PerplexityCommand implements Runnable {
+    @Spec
+    private CommandSpec command;
+
     @Mixin
     private ModelOptions model;
 
@@ -98,6 +103,9 @@ final class PerplexityCommand implements Runnable {
                 strategy == null ? Strategies.Settings.DEFAULT : settings.settings(model, Home.catalogue());
         Strategy chosen = Strategies.create(strategy == null ? Strategies.FULL : strategy, found);
         boolean full = chosen.keepsAll();
+        if (full) {
+            StrategyOptions.refuse(command, StrategyOptions.NAMES, "goes with --strategy");
+        }
         if (full && (cells != null || compression != null)) {
             throw new KvmergeException.Usage("--cells and --compression need a --strategy other than full");
         }
@@ -122,6 +130,8 @@ final class PerplexityCommand implements Runnable {
         }
         Catalogue catalogue = Home.catalogue();
         Text read = text.read(catalogue);
+        TextOptions.holds(read, "-c", klDivergence ? chunk : 2L * chunk);
+        TextOptions.holds(read, "--block", strategy == null ? 0 : block);
         try (Model loaded = model.load(catalogue)) {
             int[] tokens = Text.tokens(loaded, read.content());
             ChunkedPerplexity perplexity = new ChunkedPerplexity(loaded, options);
@@ -158,13 +168,15 @@ final class PerplexityCommand implements Runnable {
     private void divergence(int budget, ComputeSettings compute, Strategies.Settings found) {
         Catalogue catalogue = Home.catalogue();
         Text read = text.read(catalogue);
+        TextOptions.holds(read, "-c", klDivergence ? chunk : 2L * chunk);
+        TextOptions.holds(read, "--block", strategy == null ? 0 : block);
         Path work = null;
         try {
             work = Files.createTempDirectory("kvmerge");
             try (Model loaded = model.load(catalogue)) {
                 int[] tokens = TextOptions.slice(loaded, read, 0, chunk);
-                Experiment.Setup setup =
-                        new Experiment.Setup(tokens, Experiment.Mode.stream(tokens.length), block, compute, work);
+                Experiment.Setup setup = new Experiment.Setup(
+                        tokens, Experiment.Mode.stream(tokens.length), block, compute, work, Experiment.Extras.NONE);
                 try (Experiment experiment =
                         new Experiment(loaded, setup, List.of(strategy), List.of(1 - (double) budget / chunk), found)) {
                     List<Experiment.Outcome> outcomes = new ArrayList<>();

@@ -1,15 +1,35 @@
 package dev.kvmerge.cli;
 
+import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.Calibration;
 import dev.kvmerge.eval.Calibrations;
 import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.models.Catalogue;
 import dev.kvmerge.strategy.Strategies;
 import java.nio.file.Path;
+import java.util.List;
+import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
 
 /** The strategies' settings. */
 final class StrategyOptions {
+    /** Those that only a compressed cache uses. */
+    static final List<String> NAMES =
+            List.of("--sinks", "--recent-share", "--signal", "--threshold", "--bias", "--calibration", "--block");
+
+    /**
+     * Refuses options that would have no effect beside what else was given.
+     *
+     * @param why as "goes with --strategy"
+     */
+    static void refuse(CommandSpec command, List<String> names, String why) {
+        for (String name : names) {
+            if (command.commandLine().getParseResult().hasMatchedOption(name)) {
+                throw new KvmergeException.Usage(name + " " + why + ": here it would have no effect");
+            }
+        }
+    }
+
     @Option(
             names = "--sinks",
             paramLabel = "N",
@@ -21,18 +41,16 @@ final class StrategyOptions {
             names = "--recent-share",
             paramLabel = "SHARE",
             defaultValue = "0.25",
-            description =
-                    "share of the budget that entropy-merged leaves to the newest tokens, 0..1 (default: "
-                            + "${DEFAULT-VALUE})")
+            description = "share of the budget that entropy-merged leaves to the newest tokens, 0..1 (default: "
+                    + "${DEFAULT-VALUE})")
     double recentShare;
 
     @Option(
             names = "--signal",
             paramLabel = "column|row",
             defaultValue = "column",
-            description =
-                    "entropy-merged: column is the form that works, row the founding algorithm (default: "
-                            + "${DEFAULT-VALUE})")
+            description = "entropy-merged: column is the form that works, row the founding algorithm (default: "
+                    + "${DEFAULT-VALUE})")
     String signal;
 
     @Option(

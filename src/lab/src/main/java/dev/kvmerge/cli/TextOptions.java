@@ -21,6 +21,20 @@ final class TextOptions {
     }
 
     /**
+     * Refuses, before a model is loaded, an option that wants more tokens than the text can have: none is shorter than
+     * a byte.
+     *
+     * @param wanted tokens; 0 and less for no wish
+     */
+    static void holds(Text text, String option, long wanted) {
+        long most = text.bytes() + 2; // BOS, and a space that some tokenizers put in front
+        if (wanted > most) {
+            throw new KvmergeException.Usage("the text " + text.path() + " has at most " + most + " tokens, and "
+                    + option + " needs at least " + wanted + ": use a longer text or a smaller " + option);
+        }
+    }
+
+    /**
      * A part of the text's tokens, with BOS as its first token where the model wants one.
      *
      * @param wanted tokens, or 0 for all

@@ -18,6 +18,8 @@ import java.util.function.IntConsumer;
  * chunks of a context, each from an empty cache, the second half of each chunk scored.
  */
 public final class ChunkedPerplexity {
+    private static final int MOST_SEQUENCES = 256; // llama.cpp's LLAMA_MAX_SEQ
+
     /**
      * llama-perplexity's options.
      *
@@ -33,6 +35,11 @@ public final class ChunkedPerplexity {
             }
             if (batch <= 0) {
                 throw new KvmergeException.Usage("the batch (-b) must be positive, not " + batch);
+            }
+            if (batch / chunk > MOST_SEQUENCES) {
+                throw new KvmergeException.Usage("a batch (-b) of " + batch + " holds " + batch / chunk
+                        + " chunks of " + chunk + " tokens (-c) side by side, and llama.cpp takes " + MOST_SEQUENCES
+                        + ": use -b " + (long) MOST_SEQUENCES * chunk + " or less, or a larger -c");
             }
             batch = Math.min(batch, Math.max(1, batch / chunk) * chunk); // whole chunks, or a part of one
             if (chunks == 0) {
@@ -70,10 +77,10 @@ public final class ChunkedPerplexity {
 
     /** Chunks that a text of so many tokens gives. */
     public int chunksOf(int tokens) {
-        if (tokens < 2 * options.chunk()) {
+        if (tokens < 2L * options.chunk()) {
             throw new KvmergeException.Usage(
                     "the text has " + tokens + " tokens; perplexity with a context of " + options.chunk()
-                            + " needs at least " + 2 * options.chunk() + ": use a longer text or a smaller -c");
+                            + " needs at least " + 2L * options.chunk() + ": use a longer text or a smaller -c");
         }
         int most = tokens / options.chunk();
         return options.chunks() < 0 ? most : Math.min(options.chunks(), most);

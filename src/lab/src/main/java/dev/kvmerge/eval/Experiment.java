@@ -1,9 +1,12 @@
 package dev.kvmerge.eval;
 
 import dev.kvmerge.KvmergeException;
+import dev.kvmerge.attention.CellStats;
 import dev.kvmerge.cache.CacheChecks;
 import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.cache.CompressedContext;
+import dev.kvmerge.cache.Needs;
+import dev.kvmerge.cache.Plan;
 import dev.kvmerge.kernels.Scorer;
 import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ContextOptions.CellType;
@@ -40,8 +43,44 @@ public final class Experiment implements AutoCloseable {
      * @param mode how the text is read
      * @param compute how llama.cpp computes
      * @param workFolder where the full cache's predictions go while the experiment lasts
+     * @param extras what is run beside, and with how many cells
      */
-    public record Setup(int[] tokens, Mode mode, int block, ComputeSettings compute, Path workFolder) {}
+    public record Setup(int[] tokens, Mode mode, int block, ComputeSettings compute, Path workFolder, Extras extras) {}
+
+    /**
+     * What is run beside, and with how many cells.
+     *
+     * @param noiseFloor whether the full cache is run a second time, watched as the compressed ones are: its divergence
+     *     from the first is what the runs' differ by without any compression
+     * @param fill whether a budget grows to what llama.cpp allocates for it anyway: it rounds cells and a block up to
+     *     256, and what is left over can hold text between blocks
+     */
+    public record Extras(boolean noiseFloor, boolean fill) {
+        public static final Extras NONE = new Extras(false, false);
+    }
+
+    /** The full cache under an observer that asks for the attention, as most compressed runs do. */
+    private record Watched() implements Strategy {
+        @Override
+        public String name() {
+            return AGAIN;
+        }
+
+        @Override
+        public boolean keepsAll() {
+            return true;
+        }
+
+        @Override
+        public Needs needs() {
+            return Needs.NOTHING.withMass();
+        }
+
+        @Override
+        public Plan plan(CellStats cells, int budget) {
+            return Plan.keepAll(cells.size());
+        }
+    }
 
     /**
      * How the text is read.
@@ -113,8 +152,14 @@ public final class Experiment implements AutoCloseable {
         private static final long serialVersionUID = 1L;
     }
 
+    /** The full cache's second run: the noise floor. */
+    public static final String AGAIN = "full-again";
+
     private static final String LOGITS = "full-logits.bin";
-    private static final String WEIGHTS = "weights.gguf";
+    // What the next start deletes if this process is killed.
+    private static final String HALF = ".part";
+    private static final String WEIGHTS = "weights.gguf" + HALF;
+    private static final String ATTENTION = "full-attention.bin" + HALF;
 
     private final Model model;
     private final Setup setup;
@@ -146,7 +191,7 @@ public final class Experiment implements AutoCloseable {
         int smallest = n;
         runs.add(new Run(Strategies.FULL, Strategies.FULL, new Full(), 0, mode.window()));
         for (double compression : compressions) {
-            int cells = cellsFor(n, compression);
+            int cells = budget(compression);
             for (String name : names) {
                 Method method = Strategies.method(name, settings);
                 if (method instanceof Full) {
@@ -162,7 +207,10 @@ public final class Experiment implements AutoCloseable {
                 smallest = Math.min(smallest, cells);
             }
         }
-        this.firstCompared = !mode.streams() ? mode.prefill() + 1 : runs.size() == 1 ? 1 : smallest + 1;
+        if (setup.extras().noiseFloor()) {
+            runs.add(new Run(AGAIN, AGAIN, new Watched(), 0, mode.window()));
+        }
+        this.firstCompared = !mode.streams() ? mode.prefill() + 1 : smallest == n ? 1 : smallest + 1;
     }
 
     /** Refuses, before anything is run, a scale that there is not. */
@@ -175,6 +223,16 @@ public final class Experiment implements AutoCloseable {
             case QuantisedWeights weights -> WeightType.named(weights.type());
             default -> {}
         }
+    }
+
+    /** Cells that a compression leaves of the text, or of a window's prefill. */
+    private int budget(double compression) {
+        Mode mode = setup.mode();
+        int cells = cellsFor(mode.streams() ? setup.tokens().length : mode.prefill(), compression);
+        if (!setup.extras().fill() || !mode.streams()) {
+            return cells;
+        }
+        return CacheOptions.of(cells, setup.block()).allocated() - setup.block();
     }
 
     /** Cells that a compression leaves of a text. */
@@ -218,7 +276,7 @@ public final class Experiment implements AutoCloseable {
     /** Deletes the full cache's predictions. */
     public void deleteFullPredictions() {
         delete(setup.workFolder().resolve(LOGITS));
-        delete(setup.workFolder().resolve(LOGITS + ".part"));
+        delete(setup.workFolder().resolve(LOGITS + HALF));
     }
 
     private static void delete(Path file) {
@@ -239,10 +297,13 @@ public final class Experiment implements AutoCloseable {
     public Outcome make(Run run, Outcome full, Listener listener, BooleanSupplier cancelled) {
         boolean isFull = run.isFull();
         Path file = setup.workFolder().resolve(LOGITS);
-        Path part = setup.workFolder().resolve(LOGITS + ".part");
+        Path part = setup.workFolder().resolve(LOGITS + HALF);
         Trace trace = Trace.empty(setup.tokens().length);
         Reading reading = new Reading(setup, model.vocabularySize(), scorer, firstCompared, trace);
         Recipe recipe = recipe(run, listener, cancelled);
+        if (isFull) {
+            delete(file); // an earlier experiment's, beside which there may be no room for this one's
+        }
         PeakMemory.reset();
         long start = System.nanoTime();
         try (Model lesser = lesser(recipe.weights());
@@ -254,6 +315,11 @@ public final class Experiment implements AutoCloseable {
                     reading.read(context, w, predictions, isFull, listener, cancelled);
                 }
             }
+        } catch (RuntimeException | Error e) {
+            if (isFull) {
+                delete(part); // a full disk would stay full
+            }
+            throw e;
         } finally {
             delete(setup.workFolder().resolve(WEIGHTS));
         }
@@ -311,7 +377,7 @@ public final class Experiment implements AutoCloseable {
                     model,
                     setup.tokens(),
                     options(runs.getFirst(), setup.compute()),
-                    setup.workFolder().resolve("full-attention.bin"),
+                    setup.workFolder().resolve(ATTENTION),
                     listener,
                     cancelled);
         }
@@ -346,9 +412,8 @@ public final class Experiment implements AutoCloseable {
 
     private RunResult result(Run run, Reading.Spent t, Trace trace, Outcome full, double seconds) {
         boolean isFull = run.isFull();
-        int firstScored = isFull || !setup.mode().streams()
-                ? firstCompared
-                : cellsFor(setup.tokens().length, run.compression()) + 1;
+        int firstScored =
+                run.compression() == 0 || !setup.mode().streams() ? firstCompared : budget(run.compression()) + 1;
         Trace.Perplexity perplexity = trace.perplexity(firstScored);
         Trace.Divergence divergence = isFull ? null : trace.divergence(firstScored);
         long bytes = t.kvBytes();
@@ -374,6 +439,8 @@ public final class Experiment implements AutoCloseable {
                 isFull
                         ? Long.valueOf(bytes)
                         : full == null ? null : full.result().kvBytes(),
+                t.allocated(),
+                run.method().keepsAll() ? null : t.tableBytes(),
                 PeakMemory.bytes(),
                 seconds,
                 t.decode() / 1e9,

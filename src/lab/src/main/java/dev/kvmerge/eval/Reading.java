@@ -13,7 +13,7 @@ final class Reading {
     private final Scorer scorer;
     private final int firstCompared;
     private final Trace trace;
-    private Spent spent = new Spent(0, 0, 0, 0, 0);
+    private Spent spent = new Spent(0, 0, 0, 0, 0, 0, 0);
     private double nll; // of all tokens scored so far
 
     /**
@@ -30,8 +30,9 @@ final class Reading {
         this.trace = trace;
     }
 
-    /** What the windows so far took: nanoseconds, and the most bytes of K and V. */
-    record Spent(long decode, long observe, long plan, long apply, long kvBytes) {
+    /** What the windows so far took: nanoseconds, and the most cells allocated, bytes of K and V and of kvmerge's table. */
+    record Spent(
+            long decode, long observe, long plan, long apply, int allocated, long kvBytes, long tableBytes) {
         private Spent with(CompressedContext context) {
             CompressedContext.Timings t = context.timings();
             return new Spent(
@@ -39,7 +40,9 @@ final class Reading {
                     observe + t.observe(),
                     plan + t.plan(),
                     apply + t.apply(),
-                    Math.max(kvBytes, context.info().bytes()));
+                    Math.max(allocated, context.info().cells()),
+                    Math.max(kvBytes, context.info().bytes()),
+                    Math.max(tableBytes, context.tableBytes()));
         }
 
         /** All of the time. */

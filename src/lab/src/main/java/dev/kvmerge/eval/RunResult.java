@@ -3,14 +3,16 @@ package dev.kvmerge.eval;
 import java.util.Map;
 
 /**
- * One run of the text through one cache. Null where a figure does not exist, never 0. The field names are those of results.json.
+ * One run of the text through one cache. Null where a figure does not exist, never 0. The field names are those of
+ * results.json.
  *
  * @param strategy name
  * @param parameters the strategy's
  * @param cells cells that stay after each block; of full, the text's tokens
  * @param compression share of the text's cells that are saved, 0..1
  * @param tokens of the text, all decoded
- * @param scored tokens that perplexity and divergence are over: those past the budget, the same for all strategies of a compression
+ * @param scored tokens that perplexity and divergence are over: those past the budget, the same for all strategies of a
+ *     compression
  * @param perplexity of the scored tokens
  * @param perplexitySe its standard error
  * @param perplexityFull of the full cache on the same tokens
@@ -20,6 +22,8 @@ import java.util.Map;
  * @param top1Agreement share of tokens whose likeliest prediction is the full cache's
  * @param kvBytes K and V tensors of all layers, as allocated
  * @param kvBytesFull the same for the full cache
+ * @param cellsAllocated cells that llama.cpp allocated: the budget and a block, rounded up to 256
+ * @param tableBytes what kvmerge's own table of the cells takes of the Java heap; null where nothing is planned
  * @param peakRssBytes highest resident memory of the process in the run
  * @param secondsTotal wall clock, scoring included
  * @param secondsDecode in llama.cpp
@@ -44,6 +48,8 @@ public record RunResult(
         Double top1Agreement,
         Long kvBytes,
         Long kvBytesFull,
+        Integer cellsAllocated,
+        Long tableBytes,
         Long peakRssBytes,
         Double secondsTotal,
         Double secondsDecode,

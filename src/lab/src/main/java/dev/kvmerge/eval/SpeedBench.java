@@ -5,16 +5,20 @@ import dev.kvmerge.cache.CompressedContext;
 import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.Context;
 import dev.kvmerge.llama.ContextOptions;
+import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Locale;
 import java.util.function.BooleanSupplier;
 import java.util.function.Consumer;
 
 /**
  * How fast a text is read and continued, by llama.cpp alone and through compressed caches. The caches take turns, so
- * that a machine that slows down slows all of them; a figure is a ratio within a turn, then the median over turns.
+ * that a machine that slows down slows all of them; a figure is a ratio within a turn, then the median over turns. Each
+ * cache runs with each setting of flash attention that it can have, and of a phase its fastest setting counts: what a
+ * user of llama.cpp alone would have is the best of both.
  */
 public final class SpeedBench {
     /** Most tokens that llama.cpp alone is handed at once, as llama-bench does. */
@@ -27,17 +31,27 @@ public final class SpeedBench {
      * @param generated tokens generated after each prompt, one at a time; 0 for none
      * @param repetitions turns
      * @param block tokens between two compressions
-     * @param compute how llama.cpp computes
+     * @param compute how llama.cpp computes, but for flash attention
+     * @param plain settings of flash attention that llama.cpp alone runs with
+     * @param ours those that compressed caches run with
      */
-    public record Setup(int[] prompts, int generated, int repetitions, int block, ComputeSettings compute) {}
+    public record Setup(
+            int[] prompts,
+            int generated,
+            int repetitions,
+            int block,
+            ComputeSettings compute,
+            List<FlashAttention> plain,
+            List<FlashAttention> ours) {}
 
     /**
      * A cache at a test, over all turns.
      *
+     * @param flashAttention the setting that was fastest at this test, whose figures these are
      * @param test "pp512": a prompt of 512 tokens; "tg32 @ 512": 32 tokens after it
      * @param cells that stay; of llama.cpp alone, all
      * @param tokensPerSecond median
-     * @param speed median over turns of its speed over llama.cpp's in the same turn; 1 for llama.cpp
+     * @param speed median over turns of its speed over llama.cpp's at its fastest setting, in the same turn
      * @param slowest smallest of those ratios
      * @param fastest largest
      * @param overhead observing, planning and applying, as a share of the time in llama.cpp; null for llama.cpp alone
@@ -46,6 +60,7 @@ public final class SpeedBench {
             String cache,
             double compression,
             int cells,
+            FlashAttention flashAttention,
             String test,
             double tokensPerSecond,
             double speed,
@@ -54,11 +69,19 @@ public final class SpeedBench {
             Double overhead,
             double[] samples) {}
 
-    private record Timing(double prompt, double generation, double overhead, double generationOverhead) {}
+    /** A cache with a setting: what takes turns. */
+    private record Contender(Cache cache, FlashAttention flashAttention) {}
+
+    private record Timing(double prompt, double generation, double overhead, double generationOverhead) {
+        double of(boolean phase) {
+            return phase ? generation : prompt;
+        }
+    }
 
     private final Model model;
     private final Setup setup;
     private final List<Cache> caches;
+    private final List<Contender> contenders = new ArrayList<>();
     private final int[] tokens;
 
     /**
@@ -73,6 +96,11 @@ public final class SpeedBench {
         this.setup = setup;
         this.caches = caches;
         this.tokens = tokens;
+        for (Cache cache : caches) {
+            for (FlashAttention setting : cache.isFull() ? setup.plain() : setup.ours()) {
+                contenders.add(new Contender(cache, setting));
+            }
+        }
     }
 
     /**
@@ -85,33 +113,61 @@ public final class SpeedBench {
     public List<Row> run(Consumer<String> progress, BooleanSupplier cancelled) {
         List<Row> rows = new ArrayList<>();
         for (int prompt : setup.prompts()) {
-            Timing[][] timings = new Timing[caches.size()][setup.repetitions()];
+            Timing[][] timings = new Timing[contenders.size()][setup.repetitions()];
             for (int turn = -1; turn < setup.repetitions(); turn++) { // the first warms up
-                for (int i = 0; i < caches.size(); i++) {
+                for (int i = 0; i < contenders.size(); i++) {
                     if (cancelled.getAsBoolean()) {
                         throw new Experiment.Cancelled();
                     }
-                    int which = Math.floorMod(i + turn, caches.size()); // each goes first in its turn
+                    int which = Math.floorMod(i + turn, contenders.size()); // each goes first in its turn
+                    Contender contender = contenders.get(which);
                     progress.accept("pp" + prompt + ", turn " + (turn + 1) + ": "
-                            + caches.get(which).name());
-                    Timing timing = time(caches.get(which), turn < 0 ? Math.min(prompt, 2 * setup.block()) : prompt);
+                            + contender.cache().name() + " -fa "
+                            + contender.flashAttention().name().toLowerCase(Locale.ROOT));
+                    Timing timing = time(contender, turn < 0 ? Math.min(prompt, 2 * setup.block()) : prompt);
                     if (turn >= 0) {
                         timings[which][turn] = timing;
                     }
                 }
             }
-            for (int i = 0; i < caches.size(); i++) {
-                rows.add(row(i, prompt, timings, false));
-            }
-            for (int i = 0; i < caches.size() && setup.generated() > 0; i++) {
-                rows.add(row(i, prompt, timings, true));
+            for (boolean generation : setup.generated() > 0 ? new boolean[] {false, true} : new boolean[] {false}) {
+                for (Cache cache : caches) {
+                    rows.add(fastest(cache, prompt, timings, generation));
+                }
             }
         }
         return rows;
     }
 
+    /** The row of the setting that a cache is fastest with. */
+    private Row fastest(Cache cache, int prompt, Timing[][] timings, boolean generation) {
+        Row best = null;
+        for (int i = 0; i < contenders.size(); i++) {
+            if (contenders.get(i).cache() == cache) {
+                Row row = row(i, prompt, timings, generation);
+                best = best == null || row.tokensPerSecond() > best.tokensPerSecond() ? row : best;
+            }
+        }
+        return best;
+    }
+
+    /** Of llama.cpp alone, the setting with the least median time: what all speeds of a phase are ratios to. */
+    private int plain(Timing[][] timings, boolean generation) {
+        int best = 0; // the first contenders are llama.cpp's
+        for (int i = 1; i < setup.plain().size(); i++) {
+            best = seconds(timings[i], generation) < seconds(timings[best], generation) ? i : best;
+        }
+        return best;
+    }
+
+    private static double seconds(Timing[] turns, boolean generation) {
+        return median(Arrays.stream(turns).mapToDouble(t -> t.of(generation)).toArray());
+    }
+
     private Row row(int which, int prompt, Timing[][] timings, boolean generation) {
-        Cache cache = caches.get(which);
+        Contender contender = contenders.get(which);
+        Cache cache = contender.cache();
+        Timing[] plain = timings[plain(timings, generation)];
         int n = setup.repetitions();
         int count = generation ? setup.generated() : prompt;
         double[] samples = new double[n];
@@ -119,16 +175,15 @@ public final class SpeedBench {
         double[] overheads = new double[n];
         for (int turn = 0; turn < n; turn++) {
             Timing own = timings[which][turn];
-            Timing plain = timings[0][turn];
-            double seconds = generation ? own.generation : own.prompt;
-            samples[turn] = count / seconds;
-            ratios[turn] = (generation ? plain.generation : plain.prompt) / seconds;
+            samples[turn] = count / own.of(generation);
+            ratios[turn] = plain[turn].of(generation) / own.of(generation);
             overheads[turn] = generation ? own.generationOverhead : own.overhead;
         }
         return new Row(
                 cache.name(),
                 cache.compression(),
                 cache.cells(prompt),
+                contender.flashAttention(),
                 generation ? "tg" + setup.generated() + " @ " + prompt : "pp" + prompt,
                 median(samples),
                 median(ratios),
@@ -146,12 +201,15 @@ public final class SpeedBench {
         return (sorted[(n - 1) / 2] + sorted[n / 2]) / 2;
     }
 
-    private Timing time(Cache cache, int prompt) {
-        return cache.isFull() ? timePlain(prompt) : timeCompressed(cache, prompt);
+    private Timing time(Contender contender, int prompt) {
+        ComputeSettings compute = setup.compute().withFlashAttention(contender.flashAttention());
+        return contender.cache().isFull()
+                ? timePlain(prompt, compute)
+                : timeCompressed(contender.cache(), prompt, compute);
     }
 
-    private Timing timePlain(int prompt) {
-        ContextOptions options = ContextOptions.of(prompt + setup.generated(), PLAIN_BATCH, setup.compute());
+    private Timing timePlain(int prompt, ComputeSettings compute) {
+        ContextOptions options = ContextOptions.of(prompt + setup.generated(), PLAIN_BATCH, compute);
         try (Context context = new Context(model, options, null)) {
             long start = System.nanoTime();
             for (int at = 0; at < prompt; at += PLAIN_BATCH) {
@@ -165,9 +223,9 @@ public final class SpeedBench {
         }
     }
 
-    private Timing timeCompressed(Cache cache, int prompt) {
+    private Timing timeCompressed(Cache cache, int prompt, ComputeSettings compute) {
         int block = setup.block();
-        CacheOptions options = CacheOptions.of(cache.cells(prompt), block).with(setup.compute());
+        CacheOptions options = CacheOptions.of(cache.cells(prompt), block).with(compute);
         try (CompressedContext context = new CompressedContext(model, cache.strategy(), options)) {
             long start = System.nanoTime();
             for (int at = 0; at < prompt; at += block) {

@@ -18,9 +18,10 @@ import java.util.Arrays;
  *
  * @param path the file
  * @param content its text, without one newline at the end, as llama.cpp's -f reads it
+ * @param bytes of the file
  * @param sha256 of the file
  */
-public record Text(Path path, String content, String sha256) {
+public record Text(Path path, String content, long bytes, String sha256) {
     private static final long MOST_BYTES = 1L << 29; // far more tokens than anyone waits for, and it fits a String
 
     /**
@@ -66,7 +67,7 @@ public record Text(Path path, String content, String sha256) {
             if (content.endsWith("\n")) {
                 content = content.substring(0, content.length() - 1);
             }
-            return new Text(path, content, Hash.sha256(bytes));
+            return new Text(path, content, bytes.length, Hash.sha256(bytes));
         } catch (CharacterCodingException e) {
             throw notUtf8(path, "byte " + in.position(), "ISO-8859-1", e);
         }

@@ -1,6 +1,7 @@
 package dev.kvmerge.report;
 
 import dev.kvmerge.KvmergeException;
+import dev.kvmerge.eval.Experiment;
 import dev.kvmerge.eval.RunResult;
 import java.io.IOException;
 import java.nio.file.Files;
@@ -123,6 +124,13 @@ public final class HtmlReport {
         } else {
             table(compressed);
         }
+        report.runs().stream()
+                .filter(r -> r.strategy().equals(Experiment.AGAIN))
+                .map(Table::floor)
+                .forEach(floor -> {
+                    html.append(paragraph(floor.strip()));
+                    markdown.append("\n").append(floor);
+                });
         List<String> without = compressed.stream()
                 .filter(r -> r.klMean() == null || r.perplexity() == null)
                 .map(RunResult::id)

@@ -42,6 +42,7 @@ public final class SpeedTable {
             "threads",
             "cache",
             "cells",
+            "fa",
             "test",
             "speed",
             "min..max",
@@ -57,6 +58,7 @@ public final class SpeedTable {
                 Integer.toString(m.threads()),
                 name(r),
                 Integer.toString(r.cells()),
+                setting(r),
                 r.test(),
                 String.format(Locale.ROOT, "%.2f x", r.speed()),
                 String.format(Locale.ROOT, "%.2f..%.2f", r.slowest(), r.fastest()),
@@ -85,11 +87,16 @@ public final class SpeedTable {
     }
 
     private static boolean isText(int column) {
-        return column == 0 || column == 3 || column == 5;
+        return column == 0 || column == 3 || column == 5 || column == 7;
     }
 
     private static String name(Row r) {
         return r.overhead() == null ? r.cache() : r.cache() + " " + Math.round(100 * r.compression()) + " %";
+    }
+
+    /** "on", "off" or "auto": the fastest for this row. */
+    private static String setting(Row r) {
+        return r.flashAttention().name().toLowerCase(Locale.ROOT);
     }
 
     private static Map<String, Object> fields(Row r, Machine m) {
@@ -102,6 +109,7 @@ public final class SpeedTable {
         f.put("cache", r.cache());
         f.put("compression", r.compression());
         f.put("cells", r.cells());
+        f.put("flash_attn", setting(r));
         f.put("test", r.test());
         f.put("speed", r.speed());
         f.put("speed_min", r.slowest());

@@ -1,5 +1,6 @@
 package dev.kvmerge.report;
 
+import dev.kvmerge.eval.Experiment;
 import dev.kvmerge.eval.RunResult;
 import dev.kvmerge.eval.Trace;
 import dev.kvmerge.llama.ContextOptions.CellType;
@@ -29,17 +30,32 @@ public final class Table {
         StringBuilder text = new StringBuilder();
         List<String[]> rows = new ArrayList<>();
         rows.add(new String[] {
-            "strategy", "cells", "PPL", "+/-", "KL", "+/-", "KL p99", "same top", "KV MiB", "tokens/s", "speed"
+            "strategy",
+            "cells",
+            "PPL",
+            "+/-",
+            "KL",
+            "+/-",
+            "KL p99",
+            "same top",
+            "allocated",
+            "KV MiB",
+            "own MiB",
+            "tokens/s",
+            "speed"
         });
-        if (full != null) {
-            rows.add(row(full, full));
-        }
+        runs.stream().filter(r -> r.compression() == 0).forEach(r -> rows.add(row(r, full)));
         byCompression(runs).forEach((compression, part) -> {
             rows.add(new String[] {String.format(Locale.ROOT, "%s %% fewer cells", percent(compression)) + scored(part)
             });
             part.forEach(r -> rows.add(row(r, full)));
         });
         text.append(align(rows));
+        text.append("\nallocated, KV: what llama.cpp allocates, the cells and a block, rounded up to 256;")
+                .append(" own: kvmerge's table of them\n");
+        text.append("speed: tokens/s against the full cache read the same way, with logits for every token;")
+                .append(" 'kvmerge bench' compares with llama.cpp at its fastest\n");
+        runs.stream().filter(r -> r.strategy().equals(Experiment.AGAIN)).forEach(again -> text.append(floor(again)));
         text.append('\n');
         for (RunResult run : runs) {
             if (run.compression() > 0) {
@@ -47,6 +63,17 @@ public final class Table {
             }
         }
         return text.toString();
+    }
+
+    /** What a KL is worth: less than this is no compression's doing. */
+    static String floor(RunResult again) {
+        return again.klMean() == null
+                ? ""
+                : String.format(
+                        Locale.ROOT,
+                        "noise floor: KL %.2e +/- %.1e, the full cache against itself, watched as others are%n",
+                        again.klMean(),
+                        again.klSe());
     }
 
     private static String scored(List<RunResult> part) {
@@ -58,7 +85,10 @@ public final class Table {
                 number("%.3f", any.perplexityFull()));
     }
 
-    /** One run in a sentence: "entropy-merged, 70 % fewer cells: +1.6 % perplexity, KL .019, 3.1 MiB instead of 9.4, 1.2 x the speed". */
+    /**
+     * One run in a sentence: "entropy-merged, 70 % fewer cells: +1.6 % perplexity, KL .019, 3.1 MiB instead of 9.4, 1.2
+     * x the speed".
+     */
     public static String sentence(RunResult run, RunResult full) {
         List<String> facts = new ArrayList<>();
         if (run.perplexity() != null && run.perplexityFull() != null) {
@@ -71,8 +101,11 @@ public final class Table {
                             .replaceFirst("^0", ""));
         }
         if (run.kvBytes() != null && run.kvBytesFull() != null) {
+            String own = run.tableBytes() == null
+                    ? ""
+                    : String.format(Locale.ROOT, " and %.1f of tables", run.tableBytes() / MIB);
             facts.add(String.format(
-                    Locale.ROOT, "%.1f MiB instead of %.1f", run.kvBytes() / MIB, run.kvBytesFull() / MIB));
+                    Locale.ROOT, "%.1f MiB%s instead of %.1f", run.kvBytes() / MIB, own, run.kvBytesFull() / MIB));
         }
         if (full != null && full.tokensPerSecond() != null && run.tokensPerSecond() != null) {
             facts.add(String.format(Locale.ROOT, "%.2f x the speed", run.tokensPerSecond() / full.tokensPerSecond()));
@@ -81,8 +114,8 @@ public final class Table {
     }
 
     /**
-     * The method with the least divergence of each compression against each of the others, on the same tokens: a difference of less than
-     * twice its standard error is called a tie.
+     * The method with the least divergence of each compression against each of the others, on the same tokens: a
+     * difference of less than twice its standard error is called a tie.
      *
      * @param traces by run id
      */
@@ -119,7 +152,10 @@ public final class Table {
         return text.toString();
     }
 
-    /** With cells of another type than F16: what the type and the strategy save together, against a full cache of F16 cells. */
+    /**
+     * With cells of another type than F16: what the type and the strategy save together, against a full cache of F16
+     * cells.
+     */
     public static String savedWithQuantisation(List<RunResult> runs, CellType key, CellType value) {
         if (key == CellType.F16 && value == CellType.F16) {
             return "";
@@ -186,7 +222,9 @@ public final class Table {
             number("%.4f", run.klSe()),
             number("%.3f", run.klP99()),
             run.top1Agreement() == null ? "-" : String.format(Locale.ROOT, "%.1f %%", 100 * run.top1Agreement()),
+            run.cellsAllocated() == null ? "-" : String.format(Locale.ROOT, "%,d", run.cellsAllocated()),
             run.kvBytes() == null ? "-" : String.format(Locale.ROOT, "%.1f", run.kvBytes() / MIB),
+            run.tableBytes() == null ? "-" : String.format(Locale.ROOT, "%.1f", run.tableBytes() / MIB),
             number("%.0f", run.tokensPerSecond()),
             speed == null ? "-" : String.format(Locale.ROOT, "%.2f x", speed)
         };

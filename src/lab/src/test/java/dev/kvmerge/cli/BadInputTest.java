@@ -147,6 +147,34 @@ class BadInputTest {
         Cli.run("ablate", "--strategy", "h2o").failed(USAGE, "h2o has no parameter");
     }
 
+    /** Refused by what the text's bytes allow, before a model is loaded: none is at this path. */
+    @ParameterizedTest
+    @CsvSource(
+            delimiter = ';',
+            value = {
+                "perplexity -c 1500000000; at most; smaller -c",
+                "perplexity -c 4; 512 chunks of 4; use -b 1024 or less",
+                "perplexity -b 999999999; chunks of 512; use -b 131072 or less",
+                "perplexity --strategy h2o --cells 300 --block 200000000; at least; block",
+                "experiment --block 200000000; smaller --block; at most",
+                "experiment --tokens 200000000; smaller --tokens; at most",
+                "experiment --prefill 2147483000 --score 2147483000 --tokens 0; at most; --prefill",
+                "endless --cells 100000000; smaller --cells; at most",
+                "endless --block 200000000; at least; block",
+                "endless --tokens 200000000; smaller --tokens; at most",
+                "needle --tokens 100000000; --tokens can be 1048576 at most; 100000000",
+                "needle --block 100000000; --block; 100000000",
+                "bench -p 2147483000 -n 2147483000; at most; -p with -n",
+                "bench --block 100000000; at least; block",
+                "analyze --tokens 100000000; smaller --tokens; at most",
+                "analyze --block 100000000; smaller --block; at most"
+            })
+    void sizesThatNothingCanHave(String args, String expected, String more) throws IOException {
+        String model = file("not-read.gguf", new byte[] {1});
+        String[] given = (args.strip() + " -m " + model).split(" ");
+        Cli.run(given).failed(USAGE, expected.strip(), more.strip());
+    }
+
     @Test
     void commands() {
         Cli.run("experimnt").failed(USAGE, "experimnt");

@@ -31,7 +31,9 @@ import org.junit.jupiter.api.io.TempDir;
 /** The commands on the real model and the real book, small. */
 @Tag("model")
 class EndToEndTest {
-    private static final String[] SMALL = {"--tokens", "320", "--block", "32", "--compression", "0.5,0.7"};
+    private static final String[] SMALL = {
+        "--tokens", "320", "--block", "32", "--compression", "0.5,0.7", "--noise-floor", "off"
+    };
 
     @TempDir
     Path folder;
@@ -81,6 +83,8 @@ class EndToEndTest {
                 "top1_agreement",
                 "kv_bytes",
                 "kv_bytes_full",
+                "cells_allocated",
+                "table_bytes",
                 "peak_rss_bytes",
                 "seconds_total",
                 "seconds_decode",
@@ -98,6 +102,8 @@ class EndToEndTest {
                 assertEquals(320 - cells - 1, r.get("scored").asInt(), "the tokens past the budget");
                 assertTrue(r.get("kl_mean").asDouble() > 0 && r.get("kl_mean").asDouble() < 0.5);
                 assertTrue(r.get("kv_bytes").asLong() < r.get("kv_bytes_full").asLong());
+                assertEquals(256, r.get("cells_allocated").asInt(), "cells and a block, rounded up");
+                assertEquals(80L * 90 * 256, r.get("table_bytes").asLong(), "bytes a cell, layer and KV head");
             }
         }
         for (String file : List.of(
@@ -179,11 +185,71 @@ class EndToEndTest {
     }
 
     @Test
+    void theNoiseFloorIsFarBelowWhatIsMeasured() throws IOException {
+        Cli run = Cli.run(
+                        "experiment",
+                        "--tokens",
+                        "320",
+                        "--block",
+                        "32",
+                        "--strategies",
+                        "streaming-llm",
+                        "--compression",
+                        "0.5",
+                        "--out",
+                        folder.toString())
+                .succeeded();
+        JsonNode runs = read(folder).get("runs");
+        assertEquals("full-again", runs.get(2).get("strategy").asText());
+        assertEquals(320, runs.get(2).get("cells").asInt());
+        assertEquals(runs.get(1).get("scored"), runs.get(2).get("scored"), "on the same tokens");
+        double floor = runs.get(2).get("kl_mean").asDouble();
+        assertTrue(Math.abs(floor) < runs.get(1).get("kl_mean").asDouble() / 100, runs.toString());
+        assertTrue(run.out().contains("noise floor: KL "), run.out());
+    }
+
+    /** 160 cells and a block of 32 take 256: 224 of them can hold text between blocks. */
+    @Test
+    void fillUsesWhatIsAllocated() throws IOException {
+        String[] common = {
+            "experiment",
+            "--tokens",
+            "320",
+            "--block",
+            "32",
+            "--strategies",
+            "streaming-llm",
+            "--compression",
+            "0.5",
+            "--noise-floor",
+            "off",
+            "--out"
+        };
+        List<String> plain = new ArrayList<>(List.of(common));
+        plain.add(folder.resolve("plain").toString());
+        List<String> filled = new ArrayList<>(List.of(common));
+        filled.addAll(List.of(folder.resolve("filled").toString(), "--fill"));
+        Cli.run(plain.toArray(String[]::new)).succeeded();
+        Cli.run(filled.toArray(String[]::new)).succeeded();
+        JsonNode without = read(folder.resolve("plain")).get("runs").get(1);
+        JsonNode with = read(folder.resolve("filled")).get("runs").get(1);
+        assertEquals(160, without.get("cells").asInt());
+        assertEquals(224, with.get("cells").asInt());
+        assertEquals(without.get("cells_allocated"), with.get("cells_allocated"));
+        assertEquals(320 - 224 - 1, with.get("scored").asInt());
+        assertTrue(with.get("kl_mean").asDouble() < without.get("kl_mean").asDouble());
+        filled.addAll(List.of("--prefill", "128", "--score", "64", "--overwrite"));
+        Cli.run(filled.toArray(String[]::new)).failed(2, "--fill", "--prefill");
+    }
+
+    @Test
     void entropyMergedLosesLessThanTheOthers() throws IOException {
         Cli.run(
                         "experiment",
                         "--tokens",
                         "1024",
+                        "--noise-floor",
+                        "off",
                         "--offset",
                         "3000",
                         "--block",

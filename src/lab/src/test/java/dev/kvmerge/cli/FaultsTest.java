@@ -174,6 +174,32 @@ class FaultsTest {
         }
     }
 
+    /** A limit on the size of files fails the same writes as a full disk, and needs no rights. */
+    @Test
+    void outOfSpace() throws IOException, InterruptedException {
+        Path out = folder.resolve("full");
+        List<String> command = new ArrayList<>(List.of(
+                "ulimit -f 60; exec \"$@\"",
+                "sh",
+                Path.of(System.getProperty("java.home"), "bin/java").toString()));
+        command.addAll(List.of(
+                "-XX:-UsePerfData",
+                "--enable-native-access=ALL-UNNAMED",
+                "-Dkvmerge.home=" + TestModel.HOME,
+                "-cp",
+                System.getProperty("java.class.path"),
+                "dev.kvmerge.cli.Main"));
+        command.addAll(List.of(arguments(out)));
+        String text = Child.shell(command).ended(1);
+        assertTrue(text.contains("free space") && text.contains("--out"), text);
+        assertFalse(text.contains("\tat "), text);
+        try (Stream<Path> files = Files.walk(out)) {
+            assertEquals(
+                    0, files.filter(f -> f.toString().contains("full-logits")).count(), "the disk would stay full");
+        }
+        resumes(out, "out of space");
+    }
+
     /** Whoever comes while another is at it is refused; whoever comes later finds everything done. */
     @Test
     void severalAtOnce() throws IOException, InterruptedException {

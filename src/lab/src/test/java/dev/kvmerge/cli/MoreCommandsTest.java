@@ -50,6 +50,10 @@ class MoreCommandsTest {
         assertEquals(4, rows.size());
         assertEquals(2, rows.get(1).get("samples_ts").size());
         assertTrue(rows.get(1).get("overhead").asDouble() > 0);
+        for (JsonNode row : rows) {
+            assertTrue(List.of("on", "off").contains(row.get("flash_attn").asText()), row::toString);
+        }
+        assertEquals(1, rows.get(0).get("speed").asDouble(), "llama.cpp alone at its fastest setting is the measure");
         Cli.run("bench", "-p", "100", "--compression", "0.9").failed(2, "needs at least 132 cells");
         Cli.run("bench", "-o", "xml").failed(2, "md, csv or json");
         Cli.run("bench", "-r", "0").failed(2, "-r must be positive");
@@ -65,6 +69,8 @@ class MoreCommandsTest {
         assertEquals(6 + 64, learned.get("weights").get(0).size());
         String[] experiment = {
             "experiment",
+            "--noise-floor",
+            "off",
             "--tokens",
             "384",
             "--block",
@@ -140,6 +146,8 @@ class MoreCommandsTest {
     void prefillCompressesOnceAndScoresTheRest() throws IOException {
         Cli.run(
                         "experiment",
+                        "--noise-floor",
+                        "off",
                         "--prefill",
                         "128",
                         "--score",
@@ -165,6 +173,8 @@ class MoreCommandsTest {
                 .failed(2, "--prefill and --score");
         Cli.run(
                         "experiment",
+                        "--noise-floor",
+                        "off",
                         "--prefill",
                         "128",
                         "--score",
@@ -182,6 +192,8 @@ class MoreCommandsTest {
     void theOracleBeatsEveryEvictor() throws IOException {
         Cli.run(
                         "experiment",
+                        "--noise-floor",
+                        "off",
                         "--tokens",
                         "768",
                         "--block",

@@ -62,8 +62,8 @@ class BrokenResultsTest {
         try {
             Path folder = Files.createTempDirectory("kvmerge-results");
             RunResult full = new RunResult(
-                    "full", Map.of(), 100, 0, 100, 90, 20.0, 0.5, 20.0, null, null, null, null, 9L, 9L, null, 2.0, 1.5,
-                    0.1, 0.1, 0.1, 100.0);
+                    "full", Map.of(), 100, 0, 100, 90, 20.0, 0.5, 20.0, null, null, null, null, 9L, 9L, 256, null, null,
+                    2.0, 1.5, 0.1, 0.1, 0.1, 100.0);
             RunResult ours = new RunResult(
                     "h2o",
                     Map.of("sinks", 4),
@@ -80,6 +80,8 @@ class BrokenResultsTest {
                     0.9,
                     3L,
                     9L,
+                    256,
+                    5L,
                     null,
                     2.0,
                     1.5,

@@ -41,6 +41,8 @@ class ReportTest {
                 0.93,
                 compression == 0 ? 94 * MIB / 10 : 31 * MIB / 10,
                 94 * MIB / 10,
+                256,
+                compression == 0 ? null : 5 * MIB,
                 null,
                 2.0,
                 1.5,
@@ -56,11 +58,11 @@ class ReportTest {
     @Test
     void aRunReadsLikeASentence() {
         assertEquals(
-                "entropy-merged, 70 % fewer cells: +1.6 % perplexity, KL .0190, 3.1 MiB instead of 9.4, 1.20 x the speed",
+                "entropy-merged, 70 % fewer cells: +1.6 % perplexity, KL .0190, 3.1 MiB and 5.0 of tables instead of 9.4, 1.20 x the speed",
                 Table.sentence(OURS, FULL));
         RunResult bare = new RunResult(
                 "h2o", Map.of(), 100, 0.7, 1000, 900, null, null, null, null, null, null, null, null, null, null, null,
-                null, null, null, null, null);
+                null, null, null, null, null, null, null);
         assertTrue(Table.of(List.of(FULL, OURS, bare)).contains("h2o"), "what lacks figures still has its row");
     }
 
@@ -114,7 +116,7 @@ class ReportTest {
                         && json.contains("\"peak_rss_bytes\" : null"),
                 json);
         assertEquals(
-                "full,{sinks=4},100,0.0,1000,900,20.0,0.5,20.0,,,,0.93,9856614,9856614,,2.0,1.5,0.1,0.1,0.1,100.0",
+                "full,{sinks=4},100,0.0,1000,900,20.0,0.5,20.0,,,,0.93,9856614,9856614,256,,,2.0,1.5,0.1,0.1,0.1,100.0",
                 Files.readAllLines(folder.resolve("results.csv")).get(1));
     }
 

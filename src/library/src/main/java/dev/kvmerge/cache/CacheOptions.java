@@ -3,6 +3,7 @@ package dev.kvmerge.cache;
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ContextOptions;
+import dev.kvmerge.llama.LlamaCache;
 import java.util.Objects;
 
 /**
@@ -50,6 +51,11 @@ public record CacheOptions(int cells, int block, int capacity, int span, Compute
     /** Cells to ask llama.cpp for. */
     public int wanted() {
         return cells == 0 ? capacity : cells + block;
+    }
+
+    /** Cells that llama.cpp allocates: those, rounded up. */
+    public int allocated() {
+        return LlamaCache.padded(wanted());
     }
 
     /** The same within so many positions. */

@@ -93,6 +93,12 @@ final class CellTable {
         return used;
     }
 
+    /** What its arrays take of the heap. */
+    long bytes() {
+        int columns = 2 * Columns.class.getRecordComponents().length;
+        return 4L * entries(shape, cells) * (columns + 4);
+    }
+
     /**
      * A block was decoded: its tokens took these cells, at consecutive positions from the first.
      *

@@ -415,6 +415,11 @@ public final class CompressedContext implements AutoCloseable {
         return info == null ? observer.cacheInfo() : info;
     }
 
+    /** Bytes of the Java heap that the table of the cells takes. */
+    public long tableBytes() {
+        return table.bytes();
+    }
+
     /** What was observed of the last block that was flushed, before its compression. */
     public Observer.Stats lastStats() {
         return lastStats;

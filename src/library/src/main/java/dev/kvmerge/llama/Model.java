@@ -161,7 +161,7 @@ public final class Model implements AutoCloseable {
     /**
      * Whether llama.cpp v0.5.0 fails an assertion: it takes PLM's values, whose heads are one dimension, for tokens.
      */
-    boolean flashAttentionAborts() {
+    public boolean flashAttentionAborts() {
         return header.architecture().equals("plm");
     }
 
