@@ -4,7 +4,10 @@ import jdk.incubator.vector.FloatVector;
 import jdk.incubator.vector.VectorOperators;
 import jdk.incubator.vector.VectorSpecies;
 
-/** The kernels that are bound by arithmetic or memory, as one would write them in Java: a plain loop, and with the Vector API. */
+/**
+ * The kernels that are bound by arithmetic or memory, as one would write them in Java: a plain loop, and with the
+ * Vector API.
+ */
 final class JavaKernels {
     private static final VectorSpecies<Float> SPECIES = FloatVector.SPECIES_PREFERRED;
 

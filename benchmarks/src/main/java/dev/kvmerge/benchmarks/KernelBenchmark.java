@@ -16,8 +16,8 @@ import org.openjdk.jmh.annotations.State;
 import org.openjdk.jmh.annotations.Warmup;
 
 /**
- * Every kernel of the list on one core, through FFM, beside a plain Java loop, the Vector API, and how fast the machine reads and copies
- * as many bytes. {@link Table} runs it and writes the table.
+ * Every kernel of the list on one core, through FFM, beside a plain Java loop, the Vector API, and how fast the machine
+ * reads and copies as many bytes. {@link Table} runs it and writes the table.
  */
 @State(Scope.Benchmark)
 @BenchmarkMode(Mode.AverageTime)

@@ -6,8 +6,8 @@ import java.lang.foreign.ValueLayout;
 import java.util.Random;
 
 /**
- * One layer's worth of data at a model's shape, in native memory and the same on the heap, and for each kernel its descriptor and the bytes it
- * reads and writes.
+ * One layer's worth of data at a model's shape, in native memory and the same on the heap, and for each kernel its
+ * descriptor and the bytes it reads and writes.
  */
 final class Problem {
     static final int ROWS = 128; // a block

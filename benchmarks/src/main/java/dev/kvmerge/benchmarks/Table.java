@@ -19,8 +19,9 @@ import org.openjdk.jmh.runner.options.TimeValue;
 import org.openjdk.jmh.runner.options.VerboseMode;
 
 /**
- * Runs {@link KernelBenchmark} over the list of kernels and prints the table: {@code [--quick] [--only PREFIX]}. Quick is
- * one shape and size, in under two minutes. Where the python3 of the path, or the one that PYTHON names, has PyTorch, that is timed too.
+ * Runs {@link KernelBenchmark} over the list of kernels and prints the table: {@code [--quick] [--only PREFIX]}. Quick
+ * is one shape and size, in under two minutes. Where the python3 of the path, or the one that PYTHON names, has
+ * PyTorch, that is timed too.
  */
 public final class Table {
     private static final List<String> WITH_JAVA = List.of(

@@ -126,8 +126,7 @@ public final class TinyGguf {
         if (!g.scaling().equals("none")) {
             out.text(a + ".rope.scaling.type", g.scaling());
             out.real(a + ".rope.scaling.factor", 4);
-            out.integer(
-                    a + ".rope.scaling.original_context_length", g.scaling().equals("longrope") ? 300 : 128);
+            out.integer(a + ".rope.scaling.original_context_length", g.scaling().equals("longrope") ? 300 : 128);
         }
         if (g.window() > 0) {
             out.integer(a + ".attention.sliding_window", g.window());

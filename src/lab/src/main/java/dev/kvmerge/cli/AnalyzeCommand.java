@@ -49,11 +49,17 @@ final class AnalyzeCommand implements Runnable {
     private int offset;
 
     @Option(
-            names = "--block",
+            names = {"-b", "--batch-size"},
             paramLabel = "N",
             defaultValue = "128",
             description = "tokens decoded at once (default: ${DEFAULT-VALUE})")
-    private int block;
+    private int batch;
+
+    @Option(names = "--block", hidden = true)
+    private void oldBatch(int n) {
+        Renamed.warn("--block", "--batch-size");
+        batch = n;
+    }
 
     @Option(
             names = "--sinks",
@@ -80,16 +86,17 @@ final class AnalyzeCommand implements Runnable {
 
     @Override
     public void run() {
-        if (block <= 0 || sinks < 0 || !(threshold >= 0 && threshold <= 1)) {
-            throw new KvmergeException.Usage("--block must be positive, --sinks not negative and --threshold 0..1: "
-                    + block + ", " + sinks + ", " + threshold);
+        if (batch <= 0 || sinks < 0 || !(threshold >= 0 && threshold <= 1)) {
+            throw new KvmergeException.Usage(
+                    "--batch-size must be positive, --sinks not negative and --threshold 0..1: " + batch + ", " + sinks
+                            + ", " + threshold);
         }
         ComputeSettings compute = model.compute(FlashAttention.OFF);
         model.checkCells(compute, Bias.NONE);
         Catalogue catalogue = Home.catalogue();
         Text read = text.read(catalogue);
         TextOptions.holds(read, "--tokens", tokens);
-        TextOptions.holds(read, "--block", block);
+        TextOptions.holds(read, "--batch-size", batch);
         try (ResultsFolder folder = ResultsFolder.open(out);
                 Model loaded = model.load(catalogue)) {
             int[] part = TextOptions.slice(loaded, read, offset, tokens);
@@ -99,7 +106,7 @@ final class AnalyzeCommand implements Runnable {
                 findings = EntropyAnalysis.analyse(
                         loaded,
                         part,
-                        block,
+                        batch,
                         compute,
                         sinks,
                         threshold,
@@ -228,7 +235,7 @@ final class AnalyzeCommand implements Runnable {
                 "entropy-along-text.svg",
                 Plots.heatMap(
                         "Normalised row entropy by layer along the text",
-                        "block of " + block + " tokens",
+                        "batch of " + batch + " tokens",
                         "layer",
                         f.byLayerAlongText(),
                         1,

@@ -81,11 +81,17 @@ final class BenchCommand implements Runnable {
     private List<Double> compressions;
 
     @Option(
-            names = {"-b", "--block"},
+            names = "--block",
             paramLabel = "N",
             defaultValue = "128",
             description = "tokens between two compressions (default: ${DEFAULT-VALUE})")
     private int block;
+
+    @Option(names = "-b", hidden = true)
+    private void oldBlock(int n) {
+        Renamed.warn("-b", "--block");
+        block = n;
+    }
 
     @Option(
             names = {"-o", "--output"},

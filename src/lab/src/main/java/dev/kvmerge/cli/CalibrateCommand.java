@@ -27,7 +27,7 @@ import picocli.CommandLine.Option;
                     + "a token will get.",
             "entropy-merged uses what lies beside the model from then on. Measure on other texts than these."
         },
-        footer = {"", "Example:", "  kvmerge calibrate -m my-model.gguf -f moby-dick,technical-report --windows 8"})
+        footer = {"", "Example:", "  kvmerge calibrate -m my-model.gguf -f moby-dick,technical-report --pieces 8"})
 final class CalibrateCommand implements Runnable {
     @Mixin
     private ModelOptions model;
@@ -41,11 +41,17 @@ final class CalibrateCommand implements Runnable {
     private List<String> files;
 
     @Option(
-            names = "--windows",
+            names = "--pieces",
             paramLabel = "N",
             defaultValue = "4",
             description = "pieces of each text to read, evenly apart (default: ${DEFAULT-VALUE})")
-    private int windows;
+    private int pieces;
+
+    @Option(names = "--windows", hidden = true)
+    private void windows(int n) {
+        Renamed.warn("--windows", "--pieces");
+        pieces = n;
+    }
 
     @Option(
             names = "--tokens",
@@ -62,9 +68,9 @@ final class CalibrateCommand implements Runnable {
 
     @Override
     public void run() {
-        if (windows < 1 || tokens < Calibrator.FEWEST_TOKENS) {
+        if (pieces < 1 || tokens < Calibrator.FEWEST_TOKENS) {
             throw new KvmergeException.Usage(
-                    "--windows must be positive and --tokens " + Calibrator.FEWEST_TOKENS + " and more");
+                    "--pieces must be positive and --tokens " + Calibrator.FEWEST_TOKENS + " and more");
         }
         ComputeSettings compute = model.compute(FlashAttention.OFF);
         Catalogue catalogue = Home.catalogue();
@@ -102,15 +108,15 @@ final class CalibrateCommand implements Runnable {
     /** Pieces evenly apart, none at the very start, where titles and contents are. */
     private List<int[]> pieces(Model loaded, Text text) {
         int[] all = Text.tokens(loaded, text.content());
-        if ((long) windows * tokens > all.length) {
-            throw new KvmergeException.Usage("the text " + text.path() + " has " + all.length + " tokens, not "
-                    + windows + " x " + tokens + ": use a longer text, or a smaller --windows or --tokens");
+        if ((long) pieces * tokens > all.length) {
+            throw new KvmergeException.Usage("the text " + text.path() + " has " + all.length + " tokens, not " + pieces
+                    + " x " + tokens + ": use a longer text, or a smaller --pieces or --tokens");
         }
-        List<int[]> pieces = new ArrayList<>();
-        for (int i = 0; i < windows; i++) {
-            int from = (int) ((i + 1L) * (all.length - tokens) / (windows + 1));
-            pieces.add(TextOptions.piece(loaded, all, from, tokens));
+        List<int[]> cut = new ArrayList<>();
+        for (int i = 0; i < pieces; i++) {
+            int from = (int) ((i + 1L) * (all.length - tokens) / (pieces + 1));
+            cut.add(TextOptions.piece(loaded, all, from, tokens));
         }
-        return pieces;
+        return cut;
     }
 }

@@ -61,12 +61,18 @@ final class EndlessCommand implements Runnable {
     private int cells;
 
     @Option(
-            names = "--span",
+            names = "--position-range",
             paramLabel = "N",
             description = "positions that the cells are spread over at most; as many as --cells is StreamingLLM's own "
                     + "numbering"
                     + " (default: what the model was trained on, less a block)")
-    private Integer span;
+    private Integer positionRange;
+
+    @Option(names = "--span", hidden = true)
+    private void span(int n) {
+        Renamed.warn("--span", "--position-range");
+        positionRange = n;
+    }
 
     @Option(
             names = "--tokens",
@@ -135,7 +141,8 @@ final class EndlessCommand implements Runnable {
             Map<String, double[]> traces = new LinkedHashMap<>();
             CacheOptions endless = CacheOptions.of(cells, block)
                     .with(compute)
-                    .withSpan(span != null ? span : Math.max(cells, loaded.trainedContext() - block));
+                    .withPositionRange(
+                            positionRange != null ? positionRange : Math.max(cells, loaded.trainedContext() - block));
             if (fullTokens > 1) {
                 int n = Math.min(fullTokens, part.length);
                 traces.put(

@@ -92,7 +92,7 @@ final class ExperimentCommand implements Runnable {
             description =
                     "instead of streaming: read N tokens through the full cache, compress once, then score --score "
                             + "tokens while the"
-                            + " cache grows; over as many windows as --tokens holds")
+                            + " cache grows; over as many passages as --tokens holds")
     private Integer prefill;
 
     @Option(

@@ -38,7 +38,7 @@ final class ExperimentRunner {
     /**
      * What to run.
      *
-     * @param mode how the text is read; what does not fill its last window is left out
+     * @param mode how the text is read; what does not fill its last passage is left out
      * @param strategies and scales, by name
      * @param compressions shares of the cells to save
      * @param extras what is run beside
@@ -61,8 +61,8 @@ final class ExperimentRunner {
      * @throws Experiment.Cancelled if asked to stop; what is finished is in the folder
      */
     Finished run(Plan plan, ResultsFolder folder, boolean resume) {
-        int window = plan.mode().window();
-        int[] whole = Arrays.copyOf(tokens, tokens.length / window * window);
+        int passage = plan.mode().passage();
+        int[] whole = Arrays.copyOf(tokens, tokens.length / passage * passage);
         Experiment.Setup setup =
                 new Experiment.Setup(whole, plan.mode(), plan.block(), compute, folder.path(), plan.extras());
         try (Experiment experiment =

@@ -94,7 +94,7 @@ final class PerplexityCommand implements Runnable {
             names = "--kl-divergence",
             description = "stream the first -c tokens through the full cache and the compressed one, and print "
                     + "llama-perplexity's"
-                    + " --kl-divergence block: its base is the full cache, its Q the compressed one")
+                    + " --kl-divergence report: its base is the full cache, its Q the compressed one")
     private boolean klDivergence;
 
     @Override

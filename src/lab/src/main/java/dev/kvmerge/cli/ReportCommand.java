@@ -16,9 +16,8 @@ import picocli.CommandLine.Parameters;
 @Command(
         name = "report",
         mixinStandardHelpOptions = true,
-        description =
-                "Writes one self-contained HTML page, and the same tables as Markdown, from the experiments in a "
-                        + "folder and below it.",
+        description = "Writes one self-contained HTML page, and the same tables as Markdown, from the experiments in a "
+                + "folder and below it.",
         footer = {"", "Example:", "  kvmerge report results"})
 final class ReportCommand implements Runnable {
     @Parameters(

@@ -31,7 +31,7 @@ public final class Calibrator {
     private static final int NEWEST = 64; // tokens that nobody would drop yet
     private static final int SAMPLE = 4; // one token of so many is looked at
 
-    /** Fewest tokens of a window. */
+    /** Fewest tokens of a piece. */
     public static final int FEWEST_TOKENS = (FIRST_POINT + LAST_BLOCKS + 2) * BLOCK;
 
     private final Model model;
@@ -42,7 +42,7 @@ public final class Calibrator {
 
     /**
      * @param compute how the contexts to read with compute
-     * @param listener told of progress: tokens of all windows, both passes counted
+     * @param listener told of progress: tokens of all pieces, both passes counted
      */
     public Calibrator(Model model, ComputeSettings compute, Experiment.Listener listener, BooleanSupplier cancelled) {
         this.model = model;
@@ -52,7 +52,7 @@ public final class Calibrator {
         this.cancelled = cancelled;
     }
 
-    /** What was seen in one window of text, for sampled tokens at several points; [pair][point and token]. */
+    /** What was seen in one piece of text, for sampled tokens at several points; [pair][point and token]. */
     private static final class Seen {
         private final int[] point; // [point and token]: blocks read
         private final int[] token; // position
@@ -93,22 +93,22 @@ public final class Calibrator {
     }
 
     /**
-     * Reads the windows and fits.
+     * Reads the pieces and fits.
      *
      * @param name for the record: the texts
-     * @param windows tokens, {@link #FEWEST_TOKENS} at least each
+     * @param pieces tokens, {@link #FEWEST_TOKENS} at least each
      * @throws Experiment.Cancelled if asked to stop
      */
-    public Calibration fit(String name, List<int[]> windows) {
+    public Calibration fit(String name, List<int[]> pieces) {
         List<Seen> seen = new ArrayList<>();
         int before = 0;
-        for (int[] window : windows) {
-            if (window.length < FEWEST_TOKENS) {
-                throw new KvmergeException.Usage("a window of " + window.length
-                        + " tokens is too short to calibrate on: " + FEWEST_TOKENS + " and more");
+        for (int[] piece : pieces) {
+            if (piece.length < FEWEST_TOKENS) {
+                throw new KvmergeException.Usage("a piece of " + piece.length + " tokens is too short to calibrate on: "
+                        + FEWEST_TOKENS + " and more");
             }
-            seen.add(look(Arrays.copyOf(window, window.length / BLOCK * BLOCK), before));
-            before += 2 * window.length;
+            seen.add(look(Arrays.copyOf(piece, piece.length / BLOCK * BLOCK), before));
+            before += 2 * piece.length;
         }
         float[][] weights = new float[shape.pairs()][];
         Parallel.each(weights.length, pair -> {
@@ -195,14 +195,14 @@ public final class Calibrator {
         FullAttention.read(model, tokens, full, power, before, listener, cancelled, look);
     }
 
-    private float[] fit(int pair, List<Seen> windows) {
-        int dimension = windows.getFirst().keyDimension();
+    private float[] fit(int pair, List<Seen> pieces) {
+        int dimension = pieces.getFirst().keyDimension();
         int features = Calibration.SCALARS - 1 + dimension;
-        int n = windows.stream().mapToInt(w -> w.point.length).sum();
+        int n = pieces.stream().mapToInt(w -> w.point.length).sum();
         float[][] x = new float[n][features];
         float[] y = new float[n];
         int at = 0;
-        for (Seen seen : windows) {
+        for (Seen seen : pieces) {
             for (int i = 0; i < seen.point.length; i++, at++) {
                 for (int d = 0; d < 3; d++) {
                     x[at][d] = (float) Calibration.logRate(seen.rates[pair][3 * i + d]);

@@ -24,7 +24,7 @@ public final class EntropyAnalysis {
      * What was found.
      *
      * @param byLayerAndHead mean entropy [layer][head]
-     * @param byLayerAlongText mean entropy [layer][block of tokens]
+     * @param byLayerAlongText mean entropy [layer][batch of tokens]
      * @param distribution share of all rows in each of 50 bins over 0..1
      * @param mean of all rows
      * @param sinkShare share of all attention that goes to the first {@code sinks} tokens, [layer]
@@ -101,7 +101,7 @@ public final class EntropyAnalysis {
     /**
      * Reads a text with the full cache and looks at every row.
      *
-     * @param block tokens decoded at once
+     * @param batch tokens decoded at once
      * @param sinks first tokens counted as sinks
      * @param threshold above which a row is diffuse
      * @param progress is told the tokens done
@@ -109,26 +109,26 @@ public final class EntropyAnalysis {
     public static Findings analyse(
             Model model,
             int[] tokens,
-            int block,
+            int batch,
             ComputeSettings compute,
             int sinks,
             double threshold,
             IntConsumer progress) {
         Shape shape = model.shape();
-        int blocks = Math.ceilDiv(tokens.length, block);
+        int batches = Math.ceilDiv(tokens.length, batch);
         double[][] byHead = new double[shape.layers()][shape.heads()];
-        double[][] alongText = new double[shape.layers()][blocks];
+        double[][] alongText = new double[shape.layers()][batches];
         double[] sinkMass = new double[shape.layers()];
         double[] mass = new double[shape.layers()];
         long[] bins = new long[BINS];
         float[][] perPair = new float[shape.pairs()][tokens.length];
         Observer.Options observe =
                 Observer.Options.of(true, true, Bias.NONE, compute.threads()).withBackend(model.backend());
-        CacheOptions cache = CacheOptions.unlimited(tokens.length, block).with(compute);
+        CacheOptions cache = CacheOptions.unlimited(tokens.length, batch).with(compute);
         try (CompressedContext context = new CompressedContext(model, new Full(), cache, observe)) {
-            for (int b = 0; b < blocks; b++) {
-                int from = b * block;
-                int to = Math.min(tokens.length, from + block);
+            for (int b = 0; b < batches; b++) {
+                int from = b * batch;
+                int to = Math.min(tokens.length, from + batch);
                 int n = to - from;
                 context.decode(Arrays.copyOfRange(tokens, from, to));
                 context.flush();
@@ -141,7 +141,8 @@ public final class EntropyAnalysis {
                             byHead[layer][head] += h;
                             alongText[layer][b] += h / (n * shape.heads());
                             bins[Math.min(BINS - 1, (int) (h * BINS))]++;
-                            perPair[layer * shape.kvHeads() + head / shape.group()][from + t] += h / shape.group();
+                            perPair[layer * shape.kvHeads() + head / shape.headsPerKvHead()][from + t] +=
+                                    h / shape.headsPerKvHead();
                         }
                     }
                     for (int h = 0; h < shape.kvHeads(); h++) {

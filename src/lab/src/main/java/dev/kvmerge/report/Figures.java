@@ -25,8 +25,8 @@ record Figures(Map<String, String> about, List<String> columns, List<List<String
     private static final Pattern ABOUT = Pattern.compile("# (\\w+): (.*)");
     private static final Pattern CELL = Pattern.compile("(?:^|,)(?:\"((?:[^\"]|\"\")*)\"|([^,]*))");
     private static final Pattern PART = Pattern.compile("(\\S+ %) fewer cells .*");
-    private static final Pattern PAIR = Pattern.compile(
-            "(\\S+) against (\\S+), (\\S+ %) fewer cells: KL (\\S+) \\+/- (\\S+?)( \\(a tie\\))?,"
+    private static final Pattern PAIR =
+            Pattern.compile("(\\S+) against (\\S+), (\\S+ %) fewer cells: KL (\\S+) \\+/- (\\S+?)( \\(a tie\\))?,"
                     + " perplexity (\\S+ %) \\+/- (\\S+)( \\(a tie\\))?");
 
     /**

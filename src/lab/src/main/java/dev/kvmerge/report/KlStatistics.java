@@ -6,7 +6,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Locale;
 
-/** llama-perplexity's --kl-divergence block, line by line: the full cache is its base, the compressed one its Q. */
+/** llama-perplexity's --kl-divergence report, line by line: the full cache is its base, the compressed one its Q. */
 public final class KlStatistics {
     private static final double[] KLD_PERCENTILES = {.999, .99, .95, .9};
     private static final double[] KLD_LOW_PERCENTILES = {.1, .05, .01, .001};
@@ -16,7 +16,7 @@ public final class KlStatistics {
     private KlStatistics() {}
 
     /**
-     * The block.
+     * The report.
      *
      * @param from first token
      * @throws IllegalArgumentException if fewer than two tokens were compared

@@ -11,7 +11,7 @@ import java.util.Map;
 /** An experiment's plots, as SVG. */
 public final class Plots {
     private static final double MIB = 1024.0 * 1024.0;
-    private static final int WINDOW = 256; // most tokens that KL along the text is averaged over
+    private static final int STRETCH = 256; // most tokens that KL along the text is averaged over
     private static final int POINTS = 250; // of a line along the text
 
     private Plots() {}
@@ -82,7 +82,7 @@ public final class Plots {
             if (trace != null) {
                 perplexities.add(running(run, trace, from, styles));
                 if (run.klMean() != null) {
-                    divergences.add(windowed(run, trace, styles));
+                    divergences.add(averaged(run, trace, styles));
                 }
             }
         }
@@ -182,7 +182,10 @@ public final class Plots {
                 : run.strategy() + " -" + Math.round(100 * run.compression()) + " %";
     }
 
-    /** Perplexity of all tokens since `from`, at a few hundred places; the first of them, which say nothing yet, left out. */
+    /**
+     * Perplexity of all tokens since `from`, at a few hundred places; the first of them, which say nothing yet, left
+     * out.
+     */
     private static Chart.Line running(RunResult run, Trace trace, int from, Styles styles) {
         int n = trace.nll().length;
         int step = Math.max(1, (n - from) / POINTS);
@@ -201,19 +204,19 @@ public final class Plots {
         return points(run, points, styles);
     }
 
-    private static Chart.Line windowed(RunResult run, Trace trace, Styles styles) {
+    private static Chart.Line averaged(RunResult run, Trace trace, Styles styles) {
         int n = trace.kl().length;
-        int window = Math.clamp((n - run.cells()) / 8, 1, WINDOW);
+        int stretch = Math.clamp((n - run.cells()) / 8, 1, STRETCH);
         int step = Math.max(1, (n - run.cells()) / POINTS);
         List<double[]> points = new ArrayList<>();
         double sum = 0;
         for (int i = run.cells() + 1, count = 1; i < n && !Double.isNaN(trace.kl()[i]); i++, count++) {
             sum += trace.kl()[i];
-            if (count > window) {
-                sum -= trace.kl()[i - window];
+            if (count > stretch) {
+                sum -= trace.kl()[i - stretch];
             }
-            if (count >= window && count % step == 0) {
-                points.add(new double[] {i - window / 2.0, Math.max(1e-7, sum / window)});
+            if (count >= stretch && count % step == 0) {
+                points.add(new double[] {i - stretch / 2.0, Math.max(1e-7, sum / stretch)});
             }
         }
         return points(run, points, styles);

@@ -15,9 +15,8 @@ final class ReadmePlot {
         double[] share = cells.rows().stream()
                 .mapToDouble(r -> Figures.number(r.get(0)) / 100)
                 .toArray();
-        double[] kl = cells.rows().stream()
-                .mapToDouble(r -> Figures.number(r.get(1)))
-                .toArray();
+        double[] kl =
+                cells.rows().stream().mapToDouble(r -> Figures.number(r.get(1))).toArray();
         lines.add(new Chart.Line("entropy-merged", share, kl, null, 2, 0));
         for (String name : List.of("oracle", "h2o", "snapkv", "streaming-llm")) {
             double[] y = {kl(alice, "90 %", name), kl(alice, "70 %", name)};

@@ -55,7 +55,7 @@ class BareMachineTest {
                 "endless.svg");
         plots("ablate --vary recent-share=0.2,0.6 --tokens 320 --compression 0.5", "recent-share.svg");
         plots(
-                "analyze --tokens 128 --block 64",
+                "analyze --tokens 128 -b 64",
                 "entropy-by-head.svg",
                 "entropy-along-text.svg",
                 "entropy-distribution.svg");

@@ -347,7 +347,7 @@ class EndToEndTest {
 
     @Test
     void analyzeWritesHeatMapsAndChecksTheTheory() throws IOException {
-        Cli run = Cli.run("analyze", "--tokens", "128", "--block", "64", "--out", folder.toString())
+        Cli run = Cli.run("analyze", "--tokens", "128", "--batch-size", "64", "--out", folder.toString())
                 .succeeded();
         assertEquals(5, run.out().lines().filter(l -> l.startsWith("  ok ")).count(), run.out());
         assertEquals(

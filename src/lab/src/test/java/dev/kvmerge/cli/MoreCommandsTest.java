@@ -62,7 +62,7 @@ class MoreCommandsTest {
     @Test
     void calibrateLearnsAndExperimentUsesIt() throws IOException {
         Path file = folder.resolve("learned.json");
-        Cli.run("calibrate", "-f", "paradise-lost", "--windows", "1", "--tokens", "1024", "--out", file.toString())
+        Cli.run("calibrate", "-f", "paradise-lost", "--pieces", "1", "--tokens", "1024", "--out", file.toString())
                 .succeeded();
         JsonNode learned = new ObjectMapper().readTree(file.toFile());
         assertEquals(90, learned.get("weights").size());
@@ -107,8 +107,8 @@ class MoreCommandsTest {
         Cli.run(experiment).failed(1, "make it again with 'kvmerge calibrate'");
         experiment[experiment.length - 1] = out("nowhere.json");
         Cli.run(experiment).failed(1, "cannot read the calibration");
-        Cli.run("calibrate", "--windows", "0").failed(2, "--windows must be positive");
-        Cli.run("calibrate", "-f", "alice", "--windows", "99", "--out", out("x.json"))
+        Cli.run("calibrate", "--pieces", "0").failed(2, "--pieces must be positive");
+        Cli.run("calibrate", "-f", "alice", "--pieces", "99", "--out", out("x.json"))
                 .failed(2, "use a longer text");
         assertFalse(Files.exists(folder.resolve("x.json")));
     }
@@ -163,7 +163,7 @@ class MoreCommandsTest {
                 .succeeded();
         for (JsonNode r : runs(folder.resolve("prefill"))) {
             assertEquals(
-                    2 * (64 - 1), r.get("scored").asInt(), "two windows, all but the first token after the prefill");
+                    2 * (64 - 1), r.get("scored").asInt(), "two passages, all but the first token after the prefill");
             assertEquals(
                     r.get("strategy").asText().equals("full") ? 192 : 64,
                     r.get("cells").asInt());
@@ -274,7 +274,7 @@ class MoreCommandsTest {
     }
 
     @Test
-    void klDivergencePrintsTheBlock() {
+    void klDivergencePrintsTheReport() {
         Cli run = Cli.run("perplexity", "-c", "320", "--kl-divergence", "--strategy", "h2o", "--cells", "160")
                 .succeeded();
         assertTrue(run.out().contains("====== KL divergence statistics ======"), run.out());

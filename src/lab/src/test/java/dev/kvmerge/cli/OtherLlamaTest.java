@@ -13,7 +13,9 @@ import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
-/** A user's own llama.cpp that does not fit is told apart before anything of it is used. Each in a process of its own. */
+/**
+ * A user's own llama.cpp that does not fit is told apart before anything of it is used. Each in a process of its own.
+ */
 @Tag("model")
 class OtherLlamaTest {
     @TempDir

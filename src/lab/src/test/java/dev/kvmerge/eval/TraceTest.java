@@ -29,14 +29,14 @@ class TraceTest {
     }
 
     @Test
-    void differencesArePairedAndTheirErrorsAreOfBlocks() {
+    void differencesArePairedAndTheirErrorsAreOfStretches() {
         int n = 1 + 64 * 3 + 5;
         double[] a = new double[n];
         double[] b = new double[n];
         double[] kl = new double[n];
         for (int i = 1; i < n; i++) {
             b[i] = Math.sin(i); // what both share does not count
-            a[i] = b[i] + (i - 1) / 64; // the blocks differ by 0, 1 and 2; five tokens are left over
+            a[i] = b[i] + (i - 1) / 64; // the stretches differ by 0, 1 and 2; five tokens are left over
             kl[i] = 0.5;
         }
         a[0] = NONE;

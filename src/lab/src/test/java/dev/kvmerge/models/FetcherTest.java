@@ -106,8 +106,8 @@ class FetcherTest {
 
     @Test
     void partsCountWithLeadingZerosWhereTheFirstHasThem() throws IOException {
-        Catalogue catalogue = catalogue("big | model | npm p{1..11}==1 | p{1..11}/part{01..11}.bin | 1 | " + "0".repeat(64)
-                + " | x | y");
+        Catalogue catalogue = catalogue(
+                "big | model | npm p{1..11}==1 | p{1..11}/part{01..11}.bin | 1 | " + "0".repeat(64) + " | x | y");
         Catalogue.Entry big = catalogue.find("big");
         assertEquals("p1/part01.bin", big.files().getFirst());
         assertEquals("p11/part11.bin", big.files().getLast());

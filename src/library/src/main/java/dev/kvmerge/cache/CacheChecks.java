@@ -41,7 +41,7 @@ public final class CacheChecks {
         if (needs.calibration() != null) {
             needs.calibration().check(model.shape().layers(), model.shape().kvHeads());
         }
-        checkWindow(model, options.cells(), options.span() > 0);
+        checkWindow(model, options.cells(), options.positionRange() > 0);
         checkObserved(observe);
     }
 
@@ -50,11 +50,12 @@ public final class CacheChecks {
         if (needs.mass() && !observe.mass()) {
             throw unobserved("the mass", "ask for it in the Observer.Options");
         }
-        if (needs.mass() && (observe.massPower() != needs.massPower() || observe.massWindow() != needs.massWindow())) {
+        if (needs.mass()
+                && (observe.massPower() != needs.massPower() || observe.massQueries() != needs.massQueries())) {
             throw unobserved(
-                    "a mass of power " + needs.massPower() + " over a window of " + needs.massWindow()
+                    "a mass of power " + needs.massPower() + " over the newest queries, " + needs.massQueries()
                             + " (0: all) queries",
-                    "use withMassPower and withMassWindow of the Observer.Options");
+                    "use withMassPower and withMassQueries of the Observer.Options");
         }
         if (needs.entropy() && !observe.entropy()) {
             throw unobserved("the entropy", "ask for it in the Observer.Options");
@@ -75,7 +76,7 @@ public final class CacheChecks {
      * Refuses what a model with sliding windows cannot do: llama.cpp frees a position in all of its layers at once and
      * moves none, so all positions of a window have to stay where they are.
      */
-    public static void checkWindow(Model model, int cells, boolean spans) {
+    public static void checkWindow(Model model, int cells, boolean limited) {
         int window = model.slidingWindow();
         if (window == 0) {
             return;
@@ -85,7 +86,7 @@ public final class CacheChecks {
                     "the model " + model.path() + " has layers with sliding windows of " + window + " positions, and "
                             + cells + " cells do not hold one: use more --tokens or less --compression");
         }
-        if (spans) {
+        if (limited) {
             throw new KvmergeException.Usage("the model " + model.path()
                     + " has layers with sliding windows, whose positions llama.cpp cannot number anew:"
                     + " endless texts need another model");

@@ -12,13 +12,13 @@ import java.util.Objects;
  * @param cells cells that stay after each block; 0 for no limit (then {@code capacity} is what the whole text needs)
  * @param block most tokens decoded between two compressions
  * @param capacity cells to allocate when there is no limit; ignored otherwise, where it is cells + block
- * @param span 0: positions grow with the text. Else at most so many are used: once the text is longer, each compression
- *     moves the newest cell back to the last of them and the others with it, and those that come to the start are
- *     numbered 0, 1, 2, ..., their keys rotated to match. So a text may be longer than the positions that the model was
- *     trained on. A span of {@code cells} is Xiao et al.'s (2024)
+ * @param positionRange 0: positions grow with the text. Else at most so many are used: once the text is longer, each
+ *     compression moves the newest cell back to the last of them and the others with it, and those that come to the
+ *     start are numbered 0, 1, 2, ..., their keys rotated to match. So a text may be longer than the positions that the
+ *     model was trained on. A range of {@code cells} is Xiao et al.'s (2024)
  * @param compute how llama.cpp computes
  */
-public record CacheOptions(int cells, int block, int capacity, int span, ComputeSettings compute) {
+public record CacheOptions(int cells, int block, int capacity, int positionRange, ComputeSettings compute) {
     public CacheOptions {
         Objects.requireNonNull(compute, "compute");
         if (block <= 0) {
@@ -32,9 +32,9 @@ public record CacheOptions(int cells, int block, int capacity, int span, Compute
             throw new KvmergeException.Usage("no context has " + (cells == 0 ? capacity : (long) cells + block)
                     + " cells: use fewer --cells, or a smaller --block");
         }
-        if (span < 0 || (span > 0 && span < cells)) {
-            throw new KvmergeException.Usage(
-                    "the span (--span) of " + span + " positions must hold the " + cells + " cells");
+        if (positionRange < 0 || (positionRange > 0 && positionRange < cells)) {
+            throw new KvmergeException.Usage("the position range (--position-range) of " + positionRange
+                    + " positions must hold the " + cells + " cells");
         }
     }
 
@@ -59,12 +59,18 @@ public record CacheOptions(int cells, int block, int capacity, int span, Compute
     }
 
     /** The same within so many positions. */
-    public CacheOptions withSpan(int positions) {
+    public CacheOptions withPositionRange(int positions) {
         return new CacheOptions(cells, block, capacity, positions, compute);
+    }
+
+    /** The old name of {@link #withPositionRange}. */
+    @Deprecated(since = "0.2", forRemoval = true)
+    public CacheOptions withSpan(int positions) {
+        return withPositionRange(positions);
     }
 
     /** The same, computed otherwise. */
     public CacheOptions with(ComputeSettings settings) {
-        return new CacheOptions(cells, block, capacity, span, settings);
+        return new CacheOptions(cells, block, capacity, positionRange, settings);
     }
 }

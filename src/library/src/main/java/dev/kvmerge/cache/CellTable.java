@@ -41,7 +41,7 @@ final class CellTable {
      *
      * @param cell its number
      * @param position in the text
-     * @param frame the position whose rotation the key carries: another only in a context with a span
+     * @param frame the position whose rotation the key carries: another only in a context with a position range
      * @param exposure queries that could attend to the cell, decayed as its mass is
      */
     private record Columns(
@@ -140,12 +140,12 @@ final class CellTable {
     /** Mean over the KV head's query heads. */
     private float tokenEntropy(float[] entropies, int pair, int token, int tokens) {
         int layer = pair / shape.kvHeads();
-        int firstHead = layer * shape.heads() + (pair % shape.kvHeads()) * shape.group();
+        int firstHead = layer * shape.heads() + (pair % shape.kvHeads()) * shape.headsPerKvHead();
         float sum = 0;
-        for (int h = 0; h < shape.group(); h++) {
+        for (int h = 0; h < shape.headsPerKvHead(); h++) {
             sum += entropies[(firstHead + h) * tokens + token];
         }
-        return sum / shape.group();
+        return sum / shape.headsPerKvHead();
     }
 
     /** The cells of a layer and KV head, oldest position first. */

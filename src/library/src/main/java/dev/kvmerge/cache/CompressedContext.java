@@ -38,7 +38,7 @@ public final class CompressedContext implements AutoCloseable {
     private Observer.CacheInfo info;
     private Observer.Stats lastStats;
     private int decoded; // tokens so far
-    private int position; // of the next token, as llama.cpp knows it: the same but in a context with a span
+    private int position; // of the next token, as llama.cpp knows it: the same but in a context with a position range
     private int pending; // tokens decoded that the table does not have yet
     private int[] unforeseen = {}; // cells of the newest tokens that a calibration has yet to be asked about
     private final int trained; // positions; past them the model gets worse by itself
@@ -113,7 +113,7 @@ public final class CompressedContext implements AutoCloseable {
                 observe.entropy(),
                 observe.queries() || observe.bias() == Bias.FOLDED,
                 needs.calibration() != null);
-        this.trained = options.span() > 0 ? Integer.MAX_VALUE : model.trainedContext();
+        this.trained = options.positionRange() > 0 ? Integer.MAX_VALUE : model.trainedContext();
         int cells = LlamaCache.padded(options.wanted());
         ContextOptions contextOptions = ContextOptions.of(options.wanted(), options.block(), options.compute());
         CacheChecks.checkMemory(model, contextOptions, CellTable.entries(shape, cells));
@@ -148,7 +148,7 @@ public final class CompressedContext implements AutoCloseable {
                         needs.bias(),
                         options.compute().threads())
                 .withMassPower(needs.massPower())
-                .withMassWindow(needs.massWindow())
+                .withMassQueries(needs.massQueries())
                 .withQueries(needs.queries())
                 .withBackend(model.backend());
     }
@@ -217,7 +217,7 @@ public final class CompressedContext implements AutoCloseable {
                     .log(
                             System.Logger.Level.WARNING,
                             "the text goes past the {0} positions the model was trained on, where it gets worse by"
-                                    + " itself: give the cache a span",
+                                    + " itself: give the cache a position range",
                             trained);
         }
     }
@@ -341,7 +341,7 @@ public final class CompressedContext implements AutoCloseable {
     private void compress() {
         planning = true;
         int budget = options.cells();
-        int back = options.span() > 0 ? Math.max(0, position - options.span()) : 0;
+        int back = options.positionRange() > 0 ? Math.max(0, position - options.positionRange()) : 0;
         long start = System.nanoTime();
         CellTable.Rewrite rewrite = table.rewrite(budget, back);
         int[] positions = positions(unforeseen);
@@ -385,7 +385,8 @@ public final class CompressedContext implements AutoCloseable {
             return;
         }
         // llama.cpp's record: cells 0 .. budget-2 keep the positions they first had, which are those numbers. Behind
-        // them one cell stays, and the text goes on after its position: in a context with a span that is not the
+        // them one cell stays, and the text goes on after its position: in a context with a position range that is not
+        // the
         // newest one. So llama.cpp never shifts positions, and never rotates keys: its shift would multiply all keys
         // by YaRN's factor each time.
         position -= back;
@@ -450,8 +451,9 @@ public final class CompressedContext implements AutoCloseable {
      * @throws IllegalStateException if the context has a span: keys there do not carry the rotation of their position
      */
     public CellStats unrotated(int layer, int kvHead) {
-        if (options.span() > 0) {
-            throw new IllegalStateException("the keys of a context with a span carry other positions than the text's");
+        if (options.positionRange() > 0) {
+            throw new IllegalStateException(
+                    "the keys of a context with a position range carry other positions than the text's");
         }
         CellStats cells = cells(layer, kvHead);
         observer.keyRotation(layer, info).undo(cells.position(), cells.keys());

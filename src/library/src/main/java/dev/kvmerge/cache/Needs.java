@@ -14,7 +14,7 @@ import java.util.Objects;
  *
  * @param mass whether it reads {@link CellStats#mass()} or {@link CellStats#rate}
  * @param massPower the power of attention that the mass sums up: 1, 1.5 or 2
- * @param massWindow how many of a block's newest queries the mass is over, an observation window; 0 for all
+ * @param massQueries how many of a block's newest queries the mass is over, the observation queries; 0 for all
  * @param massDecay factor on a cell's mass at each block before the block's own is added, 0..1: 1 accumulates, 0
  *     forgets
  * @param queries whether it reads {@link CellStats#queries()}
@@ -26,7 +26,7 @@ import java.util.Objects;
 public record Needs(
         boolean mass,
         double massPower,
-        int massWindow,
+        int massQueries,
         double massDecay,
         boolean queries,
         boolean entropy,
@@ -41,60 +41,61 @@ public record Needs(
         if (!(massPower == 1 || massPower == 1.5 || massPower == 2)) {
             throw new KvmergeException.Usage("the mass power is 1, 1.5 or 2, not " + massPower);
         }
-        if (massWindow < 0) {
-            throw new KvmergeException.Usage("the mass window is a number of queries, or 0 for all, not " + massWindow);
+        if (massQueries < 0) {
+            throw new KvmergeException.Usage(
+                    "the mass queries are a number of queries, or 0 for all, not " + massQueries);
         }
         if (!(massDecay >= 0 && massDecay <= 1)) {
             throw new KvmergeException.Usage("the mass decay must be 0..1, not " + massDecay);
         }
-        if (!mass && (massPower != 1 || massWindow != 0 || massDecay != 1)) {
+        if (!mass && (massPower != 1 || massQueries != 0 || massDecay != 1)) {
             throw new KvmergeException.Usage(
-                    "a power, window or decay of a mass that is not asked for: add withMass()");
+                    "a power, queries or decay of a mass that is not asked for: add withMass()");
         }
     }
 
     /** And the attention that each cell received. */
     public Needs withMass() {
-        return new Needs(true, massPower, massWindow, massDecay, queries, entropy, calibration, bias, pivotFrame);
+        return new Needs(true, massPower, massQueries, massDecay, queries, entropy, calibration, bias, pivotFrame);
     }
 
     /** And the mass, of a power of the attention: 1, 1.5 or 2. */
     public Needs withMassPower(double power) {
-        return new Needs(true, power, massWindow, massDecay, queries, entropy, calibration, bias, pivotFrame);
+        return new Needs(true, power, massQueries, massDecay, queries, entropy, calibration, bias, pivotFrame);
     }
 
     /** And the mass, over so many of a block's newest queries. */
-    public Needs withMassWindow(int window) {
-        return new Needs(true, massPower, window, massDecay, queries, entropy, calibration, bias, pivotFrame);
+    public Needs withMassQueries(int newest) {
+        return new Needs(true, massPower, newest, massDecay, queries, entropy, calibration, bias, pivotFrame);
     }
 
     /** And the mass, which loses by this factor at each block, 0..1. */
     public Needs withMassDecay(double decay) {
-        return new Needs(true, massPower, massWindow, decay, queries, entropy, calibration, bias, pivotFrame);
+        return new Needs(true, massPower, massQueries, decay, queries, entropy, calibration, bias, pivotFrame);
     }
 
     /** And the moments of the queries. */
     public Needs withQueries() {
-        return new Needs(mass, massPower, massWindow, massDecay, true, entropy, calibration, bias, pivotFrame);
+        return new Needs(mass, massPower, massQueries, massDecay, true, entropy, calibration, bias, pivotFrame);
     }
 
     /** And the entropy of each token's own attention row. */
     public Needs withEntropy() {
-        return new Needs(mass, massPower, massWindow, massDecay, queries, true, calibration, bias, pivotFrame);
+        return new Needs(mass, massPower, massQueries, massDecay, queries, true, calibration, bias, pivotFrame);
     }
 
     /** And what a calibration foresees; null for none. */
     public Needs withCalibration(Calibration of) {
-        return new Needs(mass, massPower, massWindow, massDecay, queries, entropy, of, bias, pivotFrame);
+        return new Needs(mass, massPower, massQueries, massDecay, queries, entropy, of, bias, pivotFrame);
     }
 
     /** And merged cells that keep their members' mass so. */
     public Needs withBias(Bias how) {
-        return new Needs(mass, massPower, massWindow, massDecay, queries, entropy, calibration, how, pivotFrame);
+        return new Needs(mass, massPower, massQueries, massDecay, queries, entropy, calibration, how, pivotFrame);
     }
 
     /** And keys averaged as they are cached, each in the rotation of its own position. */
     public Needs withKeysAsCached() {
-        return new Needs(mass, massPower, massWindow, massDecay, queries, entropy, calibration, bias, false);
+        return new Needs(mass, massPower, massQueries, massDecay, queries, entropy, calibration, bias, false);
     }
 }

@@ -32,7 +32,7 @@ public final class Observer implements AutoCloseable {
      * @param mass attention received by each cell
      * @param entropy normalised entropy of each attention row
      * @param massPower 1 for attention received; 1.5 or 2 for the sum of that power of it
-     * @param massWindow the mass is over so many of the newest queries; 0 for all
+     * @param massQueries the mass is over so many of the newest queries; 0 for all
      * @param queries mean and second moment of the queries; a folded bias needs them and gets them
      * @param bias how merged cells keep their members' mass
      * @param queryDecay factor on the query moments at each block, 0..1
@@ -44,7 +44,7 @@ public final class Observer implements AutoCloseable {
             boolean mass,
             boolean entropy,
             double massPower,
-            int massWindow,
+            int massQueries,
             boolean queries,
             Bias bias,
             double queryDecay,
@@ -55,9 +55,9 @@ public final class Observer implements AutoCloseable {
         private static final double RIDGE = 0.05;
 
         public Options {
-            if (!(massPower == 1 || massPower == 1.5 || massPower == 2) || massWindow < 0) {
+            if (!(massPower == 1 || massPower == 1.5 || massPower == 2) || massQueries < 0) {
                 throw new KvmergeException.Usage(
-                        "the mass power is 1, 1.5 or 2 and its window not negative: " + massPower + ", " + massWindow);
+                        "the mass power is 1, 1.5 or 2 and its window not negative: " + massPower + ", " + massQueries);
             }
             if (!(queryDecay >= 0 && queryDecay <= 1) || !(ridge > 0 && Double.isFinite(ridge))) {
                 throw new KvmergeException.Usage(
@@ -71,20 +71,20 @@ public final class Observer implements AutoCloseable {
         }
 
         public Options withMassPower(double power) {
-            return new Options(mass, entropy, power, massWindow, queries, bias, queryDecay, ridge, backend, threads);
+            return new Options(mass, entropy, power, massQueries, queries, bias, queryDecay, ridge, backend, threads);
         }
 
         public Options withBackend(Backend where) {
-            return new Options(mass, entropy, massPower, massWindow, queries, bias, queryDecay, ridge, where, threads);
+            return new Options(mass, entropy, massPower, massQueries, queries, bias, queryDecay, ridge, where, threads);
         }
 
-        public Options withMassWindow(int window) {
+        public Options withMassQueries(int window) {
             return new Options(mass, entropy, massPower, window, queries, bias, queryDecay, ridge, backend, threads);
         }
 
         public Options withQueries(boolean observed) {
             return new Options(
-                    mass, entropy, massPower, massWindow, observed, bias, queryDecay, ridge, backend, threads);
+                    mass, entropy, massPower, massQueries, observed, bias, queryDecay, ridge, backend, threads);
         }
     }
 
@@ -155,7 +155,7 @@ public final class Observer implements AutoCloseable {
                             | (options.entropy() ? Kvmerge_h.KVMERGE_OBSERVE_ENTROPY() : 0)
                             | (options.queries() ? Kvmerge_h.KVMERGE_OBSERVE_QUERIES() : 0));
             kvmerge_observer_params.mass_power(params, (float) options.massPower());
-            kvmerge_observer_params.mass_queries(params, options.massWindow());
+            kvmerge_observer_params.mass_queries(params, options.massQueries());
             kvmerge_observer_params.bias(
                     params,
                     switch (options.bias()) {

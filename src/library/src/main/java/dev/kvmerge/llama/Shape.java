@@ -31,7 +31,7 @@ public record Shape(List<Integer> layerNumbers, int heads, int kvHeads) {
     }
 
     /** Query heads that share a KV head. */
-    public int group() {
+    public int headsPerKvHead() {
         return heads / kvHeads;
     }
 

@@ -14,7 +14,7 @@ import dev.kvmerge.cache.Plan;
  */
 public record AverageMass(int sinks, double recentShare, double decay) implements Strategy {
     public AverageMass {
-        Window.check(sinks, recentShare);
+        Middle.check(sinks, recentShare);
         Check.decay(decay);
     }
 
@@ -31,7 +31,7 @@ public record AverageMass(int sinks, double recentShare, double decay) implement
     @Override
     public Plan plan(CellStats cells, int budget) {
         int first = Math.min(sinks, budget - 1);
-        int old = Window.end(cells, first, budget, recentShare);
+        int old = Middle.end(cells, first, budget, recentShare);
         return Selection.keepLargestAndNewest(
                 cells.size(), old, budget, i -> i < first ? Double.MAX_VALUE : cells.rate(i));
     }

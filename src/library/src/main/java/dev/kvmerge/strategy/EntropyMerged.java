@@ -47,7 +47,7 @@ public record EntropyMerged(
         Calibration calibration)
         implements Strategy {
     public EntropyMerged {
-        Window.check(sinks, recentShare);
+        Middle.check(sinks, recentShare);
         if (!(massPower == 1 || massPower == 1.5 || massPower == 2)) {
             throw new KvmergeException.Usage("the mass power is 1, 1.5 or 2: " + massPower);
         }
@@ -101,7 +101,7 @@ public record EntropyMerged(
     public Plan plan(CellStats cells, int budget) {
         int n = cells.size();
         int first = Math.min(sinks, budget - 1);
-        int end = Window.end(cells, first, budget, recentShare);
+        int end = Middle.end(cells, first, budget, recentShare);
         double[] received = new double[n];
         for (int i = 0; i < n; i++) {
             received[i] = cells.rate(i);

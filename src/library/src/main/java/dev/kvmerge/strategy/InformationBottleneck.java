@@ -25,7 +25,7 @@ import java.util.Objects;
  */
 public record InformationBottleneck(int sinks, double recentShare, double decay, Bias bias) implements Strategy {
     public InformationBottleneck {
-        Window.check(sinks, recentShare);
+        Middle.check(sinks, recentShare);
         Check.decay(decay);
         Objects.requireNonNull(bias, "bias");
     }
@@ -49,7 +49,7 @@ public record InformationBottleneck(int sinks, double recentShare, double decay,
     public Plan plan(CellStats cells, int budget) {
         int n = cells.size();
         int first = Math.min(sinks, budget - 2);
-        int end = Window.end(cells, first + 1, budget, recentShare); // a cell at least for what merges
+        int end = Middle.end(cells, first + 1, budget, recentShare); // a cell at least for what merges
         Merging merging = new Merging(cells);
         for (int operation = 0; operation < n - budget; operation++) {
             int best = first;

@@ -15,7 +15,7 @@ import dev.kvmerge.cache.Plan;
  */
 public record KvMerger(int sinks, double recentShare) implements Strategy {
     public KvMerger {
-        Window.check(sinks, recentShare);
+        Middle.check(sinks, recentShare);
         if (recentShare == 1) {
             throw new KvmergeException.Usage("kvmerger needs a recent share below 1");
         }
@@ -40,7 +40,7 @@ public record KvMerger(int sinks, double recentShare) implements Strategy {
     public Plan plan(CellStats cells, int budget) {
         int n = cells.size();
         int first = Math.min(sinks, budget - 2);
-        int end = Math.max(first + n - budget + 1, Window.end(cells, first, budget, recentShare));
+        int end = Math.max(first + n - budget + 1, Middle.end(cells, first, budget, recentShare));
         float[] keys = cells.keys();
         int dim = keys.length / n;
         float[] unit = Vectors.normalised(keys, dim);

@@ -5,9 +5,13 @@ import java.lang.reflect.InvocationTargetException;
 import java.lang.reflect.RecordComponent;
 import java.util.Arrays;
 import java.util.Locale;
+import java.util.Map;
 
 /** Parameters of strategies by name: a record's components, "recent-share" for recentShare. */
 final class Parameters {
+    /** Old names of parameters, which are accepted for a release. */
+    private static final Map<String, String> RENAMED = Map.of("snapkv:window", "queries");
+
     private Parameters() {}
 
     /**
@@ -36,7 +40,7 @@ final class Parameters {
             }
             for (String setting : settings) {
                 int equals = setting.indexOf('=');
-                int which = equals < 0 ? -1 : find(components, setting.substring(0, equals));
+                int which = equals < 0 ? -1 : find(components, today(strategy, setting.substring(0, equals)));
                 if (which < 0) {
                     throw new KvmergeException.Usage(
                             "the strategy " + strategy.name() + " has no parameter '" + setting + "': it takes "
@@ -59,6 +63,10 @@ final class Parameters {
         } catch (ReflectiveOperationException e) {
             throw new IllegalStateException("cannot make " + strategy.name(), e);
         }
+    }
+
+    private static String today(Method strategy, String parameter) {
+        return RENAMED.getOrDefault(strategy.name() + ":" + parameter, parameter);
     }
 
     private static int find(RecordComponent[] components, String name) {

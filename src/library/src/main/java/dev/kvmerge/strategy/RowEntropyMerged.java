@@ -30,7 +30,7 @@ public record RowEntropyMerged(double threshold, int sinks, double recentShare, 
         if (!(threshold >= 0 && threshold <= 1)) {
             throw new KvmergeException.Usage("--threshold must be 0..1 (0.3 to 0.7 is useful): " + threshold);
         }
-        Window.check(sinks, recentShare);
+        Middle.check(sinks, recentShare);
         Objects.requireNonNull(bias, "bias");
     }
 
@@ -53,7 +53,7 @@ public record RowEntropyMerged(double threshold, int sinks, double recentShare, 
     public Plan plan(CellStats cells, int budget) {
         int excess = cells.size() - budget;
         int first = Math.min(sinks, budget - 1);
-        int end = Window.end(cells, first, budget, recentShare);
+        int end = Middle.end(cells, first, budget, recentShare);
         Plan.Builder plan = Plan.builder(cells.size());
         boolean[] merged = new boolean[cells.size()];
         for (Span span : spans(cells, first, end)) {

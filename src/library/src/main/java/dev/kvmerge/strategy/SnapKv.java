@@ -7,17 +7,17 @@ import dev.kvmerge.cache.Plan;
 
 /**
  * What the newest queries attend to, smoothed over neighbours, and the newest tokens. Li et al. 2024, "SnapKV: LLM
- * Knows What You are Looking for Before Generation": votes are the attention of an observation window's queries,
+ * Knows What You are Looking for Before Generation": votes are the attention of the observation queries, the newest,
  * average-pooled along the cells.
  *
- * @param window newest tokens, whose queries vote and which always stay; the paper's 32
+ * @param queries newest tokens, whose queries vote and which always stay; the paper's 32
  * @param kernel cells that votes are averaged over, odd; the paper's 7
  */
-public record SnapKv(int window, int kernel) implements Strategy {
+public record SnapKv(int queries, int kernel) implements Strategy {
     public SnapKv {
-        if (window < 1 || kernel < 1 || kernel % 2 == 0) {
+        if (queries < 1 || kernel < 1 || kernel % 2 == 0) {
             throw new KvmergeException.Usage(
-                    "snapkv needs a positive window and a positive odd kernel: " + window + ", " + kernel);
+                    "snapkv needs positive queries and a positive odd kernel: " + queries + ", " + kernel);
         }
     }
 
@@ -28,17 +28,17 @@ public record SnapKv(int window, int kernel) implements Strategy {
 
     @Override
     public Needs needs() {
-        return Needs.NOTHING.withMassWindow(window).withMassDecay(0);
+        return Needs.NOTHING.withMassQueries(queries).withMassDecay(0);
     }
 
     @Override
     public int fewestCells(int block) {
-        return Check.sum(window, 1);
+        return Check.sum(queries, 1);
     }
 
     @Override
     public Plan plan(CellStats cells, int budget) {
-        int old = cells.size() - Math.min(window, budget);
+        int old = cells.size() - Math.min(queries, budget);
         double[] pooled = new double[old];
         for (int i = 0; i < old; i++) {
             for (int j = Math.max(0, i - kernel / 2); j <= Math.min(old - 1, i + kernel / 2); j++) {

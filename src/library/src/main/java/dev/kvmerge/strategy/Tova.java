@@ -16,7 +16,7 @@ public record Tova() implements Strategy {
 
     @Override
     public Needs needs() {
-        return Needs.NOTHING.withMassWindow(1).withMassDecay(0);
+        return Needs.NOTHING.withMassQueries(1).withMassDecay(0);
     }
 
     @Override

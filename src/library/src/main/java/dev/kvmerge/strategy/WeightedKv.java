@@ -13,7 +13,7 @@ import dev.kvmerge.cache.Plan;
  */
 public record WeightedKv(int sinks, double recentShare) implements Strategy {
     public WeightedKv {
-        Window.check(sinks, recentShare);
+        Middle.check(sinks, recentShare);
     }
 
     @Override
@@ -35,7 +35,7 @@ public record WeightedKv(int sinks, double recentShare) implements Strategy {
     public Plan plan(CellStats cells, int budget) {
         int n = cells.size();
         int first = Math.min(sinks, budget - 1);
-        int old = Window.end(cells, first, budget, recentShare);
+        int old = Middle.end(cells, first, budget, recentShare);
         Absorption absorption =
                 new Absorption(new AverageMass(sinks, recentShare, needs().massDecay()).plan(cells, budget));
         double[] weight = new double[n];

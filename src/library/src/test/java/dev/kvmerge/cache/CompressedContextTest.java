@@ -109,7 +109,7 @@ class CompressedContextTest {
                 for (int c = 0; c < cells; c++) {
                     sum += stats.mass()[pair * cells + c];
                 }
-                assertEquals(64.0 * model.shape().group(), sum, 1e-2);
+                assertEquals(64.0 * model.shape().headsPerKvHead(), sum, 1e-2);
             }
             for (int i = 0; i < stats.entropy().length; i++) {
                 assertTrue(stats.entropy()[i] >= 0 && stats.entropy()[i] <= 1);
@@ -595,7 +595,7 @@ class CompressedContextTest {
                     () -> new Observer.Options(true, false, 1, 0, false, Bias.NONE, decay, 0.05, Backend.CPU, 1));
         }
         assertThrows(KvmergeException.Usage.class, () -> Needs.NOTHING.withMassPower(3));
-        assertThrows(KvmergeException.Usage.class, () -> Needs.NOTHING.withMassWindow(-1));
+        assertThrows(KvmergeException.Usage.class, () -> Needs.NOTHING.withMassQueries(-1));
         assertThrows(
                 KvmergeException.Usage.class,
                 () -> new Needs(false, 1, 0, 0.5, false, false, null, Bias.NONE, true),

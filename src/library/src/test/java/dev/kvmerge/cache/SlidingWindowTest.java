@@ -111,7 +111,7 @@ class SlidingWindowTest {
             KvmergeException e = assertThrows(
                     KvmergeException.Usage.class, () -> new CompressedContext(model, new StreamingLlm(4), tooFew));
             assertTrue(e.getMessage().contains("48 positions, and 47 cells"), e.getMessage());
-            CacheOptions spans = CacheOptions.of(64, BLOCK).withSpan(128);
+            CacheOptions spans = CacheOptions.of(64, BLOCK).withPositionRange(128);
             assertThrows(KvmergeException.Usage.class, () -> new CompressedContext(model, new StreamingLlm(4), spans));
         }
     }

@@ -228,7 +228,7 @@ class TransactionTest {
             assertEquals(10, context.used());
         }
         try (CompressedContext context =
-                new CompressedContext(model, TransactionTest::window, options(1).withSpan(64))) {
+                new CompressedContext(model, TransactionTest::window, options(1).withPositionRange(64))) {
             context.decode(tokens(5));
             assertThrows(IllegalStateException.class, () -> context.unrotated(0, 0));
         }
@@ -303,7 +303,7 @@ class TransactionTest {
         logger.setUseParentHandlers(false);
         try (CompressedContext context = new CompressedContext(model, TransactionTest::window, options(1));
                 CompressedContext span = new CompressedContext(
-                        model, TransactionTest::window, options(1).withSpan(128))) {
+                        model, TransactionTest::window, options(1).withPositionRange(128))) {
             for (int at = 0; at < model.trainedContext(); at += BLOCK) {
                 context.decode(tokens(BLOCK));
                 span.decode(tokens(BLOCK));

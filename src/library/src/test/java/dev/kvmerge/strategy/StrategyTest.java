@@ -410,7 +410,7 @@ class StrategyTest {
     @Test
     void tovaKeepsWhatTheNewestTokenAttendsTo() {
         Tova tova = new Tova();
-        assertEquals(1, tova.needs().massWindow(), "one query");
+        assertEquals(1, tova.needs().massQueries(), "one query");
         assertEquals(0, tova.needs().massDecay(), "of this block");
         Plan plan =
                 tova.plan(cells(new float[] {.1f, .5f, .2f, .3f, 0}, new float[5], new float[20], new float[20]), 3);

@@ -2,11 +2,11 @@ package dev.kvmerge.strategy;
 
 import dev.kvmerge.attention.CellStats;
 
-/** The part of the cells that a strategy may touch: after the sinks, before the newest. */
-final class Window {
-    private Window() {}
+/** The cells that a strategy may touch: after the sinks, before the newest. */
+final class Middle {
+    private Middle() {}
 
-    /** Refuses parameters that make no window. */
+    /** Refuses parameters that leave no middle. */
     static void check(int sinks, double recentShare) {
         Check.sinks(sinks);
         Check.recentShare(recentShare);

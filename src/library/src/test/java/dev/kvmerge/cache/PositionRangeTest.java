@@ -22,7 +22,7 @@ import org.junit.jupiter.params.provider.MethodSource;
 
 /** Positions that are numbered anew, on models with every rotation. */
 @Tag("native")
-class SpanTest {
+class PositionRangeTest {
     private static final int CELLS = 48;
     private static final int BLOCK = 16;
 
@@ -34,17 +34,17 @@ class SpanTest {
      */
     @ParameterizedTest
     @MethodSource("dev.kvmerge.cache.GeometryTest#geometries")
-    void aSpanChangesNothingForAWindow(Geometry g) {
+    void aPositionRangeChangesNothingForTheNewestCells(Geometry g) {
         int[] tokens = new Random(7).ints(20 * BLOCK, 0, TinyGguf.VOCABULARY).toArray();
         try (Model model =
                 Model.load(TestModel.library(), TinyGguf.write(folder.resolve("tiny.gguf"), g), Backend.CPU, 0)) {
             CacheOptions growing = CacheOptions.of(CELLS, BLOCK)
                     .with(ComputeSettings.usual().withThreads(1).withCellTypes(CellType.F32, CellType.F32));
             float[] expected = read(model, tokens, growing, tokens.length);
-            // A span of the cells alone, one that the text passes in mid-block, one that it reaches at a block's end.
-            for (int span : new int[] {CELLS, CELLS + 27, CELLS + 2 * BLOCK}) {
-                float[] found = read(model, tokens, growing.withSpan(span), span);
-                assertArrayEquals(expected, found, 1e-3f, "span " + span);
+            // A range of the cells alone, one that the text passes in mid-block, one that it reaches at a block's end.
+            for (int range : new int[] {CELLS, CELLS + 27, CELLS + 2 * BLOCK}) {
+                float[] found = read(model, tokens, growing.withPositionRange(range), range);
+                assertArrayEquals(expected, found, 1e-3f, "range " + range);
             }
         }
     }
