@@ -61,7 +61,8 @@ final class ModelOptions {
             names = {"-fa", "--flash-attn"},
             paramLabel = "on|off|auto",
             description =
-                    "flash attention (default: off, which shows the attention for less; auto for plain perplexity; bench"
+                    "flash attention (default: off, which shows the attention for less; auto for plain perplexity; "
+                            + "bench"
                             + " tries both)")
     FlashAttention flashAttention;
 

@@ -32,7 +32,8 @@ final class ModelsCommand implements Runnable {
         }
         System.out.println();
         System.out.println(
-                "'kvmerge models fetch NAME' brings one; add a line to models.txt for your own, or give a path to -m and -f.");
+                "'kvmerge models fetch NAME' brings one; add a line to models.txt for your own, or give a path to -m "
+                        + "and -f.");
     }
 
     @Command(

@@ -30,9 +30,11 @@ final class Reading {
         this.trace = trace;
     }
 
-    /** What the passages so far took: nanoseconds, and the most cells allocated, bytes of K and V and of kvmerge's table. */
-    record Spent(
-            long decode, long observe, long plan, long apply, int allocated, long kvBytes, long tableBytes) {
+    /**
+     * What the passages so far took: nanoseconds, and the most cells allocated, bytes of K and V and of kvmerge's
+     * table.
+     */
+    record Spent(long decode, long observe, long plan, long apply, int allocated, long kvBytes, long tableBytes) {
         private Spent with(CompressedContext context) {
             CompressedContext.Timings t = context.timings();
             return new Spent(

@@ -34,7 +34,8 @@ public final class Retrieval {
         /** llama.cpp's own passkey example. */
         public static Puzzle passkey() {
             return new Puzzle(
-                    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. I will quiz you about the important information there.",
+                    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. I "
+                            + "will quiz you about the important information there.",
                     " The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.",
                     " The pass key is %s. Remember it. %s is the pass key.",
                     " What is the pass key? The pass key is");
@@ -46,7 +47,8 @@ public final class Retrieval {
                     "",
                     book,
                     " The secret number of the old lighthouse is %s.",
-                    "\n\nQuestion: What is the secret number of the old lighthouse? Answer: The secret number of the old lighthouse is");
+                    "\n\nQuestion: What is the secret number of the old lighthouse? Answer: The secret number of the "
+                            + "old lighthouse is");
         }
     }
 

@@ -19,13 +19,16 @@ import java.util.stream.Stream;
  */
 public final class HtmlReport {
     private static final String STYLE = """
-            body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff }
+            body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+            body { color: #222; background: #fff }
             h1, h2 { line-height: 1.2 } h2 { margin-top: 3rem; border-top: 1px solid #ddd; padding-top: 1.5rem }
-            table { border-collapse: collapse; font-size: .9rem; width: 100% } caption { text-align: left; font-weight: 600; padding: .5rem 0 }
+            table { border-collapse: collapse; font-size: .9rem; width: 100% }
+            caption { text-align: left; font-weight: 600; padding: .5rem 0 }
             th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #eee; white-space: nowrap }
             th:first-child, td:first-child { text-align: left } tr.best td { font-weight: 600 }
             pre { background: #f6f6f6; padding: .7rem; overflow-x: auto; font-size: .85rem }
-            figure { margin: 1.5rem 0 } figure svg { max-width: 100%; height: auto } .missing { color: #a00 } .facts { color: #555; font-size: .9rem }
+            figure { margin: 1.5rem 0 } figure svg { max-width: 100%; height: auto }
+            .missing { color: #a00 } .facts { color: #555; font-size: .9rem }
             """;
 
     private final StringBuilder html = new StringBuilder();
@@ -43,8 +46,8 @@ public final class HtmlReport {
     public static HtmlReport of(Path root, List<Path> folders) {
         HtmlReport page = new HtmlReport();
         page.html
-                .append(
-                        "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\n")
+                .append("<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" "
+                        + "content=\"width=device-width\">\n")
                 .append("<title>kvmerge results</title>\n<style>\n")
                 .append(STYLE)
                 .append("</style>\n<h1>kvmerge results</h1>\n")
@@ -60,9 +63,12 @@ public final class HtmlReport {
     }
 
     private static final String METHOD =
-            "Each text is streamed through the full cache and through compressed ones, block by block; every prediction is compared with the"
-                    + " full cache's. KL is the mean divergence KL(full || compressed) over the whole vocabulary, in nats, on the tokens past the"
-                    + " budget; +/- is one standard error. Lower is better. Speeds are ratios of single runs: for speed, see 'kvmerge bench'.";
+            "Each text is streamed through the full cache and through compressed ones, block by block; every "
+                    + "prediction is compared with the"
+                    + " full cache's. KL is the mean divergence KL(full || compressed) over the whole vocabulary, in "
+                    + "nats, on the tokens past the"
+                    + " budget; +/- is one standard error. Lower is better. Speeds are ratios of single runs: for "
+                    + "speed, see 'kvmerge bench'.";
 
     /** The page. */
     public String html() {
@@ -91,7 +97,8 @@ public final class HtmlReport {
         }
         String facts = String.format(
                 Locale.ROOT,
-                "%s, %,d tokens of %s from token %,d, block %d, %d threads, flash attention %s, cells %s/%s; kvmerge %s, llama.cpp %s, JDK %s, %s on %s.",
+                "%s, %,d tokens of %s from token %,d, block %d, %d threads, flash attention %s, cells %s/%s; kvmerge "
+                        + "%s, llama.cpp %s, JDK %s, %s on %s.",
                 report.model().description(),
                 report.settings().tokens(),
                 report.text().name(),

@@ -37,9 +37,9 @@ public final class RecordedExperiment {
     /** Takes over the runs that are whole on disk and belong to this experiment. */
     private void takeOver(Report before) {
         if (!before.comparable(header)) {
-            throw new KvmergeException.Usage(
-                    "the results in " + folder.path()
-                            + " are of another model, text, version or settings: give the same options, or choose another --out");
+            throw new KvmergeException.Usage("the results in " + folder.path()
+                    + " are of another model, text, version or settings: give the same options, or choose "
+                    + "another --out");
         }
         for (Experiment.Run run : experiment.runs()) {
             before.runs().stream()

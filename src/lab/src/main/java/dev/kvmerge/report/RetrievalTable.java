@@ -37,7 +37,8 @@ public final class RetrievalTable {
         return rows.getFirst().meanFound() > 0
                 ? text
                 : text
-                        + "\nThe model does not find the number with the full cache: it is too small for this, and only nats/token tells the caches apart.\n";
+                        + "\nThe model does not find the number with the full cache: it is too small for this, and "
+                        + "only nats/token tells the caches apart.\n";
     }
 
     /** One row a cache and depth. */

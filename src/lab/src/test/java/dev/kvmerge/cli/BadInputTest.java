@@ -167,7 +167,7 @@ class BadInputTest {
                 "bench -p 2147483000 -n 2147483000; at most; -p with -n",
                 "bench --block 100000000; at least; block",
                 "analyze --tokens 100000000; smaller --tokens; at most",
-                "analyze --block 100000000; smaller --block; at most"
+                "analyze --batch-size 100000000; smaller --batch-size; at most"
             })
     void sizesThatNothingCanHave(String args, String expected, String more) throws IOException {
         String model = file("not-read.gguf", new byte[] {1});

@@ -58,7 +58,8 @@ class ReportTest {
     @Test
     void aRunReadsLikeASentence() {
         assertEquals(
-                "entropy-merged, 70 % fewer cells: +1.6 % perplexity, KL .0190, 3.1 MiB and 5.0 of tables instead of 9.4, 1.20 x the speed",
+                "entropy-merged, 70 % fewer cells: +1.6 % perplexity, KL .0190, 3.1 MiB and 5.0 of tables instead of "
+                        + "9.4, 1.20 x the speed",
                 Table.sentence(OURS, FULL));
         RunResult bare = new RunResult(
                 "h2o", Map.of(), 100, 0.7, 1000, 900, null, null, null, null, null, null, null, null, null, null, null,
