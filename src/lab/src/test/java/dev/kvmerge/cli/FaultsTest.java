@@ -129,22 +129,26 @@ class FaultsTest {
         long seed = Long.getLong("kvmerge.faults.seed", System.nanoTime());
         System.out.println("FaultsTest: " + KILLS + " kills, seed " + seed);
         Random random = new Random(seed);
-        int killed = 0;
         int withResults = 0;
-        for (int i = 0; i < KILLS; i++) {
+        long most = undisturbedMillis; // an experiment may take less than the first did
+        for (int killed = 0, i = 0; killed < KILLS; i++) {
             Path out = folder.resolve("killed-" + i);
+            long start = System.nanoTime();
             Child child = start(out);
-            long millis = undisturbedMillis / 5 + random.nextLong(undisturbedMillis);
-            if (!child.process().waitFor(millis, TimeUnit.MILLISECONDS)) {
-                child.process().destroyForcibly();
-                killed++;
-            }
+            long millis = most / 5 + random.nextLong(most);
+            boolean ended = child.process().waitFor(millis, TimeUnit.MILLISECONDS);
+            child.process().destroyForcibly();
             child.text();
+            if (ended) { // before its moment: no kill
+                most = Math.max(100, Math.min(most, (System.nanoTime() - start) / 1_000_000));
+                continue;
+            }
+            killed++;
             withResults += Files.exists(out.resolve("results.json")) ? 1 : 0;
             resumes(out, "seed " + seed + ", kill " + i + " after " + millis + " ms");
         }
-        System.out.println("FaultsTest: " + killed + " of " + KILLS + " were still running, " + withResults
-                + " had finished runs on disk");
+        System.out.println(
+                "FaultsTest: killed " + KILLS + " times, " + withResults + " times with finished runs on disk");
     }
 
     private Child startedAndWithARun(Path out) throws IOException, InterruptedException {
