@@ -31,8 +31,8 @@ import org.junit.jupiter.api.io.TempDir;
 class DocsJavaTest {
     private static final Path DOCS = TestModel.HOME.resolve("docs");
     private static final String IMPORTS = """
+            import dev.kvmerge.attention.*;
             import dev.kvmerge.cache.*;
-            import dev.kvmerge.eval.*;
             import dev.kvmerge.kernels.*;
             import dev.kvmerge.llama.*;
             import dev.kvmerge.strategy.*;

@@ -2,7 +2,7 @@ package dev.kvmerge.cli;
 
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.Calibration;
-import dev.kvmerge.eval.Calibrations;
+import dev.kvmerge.attention.Calibrations;
 import dev.kvmerge.eval.Calibrator;
 import dev.kvmerge.eval.Text;
 import dev.kvmerge.llama.ComputeSettings;

@@ -2,7 +2,7 @@ package dev.kvmerge.cli;
 
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.Calibration;
-import dev.kvmerge.eval.Calibrations;
+import dev.kvmerge.attention.Calibrations;
 import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.models.Catalogue;
 import dev.kvmerge.strategy.Strategies;

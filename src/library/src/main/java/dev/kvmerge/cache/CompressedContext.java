@@ -55,6 +55,8 @@ public final class CompressedContext implements AutoCloseable {
         private long plan;
         private long apply;
 
+        private Timings() {}
+
         /** Inside llama.cpp, without the observer. */
         public long decode() {
             return decode;

@@ -80,6 +80,9 @@ public final class CellVectors implements Cells {
         private MemorySegment index = MemorySegment.NULL;
         private CellVectors vectors;
 
+        /** Without memory until the first cells are read. */
+        public Buffer() {}
+
         /** Reads as many cells as fit. */
         CellVectors read(int[] which, Observer.CacheInfo info, Reader reader) {
             int k = Math.multiplyExact(which.length, info.keyDimension());

@@ -44,6 +44,17 @@ public final class LlamaLibrary {
     }
 
     /**
+     * Loads llama.cpp from where {@value NativeLibrary#FOLDER_PROPERTY} or {@value NativeLibrary#FOLDER_ENVIRONMENT}
+     * says, else from the jar kvmerge-natives, which is unpacked once to the user's cache folder. What is loaded already
+     * stays.
+     *
+     * @throws KvmergeException as the other one, and if there is neither, or the jar cannot be unpacked
+     */
+    public static synchronized LlamaLibrary load() {
+        return loaded != null ? loaded : load(Natives.folder(), false);
+    }
+
+    /**
      * Loads libggml-base, libggml and libllama from a folder, and the compute backends beside them. They are looked at
      * before they are bound to the class loader: a folder that is refused leaves nothing behind, and the next call may
      * name another. libkvmerge may be loaded before or after.

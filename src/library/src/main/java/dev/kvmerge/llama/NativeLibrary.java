@@ -18,8 +18,10 @@ import java.util.Optional;
  * leaves nothing behind.
  */
 public final class NativeLibrary {
-    /** System property: the folder that holds libkvmerge. */
-    public static final String FOLDER_PROPERTY = "kvmerge.native.dir";
+    /** System property: a folder that holds libkvmerge, and llama.cpp's libraries too if no other is given for them. */
+    public static final String FOLDER_PROPERTY = Natives.FOLDER_PROPERTY;
+    /** Environment: the same. */
+    public static final String FOLDER_ENVIRONMENT = Natives.FOLDER_ENVIRONMENT;
     /** Environment: the library itself. */
     public static final String FILE_ENVIRONMENT = "KVMERGE_NATIVE_LIB";
 
@@ -56,25 +58,27 @@ public final class NativeLibrary {
     /**
      * Makes sure that libkvmerge is there.
      *
-     * @throws KvmergeException if it was not loaded, and neither -Dkvmerge.native.dir nor KVMERGE_NATIVE_LIB says where
-     *     it is
+     * @throws KvmergeException if it was not loaded, neither -Dkvmerge.native.dir nor KVMERGE_NATIVE_DIR nor
+     *     KVMERGE_NATIVE_LIB says where it is, and the jar kvmerge-natives is not there
      */
     public static void require() {
         if (loaded == null && !find()) {
             throw new KvmergeException("libkvmerge is not loaded: call Kvmerge.load, or say where it is with -D"
-                    + FOLDER_PROPERTY + "=FOLDER or " + FILE_ENVIRONMENT + "=FILE");
+                    + FOLDER_PROPERTY + "=FOLDER, " + FOLDER_ENVIRONMENT + "=FOLDER or " + FILE_ENVIRONMENT
+                    + "=FILE, or add the dependency dev.kvmerge:kvmerge-natives with the classifier "
+                    + Natives.platform());
         }
     }
 
-    /** Loads libkvmerge if it is not loaded and somebody has said where it is; whether it is loaded now. */
+    /** Loads libkvmerge if it is not loaded and is named or in the jar kvmerge-natives; whether it is loaded now. */
     static boolean find() {
         if (loaded == null) {
-            String folder = System.getProperty(FOLDER_PROPERTY);
             String file = System.getenv(FILE_ENVIRONMENT);
-            if (folder != null) {
-                load(Path.of(folder).resolve(NAME));
-            } else if (file != null) {
+            Optional<Path> folder = Natives.named();
+            if (folder.isEmpty() && file != null) {
                 load(Path.of(file));
+            } else {
+                folder.or(Natives::unpacked).ifPresent(f -> load(f.resolve(NAME)));
             }
         }
         return loaded != null;
@@ -83,7 +87,8 @@ public final class NativeLibrary {
     private static Path real(Path library) {
         Path absolute = library.toAbsolutePath().normalize();
         if (!Files.isRegularFile(absolute)) {
-            throw new KvmergeException("no native library at " + absolute + ": run 'make build'");
+            throw new KvmergeException("no native library at " + absolute + ": run 'make build', or name another folder with -D"
+                    + FOLDER_PROPERTY + "=FOLDER");
         }
         try {
             return absolute.toRealPath();
@@ -98,8 +103,8 @@ public final class NativeLibrary {
             return SymbolLookup.libraryLookup(file, arena);
         } catch (IllegalArgumentException e) { // says no more than that it cannot
             throw new KvmergeException(
-                    "cannot load " + file + ": it is no shared library for this machine, or needs one"
-                            + " that is not there ('ldd " + file + "' says which)",
+                    "cannot load " + file + ": it is no shared library for this machine, needs one that is not there"
+                            + " ('ldd " + file + "' says which), or lies on a file system that is mounted noexec",
                     e);
         }
     }

@@ -31,7 +31,7 @@ final class LoadOrderMain {
     private static void run(String step, Path path) {
         switch (step) {
             case "kvmerge" -> Kvmerge.load(path);
-            case "llama" -> llama = LlamaLibrary.load(path, false);
+            case "llama" -> llama = path == null ? LlamaLibrary.load() : LlamaLibrary.load(path, false);
             case "version" -> Kvmerge.version();
             case "score" -> Scorer.rowEntropy(new float[][] {{0.5f, 0.5f}});
             case "observer" ->

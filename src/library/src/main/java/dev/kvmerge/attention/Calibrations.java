@@ -1,11 +1,12 @@
-package dev.kvmerge.eval;
+package dev.kvmerge.attention;
 
-import com.fasterxml.jackson.core.JsonProcessingException;
-import com.fasterxml.jackson.databind.ObjectMapper;
 import dev.kvmerge.KvmergeException;
-import dev.kvmerge.attention.Calibration;
 import java.io.IOException;
 import java.io.InputStream;
+import java.math.BigDecimal;
+import java.math.MathContext;
+import java.nio.charset.CharacterCodingException;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
@@ -18,7 +19,6 @@ public final class Calibrations {
     public static final String SUFFIX = ".calibration.json";
 
     private static final Pattern QUANTISATION = Pattern.compile("(?i)[-.](i?q\\d\\w*|bf16|f16|f32)$");
-    private static final ObjectMapper JSON = new ObjectMapper();
     private static final int DIGITS = 5;
 
     private Calibrations() {}
@@ -40,11 +40,11 @@ public final class Calibrations {
         }
         String stem = model.getFileName().toString().replaceFirst("(?i)\\.gguf$", "");
         for (String name : List.of(stem, QUANTISATION.matcher(stem).replaceFirst(""))) {
-            try (InputStream shipped = Calibrations.class.getResourceAsStream("/calibrations/" + name + ".json")) {
+            try (InputStream shipped = Calibrations.class.getResourceAsStream("calibrations/" + name + ".json")) {
                 if (shipped != null) {
-                    return JSON.readValue(shipped, Calibration.class);
+                    return CalibrationText.parse(new String(shipped.readAllBytes(), StandardCharsets.UTF_8));
                 }
-            } catch (IOException e) {
+            } catch (IOException | CalibrationText.Malformed e) {
                 throw new IllegalStateException("the calibration of " + name + " in the jar is broken", e);
             }
         }
@@ -58,25 +58,30 @@ public final class Calibrations {
      */
     public static Calibration read(Path file) {
         try {
-            return JSON.readValue(file.toFile(), Calibration.class);
-        } catch (JsonProcessingException e) {
-            if (e.getCause() instanceof KvmergeException refused) {
-                throw refused;
-            }
-            throw new KvmergeException(
-                    "the calibration " + file + " is broken (" + e.getOriginalMessage()
-                            + "): make it again with 'kvmerge calibrate', or use --calibration none",
-                    e);
+            return CalibrationText.parse(Files.readString(file));
+        } catch (KvmergeException e) {
+            throw new KvmergeException(file + ": " + e.getMessage(), e);
+        } catch (CalibrationText.Malformed e) {
+            throw broken(file, e.getMessage(), e);
+        } catch (CharacterCodingException e) {
+            throw broken(file, "it is no text in UTF-8", e);
         } catch (IOException e) {
             throw new KvmergeException("cannot read the calibration " + file + ": " + e, e);
         }
+    }
+
+    private static KvmergeException broken(Path file, String what, Exception cause) {
+        return new KvmergeException(
+                "the calibration " + file + " is broken (" + what
+                        + "): make it again with 'kvmerge calibrate', or use --calibration none",
+                cause);
     }
 
     /** Writes a calibration, whole or not at all. */
     public static void write(Calibration calibration, Path file) {
         StringBuilder text = new StringBuilder();
         try {
-            text.append("{\"name\":").append(JSON.writeValueAsString(calibration.name()));
+            text.append("{\"name\":").append(quoted(calibration.name()));
             text.append(",\"layers\":").append(calibration.layers());
             text.append(",\"kvHeads\":").append(calibration.kvHeads());
             text.append(",\"keyDimension\":").append(calibration.keyDimension());
@@ -103,9 +108,21 @@ public final class Calibrations {
         }
     }
 
+    private static String quoted(String text) {
+        StringBuilder out = new StringBuilder("\"");
+        for (char c : text.toCharArray()) {
+            if (c < ' ' || c == '"' || c == '\\') {
+                out.append(String.format("\\u%04x", (int) c));
+            } else {
+                out.append(c);
+            }
+        }
+        return out.append('"').toString();
+    }
+
     private static String shortest(float x) {
-        return new java.math.BigDecimal(x)
-                .round(new java.math.MathContext(DIGITS))
+        return new BigDecimal(x)
+                .round(new MathContext(DIGITS))
                 .stripTrailingZeros()
                 .toString();
     }
