@@ -28,7 +28,7 @@ NATIVE := build/native/.built
 JAVA_SOURCES := $(shell find src/*/src/main jextract/generated -name '*.java') pom.xml $(wildcard src/*/pom.xml)
 NATIVE_SOURCES := $(shell find native -type f)
 
-.PHONY: run quickstart test test-native test-threads test-clang test-emulated test-java test-fast faults \
+.PHONY: run quickstart test test-examples test-native test-threads test-clang test-emulated test-java test-fast faults \
     test-relied-on test-cuda test-rpc bench bench-table jmh benchmarks build setup cuda llama-cuda llama-rpc \
     bindings relied-on docs performance check-lines format clean help
 
@@ -69,7 +69,7 @@ $(NATIVE): $(NATIVE_SOURCES) | $(HEADERS)
 	@touch $@
 
 ## test: build and run all tests: native, at each instruction set of this CPU and with sanitizers too, and Java
-test: test-native test-java
+test: test-native test-java test-examples
 
 test-native: build setup $(if $(CI),cuda test-clang test-emulated) test-threads
 	$(call native-build,native)
@@ -94,6 +94,10 @@ test-emulated: build setup
 
 test-java: build setup
 	$(MAVEN) -B -ntp test
+
+## test-examples: examples/ built against what is installed, and run
+test-examples: build setup
+	bin/test-examples
 
 ## fuzz: kvmerge.h called rightly and wrongly (FUZZ_CALLS=1000000), GGUF headers (FUZZ_CASES=20000); FUZZ_SEED=N
 FUZZ_CALLS ?= 1000000

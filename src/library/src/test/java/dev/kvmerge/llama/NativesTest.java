@@ -46,7 +46,8 @@ class NativesTest {
         TreeMap<String, Path> files = new TreeMap<>();
         files.put(System.mapLibraryName("kvmerge"), TestModel.nativeLibrary());
         try (Stream<Path> llama = Files.list(TestModel.llamaFolder())) {
-            llama.filter(f -> !f.toString().contains("common")).forEach(f -> files.put("" + f.getFileName(), f));
+            llama.filter(f -> f.getFileName().toString().matches("lib(ggml|llama)(-base|-cpu-x64|-cpu-armv8.0_1)?[.].*"))
+                    .forEach(f -> files.put("" + f.getFileName(), f));
         }
         StringBuilder list = new StringBuilder();
         String inside = "META-INF/kvmerge/" + Natives.platform() + "/";
