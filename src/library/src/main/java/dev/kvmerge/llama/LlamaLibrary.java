@@ -45,8 +45,8 @@ public final class LlamaLibrary {
 
     /**
      * Loads llama.cpp from where {@value NativeLibrary#FOLDER_PROPERTY} or {@value NativeLibrary#FOLDER_ENVIRONMENT}
-     * says, else from the jar kvmerge-natives, which is unpacked once to the user's cache folder. What is loaded already
-     * stays.
+     * says, else from the jar kvmerge-natives, which is unpacked once to the user's cache folder. What is loaded
+     * already stays.
      *
      * @throws KvmergeException as the other one, and if there is neither, or the jar cannot be unpacked
      */

@@ -87,8 +87,8 @@ public final class NativeLibrary {
     private static Path real(Path library) {
         Path absolute = library.toAbsolutePath().normalize();
         if (!Files.isRegularFile(absolute)) {
-            throw new KvmergeException("no native library at " + absolute + ": run 'make build', or name another folder with -D"
-                    + FOLDER_PROPERTY + "=FOLDER");
+            throw new KvmergeException("no native library at " + absolute
+                    + ": run 'make build', or name another folder with -D" + FOLDER_PROPERTY + "=FOLDER");
         }
         try {
             return absolute.toRealPath();

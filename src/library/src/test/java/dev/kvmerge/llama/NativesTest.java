@@ -46,7 +46,8 @@ class NativesTest {
         TreeMap<String, Path> files = new TreeMap<>();
         files.put(System.mapLibraryName("kvmerge"), TestModel.nativeLibrary());
         try (Stream<Path> llama = Files.list(TestModel.llamaFolder())) {
-            llama.filter(f -> f.getFileName().toString().matches("lib(ggml|llama)(-base|-cpu-x64|-cpu-armv8.0_1)?[.].*"))
+            llama.filter(f ->
+                            f.getFileName().toString().matches("lib(ggml|llama)(-base|-cpu-x64|-cpu-armv8.0_1)?[.].*"))
                     .forEach(f -> files.put("" + f.getFileName(), f));
         }
         StringBuilder list = new StringBuilder();
@@ -102,9 +103,8 @@ class NativesTest {
         String model = "model=" + TinyGguf.write(folder.resolve("tiny.gguf"), tiny);
         for (List<String> steps : List.of(
                 List.of("score", "llama", model), List.of("llama", "observer", model), List.of("llama", "version"))) {
-            List<String> expected = steps.stream()
-                    .map(s -> "ok " + s.replaceFirst("=.*", ""))
-                    .toList();
+            List<String> expected =
+                    steps.stream().map(s -> "ok " + s.replaceFirst("=.*", "")).toList();
             assertEquals(expected, lines(start(List.of(jar), steps.toArray(String[]::new))));
         }
         assertEquals(1, unpacked().size());
@@ -170,8 +170,8 @@ class NativesTest {
         assertEquals(List.of("ok llama", "ok version"), lines(start(options, "llama", "version")));
         assertFalse(Files.exists(cache()));
         Path empty = Files.createDirectory(folder.resolve("empty"));
-        String message = lines(start(List.of("-Dkvmerge.native.dir=" + empty), "llama"))
-                .getFirst();
+        String message =
+                lines(start(List.of("-Dkvmerge.native.dir=" + empty), "llama")).getFirst();
         assertTrue(message.startsWith("refused llama: no libggml-base library in " + empty), message);
     }
 
