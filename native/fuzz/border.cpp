@@ -138,7 +138,7 @@ class Session {
         p.layers = c_.one_in(2) ? numbers : nullptr;
         bool huge = false;
         if (c_.one_in(3)) {
-            int32_t * const fields[] = {&p.n_head, &p.n_head_kv,   &p.n_cells, &p.n_tokens, &p.observe,
+            int32_t * const fields[] = {&p.n_head, &p.n_head_kv,    &p.n_cells, &p.n_tokens, &p.observe,
                                         &p.bias,   &p.mass_queries, &p.device,  &p.n_threads};
             *fields[c_.below(9)] = c_.wild_int();
             float * const floats[] = {&p.mass_power, &p.query_decay, &p.ridge};

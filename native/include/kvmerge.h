@@ -76,9 +76,8 @@ enum kvmerge_observe_flag {
     KVMERGE_OBSERVE_CELLS = 0,   /* always: where K and V lie, which cells a batch fills */
     KVMERGE_OBSERVE_MASS = 1,    /* attention received by each cell */
     KVMERGE_OBSERVE_ENTROPY = 2, /* normalised entropy of each attention row */
-    KVMERGE_OBSERVE_QUERIES =
-        4, /* decayed mean and second moment of the roped queries (of about 64 tokens a ubatch), for the
-                                    folded bias */
+    KVMERGE_OBSERVE_QUERIES = 4, /* decayed mean and second moment of the roped queries (of about 64 tokens a ubatch),
+                                    for the folded bias */
 };
 
 /* How a merged cell gets the log of the mass that its members had (the Gibbs bias). */
@@ -90,7 +89,7 @@ enum kvmerge_bias_mode {
 
 /* Where the kernels run on cells and attention that are in a GPU's memory. */
 enum kvmerge_device {
-    KVMERGE_DEVICE_CPU = 0, /* on copies in host memory, of any backend */
+    KVMERGE_DEVICE_CPU = 0,  /* on copies in host memory, of any backend */
     KVMERGE_DEVICE_CUDA = 1, /* where they lie, with libkvmerge-cuda beside this library; other memory as above */
 };
 
@@ -102,21 +101,21 @@ typedef struct kvmerge_ggml {
 } kvmerge_ggml;
 
 typedef struct kvmerge_observer_params {
-    int32_t n_layer;   /* layers to work on; each must have a KV cache of n_cells */
-    int32_t n_head;    /* query heads a layer */
-    int32_t n_head_kv; /* KV heads a layer; divides n_head */
-    int32_t n_cells;   /* cells of the context (llama_n_ctx), the width of every per-cell array */
-    int32_t n_tokens;  /* most tokens a block, the width of every per-token array. n_layer and n_head are at most
-                        * 65536, n_layer * n_head_kv * n_cells and n_layer * n_head * n_tokens at most 2^40 */
-    int32_t observe;   /* KVMERGE_OBSERVE_* or-ed together */
-    int32_t bias;      /* KVMERGE_BIAS_*; FOLDED implies OBSERVE_QUERIES */
-    float mass_power;    /* 1: the mass of a cell is the attention it received; 1.5, 2: the sum of that power, which
-                          * favours cells that someone needed much over cells that everyone needs a little */
-    int32_t mass_queries; /* n: the mass is over the newest n queries of the block; 0: over all of them */
-    float query_decay;   /* factor on the query moments at each begin, 0..1; .7 a block of 128 is good */
-    float ridge;         /* lambda of the fold direction, > 0; .05 is good */
-    int32_t device;      /* KVMERGE_DEVICE_* */
-    int32_t n_threads;   /* most threads that observing attention and kvmerge_apply use, 1..1024 */
+    int32_t n_layer;        /* layers to work on; each must have a KV cache of n_cells */
+    int32_t n_head;         /* query heads a layer */
+    int32_t n_head_kv;      /* KV heads a layer; divides n_head */
+    int32_t n_cells;        /* cells of the context (llama_n_ctx), the width of every per-cell array */
+    int32_t n_tokens;       /* most tokens a block, the width of every per-token array. n_layer and n_head are at most
+                             * 65536, n_layer * n_head_kv * n_cells and n_layer * n_head * n_tokens at most 2^40 */
+    int32_t observe;        /* KVMERGE_OBSERVE_* or-ed together */
+    int32_t bias;           /* KVMERGE_BIAS_*; FOLDED implies OBSERVE_QUERIES */
+    float mass_power;       /* 1: the mass of a cell is the attention it received; 1.5, 2: the sum of that power, which
+                             * favours cells that someone needed much over cells that everyone needs a little */
+    int32_t mass_queries;   /* n: the mass is over the newest n queries of the block; 0: over all of them */
+    float query_decay;      /* factor on the query moments at each begin, 0..1; .7 a block of 128 is good */
+    float ridge;            /* lambda of the fold direction, > 0; .05 is good */
+    int32_t device;         /* KVMERGE_DEVICE_* */
+    int32_t n_threads;      /* most threads that observing attention and kvmerge_apply use, 1..1024 */
     const int32_t * layers; /* [n_layer] their numbers in the model, ascending, where it has others that are to be left
                              * alone, such as layers with sliding windows; null: 0, 1, 2, ... All else that is called
                              * layer counts along this list */
@@ -150,8 +149,8 @@ typedef struct kvmerge_cache_info {
 
 /* The rotation (RoPE, Su et al. 2021) that a layer's keys carry in the cache, at n_rot/2 frequencies. */
 typedef struct kvmerge_key_rotation {
-    int32_t n_rot; /* rotated dimensions of a key, even; 0: the keys carry no rotation */
-    int32_t neox;  /* 1: dimension i turns with i + n_rot/2; 0: 2i with 2i + 1 */
+    int32_t n_rot;    /* rotated dimensions of a key, even; 0: the keys carry no rotation */
+    int32_t neox;     /* 1: dimension i turns with i + n_rot/2; 0: 2i with 2i + 1 */
     int32_t hadamard; /* size of the Hadamard matrices that the rotated keys were multiplied by for storage; 0: none */
 } kvmerge_key_rotation;
 

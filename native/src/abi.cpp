@@ -1,4 +1,4 @@
-// The header as the compiler saw it, in words: what a test holds the Java bindings against.
+// kvmerge_abi: the header as the compiler saw it, as text. BindingsTest compares the Java bindings with it.
 #include "kvmerge.h"
 
 #include <string>
@@ -155,7 +155,7 @@ extern "C" const char * kvmerge_abi(void) {
     try {
         static const std::string text = describe();
         return text.c_str();
-    } catch (...) { // out of memory, and the next call tries again
+    } catch (...) { // out of memory: the next call tries again
         return "";
     }
 }

@@ -1,3 +1,4 @@
+// A cache tensor's cells: read and written in place, or by way of a copy on the host.
 #include "cells.hpp"
 
 namespace kvmerge {
@@ -8,7 +9,7 @@ bool is_host(const ggml_tensor * t, const kvmerge_ggml & ggml) {
 }
 
 std::vector<char> download(const ggml_tensor * t, const kvmerge_ggml & ggml) {
-    size_t bytes = t->nb[0]; // as ggml_nbytes, for types whose block is one element
+    size_t bytes = t->nb[0]; // as ggml_nbytes, for types without quantisation blocks
     for (int i = 0; i < GGML_MAX_DIMS; i++) {
         if (t->ne[i] <= 0) {
             throw Error(KVMERGE_E_UNSUPPORTED, text("node %s has no elements", t->name));
@@ -21,8 +22,8 @@ std::vector<char> download(const ggml_tensor * t, const kvmerge_ggml & ggml) {
 }
 
 CellTensor::CellTensor(ggml_tensor * t, const CacheLayout & layout, const Device & preferred, const kvmerge_ggml & ggml)
-    : tensor_(t), type_(t->type), bytes_(size_of(t)), view_{t->data,         layout.type,    layout.transposed,
-                                                            layout.head_dim, layout.n_cells, std::ptrdiff_t(t->nb[1])},
+    : tensor_(t), type_(t->type), bytes_(size_of(t)),
+      view_{t->data, layout.type, layout.transposed, layout.head_dim, layout.n_cells, std::ptrdiff_t(t->nb[1])},
       ggml_(&ggml) {
     const size_t elements = size_t(t->ne[0]);
     const size_t row = layout.type == CELL_Q8_0 ? elements / 32 * 34 : elements * (layout.type == CELL_F32 ? 4 : 2);

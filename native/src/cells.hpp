@@ -12,22 +12,22 @@
 
 namespace kvmerge {
 
-// The memory of a tensor that is not host memory, copied to the host: the way to any backend.
+// A copy on the host of a tensor in any backend's memory.
 std::vector<char> download(const ggml_tensor * tensor, const kvmerge_ggml & ggml);
 bool is_host(const ggml_tensor * tensor, const kvmerge_ggml & ggml);
 
-// One of the two cache tensors of a layer. K is always [n_embd][n_cells] in ggml's order, a row a cell; V is that with
-// flash attention on, and transposed ([n_cells][n_embd]) with it off.
+// One of the two cache tensors of a layer. K is [n_embd][n_cells] in ggml's order, one row for each cell. So is V with
+// flash attention on; with it off, V is transposed: [n_cells][n_embd].
 //
-// Three cases. Host memory: everything works in place. Memory that the CUDA part can reach: kernels work in place, and
-// the host reads a mirror. Any other: the mirror is worked on, and uploaded.
+// There are three cases. In host memory everything works in place. In memory that the CUDA part can reach, kernels work
+// in place and the host reads a mirror. In any other, kernels work on the mirror, which is then uploaded.
 class CellTensor {
   public:
     CellTensor() = default;
     CellTensor(ggml_tensor * tensor, const CacheLayout & layout, const Device & preferred, const kvmerge_ggml & ggml);
 
     ggml_tensor * tensor() const { return tensor_; }
-    // Whether this is the tensor as it was seen first. Another context's may have come to the same address.
+    // Whether `t` is the tensor as it was first seen. Another context's tensor may have come to the same address.
     bool is_of(const ggml_tensor * t) const {
         return t == tensor_ && t->data == view_.data && int(t->ne[1]) == view_.n_cells &&
                std::ptrdiff_t(t->nb[1]) == view_.cell_bytes && size_of(t) == bytes_ && t->type == type_;
@@ -40,9 +40,9 @@ class CellTensor {
     const char * type_name() const; // "f16" and so on
 
     void decoded() { fresh_ = false; } // llama.cpp wrote to it
-    CellView on_device(); // for kernels of device(); brings the mirror up to date where that is what they work on
-    void written();       // kernels of device() have written
-    CellView on_host();   // for reading on the host; brings the mirror up to date
+    CellView on_device();              // for kernels of device(); first updates the mirror if they work on that
+    void written();                    // to be called after kernels of device() have written
+    CellView on_host();                // for reading on the host; first updates the mirror
     void write(int kv_head, const int32_t * cells, int n, const float * in);
 
   private:
@@ -51,7 +51,7 @@ class CellTensor {
     ggml_tensor * tensor_ = nullptr;
     ggml_type type_ = GGML_TYPE_COUNT;
     int64_t bytes_ = 0;
-    CellView view_ = {}; // of the tensor's own memory
+    CellView view_ = {}; // views the tensor's own memory
     const Device * device_ = nullptr;
     const kvmerge_ggml * ggml_ = nullptr;
     bool in_place_ = true; // device() can work on the tensor's memory

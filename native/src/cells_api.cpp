@@ -1,4 +1,4 @@
-// kvmerge.h's functions on cells, but for kvmerge_apply and planning.
+// The functions of kvmerge.h that read and write cells. kvmerge_apply is in merge.cpp, planning in plan.cpp.
 #include "cell_access.hpp"
 #include "kernels/kernels.hpp"
 #include "status.hpp"
@@ -88,7 +88,7 @@ kvmerge_status kvmerge_project_cells(kvmerge_observer * observer, int32_t layer,
         auto & l = cells_of(o, layer, kv_head, cells, n);
         require(weight && ((position && product && length) || n == 0), "position, weight, product or length is null");
         require_finite(weight, size_t(l.k.dim()), "weight");
-        std::vector<double> copied(size_t(l.rope.n_rot) / 2); // the frequencies may be a GPU's
+        std::vector<double> copied(size_t(l.rope.n_rot) / 2); // the frequencies may lie on a GPU
         const double * freq = l.rope.freq.data();
         if (&l.k.device() != &host_device() && !copied.empty()) {
             l.rope.freq.download(copied.data(), copied.size());

@@ -1,3 +1,4 @@
+// The CPU as a device, and the CUDA part, loaded when it is first asked for.
 #include "device.hpp"
 
 #include <cstdlib>
@@ -10,18 +11,22 @@
 namespace kvmerge {
 
 const Device & host_device() {
-    static const Device device = {"CPU",
-#define KVMERGE_ENTRY(name, Args) kernels().name,
-                                  KVMERGE_DEVICE_KERNELS(KVMERGE_ENTRY)
+    static const Device device = [] {
+        Device d = {};
+        d.name = "CPU";
+#define KVMERGE_ENTRY(kernel, Args) d.kernel = kernels().kernel;
+        KVMERGE_DEVICE_KERNELS(KVMERGE_ENTRY);
 #undef KVMERGE_ENTRY
-                                      [](size_t bytes, const void *){return std::malloc(bytes ? bytes : 1);
-}
-, [](void * memory) { std::free(memory); }, [](void * memory, size_t bytes) { std::memset(memory, 0, bytes); },
-    [](void * to, const void * from, size_t bytes) { std::memcpy(to, from, bytes); },
-    [](void * to, const void * from, size_t bytes) { std::memcpy(to, from, bytes); }, [](const void *) { return true; },
-    []() -> const char * { return nullptr; },
-}; // namespace kvmerge
-return device;
+        d.allocate = [](size_t bytes, const void *) { return std::malloc(bytes ? bytes : 1); };
+        d.release = [](void * memory) { std::free(memory); };
+        d.zero = [](void * memory, size_t bytes) { std::memset(memory, 0, bytes); };
+        d.upload = [](void * to, const void * from, size_t bytes) { std::memcpy(to, from, bytes); };
+        d.download = d.upload;
+        d.owns = [](const void *) { return true; };
+        d.error = []() -> const char * { return nullptr; };
+        return d;
+    }();
+    return device;
 }
 
 namespace {
@@ -80,7 +85,7 @@ extern "C" kvmerge_status kvmerge_device_check(int32_t device) {
     return kvmerge::guarded("kvmerge_device_check", [&] {
         kvmerge::require(device == KVMERGE_DEVICE_CPU || device == KVMERGE_DEVICE_CUDA,
                          "device must be one of KVMERGE_DEVICE_*");
-        kvmerge::kernels(); // which throws where KVMERGE_ISA names none; a GPU's work needs them too
+        kvmerge::kernels(); // throws where KVMERGE_ISA names none. Work on a GPU needs the CPU's kernels too
         if (device == KVMERGE_DEVICE_CUDA) {
             kvmerge::cuda_device();
         }

@@ -24,12 +24,13 @@ struct Device {
     const char * (*error)();                                      // what went wrong since it was last asked, or null
 };
 
-// Bumped when Device or a descriptor changes: the CUDA part is a library of its own, and might be another build's.
+// Raised when Device or a descriptor changes: the CUDA part is a library of its own, and may come from another build.
 constexpr int DEVICE_VERSION = 3;
 using DeviceEntry = const Device * (*)(int version, const char ** why_not);
 
 const Device & host_device();
-// The CUDA part, loaded from the folder of this library the first time. Throws UNSUPPORTED with the reason when there is none.
+// The CUDA part. The first call loads it from the folder of this library. Throws UNSUPPORTED, with the reason, where it
+// cannot.
 const Device & cuda_device();
 
 inline void check(const Device & device) {

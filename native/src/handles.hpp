@@ -1,5 +1,5 @@
-// Handles that are no addresses: a place in a table and a generation. One that was freed, or never given, is told
-// without following it.
+// Handles that are no addresses: each is a place in a table and a generation. A handle that was freed, or never given,
+// is recognised without following it.
 #pragma once
 
 #include "status.hpp"
@@ -12,10 +12,10 @@
 
 namespace kvmerge {
 
-// SHARED: several threads may be inside at once. ALONE: this one only.
+// SHARED: several threads may be inside the object at once. ALONE: this one only.
 enum class Access { SHARED, ALONE };
 
-// The live objects behind one kind of handle. Nobody waits to enter: who may not, gets an error.
+// The live objects behind one kind of handle. Nobody waits to enter one: a thread that may not gets an error.
 template <class T>
 class Handles {
     static_assert(sizeof(void *) == 8, "a handle holds a generation of 31 bits beside its place");
@@ -23,19 +23,19 @@ class Handles {
     struct Slot {
         // Upper half: the generation, odd while an object lives here. Lower half: how many threads are inside, or ALL.
         std::atomic<uint64_t> state{0};
-        std::atomic<uint64_t> missed{0}; // a handle that had to be entered and could not be
+        std::atomic<uint64_t> missed{0}; // a handle that a callback could not enter
         T * object = nullptr;
     };
 
   public:
-    // `tag`, 1 or 3: no object's address is odd, and another kind's handles have the other. `name` is for messages.
+    // `tag` is 1 or 3, the other for another kind of handle: no object's address is odd. `name` is for messages.
     constexpr Handles(uint64_t tag, const char * name) : tag_(tag), name_(name) {}
 
     // A new handle. Throws MEMORY when there is no room.
     T * add(std::unique_ptr<T> object) {
         const std::lock_guard<std::mutex> lock(changing_);
         for (uint64_t tried = 0; tried < SLOTS; tried++) {
-            const uint64_t place = next_++ % SLOTS; // round and round: a handle comes back after 2^42 others
+            const uint64_t place = next_++ % SLOTS; // taken in turns: a handle comes back after 2^42 others
             Slot & slot = slots_[place];
             const uint64_t generation = (slot.state.load(std::memory_order_relaxed) >> 32) + 1;
             if (generation % 2 == 1) {
@@ -47,7 +47,7 @@ class Handles {
         throw Error(KVMERGE_E_MEMORY, text("%u of them are alive: free some", unsigned(SLOTS)));
     }
 
-    // Takes an object out. Throws as entered() does, and STATE while a thread is inside.
+    // Takes an object out of the table. Throws as entered() does, and STATE while a thread is inside.
     std::unique_ptr<T> remove(T * handle) {
         const std::lock_guard<std::mutex> lock(changing_);
         if (const kvmerge_status status = enter(handle, Access::ALONE)) {
@@ -88,7 +88,7 @@ class Handles {
         return use.object();
     }
 
-    // For who can neither enter nor say so: remembers it until somebody asks.
+    // For a callback that can neither enter nor report it: remembers that until somebody asks.
     void miss(T * handle) noexcept { slot_of(handle).missed.store(bits_of(handle), std::memory_order_relaxed); }
     bool missed(T * handle) noexcept {
         return slot_of(handle).missed.load(std::memory_order_relaxed) == bits_of(handle);
@@ -128,7 +128,7 @@ class Handles {
 
     const uint64_t tag_;
     const char * const name_;
-    std::mutex changing_; // objects come and go
+    std::mutex changing_; // held while an object comes or goes
     uint64_t next_ = 0;
     Slot slots_[SLOTS];
 };

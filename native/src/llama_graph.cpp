@@ -26,8 +26,8 @@ int layer_of(const char * name, const char * prefix) {
     return end != name + n && *end == '\0' && layer >= 0 && layer < 65536 ? int(layer) : -1;
 }
 
-// Layer of a flash attention node, which has no name of its own: that of the cache its keys come from. -1 for another
-// node.
+// Layer of a flash attention node. The node has no name of its own, so it is the layer of the cache that its keys come
+// from. -1 for other nodes.
 int layer_of_flash(const ggml_tensor * node) {
     const ggml_tensor * keys = node->src[1];
     while (keys && keys->op == GGML_OP_CPY) { // F32 keys are cast to half precision first
@@ -54,7 +54,7 @@ const ggml_tensor * through_views(const ggml_tensor * t) {
     return t;
 }
 
-// The node that rotated keys, looked for where keys may be put together or changed; null where there is none.
+// The node that rotated keys. It is looked for through nodes that put keys together or change them. Null for none.
 const ggml_tensor * find_rope(const ggml_tensor * t, int depth = 8) {
     if (!t || depth == 0 || t->op == GGML_OP_ROPE) {
         return depth == 0 ? nullptr : t;
@@ -71,13 +71,13 @@ bool is_hadamard(const ggml_tensor * t) {
            std::strncmp(t->src[0]->name, HADAMARD, std::strlen(HADAMARD)) == 0;
 }
 
-// The keys that a cache write makes rows of: [head_dim][KV heads][tokens]. Null where that is not to be seen.
+// The keys that a cache write turns into rows: [head_dim][KV heads][tokens]. Null where the graph does not show them.
 const ggml_tensor * heads_of(const ggml_tensor * write) {
     const ggml_tensor * rows = write->src[0];
     return rows && rows->op == GGML_OP_VIEW ? rows->src[0] : nullptr;
 }
 
-// Whether a cache write pads transposed values to the size of another layer's.
+// Whether a cache write pads transposed values to the size of another layer's values.
 bool pads(const ggml_tensor * write) {
     const ggml_tensor * elements = write->src[0];
     return elements && elements->op == GGML_OP_RESHAPE && elements->src[0] && elements->src[0]->op == GGML_OP_PAD;
@@ -191,8 +191,8 @@ Attention attention_of(const ggml_tensor * node, int layer) {
                     text("layer %d: scores that something is added to before the softmax are not handled", layer));
     }
     a.queries = scores->src[1];
-    // Where a softmax follows its scores right away and writes over them, nothing was written anywhere else since the
-    // scores were made: the queries are still where they were, and one stop a layer shows both.
+    // A softmax may follow its scores right away and write over them. Then nothing else was written since the scores
+    // were made, so the queries are still where they were, and one stop a layer shows both.
     a.in_place = !a.changed && scores->data == node->data && scores->data;
     return a;
 }
@@ -223,7 +223,7 @@ KeySource key_source(const ggml_tensor * write, int head_dim, int layer) {
         }
         node = through_views(node->src[1]);
     }
-    if (node && node->op == GGML_OP_CONCAT && node->op_params[0] == 0) { // a rotated part and one that is not
+    if (node && node->op == GGML_OP_CONCAT && node->op_params[0] == 0) { // a rotated part and an unrotated one
         const ggml_tensor * parts[2];
         for (int i = 0; i < 2; i++) {
             parts[i] = through_views(node->src[i]);
@@ -243,7 +243,7 @@ KeySource key_source(const ggml_tensor * write, int head_dim, int layer) {
         key.rope = node;
         return key;
     }
-    // No rotation right before the cache: either none at all, or something follows that rotations do not commute with.
+    // No rotation right before the cache. Either there is none, or a node follows it that does not commute with it.
     if (find_rope(node)) {
         throw Error(KVMERGE_E_UNSUPPORTED,
                     text("layer %d: the keys change after their RoPE rotation, so they cannot be rotated to another "

@@ -1,6 +1,6 @@
-// Everything that is assumed of llama.cpp (v0.5.0), in one place: names and parameters of graph nodes, how attention
-// and the cache look in them, and what is refused because it looks otherwise. Taking a new llama.cpp means reading this
-// file against its source.
+// Everything that kvmerge assumes of llama.cpp (v0.5.0), in one place: names and parameters of graph nodes, how
+// attention and the cache show in them, and what is refused because it looks otherwise. Whoever takes a new llama.cpp
+// compares this file with its source.
 //
 // The graph of a layer, as far as it matters (src/llama-graph.cpp, src/llama-kv-cache.cpp):
 // - SET_ROWS into cache_k_l<N> and cache_v_l<N>: rows are given by I64 indices, and V's are single elements where it is
@@ -28,7 +28,7 @@ namespace kvmerge {
 
 enum class NodeKind { OTHER, KEY_WRITE, VALUE_WRITE, KEY_SHIFT, SCORES, PROBABILITIES, FLASH_ATTENTION };
 
-// What a node is to the observer. The layer is the model's number.
+// What a node is to the observer. `layer` is the layer's number in the model.
 struct GraphNode {
     NodeKind kind = NodeKind::OTHER;
     int layer = -1;
@@ -36,8 +36,8 @@ struct GraphNode {
 
 GraphNode classify(const ggml_tensor * node);
 
-// Whether a node can be of interest at all. A graph has a thousand nodes and more, for each token of a generation: even
-// a look at the clock for each would show.
+// Whether a node can be of interest at all. It must be fast: a graph has more than a thousand nodes, and a generation
+// computes one for each token.
 inline bool may_want(const ggml_tensor * node) {
     switch (node->op) {
     case GGML_OP_SET_ROWS:
@@ -54,21 +54,21 @@ inline bool may_want(const ggml_tensor * node) {
     }
 }
 
-// One of a layer's two cache tensors. `which` is "K" or "V".
+// How one of a layer's two cache tensors is laid out. `which` is "K" or "V".
 struct CacheLayout {
     CellType type;
     bool transposed;
     int head_dim; // elements a cell and KV head
     int n_cells;
 };
-// Throws UNSUPPORTED for a type or layout that the kernels would get wrong, and for another number of KV heads.
+// Throws UNSUPPORTED for a type or layout that the kernels cannot handle, and for another number of KV heads.
 CacheLayout cache_of(const ggml_tensor * write, int n_head_kv, int layer, const char * which);
 
-// How a layer attends: read from its softmax or flash attention node.
+// How a layer attends, as its softmax or flash attention node shows.
 struct Attention {
     const ggml_tensor * queries = nullptr; // [head_dim][tokens][heads]
     const ggml_tensor * mask = nullptr;
-    const ggml_tensor * sinks = nullptr; // a logit for each head that takes part in the softmax without a cell
+    const ggml_tensor * sinks = nullptr; // [heads]: a logit that takes part in the softmax without a cell
     float scale = 1;                     // of the scores where they are small
     float cap = 0;                       // of flash attention: scores are cap * tanh(score / cap); 0: they are not
     bool changed = false;                // the scores change before the softmax, by a soft cap
@@ -77,10 +77,10 @@ struct Attention {
 // Throws UNSUPPORTED for attention that depends on more than queries, keys and the mask.
 Attention attention_of(const ggml_tensor * node, int layer);
 
-// Keys that llama.cpp shifts to other positions. Throws UNSUPPORTED where that changes their length.
+// The keys that llama.cpp shifts to other positions. Throws UNSUPPORTED where the shift changes their length.
 void check_shift(const ggml_tensor * node, int layer);
 
-// Of a mask: whether a row hides a cell.
+// A row of a mask.
 struct MaskRow {
     const char * row;
     bool floats;
@@ -93,9 +93,9 @@ struct MaskRow {
 
 // How the keys that a node writes were rotated (RoPE, Su et al. 2021).
 struct KeySource {
-    const ggml_tensor * rope = nullptr; // null: they carry no rotation
-    int first = 0;                      // dimension of a key that the node's own start at
-    int hadamard = 0; // size of the matrices that the rotated keys were multiplied by for storage; 0: they were not
+    const ggml_tensor * rope = nullptr; // null: the keys carry no rotation
+    int first = 0;                      // dimension of a key where those of the node start
+    int hadamard = 0;                   // keys are stored multiplied by Hadamard matrices of this size; 0: they are not
 };
 // Throws UNSUPPORTED for keys that change after their rotation.
 KeySource key_source(const ggml_tensor * write, int head_dim, int layer);
@@ -103,7 +103,7 @@ KeySource key_source(const ggml_tensor * write, int head_dim, int layer);
 // The parameters of a ROPE node.
 struct RopeParams {
     int n_dims, mode, n_ctx_orig;
-    int first; // dimension that the rotated ones start at
+    int first; // dimension where the rotated ones start
     float base, scale, ext_factor, attn_factor, beta_fast, beta_slow;
     // What the node multiplies the rotated dimensions by, besides rotating them (YaRN, Peng et al. 2023).
     float magnitude() const;

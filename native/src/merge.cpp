@@ -20,9 +20,9 @@ using namespace kvmerge;
 struct Work {
     struct Head {
         int layer, kv_head;
-        size_t first_group, first_member; // into the arrays; starts are one longer a head
+        size_t first_group, first_member; // indices into the arrays; `start` has one element more for each head
         int n_groups;
-        bool merges; // has a group of two and more
+        bool merges; // it has a group of two or more
     };
     std::vector<Head> heads;
     std::vector<int32_t> start, member, delta, dest;
@@ -33,8 +33,8 @@ struct Work {
     throw Error(KVMERGE_E_ARGUMENT, text("layer %d, KV head %d, cell %d: %s", layer, head, cell, what));
 }
 
-// How many positions the key of cell c is rotated by on its way into the group of pivot p. `first` is the head's place
-// in the arrays.
+// How many positions the key of cell c is rotated by when it goes into the group of pivot p. `first` is where the head
+// starts in the arrays.
 int64_t rotation_of(const kvmerge_moves & moves, size_t first, int c, int p) {
     const int64_t pivot = moves.position[first + size_t(p)];
     const int64_t to_pivot = moves.pivot_frame ? pivot - moves.position[first + size_t(c)] : 0;
@@ -93,7 +93,7 @@ void check(const kvmerge_observer & o, const kvmerge_moves & moves, int layer, i
     }
 }
 
-// Members of each pivot's group, by the pivot's cell.
+// How many members the group of each pivot has, by the pivot's cell.
 std::vector<int32_t> group_sizes(const int32_t * target, int n) {
     std::vector<int32_t> members(n, 0);
     for (int c = 0; c < n; c++) {
@@ -104,12 +104,12 @@ std::vector<int32_t> group_sizes(const int32_t * target, int n) {
     return members;
 }
 
-// A weight's share of the entropy of its group's weights, H(w) = sum of -w log w.
+// What a weight adds to the entropy of its group's weights, H(w) = sum of -w log w.
 double entropy_term(double w) {
     return w > 0 ? -w * std::log(w) : 0;
 }
 
-// Adds a head's groups that have work to do: more than one member, or a new cell.
+// Adds the groups of a head that have more than one member, a new cell or a new position.
 void add_head(Work & work, const kvmerge_observer & o, const kvmerge_moves & moves, int layer, int kv_head) {
     const int n = o.params.n_cells;
     const size_t first = o.head_index(layer, kv_head) * n;
@@ -117,8 +117,8 @@ void add_head(Work & work, const kvmerge_observer & o, const kvmerge_moves & mov
     const float * weight = moves.weight + first;
     const std::vector<int32_t> members = group_sizes(target, n);
     Work::Head head = {layer, kv_head, work.dest.size(), work.member.size(), 0, false};
-    std::vector<int32_t> group(n, -1); // of a pivot
-    std::vector<size_t> next;          // of a group: where its next member goes
+    std::vector<int32_t> group(n, -1); // the number of each pivot's group
+    std::vector<size_t> next;          // where the next member of each group goes
     int32_t total = 0;
     for (int c = 0; c < n; c++) {
         if (target[c] == c && (members[c] > 1 || dest[c] != c || rotation_of(moves, first, c, c) != 0)) {
@@ -159,7 +159,7 @@ void add_head(Work & work, const kvmerge_observer & o, const kvmerge_moves & mov
     work.heads.push_back(head);
 }
 
-// The directions that a layer's biases are folded along: [n_head_kv][dim], where its cells are handled.
+// The directions that a layer's biases are folded along: [n_head_kv][dim], on the device that handles its cells.
 DeviceArray<float> fold_directions(kvmerge_observer & o, int layer) {
     auto & l = o.layers[layer];
     const Device &there = *l.stats_device, &here = l.k.device();
@@ -182,7 +182,7 @@ DeviceArray<float> fold_directions(kvmerge_observer & o, int layer) {
     if (&there == &here) {
         return u;
     }
-    // Attention and cells in different places: a layer whose cells stay on the host.
+    // Attention and cells are on different devices where the cells of a layer stay on the host.
     DeviceArray<float> moved(here, n, near);
     moved.upload(copy.data(), n);
     return moved;
@@ -215,7 +215,7 @@ class Rewrite {
             if (folds && directions_[h.layer].size() == 0) {
                 directions_[h.layer] = fold_directions(o, h.layer);
             }
-            const size_t start_of = h.first_group + heads_.size(); // a start more for each head before
+            const size_t start_of = h.first_group + heads_.size(); // `start` has one element more for each head before
             heads_.push_back({l.k.on_device(), l.v.on_device(), h.kv_head, h.n_groups, start_.data() + start_of,
                               member_.data() + h.first_member, delta_.data() + h.first_member,
                               weight_.data() + h.first_member, value_weight_.data() + h.first_member,
@@ -227,11 +227,11 @@ class Rewrite {
         check(device);
     }
 
-    // Elements of scratch that run() needs, where near() lies.
+    // How many elements of scratch run() needs, in the memory where near() lies.
     size_t scratch_size() const { return scratch_size_; }
     const void * near() const { return near_; }
 
-    // All of its layers in one go, which a GPU does in one launch.
+    // Rewrites all of its layers at once, which a GPU does in one launch.
     void run(kvmerge_observer & o, float * scratch) {
         if (heads_.empty()) {
             return;
@@ -247,7 +247,7 @@ class Rewrite {
         check(*device_);
     }
 
-    // Brings what was worked on in a copy to where it belongs.
+    // Uploads cells that were rewritten in a copy on the host.
     void finish(kvmerge_observer & o) const {
         for (size_t i = 0; i < work_.heads.size(); i++) {
             if (i == 0 || work_.heads[i].layer != work_.heads[i - 1].layer) {
@@ -268,7 +268,7 @@ class Rewrite {
     size_t scratch_size_ = 0;
 };
 
-// Scratch for as many threads as run at once.
+// Scratch memory for as many threads as run at once.
 class Scratch {
   public:
     Scratch(int n_threads, size_t size) {
@@ -300,14 +300,14 @@ class Scratch {
     std::vector<DeviceArray<float>> free_;
 };
 
-// The rewriting of all layers: those that the device cannot reach are the host's, a layer's K and V lie together.
+// The rewriting of all layers. The host handles those that the device cannot reach. K and V of a layer lie together.
 std::vector<Rewrite> rewrites_of(kvmerge_observer & o, const kvmerge_moves & moves) {
     const auto add_layer = [&](Work & work, int layer, const Device & device) {
         for (int head = 0; head < o.params.n_head_kv && &o.layers[layer].k.device() == &device; head++) {
             add_head(work, o, moves, layer, head);
         }
     };
-    for (auto & l : o.layers) { // what comes from a backend does so one after the other
+    for (auto & l : o.layers) { // copies from a backend are made one after the other
         l.k.on_device(), l.v.on_device();
     }
     std::vector<std::optional<Rewrite>> by_layer(o.layers.size());
@@ -330,7 +330,7 @@ std::vector<Rewrite> rewrites_of(kvmerge_observer & o, const kvmerge_moves & mov
     return all;
 }
 
-// With exact biases, the table follows the cells: b' = sum w_i b_i + H(w).
+// Exact biases move with the cells: b' = sum w_i b_i + H(w).
 void move_biases(const kvmerge_observer & o, const kvmerge_moves & moves, int layer, int head,
                  std::vector<float> & moved) {
     const int n = o.params.n_cells;
@@ -403,7 +403,7 @@ extern "C" kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmer
         if (host_end != rewrites.end()) {
             host_end->run(o, elsewhere.data());
         }
-        for (const Rewrite & r : rewrites) { // what goes to a backend does so one after the other
+        for (const Rewrite & r : rewrites) { // copies to a backend are made one after the other
             r.finish(o);
         }
         o.bias.swap(biases);

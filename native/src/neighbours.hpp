@@ -1,4 +1,4 @@
-// What planning knows of a KV head's cells from the last time.
+// What planning remembers of a KV head's cells from one plan to the next.
 #pragma once
 
 #include "kernels/kernels.hpp"
@@ -8,11 +8,11 @@
 
 namespace kvmerge {
 
-// Distances between neighbours. The next plan needs most of them again: few cells are written in between.
+// Distances between neighbours. The next plan needs most of them again, since few cells are written in between.
 class Neighbours {
   public:
     explicit Neighbours(int n_cells) : known_(size_t(n_cells)), written_(size_t(n_cells), false) {}
-    // Cells are not what they were.
+    // Forgets cells that are written.
     void rewritten(const int32_t * cells, size_t n) {
         for (size_t i = 0; i < n; i++) {
             written_[size_t(cells[i])] = true;
@@ -20,7 +20,7 @@ class Neighbours {
     }
     void all_rewritten() { written_.assign(written_.size(), true); }
 
-    // Calls plan with what is known, or with null while another thread plans over the same head.
+    // Calls plan(known). `known` is null while another thread plans over the same head.
     template <class Plan>
     void use(Plan && plan) {
         const std::unique_lock<std::mutex> lock(in_use_, std::try_to_lock);

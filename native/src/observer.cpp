@@ -1,4 +1,4 @@
-// llama.cpp's eval callback: where K and V lie, which cells tokens went to, at which nodes of the graph to stop.
+// The eval callback: learns where K and V lie and which cells tokens go to, and stops at nodes of the graph.
 #include "observer.hpp"
 
 #include "llama_graph.hpp"
@@ -61,7 +61,7 @@ bool kvmerge_observer::saw_scores(const ggml_tensor * node, int layer) {
     return l.stops_at_scores;
 }
 
-// Heads that differ between layers show here, before anything is written.
+// Layers whose heads differ are recognised here, before anything is written.
 void kvmerge_observer::check_queries(const ggml_tensor * q, int layer) const {
     if (q->ne[2] != params.n_head || q->ne[0] != layers[layer].k.dim() || q->ne[3] != 1) {
         throw Error(
@@ -101,12 +101,12 @@ bool kvmerge_observer::saw_attention(const ggml_tensor * node, bool flash, int l
     return observes_attention() || (flash && observes(KVMERGE_OBSERVE_QUERIES));
 }
 
-// The newest token sees all cells of its sequence: those that it does not see are empty, or another's.
+// The newest token sees all cells of its sequence. A cell that it does not see is empty, or another sequence's.
 void kvmerge_observer::saw_mask(const ggml_tensor * mask) {
     in_sequence.clear();
     const size_t n_rows = token_cell.size() - size_t(ubatch_start);
     if (!is_host(mask, params.ggml) || mask->op != GGML_OP_NONE || size_t(mask->ne[1]) < n_rows || n_rows == 0) {
-        return; // not to be read before the graph has run
+        return; // the mask cannot be read before the graph has run
     }
     const MaskRow newest = {static_cast<const char *>(mask->data) + (n_rows - 1) * mask->nb[1],
                             mask->type == GGML_TYPE_F32};
@@ -127,14 +127,14 @@ bool kvmerge_observer::is_of_sequence(int cell) const {
 
 void kvmerge_observer::visit(ggml_tensor * node) {
     if (node != asked_for) {
-        return; // a host's own callback asked for it
+        return; // the host's own callback asked for this node
     }
     asked_for = nullptr;
     Stop stop;
     const GraphNode seen = classify(node);
     const int layer = index_of(seen.layer);
     if (seen.kind == NodeKind::PROBABILITIES) {
-        add_attention(stop, node, layer); // first, since it takes longest
+        add_attention(stop, node, layer); // starts first, since it takes longest
         if (observes(KVMERGE_OBSERVE_QUERIES) && !layers[layer].stops_at_scores && layers[layer].in_place) {
             add_queries(stop, node->src[0]->src[1], layer);
         }
@@ -162,7 +162,7 @@ void kvmerge_observer::saw_cache_write(ggml_tensor * node, bool is_key, int laye
     }
     Layer & l = layers[layer];
     CellTensor & cells = is_key ? l.k : l.v;
-    if (another_context || (cells.tensor() && !cells.is_of(cache))) { // the first one's memory may be gone
+    if (another_context || (cells.tensor() && !cells.is_of(cache))) { // the first context's memory may be gone
         another_context = true;
         throw Error(KVMERGE_E_STATE,
                     text("layer %d: this is another llama_context's cache; an observer belongs to one", layer));
@@ -173,7 +173,7 @@ void kvmerge_observer::saw_cache_write(ggml_tensor * node, bool is_key, int laye
             throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: a cache of %d cells, and the observer was made for %d",
                                                     layer, layout.n_cells, params.n_cells));
         }
-        if (params.n_cells - layout.n_cells >= 256) { // arrays would be of the larger size
+        if (params.n_cells - layout.n_cells >= 256) { // the caller's arrays would have the larger size
             throw Error(KVMERGE_E_UNSUPPORTED,
                         text("layer %d: a cache of %d cells, and the observer was made for %d: make it for llama_n_ctx",
                              layer, layout.n_cells, params.n_cells));
@@ -211,13 +211,13 @@ void kvmerge_observer::saw_cache_write(ggml_tensor * node, bool is_key, int laye
     }
 }
 
-// At the first layer of a ubatch: which cells its tokens go to.
+// At the first layer of a ubatch: notes which cells its tokens go to.
 void kvmerge_observer::saw_tokens(const ggml_tensor * rows) {
     require(rows->type == GGML_TYPE_I64, "cell indices of another type than I64");
     ubatch_start = int(token_cell.size());
-    token_cell.reserve(size_t(params.n_tokens)); // what kvmerge_observer_stats() gives stays where it is
+    token_cell.reserve(size_t(params.n_tokens)); // must not move: kvmerge_observer_stats() gives its address
     const int64_t n = rows->ne[0];
-    for (Layer & seen : layers) { // an observation window is over the newest queries alone
+    for (Layer & seen : layers) { // this ubatch has all observation queries: older ones go
         if (params.mass_queries > 0 && n >= params.mass_queries && seen.mass.size()) {
             seen.mass.zero();
         }

@@ -1,4 +1,4 @@
-// What one llama_context's attention did, and where its cells are.
+// The observer of one llama_context: what its attention did, and where its cells are.
 #pragma once
 
 #include "cells.hpp"
@@ -23,17 +23,17 @@ class Stop;
 
 struct kvmerge_observer {
     kvmerge_observer_params params;
-    const kvmerge::Device * device; // the one that params ask for; what it cannot reach, the CPU handles
+    const kvmerge::Device * device; // the one that params ask for; the CPU handles what it cannot reach
 
     struct Layer {
         kvmerge::CellTensor k, v;
         kvmerge::Rope rope;
         float scale = 0;             // of the scores, from the softmax node
-        int tokens_seen = 0;         // of this block, whose attention was added up
+        int tokens_seen = 0;         // of this block, whose attention is in mass and entropy
         bool in_place = false;       // the last softmax wrote over its scores
-        bool stops_at_scores = true; // in this graph
+        bool stops_at_scores = true; // in this graph, the observer does
 
-        // What kernels add to, on the device that the layer's attention was first seen on.
+        // What kernels add to. It lies on the device where the layer's attention was first seen.
         const kvmerge::Device * stats_device = nullptr;
         kvmerge::DeviceArray<float> mass;            // [n_head_kv][n_cells]
         kvmerge::DeviceArray<float> entropy;         // [n_head][n_tokens]
@@ -41,11 +41,11 @@ struct kvmerge_observer {
         kvmerge::DeviceArray<float> query_sum;       // [n_head_kv][head_dim]
         kvmerge::DeviceArray<float> query_second;    // [n_head_kv][head_dim][head_dim]
         double query_weight = 0;                     // decayed number of queries in the moments
-        float query_keep = 1;                        // decay that the moments have yet to get
-        std::vector<float> queries; // [n_head][ENOUGH_QUERIES][head_dim]: those that the moments have yet to get
-        int n_queries = 0;          // tokens of them
+        float query_keep = 1;                        // decay that is not applied to the moments yet
+        std::vector<float> queries;                  // [n_head][ENOUGH_QUERIES][head_dim]: not in the moments yet
+        int n_queries = 0;                           // tokens in queries
 
-        std::deque<kvmerge::Neighbours> neighbours; // [n_head_kv], once somebody plans over the cells
+        std::deque<kvmerge::Neighbours> neighbours; // [n_head_kv]; empty before somebody plans over the cells
     };
     std::vector<Layer> layers;
     std::vector<int32_t> numbers;                       // of the layers in the model, ascending
@@ -66,27 +66,27 @@ struct kvmerge_observer {
     std::vector<float> inv_log_visible; // [tokens of the ubatch]
     std::vector<char> in_sequence;      // [n_kv]: cells that the newest token sees; empty: not known
     int64_t nanos = 0;
-    std::optional<kvmerge::Error> error; // the first that the callback met in this block
-    const kvmerge::Error out_of_memory{KVMERGE_E_MEMORY, "out of memory"}; // made while there is some
+    std::optional<kvmerge::Error> error; // the first error of the callback in this block
+    const kvmerge::Error out_of_memory{KVMERGE_E_MEMORY, "out of memory"}; // made while there still is memory
     std::mutex mirrors;                                                    // held while cells are brought to the host
     const ggml_tensor * asked_for = nullptr;                               // the node to stop at next
 
-    // Tokens of a ubatch whose queries go into the moments: with the blocks before, more say nothing new of a
-    // direction.
+    // How many tokens of a ubatch have their queries in the moments. Together with those of earlier blocks they are
+    // enough for a direction.
     static constexpr int ENOUGH_QUERIES = 64;
 
     bool observes(int flag) const { return (params.observe & flag) != 0; }
     bool observes_attention() const { return observes(KVMERGE_OBSERVE_MASS) || observes(KVMERGE_OBSERVE_ENTROPY); }
     int half_powers() const { return int(2 * params.mass_power); }
     int heads_per_kv() const { return params.n_head / params.n_head_kv; }
-    int index_of(int number) const;      // of a layer of the model; -1: it is left alone
-    bool is_of_sequence(int cell) const; // as far as the last mask showed
+    int index_of(int number) const;      // index of the model's layer; -1: it is left alone
+    bool is_of_sequence(int cell) const; // true also where no mask has shown it
     size_t head_index(int layer, int kv_head) const { return size_t(layer) * params.n_head_kv + kv_head; }
 
-    bool wants(ggml_tensor * node); // the ask phase: learns where things are, says which nodes to stop at
-    void visit(ggml_tensor * node); // a node that was asked for has just run
+    bool wants(ggml_tensor * node); // before a node runs: learns where things are, and says whether to stop at it
+    void visit(ggml_tensor * node); // after a node that it stops at has run
     void collect();                 // brings mass and entropy to the host
-    void add_waiting_queries();     // to the moments: of all layers,
+    void add_waiting_queries();     // of all layers, to the moments
     void add_waiting_queries(Layer & layer);
 
   private:

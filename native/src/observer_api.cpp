@@ -1,4 +1,4 @@
-// kvmerge.h's functions on an observer: handles and arguments are checked here, nothing is thrown across the border.
+// The functions of kvmerge.h on an observer. They check handles and arguments, and nothing is thrown across the border.
 #include "llama_graph.hpp"
 #include "observer.hpp"
 #include "status.hpp"
@@ -14,8 +14,7 @@ namespace {
 using namespace kvmerge;
 
 void check_params(const kvmerge_observer_params & p) {
-    constexpr double MOST =
-        1099511627776; // 2^40: more elements than any memory holds, and products of four sizes stay countable
+    constexpr double MOST = 1099511627776; // 2^40 elements: more than any memory holds, and no product overflows
     require(p.n_layer > 0 && p.n_layer <= 65536, "n_layer must be 1..65536");
     require(p.n_head > 0 && p.n_head <= 65536 && p.n_head_kv > 0 && p.n_head % p.n_head_kv == 0,
             "n_head must be 1..65536, and a multiple of n_head_kv");
@@ -38,8 +37,8 @@ int64_t nanos_since(std::chrono::steady_clock::time_point start) {
     return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
 }
 
-// Runs what the callback has to do. The first error of a block is kept for kvmerge_observer_stats(), and nothing more
-// is looked at.
+// Runs what the callback has to do. The first error of a block is kept for kvmerge_observer_stats(), and the rest of
+// the block is not observed.
 template <class Body>
 void watching(kvmerge_observer & o, Body && body) noexcept {
     if (o.error) {
@@ -104,7 +103,7 @@ kvmerge_status kvmerge_observer_free(kvmerge_observer * observer) {
 
 bool kvmerge_eval_callback(struct ggml_tensor * tensor, bool ask, void * handle) {
     if (!tensor || (ask && !may_want(tensor))) {
-        return !ask; // nothing asked for, and the graph goes on
+        return !ask; // asks for nothing, and lets the graph go on
     }
     auto * const observer = static_cast<kvmerge_observer *>(handle);
     const Handles<kvmerge_observer>::Use use(observers(), observer, Access::ALONE);
@@ -165,7 +164,7 @@ kvmerge_status kvmerge_observer_stats(kvmerge_observer * observer, kvmerge_block
         for (const auto & l : o.layers) {
             stats.n_layer_seen += stats.n_tokens > 0 && l.tokens_seen == stats.n_tokens;
         }
-        if (o.layers[0].k.tensor()) { // before, nobody knows whether the sizes are a context's
+        if (o.layers[0].k.tensor()) { // before that, the sizes are not known to be a context's
             o.collect();
         }
         if (!o.mass.empty()) {

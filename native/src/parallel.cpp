@@ -1,6 +1,6 @@
 // The pool of threads behind parallel_for. It is made at the first call that wants one, and never ends: its threads
-// sleep, and a process that exits ends them with itself. So that none wakes up in a library that was unloaded, this one
-// stays (CMakeLists.txt: nodelete).
+// sleep until the process exits. This library is never unloaded (CMakeLists.txt: nodelete), so that no thread wakes up
+// without its code.
 #include "parallel.hpp"
 
 #include <condition_variable>
@@ -14,7 +14,7 @@ namespace kvmerge {
 
 namespace {
 
-// What a caller waits for. Lies on its stack.
+// What a caller waits for. It lies on the caller's stack.
 struct Job {
     void (*work)(void *);
     void * context;
@@ -33,7 +33,7 @@ class Pool {
         }
         job.work(job.context);
         std::unique_lock<std::mutex> lock(mutex_);
-        leave(job); // nothing is left to do for helpers who have not come yet
+        leave(job); // helpers that have not come yet find nothing left to do
         job.returned.wait(lock, [&] { return job.active == 0; });
     }
 
@@ -81,8 +81,8 @@ class Pool {
         *link = job.next;
     }
 
-    // Starts threads until there is a sleeping one for each helper. Where one cannot be started, those that there are
-    // have to do.
+    // Starts threads until there is a sleeping one for each helper. Where the system starts no more, it goes on with
+    // those that there are.
     void grow(int64_t helpers) {
         while (idle_ - wanted_ < helpers && size_ < limit_) {
             try {
@@ -119,19 +119,19 @@ class Pool {
     std::mutex mutex_;
     std::condition_variable wake_;
     Job * first_ = nullptr; // jobs that want helpers, in the order they came
-    int64_t wanted_ = 0;    // by all of them
+    int64_t wanted_ = 0;    // helpers that all jobs together want
     int64_t idle_ = 0;
     int size_ = 0;
     int limit_ = std::max(int(std::thread::hardware_concurrency()), 1) - 1; // more would only take turns
 };
 
-// Never destroyed: threads may be at it when the process exits.
+// Never destroyed: threads may be using it when the process exits.
 Pool & pool() {
     alignas(Pool) static char memory[sizeof(Pool)];
     static Pool * const made = [] {
         Pool * const fresh = new (memory) Pool;
 #if !defined(_WIN32)
-        // A forked process has the pool as it was, and none of its threads: it starts with an empty one.
+        // A forked process has a copy of the pool, but none of its threads, so it starts with an empty pool.
         pthread_atfork([] { reinterpret_cast<Pool *>(memory)->before_fork(); },
                        [] { reinterpret_cast<Pool *>(memory)->after_fork(); }, [] { new (memory) Pool; });
 #endif

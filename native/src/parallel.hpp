@@ -1,4 +1,4 @@
-// A loop over independent work on a few threads.
+// Loops over independent work on a few threads.
 #pragma once
 
 #include <algorithm>
@@ -9,12 +9,12 @@
 
 namespace kvmerge {
 
-// Calls work(context) on this thread and, as far as there are threads, on up to `helpers` of the pool's at the same
-// time. Returns when all have returned from it. work must not throw, and must be right however few threads run it.
+// Calls work(context) on this thread and at the same time on up to `helpers` threads of the pool, fewer where there are
+// fewer. Returns when all calls have. work must not throw, and its result must not depend on how many threads run it.
 void run_with_helpers(int64_t helpers, void (*work)(void *), void * context);
 
-// The pool: threads it has started, and the most it starts, which is as many as there are processors less the caller's.
-// Tests raise that.
+// How many threads the pool has started, and how many it starts at most: one for each processor but the caller's. Tests
+// raise the limit.
 int pool_size();
 void set_pool_limit(int threads);
 

@@ -1,4 +1,4 @@
-// Planning: a border around the kernel.
+// The functions of kvmerge.h that plan: they check arguments and call kernels.
 #include "cell_access.hpp"
 #include "kernels/kernels.hpp"
 #include "kvmerge.h"
@@ -13,7 +13,7 @@ using namespace kvmerge;
 
 namespace {
 
-constexpr int32_t MOST_CELLS = 1 << 27, MOST_DIMENSIONS = 1 << 16; // of what a caller gives as arrays
+constexpr int32_t MOST_CELLS = 1 << 27, MOST_DIMENSIONS = 1 << 16; // in arrays that a caller gives
 
 void require_rate(int32_t cell, double rate) {
     if (!(rate >= 0) || !std::isfinite(rate)) {
@@ -40,7 +40,7 @@ void plan(const CellView & keys, const CellView & values, int head, const int32_
                            p.key_cost, group, cost ? cost : &sum, known});
 }
 
-// Rows of floats as a cache of one head.
+// A view of rows of floats as the cells of one head.
 CellView rows(const float * x, int32_t n, int32_t dim) {
     return {const_cast<float *>(x), CELL_F32, 0, dim, n, std::ptrdiff_t(dim) * std::ptrdiff_t(sizeof(float))};
 }
@@ -63,7 +63,7 @@ kvmerge_status kvmerge_expected_attention(int32_t n, const double * rate, const 
         }
         std::vector<double> result(static_cast<size_t>(n));
         kernels().expected_attention({n, rate, prior, position, now, least, w, result.data()});
-        for (int32_t i = 0; i < n; i++) { // finite weights can be large enough for infinity - infinity
+        for (int32_t i = 0; i < n; i++) { // large finite weights can lead to infinity - infinity
             if (std::isnan(result[size_t(i)])) {
                 throw Error(KVMERGE_E_NUMERIC, text("cell %d: what it is expected to get is no number", i));
             }

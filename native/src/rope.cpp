@@ -1,3 +1,4 @@
+// The rotation of a layer's keys, from the parameters of its ROPE node.
 #include "rope.hpp"
 
 #include "llama_graph.hpp"
@@ -38,8 +39,8 @@ Rope rope_of(const ggml_tensor * write, int head_dim, int layer, const Device & 
                          layer, first));
     }
     const int pairs = p.n_dims / 2;
-    // YaRN (Peng et al. 2023): low frequencies are interpolated, high ones are not, a ramp between. Linear in the
-    // position.
+    // YaRN (Peng et al. 2023): low frequencies are interpolated, high ones are not, with a ramp between them. Angles
+    // stay linear in the position.
     const auto corr_dim = [&](float beta) {
         return p.n_dims * std::log(p.n_ctx_orig / (beta * 2 * 3.14159265358979323846)) / (2 * std::log(double(p.base)));
     };
@@ -49,7 +50,7 @@ Rope rope_of(const ggml_tensor * write, int head_dim, int layer, const Device & 
     if (const ggml_tensor * factors = key.rope->src[2]) {
         ggml.tensor_get(factors, factor.data(), 0, factor.size() * sizeof(float));
     }
-    const int still = first / 2; // pairs of neighbours before the rotated part: they turn by nothing
+    const int still = first / 2; // pairs before the rotated part, whose frequency is 0
     std::vector<double> freq(static_cast<size_t>(still + pairs));
     for (int i = 0; i < pairs; i++) {
         const double extrapolated = std::pow(double(p.base), -2.0 * i / p.n_dims) / factor[size_t(i)];

@@ -14,7 +14,7 @@ struct Rope {
     int n_rot = 0; // rotated dimensions of a key; 0: the keys carry no rotation
     bool neox = false;
     DeviceArray<double> freq; // [n_rot/2]: radians a position
-    int hadamard = 0; // llama.cpp stores quantised keys rotated by Hadamard matrices of this size; 0: it did not
+    int hadamard = 0;         // quantised keys are stored multiplied by Hadamard matrices of this size; 0: they are not
 };
 
 // `write`: the node that writes keys to the cache.

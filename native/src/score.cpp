@@ -1,4 +1,4 @@
-// What the logits say: negative log-likelihood, packed log probabilities, KL divergence. One row a token.
+// The functions of kvmerge.h on rows of numbers: likelihoods, packed log probabilities, KL divergence, entropy, spans.
 #include "kernels/kernels.hpp"
 #include "parallel.hpp"
 #include "status.hpp"
@@ -14,10 +14,10 @@ namespace {
 using namespace kvmerge;
 
 constexpr float PACKED_STEPS = 65535.0f;
-constexpr float WIDEST =
-    1e6f; // nats that a packed row may span: in a wider one, single precision loses the likeliest token
+// How many nats a packed row may span. In a wider one, single precision could not tell the likeliest token.
+constexpr float WIDEST = 1e6f;
 
-// Calls row(i) for every row; it returns false to report a NaN.
+// Calls row(i) for every row. row returns false to report a NaN.
 template <class Row>
 void for_rows(int64_t n, int32_t n_threads, Row && row) {
     parallel_for(n, n_threads, [&](int64_t i) {
@@ -28,7 +28,7 @@ void for_rows(int64_t n, int32_t n_threads, Row && row) {
 }
 
 void require_rows(const void * data, int64_t n_rows, int64_t n_vocab, int32_t n_threads) {
-    constexpr int64_t MOST = int64_t(1) << 40; // elements: more than any memory holds
+    constexpr int64_t MOST = int64_t(1) << 40; // elements, which is more than any memory holds
     require(data || n_rows == 0, "the rows are null");
     require(n_rows >= 0 && n_vocab > 0 && n_vocab < INT32_MAX,
             "n_rows must not be negative and a row's length 1..2^31 - 2");
@@ -36,7 +36,7 @@ void require_rows(const void * data, int64_t n_rows, int64_t n_vocab, int32_t n_
     require(n_threads > 0 && n_threads <= 1024, "n_threads must be 1..1024");
 }
 
-// Whether a packed row's header is one that kvmerge_pack_log_probs() writes: no token is above a probability of 1.
+// Whether kvmerge_pack_log_probs() may have written a packed row's header: no probability is above 1.
 bool is_packed(float scale, float low) {
     return scale >= 0 && scale * PACKED_STEPS <= WIDEST && std::fabs(low) <= 2 * WIDEST &&
            low + scale * PACKED_STEPS <= 1;
@@ -136,7 +136,7 @@ kvmerge_status kvmerge_kl_divergence(const void * packed, const float * logits, 
             std::ptrdiff_t top;
             kernels().log_sum_exp({x, n_vocab, &lse, &top});
             kernels().kl_row({base, scale, low, x, lse, n_vocab, &kl[i]});
-            // Sixteen bits may tie the likeliest tokens: agreeing with any of them is agreeing.
+            // At 16 bits the likeliest tokens may tie. The tokens agree if this one is any of them.
             same_top[i] = base[top] == *std::max_element(base, base + n_vocab);
             return std::isfinite(kl[i]);
         });
@@ -179,7 +179,7 @@ kvmerge_status kvmerge_find_spans(const float * value, int64_t n_rows, int32_t n
             }
         }
         std::fill(span, span + n_rows * n, -1);
-        for (int64_t row = 0; row < n_rows; row++) { // rows may be more than an int counts
+        for (int64_t row = 0; row < n_rows; row++) { // n_rows may not fit the int of the kernel
             kernels().find_spans({value + row * n, n, 1, first, end, threshold, longest, span + row * n});
         }
     });

@@ -1,4 +1,4 @@
-// What an observer adds up at a stop of the graph: attention received, row entropies, moments of queries.
+// What an observer adds up at a stop of the graph: attention mass, row entropies, moments of queries.
 #include "llama_graph.hpp"
 #include "observer.hpp"
 #include "parallel.hpp"
@@ -32,7 +32,7 @@ void skip_rows(ScoreStatsArgs & a, int rows) {
 
 } // namespace
 
-// Where a layer's statistics are added up: on the GPU where its attention is computed there, else on the host.
+// Makes the arrays of a layer's statistics: on the GPU if its attention is computed there, else on the host.
 void kvmerge_observer::prepare(Layer & l, const ggml_tensor * node) {
     const bool here = device->owns(node->data) && (device == &host_device() || !is_host(node, params.ggml));
     if (l.stats_device) {
@@ -73,7 +73,7 @@ void kvmerge_observer::add_queries(Stop & stop, const ggml_tensor * q, int layer
         return;
     }
     NodeData & data = stop.keep({q, *l.stats_device, params.ggml});
-    if (q->ne[1] < ENOUGH_QUERIES && l.stats_device == &host_device()) { // for few, the kernel is mostly overhead
+    if (q->ne[1] < ENOUGH_QUERIES && l.stats_device == &host_device()) { // too few for a kernel: they wait
         for (int64_t r = 0; r < q->ne[1]; r++) {
             keep_query(l, data.as<const char>(size_t(r) * q->nb[1]), q->nb[2]);
         }
@@ -88,7 +88,7 @@ void kvmerge_observer::add_queries(Stop & stop, const ggml_tensor * q, int layer
     count_queries(l, int(n_rows));
 }
 
-// Accounts for tokens whose queries a kernel adds to the moments.
+// Counts tokens whose queries a kernel adds to the moments.
 void kvmerge_observer::count_queries(Layer & l, int n_rows) {
     l.query_weight = l.query_weight * l.query_keep + double(n_rows) * heads_per_kv();
     l.query_keep = 1;
@@ -112,15 +112,15 @@ void kvmerge_observer::add_waiting_queries(Layer & l) {
         return;
     }
     host_device().query_moments({l.queries.data(), std::ptrdiff_t(ENOUGH_QUERIES) * l.k.dim(), l.k.dim(),
-                                 params.n_head_kv, heads_per_kv(), l.n_queries, l.k.dim(), l.query_keep, l.query_sum.data(),
-                                 l.query_second.data()});
+                                 params.n_head_kv, heads_per_kv(), l.n_queries, l.k.dim(), l.query_keep,
+                                 l.query_sum.data(), l.query_second.data()});
     count_queries(l, l.n_queries);
     l.n_queries = 0;
 }
 
 void kvmerge_observer::add_waiting_queries() {
     if (std::none_of(layers.begin(), layers.end(), [](const Layer & l) { return l.n_queries > 0; })) {
-        return; // after a block of a prompt none are: no threads for nothing
+        return; // as after most blocks of a prompt: no need to wake threads
     }
     parallel_for(params.n_layer, params.n_threads, [&](int64_t layer) { add_waiting_queries(layers[size_t(layer)]); });
 }
@@ -143,7 +143,7 @@ void kvmerge_observer::add_exact_bias(ggml_tensor * kq, int layer) {
     data.write_back(kq, params.ggml);
 }
 
-// Counts the cells each row sees and finds the last that any does, once for each mask of a ubatch.
+// Counts the cells that each row sees and finds the last cell that any row sees, once for each mask of a ubatch.
 void kvmerge_observer::look_at_mask(const ggml_tensor * mask, int n_kv, int n_rows) {
     if (mask &&
         ((mask->type != GGML_TYPE_F32 && mask->type != GGML_TYPE_F16) || mask->ne[0] < n_kv || mask->ne[1] < n_rows)) {
@@ -191,8 +191,8 @@ const float * kvmerge_observer::visible_on(Layer & l) {
     return l.inv_log_visible.data();
 }
 
-// Calls a kernel for the rows whose attention counts: all, or the last few for the mass, and then all for the
-// entropies.
+// Calls a kernel for the observation queries. Where those are the last few rows, the mass is over them and the
+// entropies are of all rows.
 template <class Args, class Kernel>
 void kvmerge_observer::in_observed(const Args & args, Kernel && kernel) const {
     const int skipped = params.mass_queries > 0 ? args.n_rows - std::min(args.n_rows, params.mass_queries) : 0;
@@ -240,7 +240,7 @@ void kvmerge_observer::add_attention(Stop & stop, ggml_tensor * p, int layer) {
     l.tokens_seen += n_rows;
 }
 
-// Flash attention leaves no matrix: the same statistics from its queries and the cached keys.
+// Flash attention leaves no matrix of probabilities: the statistics are made from its queries and the cached keys.
 void kvmerge_observer::add_flash_attention(Stop & stop, ggml_tensor * node, int layer) {
     const Attention attention = attention_of(node, layer);
     const ggml_tensor * q = node->src[0];

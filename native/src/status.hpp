@@ -17,11 +17,10 @@ struct Error : std::runtime_error {
     Error(kvmerge_status status, const std::string & what) : std::runtime_error(what), status(status) {}
 };
 
-#if defined(__GNUC__)
-__attribute__((format(printf, 1, 2)))
+#if defined(__GNUC__) // checks the arguments against the format
+std::string text(const char * format, ...) __attribute__((format(printf, 1, 2)));
 #endif
-inline std::string
-text(const char * format, ...) {
+inline std::string text(const char * format, ...) {
     char buffer[512];
     va_list args;
     va_start(args, format);

@@ -1,4 +1,4 @@
-// One stop of llama.cpp's graph: what was computed is looked at by kernels before the graph goes on.
+// A stop: the end of a piece of llama.cpp's graph, where kernels look at a node's data before the graph goes on.
 #pragma once
 
 #include "cells.hpp"
@@ -28,7 +28,7 @@ class NodeData {
     T * as(size_t offset = 0) {
         return reinterpret_cast<T *>(static_cast<char *>(data_) + offset);
     }
-    // What was changed in a copy goes back; in place it is there already.
+    // Uploads the copy, if there is one.
     void write_back(ggml_tensor * t, const kvmerge_ggml & ggml) const {
         if (data_ == copy_.data()) {
             ggml.tensor_set(t, copy_.data(), 0, copy_.size());
@@ -40,7 +40,7 @@ class NodeData {
     void * data_ = nullptr;
 };
 
-// The mass and entropy of one KV head.
+// The arguments with the mass and entropy of one KV head.
 template <class Args>
 Args stats_of(Args a, int64_t h) {
     a.n_kv_heads = 1;
@@ -49,7 +49,7 @@ Args stats_of(Args a, int64_t h) {
     return a;
 }
 
-// What a kernel does for one KV head.
+// The part of a kernel's work that is for KV head h.
 inline AttentionStatsArgs slice(AttentionStatsArgs a, int64_t h) {
     a.p += h * a.heads_per_kv * a.head_stride;
     return stats_of(a, h);
@@ -81,13 +81,13 @@ inline int64_t operations(const QueryMomentsArgs & a) {
     return int64_t(a.n_kv_heads) * a.heads_per_kv * a.n_rows * a.dim * a.dim / 2;
 }
 
-// The kernels to run at one stop of the graph, none of which needs another's results. The host runs them a KV head at a
-// time, on several threads where that is worth starting them; a GPU takes all KV heads at once.
+// The kernels to run at one stop of the graph. None needs another's results. The host runs them one KV head at a time,
+// on several threads if there is enough to do. A GPU takes all KV heads at once.
 class Stop {
   public:
     template <class Args>
     void add(const Device & device, void (*Device::*kernel)(const Args &), const Args & all) {
-        constexpr int64_t WORTH_THREADS = 1 << 23; // as many take longer than it takes until two threads have started
+        constexpr int64_t WORTH_THREADS = 1 << 23; // fewer are done before two threads have started
         if (&device != &host_device() || operations(all) < WORTH_THREADS) {
             runs_.push_back([&device, kernel, all] { (device.*kernel)(all); });
             return;
@@ -97,7 +97,7 @@ class Stop {
             runs_.push_back([&device, kernel, a = slice(all, h)] { (device.*kernel)(a); });
         }
     }
-    // What a kernel reads, until all have run.
+    // Keeps what a kernel reads until all have run.
     NodeData & keep(NodeData data) { return data_.emplace_back(std::move(data)); }
     void run(int n_threads) {
         parallel_for(int64_t(runs_.size()), sliced_ ? n_threads : 1, [&](int64_t i) { runs_[size_t(i)](); });

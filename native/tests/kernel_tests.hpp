@@ -1,4 +1,5 @@
-// The kernels of the list against the double-precision reference: the same tests for every implementation, of the CPU or of CUDA.
+// Tests of each kernel against the double-precision reference. They are the same for every implementation, of the CPU
+// or of CUDA.
 #pragma once
 
 #include "check.hpp"
@@ -90,7 +91,8 @@ static void test_attention_stats(const Table & fast, Random & random) {
         const int visible = random.integer(1, cells);
         inverse[r] = visible > 1 ? float(1 / std::log(double(visible))) : 0.0f;
         for (int h = 0; h < heads; h++) { // sharpness 0: all tie
-            softmax_row(random, visible, 0.1f * float(random.integer(0, 80)), p.data() + h * head_stride + r * row_stride);
+            softmax_row(random, visible, 0.1f * float(random.integer(0, 80)),
+                        p.data() + h * head_stride + r * row_stride);
         }
     }
     const int case_of = random.integer(0, 9);
@@ -129,7 +131,7 @@ static void test_attention_stats(const Table & fast, Random & random) {
         }
     }
     for (int i = 0; i < heads * rows; i++) {
-        if (std::isfinite(expected_entropy[i]) || case_of != 2) { // with an infinity in it, a row has no entropy to agree on
+        if (std::isfinite(expected_entropy[i]) || case_of != 2) { // a row with an infinity in it has no entropy
             CHECK_NEAR(entropy[i], expected_entropy[i], 1e-5, 0);
         }
     }
@@ -172,7 +174,7 @@ struct TestCells {
         reference.gather_cells({view, head, index.data(), n_cells, out.data()});
         return out;
     }
-    // What rounding to the type may cost of a number of this size: the last place, or a step of the block's scale.
+    // How far rounding to the type may move a number of this size: the last place, or a step of the scale.
     double tolerance(double block_max) const {
         return view.type == CELL_F32    ? 4e-6
                : view.type == CELL_F16  ? 1e-3 * block_max + 1e-6
@@ -227,7 +229,8 @@ static void test_every_half(const Table & fast) {
             all[i / dim] = int32_t(i / dim);
         }
         std::vector<float> x(half.size()), expected(half.size());
-        const CellView from = {half.data(), CELL_F16, 0, dim, n, 2 * dim}, to = {back.data(), CELL_F16, 0, dim, n, 2 * dim};
+        const CellView from = {half.data(), CELL_F16, 0, dim, n, 2 * dim},
+                       to = {back.data(), CELL_F16, 0, dim, n, 2 * dim};
         fast.gather_cells({from, 0, all.data(), n, x.data()});
         reference.gather_cells({from, 0, all.data(), n, expected.data()});
         fast.scatter_cells({to, 0, all.data(), n, x.data()});
@@ -261,8 +264,8 @@ static void test_scatter_cells(const Table & fast, Random & random) {
     const int head = random.integer(0, cells.heads - 1);
     auto in = normals(random, size_t(n) * cells.dim);
     for (float & x : in) { // all that half precision rounds: ties, subnormals, overflow
-        const float special[] = {0.0f,     -0.0f,         INF,           -INF,         65504.0f, 65519.99f, -65520.0f,
-                                 1e-30f,   5.9604645e-8f, 2.9802322e-8f, 6.097555e-5f, 2049.0f,  2051.0f};
+        const float special[] = {0.0f,   -0.0f,         INF,           -INF,         65504.0f, 65519.99f, -65520.0f,
+                                 1e-30f, 5.9604645e-8f, 2.9802322e-8f, 6.097555e-5f, 2049.0f,  2051.0f};
         if (cells.view.type != CELL_Q8_0 && random.integer(0, 4) == 0) {
             x = random.integer(0, 1) ? special[random.integer(0, 12)] : std::ldexp(x, random.integer(-30, 18));
         }
@@ -272,7 +275,7 @@ static void test_scatter_cells(const Table & fast, Random & random) {
     }
     fast.scatter_cells({cells.view, head, which.data(), n, in.data()});
     reference.scatter_cells({expected.view, head, which.data(), n, in.data()});
-    CHECK(std::memcmp(cells.view.data, expected.view.data, cells.memory->n) == 0); // the very same bits, and nothing else touched
+    CHECK(std::memcmp(cells.view.data, expected.view.data, cells.memory->n) == 0); // all bits, also around them
 }
 
 template <class Table>
@@ -358,12 +361,13 @@ template <class Table>
 static void test_query_moments(const Table & fast, Random & random) {
     const int kv_heads = random.integer(1, 3), heads_per_kv = random.integer(1, 4), rows = random.integer(1, 20),
               dim = random.integer(1, 130);
-    const int row_stride = dim * kv_heads * heads_per_kv, head_stride = dim; // as llama.cpp lays queries out: [token][head][dim]
+    const int row_stride = dim * kv_heads * heads_per_kv, head_stride = dim; // [token][head][dim], as in llama.cpp
     const auto q = normals(random, size_t(rows) * row_stride);
     const size_t n = size_t(kv_heads) * dim;
     Guarded<float> sum(n, 1), second(n * dim, 2), expected_sum(n, 1), expected_second(n * dim, 2);
-    QueryMomentsArgs args = {q.data(), head_stride, row_stride, kv_heads, heads_per_kv, rows, dim, random.integer(0, 1) ? 1.0f : 0.7f,
-                             sum,      second};
+    QueryMomentsArgs args = {q.data(),     head_stride, row_stride, kv_heads,
+                             heads_per_kv, rows,        dim,        random.integer(0, 1) ? 1.0f : 0.7f,
+                             sum,          second};
     fast.query_moments(args);
     args.sum = expected_sum;
     args.second = expected_second;
@@ -405,7 +409,7 @@ static void test_fold_direction(const Table & fast, Random & random) {
     }
 }
 
-// What a plan makes of some heads: random groups, destinations that are other groups' members.
+// Random groups of some heads, with destinations that are members of other groups.
 template <class Table>
 static void test_merge_cells(const Table & fast, Random & random) {
     const int n_cells = random.integer(1, 90), n_heads = random.integer(1, 3);
@@ -450,9 +454,10 @@ static void test_merge_cells(const Table & fast, Random & random) {
         a.bias = normals(random, groups);
         a.scratch = std::make_unique<Guarded<float>>(size_t(groups) * (keys.dim + values.dim));
         const bool folds = random.integer(0, 1);
-        heads.push_back({keys.view, values.view, h, groups, a.start.data(), a.member.data(), a.delta.data(), a.weight.data(),
-                         a.value_weight.data(), a.dest.data(), folds ? a.bias.data() : nullptr, folds ? u.data() : nullptr,
-                         *a.scratch, n_rot, random.integer(0, 1), freq.data(), rotated ? random.integer(0, 1) ? 64 : 32 : 0});
+        heads.push_back({keys.view, values.view, h, groups, a.start.data(), a.member.data(), a.delta.data(),
+                         a.weight.data(), a.value_weight.data(), a.dest.data(), folds ? a.bias.data() : nullptr,
+                         folds ? u.data() : nullptr, *a.scratch, n_rot, random.integer(0, 1), freq.data(),
+                         rotated ? random.integer(0, 1) ? 64 : 32 : 0});
         expected.push_back(heads.back());
         expected.back().k = expected_keys.view;
         expected.back().v = expected_values.view;
@@ -521,9 +526,10 @@ static void test_moved_cells_keep_bits(const Table & fast) {
             std::iota(start.begin(), start.end(), 0);
             const Vec<float> one(n, 1.0f);
             Vec<float> scratch(size_t(n) * 2 * dim);
-            const MergeHead head = {keys.view,   values.view, 0,         n,       start.data(), from.data(),
-                                    delta.data(), one.data(), one.data(), to.data(), nullptr, nullptr,
-                                    scratch.data(), 0, 0, nullptr, 0};
+            const MergeHead head = {
+                keys.view,  values.view, 0,         n,       start.data(), from.data(),    delta.data(),
+                one.data(), one.data(),  to.data(), nullptr, nullptr,      scratch.data(), 0,
+                0,          nullptr,     0};
             Vec<MergeHead> heads(1, head);
             fast.merge_cells({heads.data(), 1});
             const auto k = keys.all(0), v = values.all(0), k0 = before_k.all(0), v0 = before_v.all(0);
@@ -592,7 +598,9 @@ static void test_expected_attention(const Table & fast, Random & random) {
     for (int i = 0; i < n; i++) {
         position[i] = now - (n - i) * random.integer(1, now / n);
     }
-    prior[0] = random.integer(0, 3) ? prior[0] : random.integer(0, 1) ? 1000.0f : -1000.0f; // more and less than a float holds
+    if (random.integer(0, 3) == 0) { // more or less than a float holds
+        prior[0] = random.integer(0, 1) ? 1000.0f : -1000.0f;
+    }
     Guarded<double> expected(n), exact(n);
     ExpectedAttentionArgs args = {n, rate.data(), prior.data(), position.data(), now, 1e-6, weight.data(), expected};
     fast.expected_attention(args);
@@ -607,7 +615,8 @@ static void test_expected_attention(const Table & fast, Random & random) {
     CHECK(std::isnan(expected[0]) && (n == 1 || !std::isnan(expected[1])));
 }
 
-// Rounding may turn a choice between two operations of nearly the same price: what has to agree is what was paid in all.
+// Rounding may turn a choice between two operations of nearly the same price. So the plans may differ, and what has to
+// agree is the sum of the prices.
 template <class Table>
 static void test_plan_groups(const Table & fast, Random & random) {
     const int n = random.integer(1, random.integer(0, 3) ? 60 : 150), heads = random.integer(1, 3),
@@ -647,7 +656,7 @@ static void test_plan_groups(const Table & fast, Random & random) {
     }
     CHECK(groups == n - operations);
 
-    // What a call leaves for the next changes nothing, and is true.
+    // What a call remembers for the next one is true, and does not change the plan.
     Vec<Neighbour> known(n_cells);
     for (int again = 0; again < 2; again++) {
         Guarded<int32_t> same(n);
@@ -670,7 +679,7 @@ static void test_plan_groups(const Table & fast, Random & random) {
             CHECK_NEAR(known[c].values, apart(v, values.dim, c, known[c].next), 1e-6, 1e-4);
         }
     }
-    // What a call is given it takes: cells that are said to be alike merge, at no cost.
+    // A call believes what it is given: cells that are said to be alike merge at no cost.
     if (operations > 0 && end - first > 1 && largest > 1) {
         for (int i = first; i + 1 < end; i++) {
             known[which[i]] = {which[i + 1], 0, 0};
@@ -718,7 +727,8 @@ static void test_kl_row(const Table & fast, Random & random) {
     CHECK(expected >= -1e-12);
 }
 
-// Runs the tests of a list on a table: KVMERGE_KERNELS(KVMERGE_TEST) inside a function with `table`, `isa`, `seed` and `times`.
+// Runs the tests of a list of kernels: KVMERGE_KERNELS(KVMERGE_TEST) in a function with `table`, `isa`, `seed`,
+// `times`.
 #define KVMERGE_TEST(name, Args)                 \
     {                                            \
         std::printf("  %-16s %s\n", #name, isa); \

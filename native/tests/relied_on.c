@@ -16,11 +16,11 @@ static void check(const char * what, long long here, long long expected, const c
     }
 }
 
-#define CONSTANT(name, value) check(#name, (long long) (name), value, "value");
-#define STRUCT(name, bytes) check("struct " #name, (long long) sizeof(struct name), bytes, "size");
-#define FIELD(type, name, offset, bytes)                                                                                 \
-    check("struct " #type ", field " #name ",", (long long) offsetof(struct type, name), offset, "offset");              \
-    check("struct " #type ", field " #name ",", (long long) sizeof(((struct type *) 0)->name), bytes, "size");
+#define CONSTANT(name, value) check(#name, (long long)(name), value, "value");
+#define STRUCT(name, bytes) check("struct " #name, (long long)sizeof(struct name), bytes, "size");
+#define FIELD(type, name, offset, bytes)                                                                   \
+    check("struct " #type ", field " #name ",", (long long)offsetof(struct type, name), offset, "offset"); \
+    check("struct " #type ", field " #name ",", (long long)sizeof(((struct type *)0)->name), bytes, "size");
 
 int main(void) {
 #include "relied_on.inc"

@@ -392,7 +392,8 @@ static void test_plans() {
     const auto k = f.k, v = f.v;
     std::vector<int32_t> moved(Fixture::CELLS, 0);
     MoveArrays a;
-    kvmerge_moves moves = {a.target.data(), a.weight.data(), nullptr, a.position.data(), a.dest.data(), moved.data(), 1};
+    kvmerge_moves moves = {a.target.data(), a.weight.data(), nullptr, a.position.data(),
+                           a.dest.data(),   moved.data(),    1};
     a.position[1] = INT_MIN;
     moved[1] = INT_MAX;
     CHECK(kvmerge_apply(o, &moves) == KVMERGE_E_ARGUMENT && says("cell 1") && says("2^31 - 1 away"));
@@ -490,8 +491,7 @@ static void test_scoring() {
         CHECK(kvmerge_row_entropy(x, rows, 2, &entropy) == KVMERGE_E_ARGUMENT);
         CHECK(kvmerge_find_spans(x, rows, 2, 0, 2, .5f, 3, &span) == KVMERGE_E_ARGUMENT);
     }
-    for (const float bad :
-         {NAN, INFINITY, -1.0f, 1e30f, 1e3f}) { // a scale that no packing gives: 1e3 spans 65 million nats
+    for (const float bad : {NAN, INFINITY, -1.0f, 1e30f, 1e3f}) { // scales that no packing gives
         CHECK(kvmerge_pack_log_probs(x, 1, 2, 1, packed) == KVMERGE_OK);
         CHECK(kvmerge_kl_divergence(packed, x, 1, 2, 1, &out, &same) == KVMERGE_OK);
         std::memcpy(packed, &bad, 4);

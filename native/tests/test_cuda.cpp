@@ -1,4 +1,4 @@
-// Every kernel of the list that works on cells, CUDA's: on a GPU through managed memory, or without one on the shim's fibers.
+// CUDA's version of every device kernel: on a GPU, by way of managed memory, or without one on the shim's fibers.
 #include "kernel_tests.hpp"
 
 #include "device.hpp"

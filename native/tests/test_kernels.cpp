@@ -1,6 +1,6 @@
 // Every kernel of the list, at the instruction set that KVMERGE_ISA names.
-#include "kernel_tests.hpp"
 #include "isa.hpp"
+#include "kernel_tests.hpp"
 
 int main(int argc, char ** argv) {
     const unsigned seed = seed_of(argc, argv), times = test_rounds(200);

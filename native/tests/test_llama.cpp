@@ -1,5 +1,5 @@
-// The library in the real llama.cpp, whose libraries lie in the folder that is given: a tiny model is decoded, a plan
-// made and applied, and the cells compared with what the plan says in double precision.
+// The library in the real llama.cpp, whose libraries lie in the folder that is given: a tiny model is decoded, its
+// cells are planned over and rewritten, and then compared with what the plans say in double precision.
 #include "check.hpp"
 #include "isa.hpp"
 #include "kvmerge.h"
@@ -13,7 +13,7 @@
 #include <string>
 #include <unistd.h>
 
-#define LLAMA_FUNCTIONS(X)            \
+#define LLAMA_FUNCTIONS(X)             \
     X(ggml_backend_load_all_from_path) \
     X(ggml_backend_tensor_get)         \
     X(ggml_backend_tensor_set)         \
@@ -59,19 +59,21 @@ void load(const std::string & folder) {
             std::exit(1);
         }
     }
-#define KVMERGE_FIND(name)                                                                       \
-    llama.name = reinterpret_cast<decltype(&::name)>(dlsym(RTLD_DEFAULT, #name));                \
-    if (!llama.name) {                                                                           \
-        std::printf("no %s in %s\n", #name, folder.c_str());                                     \
-        std::exit(1);                                                                            \
+#define KVMERGE_FIND(name)                                                        \
+    llama.name = reinterpret_cast<decltype(&::name)>(dlsym(RTLD_DEFAULT, #name)); \
+    if (!llama.name) {                                                            \
+        std::printf("no %s in %s\n", #name, folder.c_str());                      \
+        std::exit(1);                                                             \
     }
     LLAMA_FUNCTIONS(KVMERGE_FIND)
 #undef KVMERGE_FIND
-    llama.llama_log_set([](ggml_log_level level, const char * text, void *) {
-        if (level == GGML_LOG_LEVEL_ERROR) {
-            std::printf("%s", text);
-        }
-    }, nullptr);
+    llama.llama_log_set(
+        [](ggml_log_level level, const char * text, void *) {
+            if (level == GGML_LOG_LEVEL_ERROR) {
+                std::printf("%s", text);
+            }
+        },
+        nullptr);
     llama.llama_backend_init();
     llama.ggml_backend_load_all_from_path(folder.c_str());
 }
@@ -178,7 +180,7 @@ Vectors read(kvmerge_observer * observer, int layer, int head, const std::vector
     return v;
 }
 
-// The prompt's cells as a plan has made them of what they were.
+// Compares the prompt's cells with what the plans make of the cells before.
 void compress(Run & run, const Case & c) {
     std::vector<int32_t> cells(PROMPT);
     for (int i = 0; i < PROMPT; i++) {
@@ -247,8 +249,8 @@ void compress(Run & run, const Case & c) {
                 }
                 members++;
                 const double w = weight[size_t(head) * CELLS + i];
-                const float *const k = before[head].keys.data() + size_t(i) * DIM,
-                                  *const v = before[head].values.data() + size_t(i) * DIM;
+                const float * const k = before[head].keys.data() + size_t(i) * DIM;
+                const float * const v = before[head].values.data() + size_t(i) * DIM;
                 for (int j = 0; j < DIM; j += 2) {
                     const double angle = (pivot - i) * frequency[j / 2];
                     const double cosine = std::cos(angle), sine = std::sin(angle);

@@ -41,7 +41,7 @@ static void test_statistics() {
     CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
 }
 
-// Cells behind the last that any row sees are not looked at, whoever sees most.
+// Cells behind the last one that any row sees are not looked at.
 static void test_unseen_cells() {
     for (const int seen : {1, 3, 5, 8}) {
         Fixture f;
@@ -63,7 +63,7 @@ static void test_unseen_cells() {
     }
 }
 
-// Of a large ubatch, the moments are those of tokens in even distances.
+// The moments of a large ubatch are those of tokens at even distances.
 static void test_many_queries() {
     constexpr int N = 200, STEP = 3;
     Fixture f;
@@ -93,7 +93,7 @@ static void test_many_queries() {
     CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
 }
 
-// Few queries at a time, as in a generation: none is lost, and a new block weighs the ones before down.
+// Few queries at a time, as in a generation: none is lost, and a new block gives earlier ones less weight.
 static void test_few_queries() {
     Fixture f;
     Random random(6);
@@ -154,7 +154,7 @@ static void test_merge_and_move() {
         const auto value = [&](const std::vector<float> & x, int cell, int i) {
             return transposed ? x[i * Fixture::CELLS + cell] : x[cell * Fixture::DIM + i];
         };
-        MoveArrays moves; // 0 and 1 merge into cell 2, cell 2 moves to cell 0: each destination is another group's source
+        MoveArrays moves; // 0 and 1 merge into cell 2, and 2 moves to cell 0: each goes where the other was
         moves.target[1] = 0;
         moves.weight[0] = 0.25f;
         moves.weight[1] = 0.75f;
@@ -214,7 +214,7 @@ static void test_plan_cells() {
     }
 }
 
-// Of keys that carry no rotation: those that do are the kernel test's.
+// With keys that carry no rotation. The kernel's own test has rotated ones.
 static void test_project_cells() {
     for (const bool transposed : {false, true}) {
         Fixture f(transposed);
@@ -248,7 +248,7 @@ static void test_project_cells() {
     }
 }
 
-// What planning remembers of a cell it forgets when the cell is written, by whomever.
+// Planning forgets what it remembers of a cell when the cell is written, whoever writes it.
 static void test_plan_forgets() {
     for (const bool transposed : {false, true}) {
         Fixture f(transposed);
@@ -315,7 +315,7 @@ static void test_plan_forgets() {
     }
 }
 
-// Where the softmax writes over its scores, one stop a layer shows the queries too, once the first graph has told so.
+// Where the softmax writes over its scores, one stop a layer shows the queries too, from the second graph on.
 static void test_queries_at_the_softmax() {
     float mean[2][4], second[2][16];
     for (int in_place = 0; in_place < 2; in_place++) {
@@ -379,7 +379,8 @@ static void test_exact_bias() {
     f.decode(o);
     for (int row = 0; row < Fixture::TOKENS * Fixture::HEADS; row++) {
         for (int c = 0; c < Fixture::CELLS; c++) {
-            CHECK_NEAR(f.scores[row * Fixture::CELLS + c] * 0.5, c == 1 ? std::log(2.0) : 0, 1e-6, 0); // times the scale
+            const double scaled = 0.5 * f.scores[row * Fixture::CELLS + c];
+            CHECK_NEAR(scaled, c == 1 ? std::log(2.0) : 0, 1e-6, 0);
         }
     }
     CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
@@ -411,7 +412,8 @@ static void test_refusals() {
     kvmerge_observer * w = make(wide);
     f.decode(w);
     MoveArrays beyond;
-    beyond.target.resize(12, -1), beyond.position.resize(12, 0), beyond.dest.resize(12, 0), beyond.weight.resize(12, 1.0f);
+    beyond.target.resize(12, -1), beyond.position.resize(12, 0), beyond.dest.resize(12, 0),
+        beyond.weight.resize(12, 1.0f);
     beyond.target[9] = 9;
     beyond.dest[9] = 5;
     CHECK(beyond.apply(w) == KVMERGE_E_ARGUMENT);
@@ -466,7 +468,8 @@ static void test_refusals() {
 // Flash attention shows no matrix: mass, entropy and moments come out as from the matrix.
 static void test_flash_attention() {
     Fixture f(false);
-    const kvmerge_observer_params params = params_for(KVMERGE_OBSERVE_MASS | KVMERGE_OBSERVE_ENTROPY, KVMERGE_BIAS_FOLDED);
+    const kvmerge_observer_params params =
+        params_for(KVMERGE_OBSERVE_MASS | KVMERGE_OBSERVE_ENTROPY, KVMERGE_BIAS_FOLDED);
     kvmerge_observer * flash = make(params);
     kvmerge_observer * matrix = make(params);
     std::vector<uint16_t> half_mask(Fixture::CELLS * Fixture::TOKENS, 0xfc00);
@@ -523,14 +526,15 @@ static void test_flash_attention() {
     float mean[2][Fixture::DIM], second[2][Fixture::DIM * Fixture::DIM];
     CHECK(kvmerge_query_moments(flash, 0, 0, mean[0], second[0]) == KVMERGE_OK);
     CHECK(kvmerge_query_moments(matrix, 0, 0, mean[1], second[1]) == KVMERGE_OK);
-    CHECK(std::memcmp(mean[0], mean[1], sizeof mean[0]) == 0 && std::memcmp(second[0], second[1], sizeof second[0]) == 0);
+    CHECK(std::memcmp(mean[0], mean[1], sizeof mean[0]) == 0 &&
+          std::memcmp(second[0], second[1], sizeof second[0]) == 0);
     CHECK(kvmerge_query_moments(flash, 1, 0, mean[0], second[0]) == KVMERGE_E_ARGUMENT);
     CHECK(kvmerge_query_moments(flash, 0, 0, nullptr, second[0]) == KVMERGE_E_ARGUMENT);
     CHECK(kvmerge_observer_free(flash) == KVMERGE_OK);
     CHECK(kvmerge_observer_free(matrix) == KVMERGE_OK);
 }
 
-// An observation window: the mass is of the newest queries, whatever ubatch they came in.
+// With observation queries the mass is over the newest ones, whatever ubatch they came in.
 static void test_window() {
     Fixture f;
     auto params = params_for(KVMERGE_OBSERVE_MASS, KVMERGE_BIAS_NONE);
@@ -573,7 +577,7 @@ static void test_value_weights() {
     CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
 }
 
-// Layers that are not in the list are not stopped at, and their caches, which may have fewer cells, only count as memory.
+// At layers that are not in the list nothing stops. Their caches, which may have fewer cells, only count as memory.
 static void test_layers_left_alone() {
     const int32_t layers[] = {3, 7};
     auto params = params_for(KVMERGE_OBSERVE_MASS, KVMERGE_BIAS_NONE);

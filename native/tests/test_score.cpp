@@ -57,7 +57,8 @@ int main() {
         CHECK(kvmerge_score(a.data(), rows, vocab, target.data(), 2, nll.data()) == KVMERGE_OK);
         CHECK(kvmerge_pack_log_probs(a.data(), rows, vocab, 2, packed.data()) == KVMERGE_OK);
         CHECK(kvmerge_kl_divergence(packed.data(), b.data(), rows, vocab, 2, kl.data(), same.data()) == KVMERGE_OK);
-        CHECK(kvmerge_kl_divergence(packed.data(), a.data(), rows, vocab, 2, self.data(), same_self.data()) == KVMERGE_OK);
+        CHECK(kvmerge_kl_divergence(packed.data(), a.data(), rows, vocab, 2, self.data(), same_self.data()) ==
+              KVMERGE_OK);
         for (int r = 0; r < rows; r++) {
             const float * x = a.data() + size_t(r) * vocab;
             double z = 0;

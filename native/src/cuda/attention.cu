@@ -6,8 +6,9 @@
 namespace kvmerge {
 namespace cuda {
 
-// A block takes a tile of cells and a chunk of rows: column sums stay in registers, row sums go through the warp. Partial sums are added up in
-// a fixed order afterwards, so that the same input gives the same bits; atomics would not.
+// A thread block takes a tile of cells and a chunk of rows. Column sums stay in registers, row sums go through the
+// warp. Partial sums are added up in a fixed order afterwards, so that the same input gives the same bits; atomics
+// would not.
 constexpr int THREADS = 128;
 constexpr int CELLS_A_THREAD = 4; // one float4
 constexpr int TILE = THREADS * CELLS_A_THREAD;
@@ -19,11 +20,12 @@ struct Matrix {
     std::ptrdiff_t head_stride, row_stride;
     int heads_per_kv, n_rows, n_cells;
     __device__ const float * row(int kv_head, int r) const {
-        return x + std::ptrdiff_t(kv_head * heads_per_kv + r / n_rows) * head_stride + std::ptrdiff_t(r % n_rows) * row_stride;
+        return x + std::ptrdiff_t(kv_head * heads_per_kv + r / n_rows) * head_stride +
+               std::ptrdiff_t(r % n_rows) * row_stride;
     }
 };
 
-// How scores become probabilities; of a matrix of probabilities, nothing.
+// How scores become probabilities. Empty where the matrix holds probabilities already.
 struct Softmax {
     const float * lse; // [KV heads][heads_per_kv * rows]; null: the matrix holds probabilities
     const uint16_t * mask;
@@ -98,8 +100,8 @@ __global__ void add_columns(const float * part, int chunks, int n_cells, float *
     }
 }
 
-__global__ void add_rows(const float * part, int n_tiles, int all_rows, int n_rows, const float * inverse, float * entropy,
-                         std::ptrdiff_t entropy_stride) {
+__global__ void add_rows(const float * part, int n_tiles, int all_rows, int n_rows, const float * inverse,
+                         float * entropy, std::ptrdiff_t entropy_stride) {
     const int r = blockIdx.x * blockDim.x + threadIdx.x;
     if (r < all_rows) {
         float sum = 0;
@@ -122,8 +124,8 @@ static void launch_tiles(const Launch & launch, bool vector, const Matrix & m, c
     if (!mass) {
         return;
     }
-    KVMERGE_LAUNCH(add_columns, dim3(ceil_div(m.n_cells, 256), n_kv_heads), 256, 0, launch.stream(), part.data(), int(grid.y),
-                   m.n_cells, mass, mass_stride);
+    KVMERGE_LAUNCH(add_columns, dim3(ceil_div(m.n_cells, 256), n_kv_heads), 256, 0, launch.stream(), part.data(),
+                   int(grid.y), m.n_cells, mass, mass_stride);
 }
 
 static bool is_aligned(const float * x, std::ptrdiff_t a, std::ptrdiff_t b) {
@@ -138,29 +140,32 @@ void attention_stats(const AttentionStatsArgs & a) {
     const int rows = a.n_kv_heads * a.heads_per_kv * a.n_rows, n_tiles = ceil_div(a.n_cells, TILE);
     const Scratch<float> row_part(launch, a.entropy ? size_t(rows) * n_tiles : 0);
     launch_tiles(launch, is_aligned(a.p, a.head_stride, a.row_stride),
-                 {a.p, a.head_stride, a.row_stride, a.heads_per_kv, a.n_rows, a.n_cells}, {}, a.n_kv_heads, a.half_powers, a.mass,
-                 a.mass_stride, a.entropy ? row_part.data() : nullptr);
+                 {a.p, a.head_stride, a.row_stride, a.heads_per_kv, a.n_rows, a.n_cells}, {}, a.n_kv_heads,
+                 a.half_powers, a.mass, a.mass_stride, a.entropy ? row_part.data() : nullptr);
     if (a.entropy) {
         KVMERGE_LAUNCH(add_rows, ceil_div(rows, 128), 128, 0, launch.stream(), row_part.data(), n_tiles, rows, a.n_rows,
                        a.inv_log_visible, a.entropy, a.entropy_stride);
     }
 }
 
-// ---- from queries and keys ------------------------------------------------------------------------------------------------
+// ---- from queries and keys -----------------------------------------------------------------------------------------
 
-// Scores of a KV head, [heads_per_kv * rows][n_cells] without scale: 64 cells by 32 rows a block, 16 dimensions at a time through shared memory.
+// Scores of a KV head, [heads_per_kv * rows][n_cells], not scaled yet. A thread block makes 64 cells by 32 rows, and
+// takes 16 dimensions at a time through shared memory.
 constexpr int QK_CELLS = 64, QK_ROWS = 32, QK_DIMS = 16;
 
 __global__ void __launch_bounds__(256)
     products(Matrix q, CellView keys, int first_kv_head, int first_head, int n_cells, float * scores) {
     __shared__ float k_tile[QK_DIMS][QK_CELLS + 1], q_tile[QK_DIMS][QK_ROWS + 1];
-    const int rows = q.heads_per_kv * q.n_rows, c0 = blockIdx.x * QK_CELLS, r0 = blockIdx.y * QK_ROWS, head = first_head + blockIdx.z;
+    const int rows = q.heads_per_kv * q.n_rows, c0 = blockIdx.x * QK_CELLS, r0 = blockIdx.y * QK_ROWS,
+              head = first_head + blockIdx.z;
     const int tc = threadIdx.x % 16, tr = threadIdx.x / 16;
     float sum[4][2] = {}; // cells tc + 16 i, rows tr + 16 j
     for (int d0 = 0; d0 < keys.dim; d0 += QK_DIMS) {
         for (int i = threadIdx.x; i < QK_DIMS * QK_CELLS; i += blockDim.x) {
             const int d = i % QK_DIMS, c = i / QK_DIMS;
-            k_tile[d][c] = d0 + d < keys.dim && c0 + c < n_cells ? load_cell(keys, first_kv_head + head, c0 + c, d0 + d) : 0.0f;
+            k_tile[d][c] =
+                d0 + d < keys.dim && c0 + c < n_cells ? load_cell(keys, first_kv_head + head, c0 + c, d0 + d) : 0.0f;
         }
         for (int i = threadIdx.x; i < QK_DIMS * QK_ROWS; i += blockDim.x) {
             const int d = i % QK_DIMS, r = i / QK_DIMS;
@@ -219,7 +224,7 @@ struct Online {
         if (m2 > m) {
             rescale(m2);
         }
-        if (m2 > -INFINITY || l2 != 0.0f) { // a NaN row has l without a maximum
+        if (m2 > -INFINITY || l2 != 0.0f) { // a row of NaNs has a sum and no maximum
             const float d = m2 - m, a = m2 > -INFINITY ? expf(d) : 1.0f;
             t += a == 0.0f ? 0.0f : a * (t2 + d * l2);
             l += a * l2;
@@ -254,7 +259,7 @@ __global__ void __launch_bounds__(ROW_THREADS)
         for (int w = 1; w < ROW_THREADS / WARP; w++) {
             sum.merge(part[w].m, part[w].l, part[w].t);
         }
-        // A row that sees nothing: e^(s - infinity) is 0 for every score.
+        // For a row that sees nothing the log-sum-exp is infinity, which makes every probability 0.
         lse[kv_head * rows + r] = sum.l == 0.0f ? INFINITY : sum.m == -INFINITY ? sum.l : sum.m + logf(sum.l);
         if (entropy) {
             const int h = (first_head + kv_head) * m.heads_per_kv + r / m.n_rows;
@@ -264,7 +269,8 @@ __global__ void __launch_bounds__(ROW_THREADS)
     }
 }
 
-// The scores of a few KV heads at a time, no more than the second-level cache holds: what is written there is read from there.
+// Scores are made for a few KV heads at a time, no more than the second-level cache holds, so that they are read from
+// the cache that they were written to.
 constexpr size_t SCRATCH_BYTES = size_t(32) << 20;
 
 void score_stats(const ScoreStatsArgs & a) {
@@ -284,15 +290,17 @@ void score_stats(const ScoreStatsArgs & a) {
         bool done = false;
         if (half) {
             KVMERGE_LAUNCH(pack_queries, dim3(rows, n), 64, 0, launch.stream(), q, h0, dim, packed.data());
-            const char * keys = static_cast<const char *>(a.keys.data) + size_t(a.first_kv_head + h0) * dim * sizeof(uint16_t);
-            done = cublas_scores(launch, keys, a.keys.cell_bytes / std::ptrdiff_t(sizeof(uint16_t)), packed.data(), n, rows,
-                                 a.n_cells, dim, scores.data());
+            const char * keys =
+                static_cast<const char *>(a.keys.data) + size_t(a.first_kv_head + h0) * dim * sizeof(uint16_t);
+            done = cublas_scores(launch, keys, a.keys.cell_bytes / std::ptrdiff_t(sizeof(uint16_t)), packed.data(), n,
+                                 rows, a.n_cells, dim, scores.data());
         }
         if (!done) {
-            KVMERGE_LAUNCH(products, dim3(ceil_div(a.n_cells, QK_CELLS), ceil_div(rows, QK_ROWS), n), 256, 0, launch.stream(), q,
-                           a.keys, a.first_kv_head, h0, a.n_cells, scores.data());
+            KVMERGE_LAUNCH(products, dim3(ceil_div(a.n_cells, QK_CELLS), ceil_div(rows, QK_ROWS), n), 256, 0,
+                           launch.stream(), q, a.keys, a.first_kv_head, h0, a.n_cells, scores.data());
         }
-        const Matrix s = {scores.data(), std::ptrdiff_t(a.n_rows) * a.n_cells, a.n_cells, a.heads_per_kv, a.n_rows, a.n_cells};
+        const Matrix s = {scores.data(), std::ptrdiff_t(a.n_rows) * a.n_cells, a.n_cells, a.heads_per_kv, a.n_rows,
+                          a.n_cells};
         const Softmax softmax = {lse.data(), a.mask, a.mask_stride, a.scale, a.cap};
         KVMERGE_LAUNCH(rows_of_scores, dim3(rows, n), ROW_THREADS, 0, launch.stream(), s, softmax, h0, lse.data(),
                        a.inv_log_visible, a.entropy, a.entropy_stride);

@@ -7,9 +7,9 @@
 namespace kvmerge {
 namespace cuda {
 
-constexpr int WARPS = 4; // a block
+constexpr int WARPS = 4; // of a thread block
 
-// first_group: [n_heads + 1], groups of the heads before. The head of a group, by bisection.
+// The head that a group belongs to, by bisection. first_group: [n_heads + 1], how many groups the heads before have.
 __device__ inline int head_of(const int * first_group, int n_heads, int group) {
     int low = 0, high = n_heads - 1;
     while (low < high) {
@@ -23,7 +23,7 @@ __device__ inline int head_of(const int * first_group, int n_heads, int group) {
     return low;
 }
 
-// x: a key in shared memory, by one warp.
+// Transforms a key x in shared memory. All lanes of one warp call it.
 __device__ inline void hadamard(float * x, int dim, int size) {
     const float norm = 1 / sqrtf(float(size));
     for (int half = 1; half < size; half *= 2) {
@@ -41,17 +41,18 @@ __device__ inline void hadamard(float * x, int dim, int size) {
     __syncwarp();
 }
 
-// A warp takes a group. Shared memory: two keys a warp.
+// A warp takes a group. It has room for two keys in shared memory.
 __global__ void __launch_bounds__(WARPS * WARP)
     merge_groups(const MergeHead * heads, const int * first_group, int n_heads, int n_groups, int largest_dim) {
     KVMERGE_DYNAMIC_SHARED(float, shared);
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, group = blockIdx.x * WARPS + warp;
     if (group >= n_groups) {
-        return; // a whole warp
+        return; // the whole warp does
     }
     const int index = head_of(first_group, n_heads, group);
     const MergeHead & h = heads[index];
-    const int g = group - first_group[index], begin = h.start[g], end = h.start[g + 1], dim_k = h.k.dim, dim_v = h.v.dim;
+    const int g = group - first_group[index], begin = h.start[g], end = h.start[g + 1], dim_k = h.k.dim,
+              dim_v = h.v.dim;
     float * const key = shared + warp * 2 * largest_dim; // a member's
     float * const mean = key + largest_dim;
     for (int i = lane; i < dim_k; i += WARP) {
@@ -71,7 +72,7 @@ __global__ void __launch_bounds__(WARPS * WARP)
             mean[i] += w * key[i];
         }
         for (int i = lane; i < plain / 2; i += WARP) {
-            // In turns, reduced in double: thousands of radians have no good digits left in single.
+            // The angle is reduced in double: in single precision, thousands of radians have no good digits left.
             const double turns = h.delta[m] * h.freq[i] * 0.159154943091895336;
             float sine, cosine;
             sincospif(float(2 * (turns - rint(turns))), &sine, &cosine);
@@ -117,7 +118,7 @@ __global__ void __launch_bounds__(WARPS * WARP)
     }
 }
 
-// Heads of one GPU: in one piece.
+// Merges heads that lie on one GPU.
 static void merge_on_one(const MergeHead * heads, int n_heads, const Launch & launch) {
     std::vector<int> first_group(1, 0);
     int largest_dim = 1;
@@ -131,14 +132,16 @@ static void merge_on_one(const MergeHead * heads, int n_heads, const Launch & la
     }
     const Scratch<MergeHead> on_gpu(launch, size_t(n_heads));
     const Scratch<int> first_on_gpu(launch, first_group.size());
-    note(cudaMemcpyAsync(on_gpu.data(), heads, size_t(n_heads) * sizeof(MergeHead), cudaMemcpyHostToDevice, launch.stream()));
-    note(cudaMemcpyAsync(first_on_gpu.data(), first_group.data(), first_group.size() * sizeof(int), cudaMemcpyHostToDevice,
+    note(cudaMemcpyAsync(on_gpu.data(), heads, size_t(n_heads) * sizeof(MergeHead), cudaMemcpyHostToDevice,
                          launch.stream()));
+    note(cudaMemcpyAsync(first_on_gpu.data(), first_group.data(), first_group.size() * sizeof(int),
+                         cudaMemcpyHostToDevice, launch.stream()));
     const int blocks = ceil_div(n_groups, WARPS);
     KVMERGE_LAUNCH(merge_groups, blocks, WARPS * WARP, WARPS * 2 * size_t(largest_dim) * sizeof(float), launch.stream(),
                    on_gpu.data(), first_on_gpu.data(), n_heads, n_groups, largest_dim);
-    KVMERGE_LAUNCH(write_groups, blocks, WARPS * WARP, 0, launch.stream(), on_gpu.data(), first_on_gpu.data(), n_heads, n_groups);
-    note(cudaStreamSynchronize(launch.stream())); // first_group is ours
+    KVMERGE_LAUNCH(write_groups, blocks, WARPS * WARP, 0, launch.stream(), on_gpu.data(), first_on_gpu.data(), n_heads,
+                   n_groups);
+    note(cudaStreamSynchronize(launch.stream())); // the copies from first_group must end before it goes
 }
 
 void merge_cells(const MergeCellsArgs & a) {
@@ -147,10 +150,11 @@ void merge_cells(const MergeCellsArgs & a) {
         if (!launch.fine()) {
             return;
         }
-        int end = i + 1; // layers of one GPU follow each other
+        int end = i + 1; // the layers on one GPU follow each other
         for (cudaPointerAttributes where; end < a.n_heads; end++) {
             if (a.heads[end].k.data != a.heads[end - 1].k.data &&
-                (cudaPointerGetAttributes(&where, a.heads[end].k.data) != cudaSuccess || where.device != launch.gpu())) {
+                (cudaPointerGetAttributes(&where, a.heads[end].k.data) != cudaSuccess ||
+                 where.device != launch.gpu())) {
                 break;
             }
         }

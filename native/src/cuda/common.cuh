@@ -1,4 +1,5 @@
-// What the CUDA kernels share. The same sources compile as plain C++ against native/tests/cuda_shim, which runs them on fibers.
+// What the CUDA kernels share. The same sources also compile as plain C++ against native/tests/cuda_shim, which runs
+// them on fibers.
 #pragma once
 
 #include "kernels/kernels.hpp"
@@ -7,7 +8,8 @@
 #include <cuda_runtime.h>
 
 #ifndef KVMERGE_CUDA_SHIM
-#    define KVMERGE_LAUNCH(kernel, grid, block, shared, stream, ...) kernel<<<grid, block, shared, stream>>>(__VA_ARGS__)
+#    define KVMERGE_LAUNCH(kernel, grid, block, shared, stream, ...) \
+        kernel<<<grid, block, shared, stream>>>(__VA_ARGS__)
 #    define KVMERGE_DYNAMIC_SHARED(type, name) extern __shared__ type name[]
 #endif
 
@@ -42,7 +44,7 @@ __device__ inline float clamped_entropy(float h, float inverse) {
     return normalised < 0 ? 0 : normalised > 1 ? 1 : normalised; // lets NaN through
 }
 
-// Where element i of a cell of a head lies; of Q8_0, its block.
+// Where element i of a cell of a head lies; with Q8_0, where its quantisation block does.
 __device__ inline char * address_of(const CellView & v, int head, int cell, int i) {
     char * const data = static_cast<char *>(v.data);
     const std::ptrdiff_t element = std::ptrdiff_t(head) * v.dim + i;
@@ -70,7 +72,8 @@ __device__ inline float load_cell(const CellView & v, int head, int cell, int i)
 
 // Writes 32 elements of a cell, one a lane; all lanes of the warp call it. `inside` tells which lanes have one.
 __device__ inline void store_cells(const CellView & v, int head, int cell, int i, float x, bool inside) {
-    if (v.type == CELL_Q8_0) { // as ggml's quantize_row_q8_0_ref; the head size is a multiple of 32, so all lanes are inside
+    if (v.type == CELL_Q8_0) {
+        // As ggml's quantize_row_q8_0_ref. Head sizes are multiples of 32, so every lane has an element.
         const float scale = warp_max(fabsf(x)) / 127;
         const float inverse = scale != 0 ? 1 / scale : 0;
         char * const at = address_of(v, head, cell, i);
@@ -96,11 +99,11 @@ __device__ inline void store_cells(const CellView & v, int head, int cell, int i
     }
 }
 
-// ---- the host's side ------------------------------------------------------------------------------------------------------
+// ---- the host's side ------------------------------------------------------------------------------------------------
 
 void note(cudaError_t status); // remembers the first failure, for Device::error
 
-// A launch's place: makes the GPU that `memory` is on current, gives its stream; at its end the stream has finished.
+// Makes the GPU that `memory` is on the current one, and gives its stream. The destructor waits for the stream.
 class Launch {
   public:
     explicit Launch(const void * memory);
@@ -140,10 +143,11 @@ class Scratch {
     T * data_ = nullptr;
 };
 
-// cuBLAS, opened when it is first needed; without it the hand-written product does. scores[b][row][cell] = queries . keys, for `batches` KV
-// heads: keys are half precision, element (b, cell, i) at b*dim + cell*key_stride + i; queries [batches][rows][dim]. False: not here.
-bool cublas_scores(const Launch & launch, const void * keys, std::ptrdiff_t key_stride, const void * queries, int batches,
-                   int rows, int cells, int dim, float * scores);
+// Scores by cuBLAS, which is opened when it is first needed: scores[b][row][cell] = queries . keys for `batches` KV
+// heads. Keys are in half precision, element (b, cell, i) at b*dim + cell*key_stride + i; queries are
+// [batches][rows][dim]. Gives false where there is no cuBLAS: then `products` has to do.
+bool cublas_scores(const Launch & launch, const void * keys, std::ptrdiff_t key_stride, const void * queries,
+                   int batches, int rows, int cells, int dim, float * scores);
 
 #define KVMERGE_DECLARE(name, Args) void name(const Args &);
 KVMERGE_DEVICE_KERNELS(KVMERGE_DECLARE)

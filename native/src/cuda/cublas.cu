@@ -18,8 +18,8 @@ using Handle = void *;
 struct Library {
     int (*create)(Handle *) = nullptr;
     int (*set_stream)(Handle, cudaStream_t) = nullptr;
-    int (*gemm)(Handle, int, int, int, int, int, const void *, const void *, int, int, long long, const void *, int, int,
-                long long, const void *, void *, int, int, long long, int, int, int) = nullptr;
+    int (*gemm)(Handle, int, int, int, int, int, const void *, const void *, int, int, long long, const void *, int,
+                int, long long, const void *, void *, int, int, long long, int, int, int) = nullptr;
     Library() {
         for (const char * name : {"libcublas.so.13", "libcublas.so.12", "libcublas.so.11", "libcublas.so"}) {
             if (void * const library = dlopen(name, RTLD_NOW | RTLD_LOCAL)) {
@@ -46,8 +46,8 @@ Handle handle_of(const Library & library, int gpu) {
 
 } // namespace
 
-bool cublas_scores(const Launch & launch, const void * keys, std::ptrdiff_t key_stride, const void * queries, int batches,
-                   int rows, int cells, int dim, float * scores) {
+bool cublas_scores(const Launch & launch, const void * keys, std::ptrdiff_t key_stride, const void * queries,
+                   int batches, int rows, int cells, int dim, float * scores) {
     static const Library library;
     Handle const handle = handle_of(library, launch.gpu());
     if (!handle || library.set_stream(handle, launch.stream()) != 0) {
@@ -55,9 +55,9 @@ bool cublas_scores(const Launch & launch, const void * keys, std::ptrdiff_t key_
     }
     const float one = 1, zero = 0;
     // Column-major, as cuBLAS sees it: keys are [dim] by [cells], scores [cells] by [rows] = keys' * queries.
-    return library.gemm(handle, OP_T, OP_N, cells, rows, dim, &one, keys, REAL_16F, int(key_stride), dim, queries, REAL_16F, dim,
-                        (long long)rows * dim, &zero, scores, REAL_32F, cells, (long long)rows * cells, batches, COMPUTE_32F,
-                        GEMM_DEFAULT) == 0;
+    return library.gemm(handle, OP_T, OP_N, cells, rows, dim, &one, keys, REAL_16F, int(key_stride), dim, queries,
+                        REAL_16F, dim, (long long)rows * dim, &zero, scores, REAL_32F, cells, (long long)rows * cells,
+                        batches, COMPUTE_32F, GEMM_DEFAULT) == 0;
 }
 
 } // namespace cuda

@@ -15,7 +15,7 @@ std::mutex mutex;
 cudaStream_t streams[MOST_GPUS];
 thread_local std::string failure, told;
 
-// The stream of the current GPU. Non-blocking, as ggml's are: llama.cpp has synchronised its own before we are called.
+// The stream of the current GPU. It does not wait for ggml's streams: llama.cpp has synchronised those before it calls.
 cudaStream_t stream_of(int gpu) {
     const std::lock_guard<std::mutex> lock(mutex);
     if (gpu < 0 || gpu >= MOST_GPUS) {
@@ -49,7 +49,7 @@ Launch::Launch(const void * memory) {
 
 Launch::~Launch() {
     if (stream_) {
-        note(cudaGetLastError()); // of the launches
+        note(cudaGetLastError()); // errors of the launches
         note(cudaStreamSynchronize(stream_));
     }
     note(cudaSetDevice(before_));
@@ -59,7 +59,7 @@ static void * allocate(size_t bytes, const void * near) {
     const Launch launch(near);
     void * memory = nullptr;
     if (launch.fine() && cudaMallocAsync(&memory, bytes ? bytes : 1, launch.stream()) != cudaSuccess) {
-        cudaGetLastError(); // out of memory is the caller's to report
+        cudaGetLastError(); // forgotten here: the caller reports that it got no memory
         return nullptr;
     }
     return memory;
@@ -96,7 +96,7 @@ static void download(void * to, const void * from, size_t bytes) {
 static bool owns(const void * memory) {
     cudaPointerAttributes where = {};
     if (!memory || cudaPointerGetAttributes(&where, memory) != cudaSuccess) {
-        cudaGetLastError(); // not an error: memory of another kind
+        cudaGetLastError(); // forgotten: memory of another kind is no error
         return false;
     }
     return where.type == cudaMemoryTypeDevice || where.type == cudaMemoryTypeManaged;
@@ -117,19 +117,21 @@ static const char * error() {
 extern "C" __attribute__((visibility("default"))) const kvmerge::Device * kvmerge_cuda_device(int version,
                                                                                               const char ** why_not) {
     using namespace kvmerge;
-    static const Device device = {
-        "CUDA",
-#define KVMERGE_ENTRY(name, Args) cuda::name,
-        KVMERGE_DEVICE_KERNELS(KVMERGE_ENTRY)
+    static const Device device = [] {
+        Device d = {};
+        d.name = "CUDA";
+#define KVMERGE_ENTRY(kernel, Args) d.kernel = cuda::kernel;
+        KVMERGE_DEVICE_KERNELS(KVMERGE_ENTRY);
 #undef KVMERGE_ENTRY
-            cuda::allocate,
-        cuda::release,
-        cuda::zero,
-        cuda::upload,
-        cuda::download,
-        cuda::owns,
-        cuda::error,
-    };
+        d.allocate = cuda::allocate;
+        d.release = cuda::release;
+        d.zero = cuda::zero;
+        d.upload = cuda::upload;
+        d.download = cuda::download;
+        d.owns = cuda::owns;
+        d.error = cuda::error;
+        return d;
+    }();
     if (version != DEVICE_VERSION) {
         *why_not = "of another version of kvmerge: run 'make cuda' again";
         return nullptr;

@@ -6,11 +6,12 @@ namespace cuda {
 
 constexpr int SIDE = 16;
 
-// A block makes a SIDE by SIDE tile of a KV head's second moment, SIDE queries at a time.
+// A thread block makes a SIDE by SIDE tile of a KV head's second moment, SIDE queries at a time.
 __global__ void __launch_bounds__(SIDE * SIDE) moments(QueryMomentsArgs a) {
     __shared__ float qi[SIDE][SIDE + 1], qj[SIDE][SIDE + 1];
     const int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
-    const int i = blockIdx.y * SIDE + y, j = blockIdx.x * SIDE + x, kv_head = blockIdx.z, rows = a.heads_per_kv * a.n_rows;
+    const int i = blockIdx.y * SIDE + y, j = blockIdx.x * SIDE + x, kv_head = blockIdx.z;
+    const int rows = a.heads_per_kv * a.n_rows;
     float product = 0, sum = 0;
     for (int r0 = 0; r0 < rows; r0 += SIDE) {
         const int r = r0 + y; // loading: a row of threads takes a query
@@ -60,7 +61,8 @@ __device__ inline double block_sum(double x, double * shared) {
     return sum;
 }
 
-// A block solves one head's system: Cholesky on the upper triangle, A = U'U, in double. work: [n][dim * dim + dim].
+// A thread block solves one head's system by Cholesky on the upper triangle, A = U'U, in double precision.
+// work: [n][dim * dim + dim].
 __global__ void __launch_bounds__(SOLVE_THREADS) solve(FoldDirectionArgs a, double * work) {
     __shared__ double shared[SOLVE_THREADS];
     const int d = a.dim, t = threadIdx.x;
@@ -90,12 +92,12 @@ __global__ void __launch_bounds__(SOLVE_THREADS) solve(FoldDirectionArgs a, doub
     for (int i = 0; i < d; i++) {
         double * const row = upper + std::ptrdiff_t(i) * d;
         const double inverse = 1 / sqrt(row[i]);
-        __syncthreads(); // all have read the diagonal
+        __syncthreads(); // every thread has read the diagonal
         for (int j = i + t; j < d; j += SOLVE_THREADS) {
             row[j] *= inverse;
         }
         if (t == 0) {
-            x[i] *= inverse; // what dividing by the new diagonal comes to
+            x[i] *= inverse; // divides by the new diagonal
         }
         __syncthreads();
         for (int r = i + 1 + t; r < d; r += SOLVE_THREADS) {

@@ -1,4 +1,4 @@
-// Chooses the kernels for the machine it runs on, once: the best that its CPU has, or what KVMERGE_ISA names.
+// Chooses the kernels once: those of the best instruction set that the CPU has, or of the one that KVMERGE_ISA names.
 #include "../status.hpp"
 #include "kernels.hpp"
 
@@ -19,22 +19,23 @@ namespace kvmerge {
 #    define KVMERGE_ISAS(X) X(generic)
 #endif
 
-// CMakeLists.txt makes one object for each, in which this function is the only symbol that others see.
-#define KVMERGE_DECLARE(isa)        \
-    namespace isa {                 \
-    const KernelTable & table();    \
+// CMakeLists.txt makes one object of each instruction set, which shows others this function and nothing else.
+#define KVMERGE_DECLARE(isa)     \
+    namespace isa {              \
+    const KernelTable & table(); \
     }
 KVMERGE_ISAS(KVMERGE_DECLARE)
 #undef KVMERGE_DECLARE
 
 namespace {
 
-// Whether CPU and operating system have what CMakeLists.txt compiles for. Not by calling table(), which is compiled so
-// itself.
+// Whether CPU and operating system have what CMakeLists.txt compiles for. Must not call table(), which is compiled for
+// that instruction set itself.
 #if defined(__x86_64__)
 bool has_avx2() {
     unsigned a, b, c = 0, d;
-    const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C); // clang 14's __builtin_cpu_supports knows it not
+    // By hand, since clang 14's __builtin_cpu_supports does not know F16C.
+    const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
     return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 bool has_avx512() {
@@ -76,8 +77,9 @@ const KernelTable & choose(const char * name) {
         }
         available += (available.empty() ? "" : ", ") + std::string(isa.name);
     }
-    throw Error(KVMERGE_E_UNSUPPORTED, text("KVMERGE_ISA is '%.32s': this machine has %s; unset it for the best of them",
-                                            name, available.c_str()));
+    throw Error(
+        KVMERGE_E_UNSUPPORTED,
+        text("KVMERGE_ISA is '%.32s': this machine has %s; unset it for the best of them", name, available.c_str()));
 }
 
 } // namespace

@@ -31,19 +31,19 @@ struct AttentionStatsArgs {
     std::ptrdiff_t row_stride;  // elements
     int n_kv_heads;
     int heads_per_kv; // query heads that share a KV head
-    int n_rows; // queries
+    int n_rows;       // queries
     int n_cells;
-    int half_powers; // 2, 3 or 4: the mass adds up p, p^1.5 or p^2
-    float * mass;    // null, or element (KV head, cell) at kv_head*mass_stride + cell, added to: sum of p^(half_powers/2)
-    std::ptrdiff_t mass_stride; // elements
-    float * entropy; // null, or element (head h, row r) at h*entropy_stride + r: H(row) * inv_log_visible[r], within 0..1
+    int half_powers;               // 2, 3 or 4: the mass adds up p, p^1.5 or p^2
+    float * mass;                  // null, or sums of p^(half_powers/2) are added to it, at kv_head*mass_stride + cell
+    std::ptrdiff_t mass_stride;    // elements
+    float * entropy;               // written: H(row) * inv_log_visible[r], 0..1, at h*entropy_stride + r; or null
     std::ptrdiff_t entropy_stride; // elements
     const float * inv_log_visible; // [n_rows]: 1 / ln(cells the row sees), 0 where it sees one; null where entropy is
 };
 
-// The same statistics without a matrix of probabilities, from the queries and the cached keys: what flash attention
-// leaves to see. Score of a query and a cell: scale * q.k, or cap * tanh(scale * q.k / cap) where cap is not 0; hidden
-// cells count as absent.
+// The same statistics from the queries and the cached keys, since flash attention leaves no matrix of probabilities.
+// The score of a query and a cell is scale * q.k, or cap * tanh(scale * q.k / cap) where cap is not 0. Hidden cells
+// count as absent.
 struct ScoreStatsArgs {
     const float * q;            // element (head h, row r, dimension i) at h*head_stride + r*row_stride + i
     std::ptrdiff_t head_stride; // elements
@@ -52,13 +52,13 @@ struct ScoreStatsArgs {
     int heads_per_kv;
     int n_rows;
     CellView keys;
-    int first_kv_head;          // of the keys: whose the first mass is
+    int first_kv_head;          // the KV head of `keys` that row 0 of mass is for
     int n_cells;                // cells 0 .. n_cells-1 are looked at
-    const uint16_t * mask;      // half precision, row r at r*mask_stride: minus infinity (0xfc00) hides a cell; null hides none
+    const uint16_t * mask;      // half precision, row r at r*mask_stride; minus infinity (0xfc00) hides a cell. Or null
     std::ptrdiff_t mask_stride; // elements
     float scale;
     float cap;
-    int half_powers; // as above, and so on: mass or entropy may be null
+    int half_powers; // this and the following: as above
     float * mass;
     std::ptrdiff_t mass_stride;
     float * entropy;
@@ -66,20 +66,19 @@ struct ScoreStatsArgs {
     const float * inv_log_visible;
 };
 
-// Runs of neighbours above a threshold, cut at `longest`.
+// Spans: runs of neighbours above a threshold, cut at `longest`.
 struct FindSpansArgs {
     const float * value;   // element (row, i) at row*stride + i
     std::ptrdiff_t stride; // elements
-    int n_rows;            // (layer, KV head) pairs, say
-    int first;             // [first, end) of a row are looked at: after the sinks, before the newest
+    int n_rows;
+    int first; // [first, end) of a row are looked at: after the sinks, before the newest
     int end;
     float threshold;
-    int longest; // >= 1
-    int32_t *
-        span; // as value: the index of the first of i's span, -1 where i is in none; i outside [first, end) is left as it is
+    int longest;    // >= 1
+    int32_t * span; // laid out as value. For i in [first, end): the index where i's span starts, -1 where i is in none
 };
 
-// First and second moment of the roped queries of each KV head, summed over its query heads and rows.
+// First and second moment of the queries of each KV head after RoPE, summed over its query heads and rows.
 struct QueryMomentsArgs {
     const float * q;            // element (head h, row r, dimension i) at h*head_stride + r*row_stride + i
     std::ptrdiff_t head_stride; // elements
@@ -88,14 +87,14 @@ struct QueryMomentsArgs {
     int heads_per_kv;
     int n_rows;
     int dim;
-    float keep;     // factor on what is there already
+    float keep;     // sum and second are multiplied by it first
     float * sum;    // [n_kv_heads][dim]
     float * second; // [n_kv_heads][dim][dim], both triangles
 };
 
-// The direction u along which a bias is folded into a key: u = (C + ridge * tr(C)/d * I)^-1 mean, so that u.q is as
-// near to 1 as a ridge regression over the queries makes it. C is a second moment. mean and C are given as sums,
-// inverse_weight makes them means.
+// The direction u along which a bias is folded into a key: u = (C + ridge * tr(C)/d * I)^-1 mean, where C is the second
+// moment of the queries. A ridge regression over the queries brings u.q as near to 1. Both moments are given as sums,
+// which inverse_weight turns into means.
 struct FoldDirectionArgs {
     const float * sum;    // [n][dim]
     const float * second; // [n][dim][dim], symmetric positive semidefinite
@@ -106,7 +105,7 @@ struct FoldDirectionArgs {
     float * u;    // [n][dim], written; zeros where C is zero
 };
 
-// Cells of one head as single precision, and back, rounding to their type.
+// Reads cells of one head as single precision; writes them, rounded to their type.
 struct GatherCellsArgs {
     CellView view;
     int head;
@@ -122,7 +121,7 @@ struct ScatterCellsArgs {
     const float * in; // [n][dim]
 };
 
-// The groups of one KV head that a plan makes into one cell each. All arrays lie where the cells do.
+// The groups of one KV head, each of which becomes one cell. All arrays lie where the cells do.
 struct MergeHead {
     CellView k, v;
     int head;
@@ -130,7 +129,7 @@ struct MergeHead {
     const int32_t * start;      // [n_groups + 1]: members of group g are start[g] .. start[g+1]-1
     const int32_t * member;     // cells
     const int32_t * delta;      // of each member: pivot's position - own position
-    const float * weight;       // of each member's key; a group's sum to 1
+    const float * weight;       // of each member's key; those of a group sum to 1
     const float * value_weight; // of each member's value
     const int32_t * dest;       // [n_groups]: the cell to write to, distinct
     const float * bias;         // [n_groups], or null: K' += bias * u
@@ -138,25 +137,25 @@ struct MergeHead {
     float * scratch;            // [n_groups][dim of k + dim of v]
     // RoPE (Su et al. 2021): pairs are (i, i + n_rot/2) for NEOX order and (2i, 2i+1) for normal order.
     int n_rot;           // rotated dimensions of a key, even; 0 for none
-    int neox;            // order of the pairs
+    int neox;            // 1: pairs in NEOX order
     const double * freq; // [n_rot/2]: radians a position
-    int hadamard;        // size of the Hadamard matrix that keys are stored rotated by; 0 for none
+    int hadamard;        // keys are stored multiplied by Hadamard matrices of this size; 0: they are not
 };
 
-// Every group becomes K' = sum w R(delta) K + bias u, V' = sum v V, in its destination. A destination may be another
-// group's member: all groups are read before any is written.
+// Every group becomes K' = sum w R(delta) K + bias u and V' = sum v V in its destination. All groups are read before
+// any is written, since a destination may be another group's member.
 struct MergeCellsArgs {
     const MergeHead * heads; // [n_heads], in host memory
-    int n_heads;             // layers x KV heads, in one go
+    int n_heads;             // of all layers
 };
 
-// What a log-linear model of attention takes from cells themselves: the product of a vector and the key as it was
-// before its rotation (RoPE, as in MergeHead), and the length of the value.
+// What a calibration's regression takes from a cell: the product of `weight` and the key as it was before RoPE (as in
+// MergeHead), and the length of the value.
 struct ProjectCellsArgs {
     CellView keys, values;
     int head;
     const int32_t * cells;    // [n]
-    const int32_t * position; // [n]: whose rotation each key carries
+    const int32_t * position; // [n]: where each key was rotated to
     int n;
     const float * weight; // [dim of keys]
     int n_rot;
@@ -167,9 +166,9 @@ struct ProjectCellsArgs {
     float * length;  // [n]
 };
 
-// The attention that each cell is expected to get from a query to come, by a log-linear model of what it got so far:
-// exp(prior + w0 log r + w1 log of the r before + w2 log of the r after + w3 log age), the sum at most 88, with r =
-// rate + least and age = now - position. The first and the last cell are their own neighbours.
+// The foreseen attention of cells, by a log-linear regression on the attention so far: exp(prior + w0 log r +
+// w1 log r of the cell before + w2 log r of the cell after + w3 log age), where r = rate + least and age = now -
+// position. The exponent is at most 88. The first and the last cell are their own neighbours.
 struct ExpectedAttentionArgs {
     int n;
     const double * rate;      // [n], >= 0
@@ -181,29 +180,29 @@ struct ExpectedAttentionArgs {
     double * expected;    // [n]
 };
 
-// Squared distances of a cell's key and value from those of the cell that comes next. Who writes to either forgets
-// them.
+// Squared distances of a cell's key and value from those of the cell that comes next. They are forgotten when either
+// cell is written.
 struct Neighbour {
     int32_t next = -1; // a cell; -1: nothing is known
     float keys = 0, values = 0;
 };
 
-// Which cells of a head to drop and which to merge with their neighbours: the cheapest operation again and again, each
-// of which leaves a cell less (kvmerge_plan_groups has the prices).
+// Which cells of a head to drop and which to merge with their neighbours. The cheapest operation is done again and
+// again, and each leaves one cell less. kvmerge.h has the prices, at kvmerge_plan_groups.
 struct PlanGroupsArgs {
     CellView keys, values;
     int head;
     const int32_t * cells; // [n], in position order
     int n;
-    const double * rate; // [n], >= 0: attention that each cell is expected to get from a query
+    const double * rate; // [n], >= 0: foreseen attention
     int first;           // cells [first, end) may be touched
     int end;
     int operations;    // 0 .. end - first
     int largest_group; // members, >= 1
     double key_cost;   // >= 0
     int32_t * group;   // [n], written: the first member of the cell's group, -1 for a dropped cell
-    double * cost;     // sum of the prices of what was done
-    Neighbour * known; // null, or of every cell allocated: what a call before has left, and what this one leaves
+    double * cost;     // written: the sum of the prices of what was done
+    Neighbour * known; // one for each cell allocated: what earlier calls found, and what this one does; or null
 };
 
 // log(sum(exp(x))) of one row of logits, and the index of its largest element (the first of equals).
@@ -255,10 +254,10 @@ struct KernelTable {
 #undef KVMERGE_MEMBER
 };
 
-// Plain loops in double precision: what the others are tested against.
+// Plain loops in double precision, which all others are tested against.
 const KernelTable & reference_kernels();
-// The fast ones: the best that this machine's CPU has, or what the environment's KVMERGE_ISA names. Throws UNSUPPORTED
-// at every call where that is not there.
+// The fast kernels of the best instruction set that this CPU has, or of the one that KVMERGE_ISA names. Every call
+// throws UNSUPPORTED where the CPU lacks that one.
 const KernelTable & kernels();
 
 } // namespace kvmerge

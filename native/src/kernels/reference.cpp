@@ -1,4 +1,4 @@
-// Every kernel as its definition reads, in double precision. Slow on purpose: this is the ruler.
+// Every kernel as its definition reads, in double precision. It is slow on purpose: all others are measured against it.
 #include "kernels.hpp"
 
 #include <algorithm>
@@ -49,7 +49,7 @@ static char * address(const CellView & v, int head, int32_t cell, int j) {
                         : data + cell * v.cell_bytes + (std::ptrdiff_t(head) * v.dim + j) * size;
 }
 
-// A block of Q8_0 is a scale in half precision and 32 signed bytes.
+// Where the quantisation block of element j lies: a scale in half precision and 32 signed bytes.
 static char * block(const CellView & v, int head, int32_t cell, int j) {
     return static_cast<char *>(v.data) + cell * v.cell_bytes + (std::ptrdiff_t(head) * v.dim + j) / 32 * 34;
 }
@@ -92,8 +92,8 @@ static void store(const CellView & v, int head, int32_t cell, const float * in) 
             std::memcpy(&bits, in + j, 4);
             const uint32_t dropped = bits & 0xffff;
             half = uint16_t(bits >> 16);
-            half =
-                std::isnan(in[j]) ? uint16_t(half | 64) : uint16_t(half + (dropped > 0x8000 || (dropped == 0x8000 && half % 2)));
+            const bool up = dropped > 0x8000 || (dropped == 0x8000 && half % 2);
+            half = uint16_t(std::isnan(in[j]) ? half | 64 : half + up);
             std::memcpy(address(v, head, cell, j), &half, 2);
             break;
         }
@@ -107,10 +107,15 @@ static void store(const CellView & v, int head, int32_t cell, const float * in) 
             std::memcpy(block(v, head, cell, j), &half, 2);
             const float rounded = scale != 0 ? std::round(in[j] * (1 / scale)) : 0;
             reinterpret_cast<int8_t *>(block(v, head, cell, j))[2 + j % 32] =
-                int8_t(std::fabs(rounded) <= 127 ? rounded : 0); // a NaN, or beside an infinity
+                int8_t(std::fabs(rounded) <= 127 ? rounded : 0); // 0 for NaN, and beside an infinity
         }
         }
     }
+}
+
+// Clamps to 0..1. NaN stays.
+static float clamped(double x) {
+    return std::isnan(x) ? std::numeric_limits<float>::quiet_NaN() : float(std::clamp(x, 0.0, 1.0));
 }
 
 static void add_to(float * mass, std::ptrdiff_t stride, const std::vector<std::vector<double>> & sums) {
@@ -136,8 +141,7 @@ static void attention_stats(const AttentionStatsArgs & a) {
             }
             if (a.entropy) {
                 const double normalised = entropy * a.inv_log_visible[r];
-                a.entropy[h * a.entropy_stride + r] =
-                    std::isnan(normalised) ? std::numeric_limits<float>::quiet_NaN() : float(std::clamp(normalised, 0.0, 1.0));
+                a.entropy[h * a.entropy_stride + r] = clamped(normalised);
             }
         }
     }
@@ -175,8 +179,7 @@ static void score_stats(const ScoreStatsArgs & a) {
             }
             if (a.entropy) {
                 const double normalised = entropy * a.inv_log_visible[r];
-                a.entropy[h * a.entropy_stride + r] =
-                    std::isnan(normalised) ? std::numeric_limits<float>::quiet_NaN() : float(std::clamp(normalised, 0.0, 1.0));
+                a.entropy[h * a.entropy_stride + r] = clamped(normalised);
             }
         }
     }
@@ -278,7 +281,8 @@ static void scatter_cells(const ScatterCellsArgs & a) {
     }
 }
 
-// Multiplies each run of `size` by the Hadamard matrix, whose element (i, j) is (-1)^(bits that i and j share), over sqrt(size).
+// Multiplies each run of `size` elements by the Hadamard matrix. Its element (i, j) is (-1)^(number of bits that i and
+// j share) / sqrt(size).
 static std::vector<double> hadamard(const std::vector<double> & x, int size) {
     std::vector<double> y(x.size(), 0.0);
     for (size_t i = 0; i < x.size(); i++) {
@@ -368,13 +372,14 @@ static void expected_attention(const ExpectedAttentionArgs & a) {
     for (int i = 0; i < a.n; i++) {
         const int before = std::max(i - 1, 0), after = std::min(i + 1, a.n - 1);
         const double sum = a.prior[i] + a.weight[0] * std::log(a.rate[i] + a.least) +
-                           a.weight[1] * std::log(a.rate[before] + a.least) + a.weight[2] * std::log(a.rate[after] + a.least) +
+                           a.weight[1] * std::log(a.rate[before] + a.least) +
+                           a.weight[2] * std::log(a.rate[after] + a.least) +
                            a.weight[3] * std::log(double(a.now) - a.position[i]);
         a.expected[i] = std::exp(std::min(sum, 88.0));
     }
 }
 
-// The plainest form: all prices anew before each operation.
+// The plainest form: works out all prices anew before each operation.
 static void plan_groups(const PlanGroupsArgs & a) {
     struct Group {
         int first;
@@ -438,8 +443,9 @@ static void plan_groups(const PlanGroupsArgs & a) {
             }
             const double rate = g.rate + h.rate, wg = g.rate / rate, wh = h.rate / rate;
             const double sigma = std::sqrt(a.key_cost / dim_k) * distance(g.key, h.key);
-            const double merge = rate * wg * wh * sigma *
-                                 (distance(g.value, h.value) + sigma / 2 * distance(mixed(g.value, wg, h.value, wh), mean));
+            const double merge =
+                rate * wg * wh * sigma *
+                (distance(g.value, h.value) + sigma / 2 * distance(mixed(g.value, wg, h.value, wh), mean));
             if (merge < drop && merge < least) {
                 best = i, merging = true, least = merge;
             }

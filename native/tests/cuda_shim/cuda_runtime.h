@@ -1,6 +1,7 @@
-// CUDA as plain C++, enough of it to run native/src/cuda on a machine without a GPU, under sanitizers: a thread is a fiber, a block's
-// fibers take turns, blocks run one after another. Device memory is host memory, so AddressSanitizer watches it. What a race would do on a
-// GPU is not shown; barriers that not all reach are (the program ends).
+// As much of CUDA in plain C++ as native/src/cuda needs, to run it without a GPU and under sanitizers. A thread is a
+// fiber, the fibers of a thread block take turns, and thread blocks run one after another. Device memory is host
+// memory, so AddressSanitizer watches it. The shim shows no races. It ends the program if not all threads reach a
+// barrier.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +21,8 @@
 
 struct dim3 {
     unsigned x, y, z;
-    dim3(std::ptrdiff_t x = 1, std::ptrdiff_t y = 1, std::ptrdiff_t z = 1) : x(unsigned(x)), y(unsigned(y)), z(unsigned(z)) {}
+    dim3(std::ptrdiff_t x = 1, std::ptrdiff_t y = 1, std::ptrdiff_t z = 1)
+        : x(unsigned(x)), y(unsigned(y)), z(unsigned(z)) {}
 };
 struct alignas(16) float4 {
     float x, y, z, w;
@@ -89,7 +91,7 @@ inline uint32_t __float_as_uint(float x) {
 using std::max;
 using std::min;
 
-// ---- the runtime ----------------------------------------------------------------------------------------------------------
+// ---- the runtime ----------------------------------------------------------------------------------------------------
 enum cudaError_t { cudaSuccess = 0, cudaErrorMemoryAllocation = 2 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
 enum cudaMemoryType { cudaMemoryTypeHost = 1, cudaMemoryTypeDevice = 2, cudaMemoryTypeManaged = 3 };

@@ -185,8 +185,8 @@ bool shim_has_cublas = true;
 namespace kvmerge {
 namespace cuda {
 
-bool cublas_scores(const Launch &, const void * keys, std::ptrdiff_t key_stride, const void * queries, int batches, int rows,
-                   int cells, int dim, float * scores) {
+bool cublas_scores(const Launch &, const void * keys, std::ptrdiff_t key_stride, const void * queries, int batches,
+                   int rows, int cells, int dim, float * scores) {
     const auto half = [](const void * p, std::ptrdiff_t i) {
         return double(__half2float(__ushort_as_half(static_cast<const uint16_t *>(p)[i])));
     };

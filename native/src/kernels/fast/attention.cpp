@@ -1,4 +1,4 @@
-// What attention did: from the probabilities, or from the queries and keys.
+// Attention mass and row entropy, from the probabilities or from the queries and keys.
 #include "fast.hpp"
 
 #include <algorithm>
@@ -10,7 +10,7 @@ namespace kvmerge {
 namespace KVMERGE_ISA {
 
 // log2 of x >= 0, times x: the exponent, and a polynomial for the mantissa in [1, 2) with error below 2e-6 (degree 6,
-// minimax by Lawson's iteration). An absolute error is what counts here: the terms are weighted by probabilities. 0
+// minimax by Lawson's iteration). The absolute error is what counts, since the terms are weighted by probabilities. 0
 // gives 0, NaN stays.
 constexpr float LOG2_0 = 1.845698535e-6f, LOG2_1 = 1.442495346f, LOG2_2 = -0.7177910805f, LOG2_3 = 0.4565216005f,
                 LOG2_4 = -0.2765406370f, LOG2_5 = 0.1210021526f, LOG2_6 = -0.02569106035f;
@@ -20,15 +20,18 @@ static inline float times_log2(float x) {
     const float normal = x < 1.17549435e-38f ? 1.17549435e-38f : x;
     const int32_t bits = to_bits(normal);
     const float t = from_bits((bits & 0x7fffff) | 0x3f800000) - 1.0f;
-    const float mantissa = LOG2_0 + t * (LOG2_1 + t * (LOG2_2 + t * (LOG2_3 + t * (LOG2_4 + t * (LOG2_5 + t * LOG2_6)))));
+    const float mantissa =
+        LOG2_0 + t * (LOG2_1 + t * (LOG2_2 + t * (LOG2_3 + t * (LOG2_4 + t * (LOG2_5 + t * LOG2_6)))));
     return x * (float((bits >> 23) - 127) + mantissa);
 }
 
 #if defined(__AVX512F__)
-// The compiler knows no vector instruction for exponent and mantissa; with them a term is eleven instructions.
+// By intrinsics, since the compiler does not find the instructions for exponent and mantissa. A term takes eleven.
 static inline __m512 add_times_log2(__m512 x, __m512 sum) {
-    const __m512 normal = _mm512_max_ps(_mm512_set1_ps(1.17549435e-38f), x); // of a NaN and a number, the second: the NaN
-    const __m512 t = _mm512_sub_ps(_mm512_getmant_ps(normal, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_zero), _mm512_set1_ps(1.0f));
+    const __m512 least_normal = _mm512_set1_ps(1.17549435e-38f);
+    const __m512 normal = _mm512_max_ps(least_normal, x); // a NaN stays: max gives its second operand then
+    const __m512 mantissa = _mm512_getmant_ps(normal, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_zero);
+    const __m512 t = _mm512_sub_ps(mantissa, _mm512_set1_ps(1.0f));
     __m512 y = _mm512_fmadd_ps(_mm512_set1_ps(LOG2_6), t, _mm512_set1_ps(LOG2_5));
     y = _mm512_fmadd_ps(y, t, _mm512_set1_ps(LOG2_4));
     y = _mm512_fmadd_ps(y, t, _mm512_set1_ps(LOG2_3));
@@ -40,8 +43,8 @@ static inline __m512 add_times_log2(__m512 x, __m512 sum) {
 #endif
 
 #if defined(__AVX512F__)
-// The square root instruction is slower than memory; an approximate reciprocal root and a step of Newton's are not, and
-// as exact.
+// The square root instruction is slower than memory. An approximate reciprocal root and a step of Newton's method are
+// faster, and as exact.
 template <int HALF_POWERS>
 static inline __m512 sharpened_lanes(__m512 x) {
     if (HALF_POWERS == 2) {
@@ -50,7 +53,7 @@ static inline __m512 sharpened_lanes(__m512 x) {
     if (HALF_POWERS == 4) {
         return _mm512_mul_ps(x, x);
     }
-    // What is smaller counts as 0: its power would be denormal, and denormals cost a hundred times as much.
+    // Smaller numbers count as 0: their power would be denormal, and denormals take a hundred times as long.
     const __m512 least = _mm512_set1_ps(1e-24f);
     const __m512 normal = _mm512_max_ps(least, x); // a NaN stays
     const __m512 r = _mm512_rsqrt14_ps(normal);
@@ -60,7 +63,12 @@ static inline __m512 sharpened_lanes(__m512 x) {
 }
 #endif
 
-// One pass over ROWS rows: adds them to the column sums, and gives the sum of p log2 p of each, whichever is wanted.
+// Clamps to 0..1. NaN stays.
+static inline float clamped(float x) {
+    return x < 0 ? 0 : x > 1 ? 1 : x;
+}
+
+// One pass over ROWS rows. Where wanted, it adds them to the column sums and gives the sum of p log2 p of each.
 template <int ROWS, int HALF_POWERS, bool MASS, bool ENTROPY>
 static inline void pass(const float * p, std::ptrdiff_t stride, int n, float * mass, double * sums) {
     float sum[ROWS] = {};
@@ -136,7 +144,7 @@ static inline void some_rows(const AttentionStatsArgs & a, int head, int row, fl
          : pass<ROWS, HALF_POWERS, false, true>(p, a.row_stride, a.n_cells, mass, sums);
     for (int r = 0; r < ROWS; r++) {
         const float normalised = float(-sums[r] * LN_2 * a.inv_log_visible[row + r]);
-        a.entropy[head * a.entropy_stride + row + r] = normalised < 0 ? 0 : normalised > 1 ? 1 : normalised; // lets NaN through
+        a.entropy[head * a.entropy_stride + row + r] = clamped(normalised);
     }
 }
 
@@ -155,17 +163,25 @@ static void attention_stats_of(const AttentionStatsArgs & a) {
 }
 
 void attention_stats(const AttentionStatsArgs & a) {
-    a.half_powers == 2 ? attention_stats_of<2>(a) : a.half_powers == 3 ? attention_stats_of<3>(a) : attention_stats_of<4>(a);
+    switch (a.half_powers) {
+    case 2:
+        return attention_stats_of<2>(a);
+    case 3:
+        return attention_stats_of<3>(a);
+    default:
+        return attention_stats_of<4>(a);
+    }
 }
 
-// A tile of scores is ROW_TILE queries by two vectors of cells, kept in registers while a dimension after another is
-// added.
+// A tile of scores is ROW_TILE queries by two vectors of cells. It stays in registers while one dimension after another
+// is added.
 constexpr int ROW_TILE = WIDTH == 16 ? 8 : WIDTH == 8 ? 6 : 4;
 constexpr int CELL_TILE = 2 * WIDTH;
 
 // scores[ROWS][stride] = queries * keys for one tile of cells. `keys` is [dim][stride], transposed.
 template <int ROWS>
-static inline void score_tile(const float * const * q, const float * keys, std::ptrdiff_t stride, int dim, float * scores) {
+static inline void score_tile(const float * const * q, const float * keys, std::ptrdiff_t stride, int dim,
+                              float * scores) {
     Vector sum[ROWS][2] = {};
     for (int i = 0; i < dim; i++) {
         const Vector k0 = load(keys + i * stride);
@@ -210,7 +226,7 @@ static inline float finish_row(float * s, const uint16_t * mask, int n, float sc
     for (int c = 0; c < n; c++) {
         max = s[c] > max ? s[c] : max;
     }
-    if (max == NOTHING) { // sees nothing, or nothing but NaN, which the sums below would show
+    if (max == NOTHING) { // the row sees nothing, or only NaN, which the sums below would show
         float sum = 0;
         for (int c = 0; c < n; c++) {
             sum += s[c] == hidden ? 0.0f : s[c];
@@ -218,7 +234,7 @@ static inline float finish_row(float * s, const uint16_t * mask, int n, float sc
         mass[0] += sum;
         return sum;
     }
-    double sum = 0, weighted = 0; // l and t of H = log l - t / l
+    double sum = 0, weighted = 0; // H = log(sum) - weighted / sum
     for (int c0 = 0; c0 < n; c0 += BLOCK) {
         const int c1 = std::min<int>(n, c0 + BLOCK);
         float part = 0, part_weighted = 0;
@@ -282,10 +298,11 @@ static void score_stats_of(const ScoreStatsArgs & a) {
             }
             for (int r = 0; r < rows; r++) {
                 const uint16_t * mask = a.mask ? a.mask + (r0 + r) * a.mask_stride : nullptr;
-                const float entropy = finish_row<HALF_POWERS>(scores.data() + r * stride, mask, a.n_cells, a.scale, a.cap, mass);
+                const float entropy =
+                    finish_row<HALF_POWERS>(scores.data() + r * stride, mask, a.n_cells, a.scale, a.cap, mass);
                 if (a.entropy) {
                     const float normalised = entropy * a.inv_log_visible[r0 + r];
-                    a.entropy[h * a.entropy_stride + r0 + r] = normalised < 0 ? 0 : normalised > 1 ? 1 : normalised;
+                    a.entropy[h * a.entropy_stride + r0 + r] = clamped(normalised);
                 }
             }
         }
@@ -296,7 +313,7 @@ void score_stats(const ScoreStatsArgs & a) {
     a.half_powers == 2 ? score_stats_of<2>(a) : a.half_powers == 3 ? score_stats_of<3>(a) : score_stats_of<4>(a);
 }
 
-// Runs are short and the values few: bound by the reads, so one pass is all there is to it.
+// A plain pass: runs are short and values few, so the reads take most of the time.
 void find_spans(const FindSpansArgs & a) {
     for (int row = 0; row < a.n_rows; row++) {
         const float * const value = a.value + row * a.stride;

@@ -1,4 +1,4 @@
-// Cells: reading and writing them.
+// Reading and writing cells.
 #include "fast.hpp"
 
 #include <algorithm>
@@ -79,7 +79,7 @@ static void float_to_q8_0(const float * in, int n, BlockQ8_0 * out) {
         out[b].scale = one_to_half(scale);
         for (int i = 0; i < Q8_0_BLOCK; i++) {
             const float rounded = std::round(x[i] * inverse);
-            out[b].x[i] = int8_t(std::fabs(rounded) <= 127 ? rounded : 0); // a NaN, or beside an infinity
+            out[b].x[i] = int8_t(std::fabs(rounded) <= 127 ? rounded : 0); // 0 for NaN, and beside an infinity
         }
     }
 }
@@ -132,18 +132,21 @@ static char * row_of(const CellView & v, int head, int32_t cell) {
     return static_cast<char *>(v.data) + std::ptrdiff_t(cell) * v.cell_bytes + bytes_of(v.type, size_t(head) * v.dim);
 }
 
-// Transposed, the cells of a head lie side by side along a dimension: walk them that way, so that loads share cache lines, a few cells at
-// a time, so that stores do too.
+// Where cells are transposed, those of a head lie side by side along a dimension. They are walked that way so that
+// loads share cache lines, and TILE at a time so that stores do too.
 constexpr int TILE = 128;
 
-// Some cells of a head, as rows: from[i] is the number of the cell that goes to row to[i] of out, [][dim]. Where cells come next is `next`, or 0.
+// Turns some cells of a head into rows: cell from[i] goes to row to[i] of out, [][dim]. `next` is the cell that the
+// caller reads next, which is prefetched; 0 for none.
 template <class T>
-static void turn(const CellView & view, const T * head, const int32_t * from, const int32_t * to, int n, int next, float * out) {
+static void turn(const CellView & view, const T * head, const int32_t * from, const int32_t * to, int n, int next,
+                 float * out) {
     const int dim = view.dim;
     int j = 0;
-    for (; j + 4 <= dim; j += 4) { // four dimensions at once: a cell's number is read once, and its elements written as one
-        const T *const r0 = head + std::ptrdiff_t(j) * view.n_cells, *const r1 = r0 + view.n_cells, *const r2 = r1 + view.n_cells,
-                       *const r3 = r2 + view.n_cells;
+    // Four dimensions at once: a cell's number is read once for them, and its four elements are written as one.
+    for (; j + 4 <= dim; j += 4) {
+        const T *const r0 = head + std::ptrdiff_t(j) * view.n_cells, *const r1 = r0 + view.n_cells,
+                       *const r2 = r1 + view.n_cells, *const r3 = r2 + view.n_cells;
         if (next) {
             for (const T * row : {r0, r1, r2, r3}) {
                 __builtin_prefetch(row + next);
@@ -163,7 +166,7 @@ static void turn(const CellView & view, const T * head, const int32_t * from, co
     }
 }
 
-// Most of the cells there are: as they lie, which takes each cache line once, whatever order they are wanted in.
+// For most of the cells there are, in any order. They are read as they lie, which loads each cache line once.
 template <class T>
 static void turn_all(const CellView & view, const T * head, const int32_t * cells, int n, float * out) {
     constexpr int LINE = 64 / sizeof(T);
@@ -182,7 +185,7 @@ static void turn_all(const CellView & view, const T * head, const int32_t * cell
         }
         turn(view, head, from, to, count, c0 + LINE < view.n_cells ? c0 + LINE : 0, out);
     }
-    for (int i = 0; i < n; i++) { // a cell that is wanted twice has been written once
+    for (int i = 0; i < n; i++) { // a cell that is wanted twice was written once
         if (const int written = row[size_t(cells[i])]; written != i) {
             std::memcpy(out + std::ptrdiff_t(i) * view.dim, out + std::ptrdiff_t(written) * view.dim,
                         size_t(view.dim) * sizeof(float));
@@ -237,7 +240,7 @@ void gather_cells(const GatherCellsArgs & a) {
         with_elements(a.view.type, a.view.data, [&](const auto * x) { read_transposed(a, x); });
         return;
     }
-    // Rows that are on their way while one is read: they lie in no order that the processor could foresee.
+    // Rows are prefetched: they lie in no order that the processor could foresee.
     constexpr int AHEAD = 16;
     const std::ptrdiff_t bytes = std::ptrdiff_t(bytes_of(a.view.type, size_t(a.view.dim)));
     for (int i = 0; i < a.n; i++) {

@@ -1,4 +1,4 @@
-// A priority queue for a few thousand costs.
+// The cheapest of a few thousand costs.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 namespace kvmerge {
 namespace KVMERGE_ISA {
 
-// The cheapest of some costs, while single ones change: the least of each run of them is at hand.
+// Finds the cheapest of some costs while single ones change. It keeps the least of each run of them.
 class Cheapest {
   public:
     explicit Cheapest(const std::vector<double> & cost) : cost_(cost) {}

@@ -1,5 +1,5 @@
-// The fast kernels: loops the compiler turns into vectors, compiled once for each instruction set (see CMakeLists.txt), which names
-// the namespace. `omp simd` allows the reductions to be reordered, and nothing else.
+// The fast kernels: loops that the compiler turns into vectors. They are compiled once for each instruction set (see
+// CMakeLists.txt), into a namespace of its name. `omp simd` allows the compiler to reorder sums, and nothing else.
 #pragma once
 
 #include "../kernels.hpp"
@@ -23,7 +23,7 @@ namespace KVMERGE_ISA {
 KVMERGE_KERNELS(KVMERGE_DECLARE)
 #undef KVMERGE_DECLARE
 
-// Bytes of n elements of a cell type, and reading them: of Q8_0, n is a multiple of its block.
+// Bytes of n elements of a cell type, and reading them. With Q8_0, n is a multiple of 32.
 size_t bytes_of(int32_t type, size_t n);
 void to_float(int32_t type, const void * in, std::ptrdiff_t n, float * out);
 
@@ -41,7 +41,8 @@ static inline int32_t to_bits(float x) {
     return bits;
 }
 
-// Vectors by name, for sums that have to stay in registers: of a reduction that is left to it, GCC 12 keeps the partial sums in memory.
+// Explicit vectors, for sums that must stay in registers: where a reduction is left to GCC 12, it keeps the partial
+// sums in memory.
 #if defined(__AVX512F__)
 constexpr int WIDTH = 16;
 #elif defined(__AVX2__)
@@ -74,7 +75,7 @@ static inline float added_up(Vector v) {
 #endif
 }
 
-// Elements of the types that cells have one by one.
+// Elements of 16 bits.
 struct Half {
     uint16_t bits;
 };
@@ -134,7 +135,8 @@ static inline void four_to_floats(const T (&in)[4], float * out) {
 static inline void four_to_floats(const Half (&in)[4], float * out) {
     const uint64_t bits =
         uint64_t(in[0].bits) | uint64_t(in[1].bits) << 16 | uint64_t(in[2].bits) << 32 | uint64_t(in[3].bits) << 48;
-    _mm_storeu_ps(out, _mm_cvtph_ps(_mm_cvtsi64_si128(int64_t(bits)))); // by way of memory it would wait for four stores
+    // From a register: a load of the four elements from memory would wait for four stores.
+    _mm_storeu_ps(out, _mm_cvtph_ps(_mm_cvtsi64_si128(int64_t(bits))));
 }
 #elif defined(__ARM_NEON)
 static inline void four_to_floats(const Half (&in)[4], float * out) {
@@ -142,7 +144,7 @@ static inline void four_to_floats(const Half (&in)[4], float * out) {
 }
 #endif
 
-// Elements in a row, whatever their type.
+// Converts elements that lie side by side.
 template <class T>
 static inline void to_floats(const T * in, std::ptrdiff_t n, float * out) {
     std::ptrdiff_t i = 0;
@@ -154,7 +156,7 @@ static inline void to_floats(const T * in, std::ptrdiff_t n, float * out) {
     }
 }
 
-// Calls body with data as what elements of its type are. Not Q8_0, which has none one by one.
+// Calls body with data as a pointer to elements of its type. Not for Q8_0, whose elements come in quantisation blocks.
 template <class Body>
 static inline void with_elements(int32_t type, const void * data, Body && body) {
     switch (type) {
@@ -186,7 +188,7 @@ static inline float exp_bounded(float x) {
     return x < -87.0f ? 0.0f : scaled + (x - x);
 }
 
-// Natural logarithm of a positive normal number, to seven digits; of others, anything. Cephes logf polynomial.
+// Natural logarithm of a positive normal number, to seven digits. Other numbers give anything. Cephes logf polynomial.
 static inline float log_normal(float x) {
     constexpr int32_t ROOT_OF_HALF = 0x3f3504f3; // the mantissa is from there to the root of 2
     const int32_t bits = to_bits(x) - ROOT_OF_HALF;
@@ -211,7 +213,7 @@ static inline float sharpened(float p) {
     return HALF_POWERS == 2 ? p : HALF_POWERS == 3 ? p * std::sqrt(p) : p * p;
 }
 
-// Adds up to four rows to the column sums: one load and store of a sum for four of them.
+// Adds one row or four to the column sums. With four, each sum is loaded and stored once for all of them.
 template <int ROWS, int HALF_POWERS = 2>
 static inline void add_rows(const float * p, std::ptrdiff_t stride, int n, float * sum) {
 #pragma omp simd

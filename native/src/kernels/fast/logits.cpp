@@ -34,7 +34,8 @@ void log_sum_exp(const LogSumExpArgs & a) {
 void kl_row(const KlRowArgs & a) {
     // KL(P||Q) = sum e^b (b - x) / S - log S + lse, with b the stored log probability and S = sum e^b.
     double total = 0, cross = 0;
-    const float lse = float(a.lse), low = a.base_min, scale = a.base_scale; // locals, or the loop is not made a vector one
+    // Copies, since the compiler makes no vectors of a loop that reads them through `a`.
+    const float lse = float(a.lse), low = a.base_min, scale = a.base_scale;
     const uint16_t * const base = a.base;
     const float * const x = a.x;
     for (std::ptrdiff_t i0 = 0; i0 < a.n; i0 += BLOCK) {

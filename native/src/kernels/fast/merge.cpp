@@ -1,4 +1,4 @@
-// Cells with their rotation: merging them, and what a calibration takes from them.
+// Kernels that rotate keys: merging cells, and what a calibration takes from them.
 #include "fast.hpp"
 
 #include <algorithm>
@@ -27,8 +27,8 @@ static void hadamard_transform(float * x, int n, int size) {
     }
 }
 
-// Cosine and sine of an angle given in turns, error about 1e-7. The angle is reduced in double: thousands of radians have no
-// good digits left in single.
+// Cosine and sine of an angle in turns, error about 1e-7. The angle is reduced in double: in single precision,
+// thousands of radians have no good digits left.
 static inline void cos_sin_turns(double turns, float & c, float & s) {
     const double magic = 6755399441055744.0; // adding it rounds to an integer
     const double quarter = (turns * 4.0 + magic) - magic;
@@ -47,10 +47,11 @@ static inline void cos_sin_turns(double turns, float & c, float & s) {
 
 namespace {
 
-// Cosines and sines of rotations over a number of positions, [n_rot/2] each, kept for the next member: neighbours merge, so most are over a few.
+// Cosines and sines of rotations, [n_rot/2] each, by the number of positions. They are kept for the next member: since
+// neighbours merge, few numbers occur.
 class Rotations {
   public:
-    // Cosines, and after them sines.
+    // The cosines, followed by the sines.
     const float * over(int32_t delta, const double * freq, int half) {
         if (freq != freq_ || half != half_) {
             freq_ = freq;
@@ -60,7 +61,7 @@ class Rotations {
         }
         const size_t slot = uint32_t(delta) % SLOTS;
         float *const cosine = table_.data() + slot * 2 * half, *const sine = cosine + half;
-        if (kept_[slot] != delta) { // 0 is never asked for
+        if (kept_[slot] != delta) { // an empty slot has 0, which is never asked for
             const double turns = delta * 0.159154943091895336;
 #pragma omp simd
             for (int i = 0; i < half; i++) {
@@ -88,10 +89,10 @@ static void add_value(const float * v, float w, int n, float * value) {
     }
 }
 
-// Adds w times what RoPE makes of the pairs of x and y, STRIDE apart.
+// Adds w times the rotated pairs of x and y. Pairs are STRIDE elements apart.
 template <int STRIDE>
-static void add_turned(const float * x, const float * y, const float * c, const float * s, float w, int half, float * to_x,
-                       float * to_y) {
+static void add_turned(const float * x, const float * y, const float * c, const float * s, float w, int half,
+                       float * to_x, float * to_y) {
 #pragma omp simd
     for (int i = 0; i < half; i++) {
         to_x[STRIDE * i] += w * (x[STRIDE * i] * c[i] - y[STRIDE * i] * s[i]);
@@ -111,10 +112,12 @@ static void add_key(const MergeHead & h, const float * k, float w, int32_t delta
         return;
     }
     const float *const c = rotations.over(delta, h.freq, half), *const s = c + half;
-    h.neox ? add_turned<1>(k, k + half, c, s, w, half, key, key + half) : add_turned<2>(k, k + 1, c, s, w, half, key, key + 1);
+    h.neox ? add_turned<1>(k, k + half, c, s, w, half, key, key + half)
+           : add_turned<2>(k, k + 1, c, s, w, half, key, key + 1);
 }
 
-// Members are read so many at a time: into memory that stays in the first caches, and is not new to the process at each call.
+// So many members are read at a time, into memory that stays in the first caches and is kept from call to call: memory
+// that is new to the process costs page faults.
 constexpr int MEMBERS = 128;
 
 static void merge_head(const MergeHead & h, Rotations & rotations, std::vector<float> & members) {
@@ -161,13 +164,14 @@ void merge_cells(const MergeCellsArgs & a) {
 
 namespace {
 
-// The angles of some positions, kept for the next head: of most models all layers have the same, and all heads of a block do.
+// Cosines and sines of some positions, kept for the next head: all heads of a layer have the same, and in most models
+// all layers.
 class Angles {
   public:
-    // Cosines of position i at [i][half], sines behind all of them.
+    // The cosines of position i are at [i][half]; all sines follow all cosines.
     const float * of(const int32_t * position, int n, const double * freq, int half) {
-        if (int(position_.size()) != n || int(freq_.size()) != half || !std::equal(position, position + n, position_.begin()) ||
-            !std::equal(freq, freq + half, freq_.begin())) {
+        if (int(position_.size()) != n || int(freq_.size()) != half ||
+            !std::equal(position, position + n, position_.begin()) || !std::equal(freq, freq + half, freq_.begin())) {
             position_.assign(position, position + n);
             freq_.assign(freq, freq + half);
             table_.resize(size_t(n) * 2 * half);
@@ -204,7 +208,7 @@ static float dot(const float * x, const float * y, int n) {
     return added_up(sum) + rest;
 }
 
-// Undoes RoPE: the pairs are elements of x and y, STRIDE apart.
+// Undoes RoPE. Pairs are elements of x and y, STRIDE apart.
 template <int STRIDE>
 static void turn_back(float * x, float * y, const float * c, const float * s, int half) {
 #pragma omp simd
@@ -228,7 +232,8 @@ void project_cells(const ProjectCellsArgs & a) {
         }
         for (int i = 0; i < count; i++) {
             float * const k = rows.data() + std::ptrdiff_t(i) * dim;
-            const float *const c = cosine + std::ptrdiff_t(i0 + i) * half, *const s = sine + std::ptrdiff_t(i0 + i) * half;
+            const float * const c = cosine + std::ptrdiff_t(i0 + i) * half;
+            const float * const s = sine + std::ptrdiff_t(i0 + i) * half;
             a.neox ? turn_back<1>(k, k + half, c, s, half) : turn_back<2>(k, k + 1, c, s, half);
             a.product[i0 + i] = dot(k, a.weight, dim);
         }

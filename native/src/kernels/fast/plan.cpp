@@ -1,4 +1,4 @@
-// Which cells to drop and which to merge.
+// Foreseen attention, and which cells to drop and which to merge by it.
 #include "cheapest.hpp"
 #include "fast.hpp"
 
@@ -27,7 +27,8 @@ void expected_attention(const ExpectedAttentionArgs & a) {
     const int32_t now = a.now;
 #pragma omp simd
     for (int i = 0; i < a.n; i++) {
-        const float sum = prior[i] + w0 * log[i] + w1 * log[i - 1] + w2 * log[i + 1] + w3 * log_normal(float(now - position[i]));
+        const float sum =
+            prior[i] + w0 * log[i] + w1 * log[i - 1] + w2 * log[i + 1] + w3 * log_normal(float(now - position[i]));
         expected[i] = exp_bounded(sum > 88.0f ? 88.0f : sum); // NaN stays
     }
 }
@@ -48,8 +49,8 @@ static double squared_distance(const float * x, const float * y, int n) {
 
 namespace {
 
-constexpr double GONE = INFINITY;                              // the cost of what is no group any more
-constexpr double DEAREST = std::numeric_limits<double>::max(); // of one that is
+constexpr double GONE = INFINITY;                              // the price of a group that is no more
+constexpr double DEAREST = std::numeric_limits<double>::max(); // the highest price of a group that is there
 
 // A group is named by its first member; until it is merged or dropped, a cell is a group of its own.
 class Planner {
@@ -95,10 +96,10 @@ class Planner {
 
   private:
     struct Group {
-        int row = -1; // of keys_ and values_, once they are asked for: means of the members' keys and values
+        int row = -1; // where keys_ and values_ have the means of its members, once they were asked for
         int size = 1;
-        int next = -1, previous = -1;    // in position order
-        int next_member = -1, last = -1; // of the members
+        int next = -1, previous = -1;    // groups, in position order
+        int next_member = -1, last = -1; // the member after this one, and the last
     };
 
     Group & group(int i) { return groups_[size_t(i)]; }
@@ -125,7 +126,8 @@ class Planner {
         }
     }
 
-    // Takes the distances that a call before has left; the others are to be worked out, of the cells that unknown_ names and those behind them.
+    // Takes the distances that earlier calls found. unknown_ lists the cells whose distance from the next one is still
+    // to be worked out.
     void recall() {
         unknown_.clear();
         for (int c = 0; a_.known && c < a_.keys.n_cells; c += int(64 / sizeof(Neighbour))) {
@@ -142,7 +144,8 @@ class Planner {
         }
     }
 
-    // Calls found(i, rows of cells i and i + 1) for all that is unknown, reading some at a time: rows that are on their way overlap.
+    // Calls found(i, row of cell i, row of cell i + 1) for all unknown distances. Reads many rows at a time, so that
+    // the waits for memory overlap.
     template <class Found>
     void read_unknown(const CellView & view, Found && found) {
         int32_t cells[2 * PAIRS];
@@ -168,12 +171,17 @@ class Planner {
     }
 
     void measure_pairs() {
-        read_unknown(a_.keys,
-                     [&](size_t i, const float * x, const float * y) { keys_apart_[i] = squared_distance(x, y, dim_k_); });
-        read_unknown(a_.values, [&](size_t i, const float * x, const float * y) { apart_[i] = squared_distance(x, y, dim_v_); });
+        const auto key_distance = [&](size_t i, const float * x, const float * y) {
+            keys_apart_[i] = squared_distance(x, y, dim_k_);
+        };
+        const auto value_distance = [&](size_t i, const float * x, const float * y) {
+            apart_[i] = squared_distance(x, y, dim_v_);
+        };
+        read_unknown(a_.keys, key_distance);
+        read_unknown(a_.values, value_distance);
     }
 
-    // The mean of the values, weighted by the rates, and each one's distance from it.
+    // Works out the mean of the values, weighted by the rates, and the distance of each value from it.
     void measure_values() {
         mean_.assign(size_t(dim_v_), 0.0f);
         float * const tile = room(tile_, size_t(TILE) * dim_v_);
@@ -198,7 +206,7 @@ class Planner {
         }
     }
 
-    // The same where a dimension's elements lie side by side: in whatever order the cells lie, a few dimensions at a time.
+    // The same for transposed values: a few dimensions at a time, and cells in the order in which they lie.
     template <class T>
     void measure_transposed_values(const T * data) {
         const int n = *std::max_element(a_.cells, a_.cells + a_.n) + 1;
@@ -230,7 +238,7 @@ class Planner {
 
     static constexpr int ROWS = 4;
 
-    // Elements without a weight may be anything: nobody has written there yet.
+    // Elements without a weight may hold anything, since nobody has written there yet.
     template <int N, class T>
     static void weighted_sums(const T * rows, std::ptrdiff_t stride, const float * weight, int n, float * out) {
         Vector sum[N] = {};
@@ -238,7 +246,7 @@ class Planner {
         for (; i + WIDTH <= n; i += WIDTH) {
             const Vector w = load(weight + i);
             for (int r = 0; r < N; r++) {
-                __builtin_prefetch(rows + (N + r) * stride + i); // no processor foresees past a page's end
+                __builtin_prefetch(rows + (N + r) * stride + i); // no processor prefetches across the end of a page
                 const Vector x = load(rows + r * stride + i);
                 sum[r] += w * (w != 0 ? x : Vector{});
             }
@@ -271,18 +279,19 @@ class Planner {
         }
     }
 
-    // Leaves what the next call needs: the distances of cells that stay as they are, and next to each other.
+    // Leaves the next call the distances of those cells that stay as they are and next to each other.
     void remember() {
         for (int i = a_.first; a_.known && i < a_.end; i++) {
             const int next = group(i).next;
             const bool stays = cost_[size_t(i)] != GONE && group(i).size == 1 && next >= 0 && group(next).size == 1;
-            a_.known[a_.cells[i]] = {stays ? a_.cells[next] : -1, float(keys_apart_[size_t(i)]), float(apart_[size_t(i)])};
+            a_.known[a_.cells[i]] = {stays ? a_.cells[next] : -1, float(keys_apart_[size_t(i)]),
+                                     float(apart_[size_t(i)])};
         }
     }
 
-    // Reads what the choice will look at first, in one go: the cheapest operations' groups and those beside them.
+    // Reads in one go what the choice will look at first: the groups of the cheapest operations, and those beside them.
     void fetch_likely() {
-        // A sample tells well enough: what is read in vain, or missing here, is a few cells.
+        // A sample of the prices tells which those are. It is wrong about a few cells, which costs little.
         constexpr int STEP = 8;
         sample_.clear();
         for (int i = a_.first; i < a_.end; i += STEP) {
@@ -291,7 +300,7 @@ class Planner {
         const auto last = sample_.begin() + std::min(a_.operations / STEP, int(sample_.size()) - 1);
         std::nth_element(sample_.begin(), last, sample_.end());
         likely_.clear();
-        int end = a_.first; // of what is on the list, or was looked at and is not
+        int end = a_.first; // cells before it are on the list, or were looked at and are not
         for (int i = a_.first; i < a_.end; i++) {
             if (cost_[size_t(i)] <= *last) {
                 const int after = cost_[size_t(i)] < drop_price(i) ? 3 : 2;
@@ -306,7 +315,7 @@ class Planner {
         gather_cells({a_.keys, a_.head, likely_.data(), int(likely_.size()), keys_.data()});
         gather_cells({a_.values, a_.head, likely_.data(), int(likely_.size()), values_.data()});
     }
-    // Reads a group's key and value, unless they are at hand.
+    // Reads a group's key and value, unless they were read before.
     void fetch(int i) {
         if (group(i).row < 0) {
             group(i).row = int(keys_.size() / size_t(dim_k_));
@@ -316,27 +325,28 @@ class Planner {
             gather_cells({a_.values, a_.head, a_.cells + i, 1, value(i)});
         }
     }
-    // Until the next fetch.
+    // Valid until the next fetch.
     float * key(int i) { return keys_.data() + std::ptrdiff_t(group(i).row) * dim_k_; }
     float * value(int i) { return values_.data() + std::ptrdiff_t(group(i).row) * dim_v_; }
 
     double drop_price(int i) const { return drop_price(rate_[size_t(i)], from_mean_[size_t(i)]); }
     static double drop_price(double rate, double from_mean) { return bounded(rate * std::sqrt(from_mean)); }
-    // In place of NaN and infinity, which overflowed cells bring.
+    // Replaces NaN and infinity, which come from cells that overflowed.
     static double bounded(double price) { return price < DEAREST ? price : DEAREST; }
 
-    // Of merging two groups; what nobody attends to has nothing to give to a merged cell.
-    double merge_price(double ra, double rb, double from_mean_a, double from_mean_b, double keys_apart, double apart) const {
+    // The price of merging two groups. One that nobody attends to has nothing to give to a merged cell.
+    double merge_price(double ra, double rb, double from_mean_a, double from_mean_b, double keys_apart,
+                       double apart) const {
         const double wa = ra / (ra + rb), wb = 1 - wa;
         const double sigma = std::sqrt(a_.key_cost * keys_apart / dim_k_);
-        // |wa Va + wb Vb - mean|^2 by the parallelogram identity, from distances at hand.
+        // |wa Va + wb Vb - mean|^2 by the parallelogram identity, from distances that are known already.
         const double merged = wa * from_mean_a + wb * from_mean_b - wa * wb * apart;
         const double merged_from_mean = std::sqrt(merged > 0 ? merged : 0);
         const double price = (ra + rb) * wa * wb * sigma * (std::sqrt(apart) + sigma / 2 * merged_from_mean);
         return ra == 0 || rb == 0 ? DEAREST : bounded(price);
     }
 
-    // Of all groups, while all are single cells.
+    // The prices of all groups, while all are single cells.
     void price_cells() {
         const bool may_merge = a_.largest_group >= 2;
         const double *const rate = rate_.data(), *const from_mean = from_mean_.data(), *const apart = apart_.data(),
@@ -345,7 +355,8 @@ class Planner {
 #pragma omp simd
         for (int i = a_.first; i < a_.end - 1; i++) {
             const double drop = drop_price(rate[i], from_mean[i]);
-            const double merge = merge_price(rate[i], rate[i + 1], from_mean[i], from_mean[i + 1], keys_apart[i], apart[i]);
+            const double merge =
+                merge_price(rate[i], rate[i + 1], from_mean[i], from_mean[i + 1], keys_apart[i], apart[i]);
             cost[i] = may_merge && merge < drop ? merge : drop;
         }
         if (a_.first < a_.end) {
@@ -353,7 +364,7 @@ class Planner {
         }
     }
 
-    // After it, or the group next to it, has changed.
+    // The price of one group, after it or the group next to it has changed.
     void reprice(int i) {
         if (i < 0) {
             return;
@@ -418,7 +429,7 @@ class Planner {
         return x.data();
     }
 
-    static constexpr int TILE = 64, PAIRS = 256; // that are read at once, into memory that stays in the first caches
+    static constexpr int TILE = 64, PAIRS = 256; // cells read at once, into memory that stays in the first caches
 
     PlanGroupsArgs a_ = {};
     int dim_k_ = 0, dim_v_ = 0;
@@ -427,7 +438,8 @@ class Planner {
     std::vector<int32_t> likely_;
     std::vector<double> sample_;
     std::vector<Group> groups_;
-    // By group: squared distances of its value from the mean of all, of its key and value from those of the next; its price.
+    // By group: the squared distances of its value from the mean of all, and of its key and value from those of the
+    // next group; its price.
     std::vector<double> rate_, from_mean_, keys_apart_, apart_, cost_;
     Cheapest cheapest_{cost_};
 };
@@ -435,7 +447,8 @@ class Planner {
 } // namespace
 
 void plan_groups(const PlanGroupsArgs & a) {
-    thread_local Planner planner; // its memory stays: at each call new to the process, it would cost as much as the planning
+    // Its memory is kept from call to call: the page faults of new memory would take as long as the planning.
+    thread_local Planner planner;
     planner.run(a);
 }
 

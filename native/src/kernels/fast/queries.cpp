@@ -8,11 +8,11 @@
 namespace kvmerge {
 namespace KVMERGE_ISA {
 
-// So many queries at once, into memory that stays in the first cache.
+// So many queries are taken at once, into memory that stays in the first cache.
 constexpr int QUERIES = 64;
 
-// Adds products of queries [n][stride] to a piece of their second moment: rows i .. i+7, the columns of a vector from j on. The sums stay in
-// registers over all queries.
+// Adds products of queries [n][stride] to a piece of their second moment: rows i .. i+7, and the columns of one vector
+// from j on. The sums stay in registers over all queries.
 constexpr int PIECE = 8;
 
 static inline void add_products(const float * q, int n, int stride, int i, int j, int d, float * second) {
@@ -33,7 +33,7 @@ static inline void add_products(const float * q, int n, int stride, int i, int j
 }
 
 void query_moments(const QueryMomentsArgs & a) {
-    const int d = a.dim, stride = (d + 15) / 16 * 16; // whole vectors and pieces, filled up with zeros
+    const int d = a.dim, stride = (d + 15) / 16 * 16; // rounded up to whole vectors and pieces; zeros fill the rest
     for (std::ptrdiff_t i = 0; i < std::ptrdiff_t(a.n_kv_heads) * d; i++) {
         a.sum[i] *= a.keep;
     }
