@@ -1,6 +1,7 @@
 package dev.kvmerge.cli;
 
 import dev.kvmerge.KvmergeException;
+import dev.kvmerge.cache.CacheChecks;
 import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.eval.Endless;
 import dev.kvmerge.eval.Experiment;
@@ -136,6 +137,7 @@ final class EndlessCommand implements Runnable {
         Interrupt.listen("kvmerge: stopping at the end of this block; what is finished is in " + out);
         try (ResultsFolder folder = ResultsFolder.open(out);
                 Model loaded = model.load(catalogue)) {
+            caches.values().forEach(strategy -> CacheChecks.checkModel(loaded, strategy, cells, true));
             int[] part = TextOptions.part(loaded, read, 0, tokens);
             caches.values().forEach(strategy -> Experiment.checkBudget(strategy, cells, block, part.length));
             Map<String, double[]> traces = new LinkedHashMap<>();

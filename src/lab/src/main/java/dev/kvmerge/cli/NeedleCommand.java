@@ -1,6 +1,7 @@
 package dev.kvmerge.cli;
 
 import dev.kvmerge.KvmergeException;
+import dev.kvmerge.cache.CacheChecks;
 import dev.kvmerge.eval.Cache;
 import dev.kvmerge.eval.Retrieval;
 import dev.kvmerge.eval.Text;
@@ -139,6 +140,7 @@ final class NeedleCommand implements Runnable {
         Interrupt.listen("kvmerge: stopping after the question in work; no table was written");
         try (ResultsFolder folder = ResultsFolder.open(out);
                 Model loaded = model.load(catalogue)) {
+            caches.forEach(cache -> CacheChecks.checkModel(loaded, cache.strategy(), cache.cells(tokens), false));
             Retrieval.Setup setup = new Retrieval.Setup(tokens, depths, trials, seed, block, compute);
             Retrieval retrieval = new Retrieval(loaded, puzzle, setup);
             List<Retrieval.Row> rows = new ArrayList<>();

@@ -106,6 +106,12 @@ final class PerplexityCommand implements Runnable {
         if (full) {
             StrategyOptions.refuse(command, StrategyOptions.NAMES, "goes with --strategy");
         }
+        if (!full) {
+            StrategyOptions.refuse(command, List.of("-b"), "goes without --strategy");
+        }
+        if (klDivergence) {
+            StrategyOptions.refuse(command, List.of("--chunks"), "goes without --kl-divergence");
+        }
         if (full && (cells != null || compression != null)) {
             throw new KvmergeException.Usage("--cells and --compression need a --strategy other than full");
         }
@@ -117,7 +123,7 @@ final class PerplexityCommand implements Runnable {
             model.checkCells(compute, settings.bias);
         }
         int budget = cells != null ? cells : compression != null ? Experiment.cellsFor(chunk, compression) : 0;
-        ChunkedPerplexity.Options options = new ChunkedPerplexity.Options(chunk, batch, chunks, compute);
+        ChunkedPerplexity.Options options = new ChunkedPerplexity.Options(chunk, full ? batch : chunk, chunks, compute);
         if (!full) {
             Experiment.checkBudget(chosen, budget, block, chunk);
         }

@@ -28,9 +28,9 @@ import picocli.CommandLine.Option;
                         + "each strategy.",
         footer = {"", "Example:", "  kvmerge quickstart"})
 final class QuickstartCommand implements Runnable {
-    private static final int TOKENS = 384;
-    private static final int CELLS = 192;
+    private static final int CELLS = 192; // and no fewer than a sliding window has positions
     private static final int BLOCK = 64;
+    private static final int BEYOND = 192; // tokens that do not fit into the cells
 
     @Mixin
     private ModelOptions model;
@@ -51,11 +51,13 @@ final class QuickstartCommand implements Runnable {
                 Model loaded = model.load(catalogue)) {
             done("loaded " + loaded.description() + " with llama.cpp "
                     + loaded.library().version());
-            int[] tokens =
-                    new Random(1).ints(TOKENS + 1, 0, loaded.vocabularySize()).toArray();
+            int cells = Math.max(CELLS, Math.ceilDiv(loaded.slidingWindow(), BLOCK) * BLOCK);
+            int[] tokens = new Random(1)
+                    .ints(cells + BEYOND + 1, 0, loaded.vocabularySize())
+                    .toArray();
             List<String> rows = new ArrayList<>(List.of("strategy,cells,used,kv_bytes,tokens_per_second"));
             for (String name : List.of(Strategies.FULL, "streaming-llm", "h2o", "entropy-merged")) {
-                rows.add(tryOut(loaded, name, tokens, compute));
+                rows.add(tryOut(loaded, name, tokens, cells, compute));
             }
             folder.write("quickstart.csv", String.join("\n", rows) + "\n");
             done("saved the results to " + out.resolve("quickstart.csv"));
@@ -63,33 +65,35 @@ final class QuickstartCommand implements Runnable {
         System.out.println("All works. Now try 'kvmerge experiment'.");
     }
 
-    private String tryOut(Model loaded, String name, int[] tokens, ComputeSettings compute) {
+    /** Reads all tokens but the last, and the last after the compression. */
+    private String tryOut(Model loaded, String name, int[] tokens, int cells, ComputeSettings compute) {
         Strategy strategy = Strategies.create(name, Strategies.Settings.DEFAULT);
+        int read = tokens.length - 1;
         CacheOptions options = (strategy.keepsAll()
-                        ? CacheOptions.unlimited(TOKENS + 1, BLOCK)
-                        : CacheOptions.of(CELLS, BLOCK))
+                        ? CacheOptions.unlimited(read + 1, BLOCK)
+                        : CacheOptions.of(cells, BLOCK))
                 .with(compute);
         try (CompressedContext context = new CompressedContext(loaded, strategy, options)) {
-            for (int at = 0; at < TOKENS; at += BLOCK) {
+            for (int at = 0; at < read; at += BLOCK) {
                 context.decode(java.util.Arrays.copyOfRange(tokens, at, at + BLOCK));
             }
-            int expected = strategy.keepsAll() ? TOKENS : CELLS;
+            int expected = strategy.keepsAll() ? read : cells;
             if (context.used() != expected) {
                 throw new KvmergeException(
                         name + " left " + context.used() + " cells where it should leave " + expected);
             }
-            context.decode(new int[] {tokens[TOKENS]});
+            context.decode(new int[] {tokens[read]});
             float logit = context.logits().getAtIndex(java.lang.foreign.ValueLayout.JAVA_FLOAT, 0);
             if (!Float.isFinite(logit)) {
                 throw new KvmergeException(name + ": decoding after the compression gives no finite logits");
             }
             CompressedContext.Timings t = context.timings();
-            double speed = 1e9 * (TOKENS + 1) / t.total();
+            double speed = 1e9 * (read + 1) / t.total();
             done(String.format(
                     Locale.ROOT,
                     "%s: %d tokens in %d cells, %.1f MiB of K and V, decoding goes on",
                     name,
-                    TOKENS,
+                    read,
                     expected,
                     context.info().bytes() / 1048576.0));
             return String.format(

@@ -199,11 +199,14 @@ public final class Experiment implements AutoCloseable {
                 }
                 check(method);
                 checkBudget(method, cells, mode.streams() ? setup.block() : 1, n);
-                if (!method.keepsAll()) {
+                if (method instanceof Strategy strategy) {
+                    CacheChecks.checkModel(model, strategy, cells, false);
+                } else if (!method.keepsAll()) {
                     CacheChecks.checkWindow(model, cells, false);
                 }
                 int stay = method.keepsAll() ? mode.passage() : cells;
-                runs.add(new Run(name, Strategies.label(name, method), method, compression, stay));
+                double saved = setup.extras().fill() ? 1 - (double) cells / n : compression;
+                runs.add(new Run(name, Strategies.label(name, method), method, saved, stay));
                 smallest = Math.min(smallest, cells);
             }
         }
@@ -225,7 +228,7 @@ public final class Experiment implements AutoCloseable {
         }
     }
 
-    /** Cells that a compression leaves of the text, or of a passage's prefill. */
+    /** Cells that a compression leaves of the text, or of a passage's prefill; the same for what those save of it. */
     private int budget(double compression) {
         Mode mode = setup.mode();
         int cells = cellsFor(mode.streams() ? setup.tokens().length : mode.prefill(), compression);

@@ -1,5 +1,7 @@
 package dev.kvmerge.eval;
 
+import dev.kvmerge.KvmergeException;
+import dev.kvmerge.cache.CacheChecks;
 import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.cache.CompressedContext;
 import dev.kvmerge.llama.ComputeSettings;
@@ -7,6 +9,7 @@ import dev.kvmerge.llama.Context;
 import dev.kvmerge.llama.ContextOptions;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
+import dev.kvmerge.strategy.Strategy;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -87,6 +90,7 @@ public final class SpeedBench {
     /**
      * @param caches the first is llama.cpp alone, without an eval callback
      * @param tokens a text, at least the longest prompt and what is generated after it
+     * @throws KvmergeException if the model cannot have one of the caches
      */
     public SpeedBench(Model model, Setup setup, List<Cache> caches, int[] tokens) {
         if (!caches.getFirst().isFull()) {
@@ -97,6 +101,9 @@ public final class SpeedBench {
         this.caches = caches;
         this.tokens = tokens;
         for (Cache cache : caches) {
+            for (int prompt : setup.prompts()) {
+                CacheChecks.checkModel(model, cache.strategy(), cache.cells(prompt), false);
+            }
             for (FlashAttention setting : cache.isFull() ? setup.plain() : setup.ours()) {
                 contenders.add(new Contender(cache, setting));
             }
@@ -124,9 +131,10 @@ public final class SpeedBench {
                     progress.accept("pp" + prompt + ", turn " + (turn + 1) + ": "
                             + contender.cache().name() + " -fa "
                             + contender.flashAttention().name().toLowerCase(Locale.ROOT));
-                    Timing timing = time(contender, turn < 0 ? Math.min(prompt, 2 * setup.block()) : prompt);
-                    if (turn >= 0) {
-                        timings[which][turn] = timing;
+                    if (turn < 0) {
+                        warmUp(contender, prompt);
+                    } else {
+                        timings[which][turn] = time(contender, prompt, contender.cache().cells(prompt));
                     }
                 }
             }
@@ -201,11 +209,22 @@ public final class SpeedBench {
         return (sorted[(n - 1) / 2] + sorted[n / 2]) / 2;
     }
 
-    private Timing time(Contender contender, int prompt) {
+    /** Reads two blocks, after what fills as few cells as the cache can have. */
+    private void warmUp(Contender contender, int prompt) {
+        Cache cache = contender.cache();
+        int cells = 0;
+        if (!cache.isFull()) {
+            int fewest = Math.max(cache.strategy().fewestCells(setup.block()), model.slidingWindow());
+            cells = Math.min(cache.cells(prompt), Math.max(fewest, cache.cells(setup.block())));
+        }
+        time(contender, (int) Math.min(prompt, cells + 2L * setup.block()), cells);
+    }
+
+    private Timing time(Contender contender, int prompt, int cells) {
         ComputeSettings compute = setup.compute().withFlashAttention(contender.flashAttention());
         return contender.cache().isFull()
                 ? timePlain(prompt, compute)
-                : timeCompressed(contender.cache(), prompt, compute);
+                : timeCompressed(contender.cache().strategy(), cells, prompt, compute);
     }
 
     private Timing timePlain(int prompt, ComputeSettings compute) {
@@ -223,10 +242,10 @@ public final class SpeedBench {
         }
     }
 
-    private Timing timeCompressed(Cache cache, int prompt, ComputeSettings compute) {
+    private Timing timeCompressed(Strategy strategy, int cells, int prompt, ComputeSettings compute) {
         int block = setup.block();
-        CacheOptions options = CacheOptions.of(cache.cells(prompt), block).with(compute);
-        try (CompressedContext context = new CompressedContext(model, cache.strategy(), options)) {
+        CacheOptions options = CacheOptions.of(cells, block).with(compute);
+        try (CompressedContext context = new CompressedContext(model, strategy, options)) {
             long start = System.nanoTime();
             for (int at = 0; at < prompt; at += block) {
                 context.decode(Arrays.copyOfRange(tokens, at, Math.min(prompt, at + block)), false);

@@ -2,6 +2,8 @@ package dev.kvmerge.report;
 
 import dev.kvmerge.eval.RunResult;
 import dev.kvmerge.eval.Trace;
+import dev.kvmerge.strategy.Strategies;
+import dev.kvmerge.strategy.Strategies;
 import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.LinkedHashMap;
@@ -25,7 +27,7 @@ public final class Plots {
     public static Map<String, String> of(List<RunResult> runs, Map<String, Trace> traces) {
         Map<String, String> plots = new LinkedHashMap<>();
         RunResult full =
-                runs.stream().filter(r -> r.compression() == 0).findFirst().orElse(null);
+                runs.stream().filter(r -> r.strategy().equals(Strategies.FULL)).findFirst().orElse(null);
         List<RunResult> compressed =
                 runs.stream().filter(r -> r.compression() > 0).toList();
         Styles styles = new Styles(runs);

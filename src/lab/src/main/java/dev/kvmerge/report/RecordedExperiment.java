@@ -8,6 +8,7 @@ import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Objects;
 import java.util.Set;
 import java.util.function.BooleanSupplier;
 
@@ -97,9 +98,15 @@ public final class RecordedExperiment {
         return outcome == null ? null : outcome.result();
     }
 
-    /** The figures of all runs that were made. */
+    /** The figures of all runs that were made, in the experiment's order: the full cache's first. */
     public List<RunResult> results() {
-        return done.values().stream().map(Experiment.Outcome::result).toList();
+        return experiment.runs().stream()
+                .map(Experiment.Run::id)
+                .distinct()
+                .map(done::get)
+                .filter(Objects::nonNull)
+                .map(Experiment.Outcome::result)
+                .toList();
     }
 
     /** The token-by-token figures of all runs that were made, by the run's id. */

@@ -7,6 +7,7 @@ import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.strategy.Oracle;
 import dev.kvmerge.strategy.QuantisedCells;
 import dev.kvmerge.strategy.QuantisedWeights;
+import dev.kvmerge.strategy.Strategies;
 import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.List;
@@ -26,7 +27,7 @@ public final class Table {
     /** The table, each compression a part, then a sentence for each run. */
     public static String of(List<RunResult> runs) {
         RunResult full =
-                runs.stream().filter(r -> r.compression() == 0).findFirst().orElse(null);
+                runs.stream().filter(r -> r.strategy().equals(Strategies.FULL)).findFirst().orElse(null);
         StringBuilder text = new StringBuilder();
         List<String[]> rows = new ArrayList<>();
         rows.add(new String[] {

@@ -136,6 +136,7 @@ class EndToEndTest {
         Cli.run(experiment(whole)).succeeded();
         Cli.run(experiment(part, "--strategies", "streaming-llm")).succeeded();
         Cli.run(experiment(part, "--resume")).succeeded();
+        assertEquals("full", read(part).get("runs").get(0).get("strategy").asText(), "made again, and first all the same");
         for (int i = 0; i < 7; i++) {
             JsonNode expected = read(whole).get("runs").get(i);
             boolean found = false;
@@ -235,6 +236,7 @@ class EndToEndTest {
         JsonNode with = read(folder.resolve("filled")).get("runs").get(1);
         assertEquals(160, without.get("cells").asInt());
         assertEquals(224, with.get("cells").asInt());
+        assertEquals(0.3, with.get("compression").asDouble(), 1e-9, "what is saved, not what was asked for");
         assertEquals(without.get("cells_allocated"), with.get("cells_allocated"));
         assertEquals(320 - 224 - 1, with.get("scored").asInt());
         assertTrue(with.get("kl_mean").asDouble() < without.get("kl_mean").asDouble());

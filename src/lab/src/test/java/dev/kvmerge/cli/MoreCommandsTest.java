@@ -6,6 +6,8 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
+import dev.kvmerge.TinyGguf;
+import dev.kvmerge.TinyGguf.Geometry;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -111,6 +113,29 @@ class MoreCommandsTest {
         Cli.run("calibrate", "-f", "alice", "--pieces", "99", "--out", out("x.json"))
                 .failed(2, "use a longer text");
         assertFalse(Files.exists(folder.resolve("x.json")));
+    }
+
+    /** What cannot be is said before a full cache is run to compare with. */
+    @Test
+    void aCalibrationOfAnotherModelIsRefusedFirst() throws IOException {
+        Path other = folder.resolve("other.json");
+        Files.writeString(
+                other,
+                "{\"name\":\"other\",\"layers\":1,\"kvHeads\":1,\"keyDimension\":2,\"decay\":0.9,"
+                        + "\"weights\":[[1,1,1,1,1,1,1,1]]}");
+        Cli.run("experiment", "--calibration", other.toString(), "--out", out("refused"))
+                .failed(1, "'other' is for 1 layers with 1 KV heads, the model has 30 with 3");
+        assertFalse(Files.exists(folder.resolve("refused/results.json")));
+    }
+
+    /** Its cells hold a window, whatever that is. */
+    @Test
+    void quickstartTakesModelsWithSlidingWindows() throws IOException {
+        Geometry gemma = new Geometry("gemma3", 4, 1, 32, 1000000, "none", 32, false, 300, 2);
+        Path model = TinyGguf.write(folder.resolve("gemma.gguf"), gemma);
+        Cli run = Cli.run("quickstart", "-m", model.toString(), "-t", "1", "--out", out("quick"))
+                .succeeded();
+        assertTrue(run.out().contains("entropy-merged: 512 tokens in 320 cells"), run.out());
     }
 
     @Test

@@ -1,6 +1,7 @@
 package dev.kvmerge.cache;
 
 import dev.kvmerge.KvmergeException;
+import dev.kvmerge.attention.Calibration;
 import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.kernels.Observer;
 import dev.kvmerge.llama.ContextOptions;
@@ -38,11 +39,25 @@ public final class CacheChecks {
             throw new KvmergeException.Usage(planner.name() + " needs at least " + fewest + " cells, not "
                     + options.cells() + ": use more --cells, or other parameters of the strategy");
         }
-        if (needs.calibration() != null) {
-            needs.calibration().check(model.shape().layers(), model.shape().kvHeads());
-        }
-        checkWindow(model, options.cells(), options.positionRange() > 0);
+        checkModel(model, planner, options.cells(), options.positionRange() > 0);
         checkObserved(observe);
+    }
+
+    /**
+     * Refuses what a model and a planner cannot do together; asked before a full cache is run to compare with.
+     *
+     * @param cells that stay
+     * @param limited whether positions have a range
+     */
+    public static void checkModel(Model model, Planner planner, int cells, boolean limited) {
+        if (planner.keepsAll()) {
+            return;
+        }
+        Calibration calibration = planner.needs().calibration();
+        if (calibration != null) {
+            calibration.check(model.shape().layers(), model.shape().kvHeads());
+        }
+        checkWindow(model, cells, limited);
     }
 
     /** Refuses to observe less than the planner reads. */
@@ -84,7 +99,8 @@ public final class CacheChecks {
         if (cells < window) {
             throw new KvmergeException.Usage(
                     "the model " + model.path() + " has layers with sliding windows of " + window + " positions, and "
-                            + cells + " cells do not hold one: use more --tokens or less --compression");
+                            + cells + " cells do not hold one: use more cells (--cells, less --compression, or a longer"
+                            + " text or prompt)");
         }
         if (limited) {
             throw new KvmergeException.Usage("the model " + model.path()
@@ -105,12 +121,28 @@ public final class CacheChecks {
     /** Refuses tables that the machine, or the JVM's heap, has not the memory for. */
     static void checkMemory(Model model, ContextOptions options, long entries) {
         model.checkMemory(options, entries * (CellTable.ENTRY_BYTES + Observer.ENTRY_BYTES));
-        Runtime jvm = Runtime.getRuntime();
-        long heap = jvm.maxMemory() - jvm.totalMemory() + jvm.freeMemory();
-        if (entries > MOST_ENTRIES || entries * CellTable.ENTRY_BYTES > heap) {
-            throw new KvmergeException("the tables of " + options.cells() + " cells take "
-                    + entries * CellTable.ENTRY_BYTES / MIB + " MiB of the JVM's heap, which has " + heap / MIB
+        if (entries > MOST_ENTRIES) {
+            throw new KvmergeException("the tables of " + options.cells() + " cells have " + entries
+                    + " entries, more than an array can: use fewer --cells");
+        }
+        checkHeap(options.cells(), entries * CellTable.ENTRY_BYTES);
+    }
+
+    /** Refuses tables of so many bytes where the heap has not so much left, also after its garbage is collected. */
+    static void checkHeap(int cells, long bytes) {
+        if (bytes > heapLeft()) {
+            System.gc(); // the tables of contexts that were closed may fill it
+        }
+        long left = heapLeft();
+        if (bytes > left) {
+            throw new KvmergeException("the tables of " + cells + " cells take " + bytes / MIB
+                    + " MiB of the JVM's heap, which has " + left / MIB
                     + " MiB left: use fewer --cells, or give java a larger -Xmx");
         }
+    }
+
+    private static long heapLeft() {
+        Runtime jvm = Runtime.getRuntime();
+        return jvm.maxMemory() - jvm.totalMemory() + jvm.freeMemory();
     }
 }

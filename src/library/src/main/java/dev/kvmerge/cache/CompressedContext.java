@@ -361,9 +361,14 @@ public final class CompressedContext implements AutoCloseable {
         long planned = System.nanoTime();
         timings.plan += planned - start;
         CellTable.Moves moves = rewrite.moves();
+        Rewriting rewriting = new Rewriting(observer, shape, info);
         try {
-            Rewriting rewriting = new Rewriting(observer, shape, info);
             rewriting.write(moves, needs.pivotFrame());
+        } catch (RuntimeException | Error e) {
+            broken = isUntouched(e) ? null : e;
+            throw e;
+        }
+        try {
             for (int pair = 0; pair < plans.length; pair++) {
                 if (adding[pair] != null) {
                     rewriting.addValues(pair, plans[pair], adding[pair], moves);
@@ -380,6 +385,15 @@ public final class CompressedContext implements AutoCloseable {
         timings.apply += System.nanoTime() - planned;
     }
 
+    /** Whether a rewriting that failed had not begun to write. */
+    private boolean isUntouched(Throwable failure) {
+        try {
+            return observer.isWhole();
+        } catch (IllegalStateException e) { // another thread is inside: what it kept out wrote nothing
+            return failure instanceof IllegalStateException;
+        }
+    }
+
     /** Frees the cells that do not stay in llama.cpp's record. */
     private void free(int budget, int back) {
         if (windows) {
@@ -388,8 +402,7 @@ public final class CompressedContext implements AutoCloseable {
         }
         // llama.cpp's record: cells 0 .. budget-2 keep the positions they first had, which are those numbers. Behind
         // them one cell stays, and the text goes on after its position: in a context with a position range that is not
-        // the
-        // newest one. So llama.cpp never shifts positions, and never rotates keys: its shift would multiply all keys
+        // the newest one. So llama.cpp never shifts positions, and never rotates keys: its shift would multiply all keys
         // by YaRN's factor each time.
         position -= back;
         context.removePositions(budget - 1, position - 1);
@@ -450,7 +463,7 @@ public final class CompressedContext implements AutoCloseable {
     /**
      * As {@link #cells}, with keys as they were before their rotation.
      *
-     * @throws IllegalStateException if the context has a span: keys there do not carry the rotation of their position
+     * @throws IllegalStateException if the context has a position range: keys there do not carry the rotation of their position
      */
     public CellStats unrotated(int layer, int kvHead) {
         if (options.positionRange() > 0) {

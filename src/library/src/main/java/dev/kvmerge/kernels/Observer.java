@@ -404,6 +404,15 @@ public final class Observer implements AutoCloseable {
         }
     }
 
+    /** Whether the cells hold what was written: not after a call that failed while it wrote them. */
+    public boolean isWhole() {
+        try (Guard.Use _ = guard.shared();
+                Arena local = Arena.ofConfined()) {
+            MemorySegment none = local.allocate(ValueLayout.JAVA_INT);
+            return Kvmerge_h.kvmerge_read_cells(handle, 0, 0, none, 0, none, none) == Kvmerge_h.KVMERGE_OK();
+        }
+    }
+
     /**
      * What a log-linear model of attention takes from cells themselves.
      *

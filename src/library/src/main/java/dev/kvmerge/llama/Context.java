@@ -172,22 +172,28 @@ public final class Context implements AutoCloseable {
         if (n <= 0 || n > batch) {
             throw new IllegalArgumentException("a batch of " + n + " tokens; it takes 1 to " + batch);
         }
-        try (Guard.Use _ = guard.exclusive();
-                Guard.Use _ = callback == null ? null : callback.guard().exclusive()) {
+        try (Guard.Use _ = guard.exclusive()) {
             int rows = fill(n, items);
-            endLogits();
-            model.library().takeLog();
-            int status = Llama_h.llama_decode(handle, nativeBatch);
-            if (status != 0) {
-                String why = status == 1
-                        ? "no free KV cells for " + n + " tokens among " + cells + ": compress first, or use more cells"
-                        : "status " + status;
-                throw new KvmergeException("llama.cpp cannot decode: " + why + "; "
-                        + model.library().takeLog());
+            try (Guard.Use _ = callback == null ? null : callback.guard().exclusive()) {
+                endLogits();
+                decodeBatch(n);
             }
-            Llama_h.llama_synchronize(handle);
             outputRows = rows;
         }
+    }
+
+    /** The batch as it is filled. */
+    private void decodeBatch(int n) {
+        model.library().takeLog();
+        int status = Llama_h.llama_decode(handle, nativeBatch);
+        if (status != 0) {
+            String why = status == 1
+                    ? "no free KV cells for " + n + " tokens among " + cells + ": compress first, or use more cells"
+                    : "status " + status;
+            throw new KvmergeException(
+                    "llama.cpp cannot decode: " + why + "; " + model.library().takeLog());
+        }
+        Llama_h.llama_synchronize(handle);
     }
 
     /** Writes the batch; how many rows of logits it makes. */

@@ -19,7 +19,7 @@ final class GgufHeader {
     private static final int MAGIC = 0x46554747; // G G U F
     private static final int LONGEST_NAME = 1 << 16;
     private static final int LONGEST_TENSOR_NAME = 63;
-    private static final int LONGEST_STRING = 1 << 24; // a chat template has some thousands
+    private static final int LONGEST_STRING = 1 << 20; // that is kept: a tokenizer as JSON has some 10^7 bytes
     private static final int LONGEST_KEPT = 4096; // elements of an array of numbers
     private static final int MOST_TOKENS = 1 << 24;
     private static final int MOST_ENTRIES = 1 << 16; // llama.cpp compares each key with all before it
@@ -66,7 +66,7 @@ final class GgufHeader {
      * @param kind of the value or, where it is an array, of its elements
      * @param count elements; 1 for a scalar
      * @param numbers the value or the first elements as bits of a long or, for reals, of a double; empty for strings
-     * @param text of a string that is no array's; else null
+     * @param text of a string that is no array's, and not too long to be of use here; else null
      */
     record Value(Kind kind, boolean array, long count, long[] numbers, String text) {
         double real(int i) {
@@ -183,7 +183,7 @@ final class GgufHeader {
         String what = "the value of key " + key;
         Kind kind = kind(in, key);
         if (kind == Kind.STRING) {
-            return new Value(kind, false, 1, new long[0], in.string(LONGEST_STRING, what));
+            return new Value(kind, false, 1, new long[0], in.stringOrSkip(LONGEST_STRING, what));
         }
         if (kind != Kind.ARRAY) {
             return new Value(kind, false, 1, new long[] {number(in, kind, what)}, null);

@@ -65,16 +65,35 @@ final class GgufReader {
         return new String(bytes(most, what), StandardCharsets.UTF_8);
     }
 
+    /** A string of at most so many bytes; null of a longer one, which is passed over. */
+    String stringOrSkip(int most, String what) throws IOException {
+        long length = length(what);
+        if (length > most) {
+            skip(length, what);
+            return null;
+        }
+        return new String(next((int) length, what), StandardCharsets.UTF_8);
+    }
+
     /** The bytes of a string of at most so many. */
     byte[] bytes(int most, String what) throws IOException {
+        long length = length(what);
+        if (length > most) {
+            throw refused(what + " has " + length + " bytes, more than " + most);
+        }
+        return next((int) length, what);
+    }
+
+    private long length(String what) throws IOException {
         long length = int64(what);
         if (length < 0 || length > remaining()) {
             throw truncated(what + ", a string of " + Long.toUnsignedString(length) + " bytes");
         }
-        if (length > most) {
-            throw refused(what + " has " + length + " bytes, more than " + most);
-        }
-        byte[] bytes = new byte[(int) length];
+        return length;
+    }
+
+    private byte[] next(int length, String what) throws IOException {
+        byte[] bytes = new byte[length];
         for (int at = 0; at < bytes.length; ) {
             fill(1, what);
             int n = Math.min(buffer.remaining(), bytes.length - at);

@@ -22,6 +22,7 @@ final class GgufRules {
                     "feed_forward_length",
                     "attention.head_count",
                     "attention.head_count_kv",
+                    "expert_used_count",
                     "attention.key_length",
                     "attention.value_length");
     /** Architectures whose layers are the ordinary ones, and whose keys are rotated whole. */
@@ -208,7 +209,11 @@ final class GgufRules {
         range("expert_group_count", 0, MOST_EXPERTS, false);
         range("expert_group_used_count", 0, MOST_EXPERTS, false);
         long experts = number("expert_count");
-        long used = number("expert_used_count");
+        if (experts <= 1 && header.architecture().startsWith("hunyuan")) {
+            return; // llama.cpp takes one expert for none there
+        }
+        Value each = own("expert_used_count");
+        long used = each == null ? 0 : Arrays.stream(each.numbers()).max().orElse(0);
         long groups = number("expert_group_count");
         long groupsUsed = number("expert_group_used_count");
         if (used > experts || experts > 0 && used == 0) {
@@ -264,11 +269,15 @@ final class GgufRules {
                 continue;
             }
             boolean epsilon = entry.getKey().endsWith("_epsilon");
-            boolean positive =
-                    entry.getKey().contains("rope.freq_base") || entry.getKey().endsWith("rope.scaling.factor");
+            boolean factor = entry.getKey().endsWith("rope.scaling.factor"); // 0 is as 1
+            boolean positive = entry.getKey().contains("rope.freq_base");
+            boolean sparsity = entry.getKey().endsWith("activation_sparsity_scale"); // -inf: nothing is cut off
             for (int i = 0; i < value.numbers().length; i++) {
                 double x = value.real(i);
-                if (!Double.isFinite(x) || epsilon && x < 0 || positive && x <= 0) {
+                if (sparsity && x == Double.NEGATIVE_INFINITY) {
+                    continue;
+                }
+                if (!Double.isFinite(x) || (epsilon || factor) && x < 0 || positive && x <= 0) {
                     throw refused("its " + entry.getKey() + " is " + x + (positive ? ", not above 0" : ""));
                 }
             }

@@ -8,8 +8,8 @@ import dev.kvmerge.llama.ContextOptions.FlashAttention;
  * What a context takes of the host's memory, at least: its cells, the scores of a ubatch, and the tables beside them.
  * Asked before llama.cpp touches the memory, since a machine that has not so much ends the process and not the call.
  *
- * @param cells bytes of the K and V cells, of the layers without a sliding window
- * @param scores bytes of the scores and the mask, where flash attention does not do without the first
+ * @param cells bytes of the K and V cells, of the layers without a sliding window; 0 where a device holds them
+ * @param scores bytes of the scores and the mask, where flash attention does not do without the first; 0 likewise
  * @param tables bytes of what is kept beside the cells
  */
 record MemoryNeed(long cells, long scores, long tables) {
@@ -33,7 +33,8 @@ record MemoryNeed(long cells, long scores, long tables) {
         }
         double rows = Math.min(Math.min(options.ubatch(), options.batch()), n);
         double scores = rows * n * 4 * (options.compute().flashAttention() == FlashAttention.OFF ? heads + 1 : 1);
-        return new MemoryNeed(model.backend() == Backend.CPU ? (long) cells : 0, (long) scores, tables);
+        boolean host = model.backend() == Backend.CPU;
+        return new MemoryNeed(host ? (long) cells : 0, host ? (long) scores : 0, tables);
     }
 
     private static double bytes(CellType type) {

@@ -11,10 +11,13 @@ import dev.kvmerge.TestModel;
 import dev.kvmerge.TinyGguf;
 import dev.kvmerge.TinyGguf.Geometry;
 import dev.kvmerge.attention.CellStats;
+import dev.kvmerge.kernels.Observer;
 import dev.kvmerge.llama.Backend;
 import dev.kvmerge.llama.ComputeSettings;
+import dev.kvmerge.llama.Guard;
 import dev.kvmerge.llama.Model;
 import java.lang.foreign.ValueLayout;
+import java.lang.reflect.Field;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
@@ -44,6 +47,8 @@ class TransactionTest {
 
     private static Model model;
     private final Random random = new Random(1);
+    private Guard observer; // of the context that is to fail
+    private final List<Guard.Use> held = new ArrayList<>(); // until it has failed
 
     @BeforeAll
     static void load() {
@@ -81,6 +86,16 @@ class TransactionTest {
         return Plan.keep(kept);
     }
 
+    private static Guard guard(Observer observer) {
+        try {
+            Field field = Observer.class.getDeclaredField("guard");
+            field.setAccessible(true);
+            return (Guard) field.get(observer);
+        } catch (ReflectiveOperationException e) {
+            throw new AssertionError(e);
+        }
+    }
+
     /** A planner that goes wrong once, and the one that does not. */
     private void afterAFailure(int threads, Planner wrong, String message) {
         AtomicInteger failing = new AtomicInteger();
@@ -89,6 +104,7 @@ class TransactionTest {
                 : window(cells, budget);
         try (CompressedContext failed = new CompressedContext(model, planner, options(threads));
                 CompressedContext never = context(TransactionTest::window)) {
+            observer = guard(failed.observer());
             for (int block = 0; block < 5; block++) {
                 int[] tokens = tokens(BLOCK);
                 never.decode(tokens);
@@ -101,6 +117,7 @@ class TransactionTest {
                     assertThrows(RuntimeException.class, failed::flush, "it plans again");
                     assertThrows(RuntimeException.class, () -> failed.decode(tokens(1)), "and before it decodes");
                     assertEquals(3 * BLOCK, failed.position());
+                    held.forEach(Guard.Use::close);
                 } else {
                     failed.decode(tokens);
                 }
@@ -145,6 +162,18 @@ class TransactionTest {
         assertEquals(Set.of(Thread.currentThread()), used);
     }
 
+    /** Another call inside the observer keeps the rewriting out. */
+    @Test
+    void aRewritingThatDoesNotBeginChangesNothing() {
+        afterAFailure(
+                1,
+                (cells, budget) -> {
+                    held.add(observer.shared());
+                    return window(cells, budget);
+                },
+                "the observer is in use by");
+    }
+
     @Test
     void aContextWhoseCellsWereRewrittenByHalfSaysSoEverAfter() throws Exception {
         CountDownLatch inside = new CountDownLatch(1);
@@ -176,7 +205,7 @@ class TransactionTest {
         self.add(context);
         context.decode(tokens(BLOCK));
         Exception cause = assertThrows(IllegalStateException.class, () -> context.decode(tokens(BLOCK)));
-        assertTrue(cause.getMessage().contains("is in use by"), cause.getMessage());
+        assertTrue(cause.getMessage().contains("the context is in use by"), cause.getMessage());
         goOn.countDown();
         assertThrows(Exception.class, intruder::get);
         assertEquals(2 * BLOCK, context.used(), "the table was not moved");

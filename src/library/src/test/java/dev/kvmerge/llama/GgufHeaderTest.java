@@ -71,6 +71,7 @@ class GgufHeaderTest {
                 Arguments.of("llama.rope.freq_base", GgufPatch.f32(Float.NaN)),
                 Arguments.of("llama.rope.scaling.type", GgufPatch.text("spiral")),
                 Arguments.of("llama.rope.scaling.factor", GgufPatch.f32(Float.POSITIVE_INFINITY)),
+                Arguments.of("llama.rope.scaling.factor", GgufPatch.f32(-2)),
                 Arguments.of("llama.expert_count", GgufPatch.u32(4)),
                 Arguments.of("llama.expert_group_count", GgufPatch.u32(2)),
                 Arguments.of("llama.nextn_predict_layers", GgufPatch.u32(2)),
@@ -86,6 +87,39 @@ class GgufHeaderTest {
         String message = refused(patched(key, value));
         String name = key.startsWith("llama.expert") ? "llama.expert" : key;
         assertTrue(message.contains(name), message);
+    }
+
+    /** What llama.cpp takes is taken, unusual as it is. */
+    static Stream<Arguments> rightValues() {
+        return Stream.of(
+                Arguments.of("llama.rope.scaling.factor", GgufPatch.f32(0)), // no scaling
+                Arguments.of("llama.expert_used_count", GgufPatch.u32s(0, 0)), // of each layer
+                Arguments.of("llama.attention.head_count", GgufPatch.u32s(4, 4)),
+                Arguments.of("llama.feed_forward_length", GgufPatch.u32s(96, 96)),
+                Arguments.of("llama.attention.sliding_window", GgufPatch.u32(0)),
+                Arguments.of("llama.activation_sparsity_scale", GgufPatch.f32(Float.NEGATIVE_INFINITY)),
+                Arguments.of("tokenizer.huggingface.json", GgufPatch.text("{".repeat(20 << 20))));
+    }
+
+    @ParameterizedTest
+    @MethodSource("rightValues")
+    void aRightValueIsTaken(String key, byte[] value) {
+        assertEquals(2, GgufHeader.read(patched(key, value)).layers());
+        try (Model model = Model.load(TestModel.library(), folder.resolve("patched.gguf"), Backend.CPU, 0)) {
+            assertEquals(2, model.shape().layers());
+        }
+    }
+
+    /** Each layer may use another number of its experts; one expert of a Hunyuan model is none. */
+    @Test
+    void expertsAreCountedAsLlamaCppCountsThem() {
+        GgufPatch experts = GgufPatch.of(tiny).set("llama.expert_count", GgufPatch.u32(4));
+        Path each = experts.set("llama.expert_used_count", GgufPatch.u32s(0, 2)).write(folder.resolve("each.gguf"));
+        assertEquals(2, GgufHeader.read(each).layers());
+        Path many = experts.set("llama.expert_used_count", GgufPatch.u32s(1, 5)).write(folder.resolve("many.gguf"));
+        assertTrue(refused(many).contains("llama.expert_used_count is 5 of 4 experts"));
+        Path none = experts.set("llama.expert_used_count", GgufPatch.u32s(0, 0)).write(folder.resolve("none.gguf"));
+        assertTrue(refused(none).contains("llama.expert_used_count is 0 of 4 experts"));
     }
 
     @Test

@@ -89,6 +89,16 @@ class MemoryTest {
         }
     }
 
+    /** What a device holds takes nothing of the host. */
+    @Test
+    void aModelOnADeviceNeedsTablesAlone() {
+        TinyGguf.Geometry tiny = new TinyGguf.Geometry("llama", 4, 2, 16, 10000, "none", 16, false);
+        Path file = TinyGguf.write(root.resolve("tiny.gguf"), tiny);
+        try (Model model = Model.load(TestModel.library(), file, Backend.CUDA, -1)) {
+            assertEquals(77, MemoryNeed.of(model, ContextOptions.of(1 << 20, 512, usual), 77).total());
+        }
+    }
+
     @Test
     void sizesBeyondAnyContextAreRefused() {
         for (Runnable call : new Runnable[] {
