@@ -9,6 +9,7 @@ import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
+import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -20,6 +21,8 @@ import java.util.function.BooleanSupplier;
  * + kvHead][position up to its end], the sum over all later blocks.
  */
 final class AttentionRecord implements Oracle.Future, AutoCloseable {
+    private static final int PIECE = 1 << 20; // bytes written at once
+
     private final Shape shape;
     private final int block;
     private final int tokens;
@@ -49,15 +52,27 @@ final class AttentionRecord implements Oracle.Future, AutoCloseable {
                 StandardOpenOption.TRUNCATE_EXISTING,
                 StandardOpenOption.READ,
                 StandardOpenOption.WRITE)) {
+            reserve(channel, offset(blocks()));
             future = channel.map(FileChannel.MapMode.READ_WRITE, 0, offset(blocks()), arena);
             observe(model, text, options, listener, cancelled);
             sumFromTheEnd();
         } catch (IOException e) {
             close();
-            throw new KvmergeException("cannot write " + file + ": " + e.getMessage(), e);
+            throw new KvmergeException(
+                    "cannot write the full cache's attention to " + file + " (" + offset(blocks()) + " bytes): "
+                            + e.getMessage() + "; free space there, or choose another --out",
+                    e);
         } catch (RuntimeException | Error e) {
             close();
             throw e;
+        }
+    }
+
+    /** Takes the space on the disk: writing to a mapped file where there is none is an InternalError. */
+    private static void reserve(FileChannel channel, long bytes) throws IOException {
+        ByteBuffer zeros = ByteBuffer.allocateDirect(PIECE);
+        for (long at = 0; at < bytes; ) {
+            at += channel.write(zeros.clear().limit((int) Math.min(PIECE, bytes - at)), at);
         }
     }
 

@@ -134,7 +134,8 @@ public final class SpeedBench {
                     if (turn < 0) {
                         warmUp(contender, prompt);
                     } else {
-                        timings[which][turn] = time(contender, prompt, contender.cache().cells(prompt));
+                        timings[which][turn] =
+                                time(contender, prompt, contender.cache().cells(prompt));
                     }
                 }
             }

@@ -3,7 +3,6 @@ package dev.kvmerge.report;
 import dev.kvmerge.eval.RunResult;
 import dev.kvmerge.eval.Trace;
 import dev.kvmerge.strategy.Strategies;
-import dev.kvmerge.strategy.Strategies;
 import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.LinkedHashMap;
@@ -26,8 +25,10 @@ public final class Plots {
      */
     public static Map<String, String> of(List<RunResult> runs, Map<String, Trace> traces) {
         Map<String, String> plots = new LinkedHashMap<>();
-        RunResult full =
-                runs.stream().filter(r -> r.strategy().equals(Strategies.FULL)).findFirst().orElse(null);
+        RunResult full = runs.stream()
+                .filter(r -> r.strategy().equals(Strategies.FULL))
+                .findFirst()
+                .orElse(null);
         List<RunResult> compressed =
                 runs.stream().filter(r -> r.compression() > 0).toList();
         Styles styles = new Styles(runs);

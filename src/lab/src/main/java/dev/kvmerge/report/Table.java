@@ -26,8 +26,10 @@ public final class Table {
 
     /** The table, each compression a part, then a sentence for each run. */
     public static String of(List<RunResult> runs) {
-        RunResult full =
-                runs.stream().filter(r -> r.strategy().equals(Strategies.FULL)).findFirst().orElse(null);
+        RunResult full = runs.stream()
+                .filter(r -> r.strategy().equals(Strategies.FULL))
+                .findFirst()
+                .orElse(null);
         StringBuilder text = new StringBuilder();
         List<String[]> rows = new ArrayList<>();
         rows.add(new String[] {

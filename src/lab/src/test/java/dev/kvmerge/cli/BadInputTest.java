@@ -76,7 +76,7 @@ class BadInputTest {
             delimiter = ';',
             value = {
                 "--tokens -5; must not be negative",
-                "--tokens 999999999; has 41933 tokens",
+                "--tokens 100000; has 41933 tokens",
                 "--offset -1; must not be negative",
                 "--offset 50000; has 41933 tokens",
                 "--block 0; --block must be positive",

@@ -136,7 +136,8 @@ class EndToEndTest {
         Cli.run(experiment(whole)).succeeded();
         Cli.run(experiment(part, "--strategies", "streaming-llm")).succeeded();
         Cli.run(experiment(part, "--resume")).succeeded();
-        assertEquals("full", read(part).get("runs").get(0).get("strategy").asText(), "made again, and first all the same");
+        JsonNode first = read(part).get("runs").get(0);
+        assertEquals("full", first.get("strategy").asText(), "made again, and first all the same");
         for (int i = 0; i < 7; i++) {
             JsonNode expected = read(whole).get("runs").get(i);
             boolean found = false;

@@ -112,7 +112,7 @@ class OptionsTest {
                 "perplexity --bias none; --bias goes with --strategy",
                 "perplexity --strategy full --recent-share 0.3; --recent-share goes with --strategy",
                 "perplexity --strategy h2o --cells 300 -b 512; -b goes without --strategy",
-                "perplexity --strategy h2o --cells 300 --kl-divergence --chunks 1; --chunks goes without --kl-divergence",
+                "perplexity --strategy h2o --cells 300 --kl-divergence --chunks 1; --chunks goes without --kl-diverg",
                 "experiment --score 100; --score goes with --prefill",
                 "needle --junk -f alice; -f goes without --junk"
             })

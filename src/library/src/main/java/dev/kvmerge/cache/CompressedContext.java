@@ -115,7 +115,7 @@ public final class CompressedContext implements AutoCloseable {
                 observe.entropy(),
                 observe.queries() || observe.bias() == Bias.FOLDED,
                 needs.calibration() != null);
-        this.trained = options.positionRange() > 0 ? Integer.MAX_VALUE : model.trainedContext();
+        this.trained = model.trainedContext();
         int cells = LlamaCache.padded(options.wanted());
         ContextOptions contextOptions = ContextOptions.of(options.wanted(), options.block(), options.compute());
         CacheChecks.checkMemory(model, contextOptions, CellTable.entries(shape, cells));
@@ -218,9 +218,11 @@ public final class CompressedContext implements AutoCloseable {
             System.getLogger("dev.kvmerge")
                     .log(
                             System.Logger.Level.WARNING,
-                            "the text goes past the {0} positions the model was trained on, where it gets worse by"
-                                    + " itself: give the cache a position range",
-                            trained);
+                            "the text goes past the {0,number,#} positions the model was trained on, where it gets"
+                                    + " worse by itself: give the cache a position range of {1,number,#} at most, which"
+                                    + " leaves room for a block",
+                            trained,
+                            Math.max(0, trained - options.block()));
         }
     }
 
@@ -402,7 +404,8 @@ public final class CompressedContext implements AutoCloseable {
         }
         // llama.cpp's record: cells 0 .. budget-2 keep the positions they first had, which are those numbers. Behind
         // them one cell stays, and the text goes on after its position: in a context with a position range that is not
-        // the newest one. So llama.cpp never shifts positions, and never rotates keys: its shift would multiply all keys
+        // the newest one. So llama.cpp never shifts positions, and never rotates keys: its shift would multiply all
+        // keys
         // by YaRN's factor each time.
         position -= back;
         context.removePositions(budget - 1, position - 1);
@@ -463,7 +466,8 @@ public final class CompressedContext implements AutoCloseable {
     /**
      * As {@link #cells}, with keys as they were before their rotation.
      *
-     * @throws IllegalStateException if the context has a position range: keys there do not carry the rotation of their position
+     * @throws IllegalStateException if the context has a position range: keys there do not carry the rotation of their
+     *     position
      */
     public CellStats unrotated(int layer, int kvHead) {
         if (options.positionRange() > 0) {

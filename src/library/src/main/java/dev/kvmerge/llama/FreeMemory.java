@@ -68,28 +68,24 @@ final class FreeMemory {
                 least = Math.min(
                         least,
                         second
-                                ? left(group, "memory.max", "memory.current", "inactive_file ")
-                                : left(
-                                        group,
-                                        "memory.limit_in_bytes",
-                                        "memory.usage_in_bytes",
-                                        "total_inactive_file "));
+                                ? left(group, "memory.max", "memory.current", "")
+                                : left(group, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"));
             }
         }
         return least;
     }
 
-    private long left(Path group, String limitFile, String usedFile, String cached) {
+    /** prefix: of the names in memory.stat. */
+    private long left(Path group, String limitFile, String usedFile, String prefix) {
         List<String> limit = lines(group.resolve(limitFile));
         List<String> used = lines(group.resolve(usedFile));
         if (limit.isEmpty() || used.isEmpty() || number(limit.getFirst()) >= UNKNOWN / 1024) {
             return UNKNOWN;
         }
         long files = lines(group.resolve("memory.stat")).stream()
-                .filter(line -> line.startsWith(cached))
-                .mapToLong(line -> number(line.substring(cached.length())))
-                .findFirst()
-                .orElse(0);
+                .filter(line -> line.startsWith(prefix + "inactive_file ") || line.startsWith(prefix + "active_file "))
+                .mapToLong(line -> number(line.substring(line.indexOf(' '))))
+                .sum();
         return Math.max(0, number(limit.getFirst()) - number(used.getFirst()) + files);
     }
 }

@@ -27,6 +27,7 @@ import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.FutureTask;
 import java.util.concurrent.atomic.AtomicInteger;
+import java.util.logging.Filter;
 import java.util.logging.Handler;
 import java.util.logging.LogRecord;
 import java.util.logging.Logger;
@@ -35,6 +36,8 @@ import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 
 /** A compression happens whole or not at all, and a context that is used wrongly says so. */
 @Tag("native")
@@ -344,9 +347,32 @@ class TransactionTest {
             }
             assertEquals(1, warnings.size());
             assertTrue(warnings.getFirst().contains("past the 512 positions"), warnings.getFirst());
+            assertTrue(warnings.getFirst().contains("a position range of 480 at most"), warnings.getFirst());
         } finally {
             logger.removeHandler(handler);
             logger.setUseParentHandlers(true);
+        }
+    }
+
+    /** A position range holds no more than the model was trained on, or it is told. */
+    @ParameterizedTest
+    @CsvSource({"480, 0", "481, 1", "600, 1"})
+    void aPositionRangePastTheTrainedPositionsIsWarnedOf(int range, int expected) {
+        AtomicInteger warnings = new AtomicInteger();
+        Logger logger = Logger.getLogger("dev.kvmerge");
+        Filter count = record -> {
+            warnings.incrementAndGet();
+            return false;
+        };
+        logger.setFilter(count);
+        CacheOptions options = options(1).withPositionRange(range);
+        try (CompressedContext context = new CompressedContext(model, TransactionTest::window, options)) {
+            for (int i = 0; i < 25; i++) {
+                context.decode(tokens(BLOCK));
+            }
+            assertEquals(expected, warnings.get());
+        } finally {
+            logger.setFilter(null);
         }
     }
 }
