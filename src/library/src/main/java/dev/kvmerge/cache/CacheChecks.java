@@ -68,8 +68,8 @@ public final class CacheChecks {
         if (needs.mass()
                 && (observe.massPower() != needs.massPower() || observe.massQueries() != needs.massQueries())) {
             throw unobserved(
-                    "a mass of power " + needs.massPower() + " over the newest queries, " + needs.massQueries()
-                            + " (0: all) queries",
+                    "a mass of power " + needs.massPower() + " over "
+                            + (needs.massQueries() == 0 ? "all" : "the newest " + needs.massQueries()) + " queries",
                     "use withMassPower and withMassQueries of the Observer.Options");
         }
         if (needs.entropy() && !observe.entropy()) {

@@ -565,8 +565,8 @@ class CompressedContextTest {
         Observer.Options nothing = Observer.Options.of(false, false, Bias.NONE, 1);
         Observer.Options mass = Observer.Options.of(true, false, Bias.NONE, 1);
         refused("h2o needs the mass", new H2o(0.5), options, nothing);
-        refused("entropy-merged needs a mass of power 1.5", new EntropyMerged(), options, mass);
-        refused("a window of 1", new Tova(), options, mass);
+        refused("entropy-merged needs a mass of power 1.5 over all queries", new EntropyMerged(), options, mass);
+        refused("a mass of power 1.0 over the newest 1 queries", new Tova(), options, mass);
         refused("needs the entropy", new RowEntropyMerged(0.5, 4, 0.25, Bias.NONE), options, mass);
         refused("needs the queries", new ExpectedAttention(4, 0.02), options, mass);
         refused("needs the bias FOLDED", new ZsMerge(0.4, 0.2), options, mass);
