@@ -32,7 +32,8 @@ record MemoryNeed(long cells, long scores, long tables) {
             heads = Math.max(heads, header.heads(layer));
         }
         double rows = Math.min(Math.min(options.ubatch(), options.batch()), n);
-        double scores = rows * n * 4 * (options.compute().flashAttention() == FlashAttention.OFF ? heads + 1 : 1);
+        double seen = n / options.sequences(); // a sequence has cells of its own
+        double scores = rows * seen * 4 * (options.compute().flashAttention() == FlashAttention.OFF ? heads + 1 : 1);
         boolean host = model.backend() == Backend.CPU;
         return new MemoryNeed(host ? (long) cells : 0, host ? (long) scores : 0, tables);
     }

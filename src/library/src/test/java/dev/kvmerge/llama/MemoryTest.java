@@ -66,6 +66,9 @@ class MemoryTest {
             assertEquals(1024 * 2 * 2 * (16 + 16) * 2, need.cells(), "cells, layers, heads, K and V, bytes");
             assertEquals(64 * 1024 * 4 * (4 + 1), need.scores(), "and the mask");
             assertEquals(77, need.tables());
+            MemoryNeed side = MemoryNeed.of(model, new ContextOptions(1024, 1024, 4, usual.withUbatch(64)), 0);
+            assertEquals(need.cells(), side.cells());
+            assertEquals(need.scores() / 4, side.scores(), "a sequence sees its own cells alone");
             ComputeSettings other = usual.withUbatch(64)
                     .withFlashAttention(FlashAttention.ON)
                     .withCellTypes(CellType.Q8_0, CellType.F32);
