@@ -24,13 +24,14 @@ DOWNLOADS := $(or $(KVMERGE_DOWNLOADS),downloads)
 
 JAR := target/kvmerge.jar
 HEADERS := $(DOWNLOADS)/llama.cpp-headers/llama.h
+LICENCE := $(DOWNLOADS)/llama.cpp-headers/LICENSE
 NATIVE := build/native/.built
 JAVA_SOURCES := $(shell find src/*/src/main jextract/generated -name '*.java') pom.xml $(wildcard src/*/pom.xml)
 NATIVE_SOURCES := $(shell find native -type f)
 
-.PHONY: run quickstart test test-examples test-native test-threads test-clang test-emulated test-java test-fast faults \
-    test-relied-on test-cuda test-rpc bench bench-table jmh benchmarks build setup cuda llama-cuda llama-rpc \
-    bindings relied-on docs performance check-lines format clean help
+.PHONY: run quickstart test test-examples dist check-reproducible test-native test-threads test-clang test-emulated \
+    test-java test-fast faults test-relied-on test-cuda test-rpc bench bench-table jmh benchmarks build setup cuda \
+    llama-cuda llama-rpc bindings relied-on docs performance check-lines format clean help
 
 ## run: set everything up, then run the main experiment on the small model and the book (results/)
 run: build setup
@@ -54,6 +55,11 @@ $(JAR): $(JAVA_SOURCES)
 	@touch $@
 
 $(HEADERS): | $(JAR)
+	@bin/kvmerge models fetch llama.cpp-headers
+
+# Headers that an older version fetched came without it.
+$(LICENCE): | $(JAR)
+	@rm -rf "$(DOWNLOADS)/llama.cpp-headers"
 	@bin/kvmerge models fetch llama.cpp-headers
 
 # $(call native-build,FOLDER,OPTIONS): the native library and its tests in build/FOLDER.
@@ -95,9 +101,17 @@ test-emulated: build setup
 test-java: build setup
 	$(MAVEN) -B -ntp test
 
-## test-examples: examples/ built against what is installed, and run
-test-examples: build setup
+## test-examples: examples/ built against what is installed and deployed, and run; the release's tar too
+test-examples: build setup $(LICENCE)
 	bin/test-examples
+
+## dist: a release in build/dist: jars, a tar that needs only a JRE, checksums
+dist: build setup $(LICENCE)
+	bin/dist
+
+## check-reproducible: build a release twice and compare the bytes
+check-reproducible: build setup $(LICENCE)
+	bin/check-reproducible
 
 ## fuzz: kvmerge.h called rightly and wrongly (FUZZ_CALLS=1000000), GGUF headers (FUZZ_CASES=20000); FUZZ_SEED=N
 FUZZ_CALLS ?= 1000000

@@ -3,9 +3,10 @@ package dev.kvmerge.cli;
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.models.Catalogue;
 import java.net.URISyntaxException;
+import java.nio.file.Files;
 import java.nio.file.Path;
 
-/** Where kvmerge's own files are: the checkout that the jar was built in. */
+/** Where kvmerge's own files are: the checkout that the jar was built in, or an unpacked release. */
 final class Home {
     private Home() {}
 
@@ -14,7 +15,7 @@ final class Home {
         if (given != null) {
             return Path.of(given).toAbsolutePath().normalize();
         }
-        try { // <home>/target/kvmerge.jar
+        try { // <home>/target/kvmerge.jar or <home>/lib/kvmerge.jar
             Path code = Path.of(Main.class
                     .getProtectionDomain()
                     .getCodeSource()
@@ -24,6 +25,11 @@ final class Home {
         } catch (URISyntaxException | NullPointerException e) {
             throw new KvmergeException("cannot find kvmerge's folder: set KVMERGE_HOME to it", e);
         }
+    }
+
+    /** Whether this is what 'make dist' packs, which has the native libraries in a jar; else it is a checkout. */
+    static boolean isRelease() {
+        return Files.isRegularFile(path().resolve("lib/kvmerge.jar"));
     }
 
     static Catalogue catalogue() {

@@ -130,8 +130,12 @@ final class ModelOptions {
 
     /** Loads the libraries. */
     LlamaLibrary library(Catalogue catalogue) {
-        Kvmerge.load(Home.nativeLibrary());
         String environment = System.getenv("KVMERGE_LLAMA_LIB");
+        if (Home.isRelease()) { // the first use finds libkvmerge
+            Path own = llamaLib != null || environment == null ? llamaLib : Path.of(environment);
+            return own == null ? LlamaLibrary.load(verbose) : LlamaLibrary.load(own, verbose);
+        }
+        Kvmerge.load(Home.nativeLibrary());
         Path folder = llamaLib != null
                 ? llamaLib
                 : environment != null ? Path.of(environment) : catalogue.locate(catalogue.find("llama.cpp"));

@@ -42,6 +42,7 @@ public final class Fetcher {
     private static final String WORK = ".fetch-";
     private static final Duration ABANDONED = Duration.ofDays(1);
     private static final String HEADER_FOLDERS = "include ggml/include";
+    private static final String LICENCE = "LICENSE"; // goes with the libraries wherever they are bundled
 
     private final Catalogue catalogue;
     private final Listener listener;
@@ -311,8 +312,10 @@ public final class Fetcher {
         List<String> checkout =
                 new ArrayList<>(List.of("git", "-C", clone.toString(), "checkout", "--quiet", "HEAD", "--"));
         checkout.addAll(List.of(HEADER_FOLDERS.split(" ")));
+        checkout.add(LICENCE);
         run(checkout, work, "unpacking llama.cpp's headers", -1);
         Files.createDirectories(to);
+        Files.copy(clone.resolve(LICENCE), to.resolve(LICENCE));
         for (String folder : HEADER_FOLDERS.split(" ")) {
             try (Stream<Path> files = Files.list(clone.resolve(folder))) {
                 for (Path header :

@@ -50,8 +50,17 @@ public final class LlamaLibrary {
      *
      * @throws KvmergeException as the other one, and if there is neither, or the jar cannot be unpacked
      */
-    public static synchronized LlamaLibrary load() {
-        return loaded != null ? loaded : load(Natives.folder(), false);
+    public static LlamaLibrary load() {
+        return load(false);
+    }
+
+    /**
+     * As above.
+     *
+     * @param verbose passes llama.cpp's own log on to standard error
+     */
+    public static synchronized LlamaLibrary load(boolean verbose) {
+        return loaded != null ? loaded : load(Natives.folder(), verbose);
     }
 
     /**
