@@ -44,7 +44,12 @@ class ContributingTest {
     @Test
     void everyRecipeHasTenStepsAtMost() throws IOException {
         assertEquals(
-                List.of("Make a release", "Add a strategy", "Add a kernel", "Add a command", "Take a new llama.cpp version"),
+                List.of(
+                        "Make a release",
+                        "Add a strategy",
+                        "Add a kernel",
+                        "Add a command",
+                        "Take a new llama.cpp version"),
                 List.copyOf(recipes().keySet()));
         recipes().forEach((title, steps) -> {
             assertTrue(steps.size() <= 10, title + " has " + steps.size() + " steps");

@@ -109,13 +109,13 @@ class BareMachineTest {
             octal.append(String.format("\\%03o", b & 0xFF));
         }
         String text = Child.shell(
-                        "LC_ALL=C '%s/bin/java' -Dkvmerge.home='%s' -cp '%s' dev.kvmerge.cli.Main perplexity -f "
-                                + "\"$(printf '%s')\""
-                                        .formatted(
-                                                System.getProperty("java.home"),
-                                                TestModel.HOME,
-                                                System.getProperty("java.class.path"),
-                                                octal),
+                        ("LC_ALL=C '%s/bin/java' -Dkvmerge.home='%s' -cp '%s' dev.kvmerge.cli.Main perplexity -f "
+                                        + "\"$(printf '%s')\"")
+                                .formatted(
+                                        System.getProperty("java.home"),
+                                        TestModel.HOME,
+                                        System.getProperty("java.class.path"),
+                                        octal),
                         Map.of())
                 .ended(2);
         assertTrue(text.contains("LC_ALL=C.UTF-8") && !text.contains("\tat "), text);
