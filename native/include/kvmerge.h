@@ -111,7 +111,9 @@ typedef struct kvmerge_observer_params {
     int32_t bias;           /* KVMERGE_BIAS_*; FOLDED implies OBSERVE_QUERIES */
     float mass_power;       /* 1: the mass of a cell is the attention it received; 1.5, 2: the sum of that power, which
                              * favours cells that someone needed much over cells that everyone needs a little */
-    int32_t mass_queries;   /* n: the mass is over the newest n queries of the block; 0: over all of them */
+    int32_t mass_queries;   /* n: the mass is over the newest n queries of the block's last ubatch of n and more, and
+                             * all that came after it; over all queries where no ubatch has as many, as in a generation
+                             * token by token (n = 1 is exact there too). 0: over all queries */
     float query_decay;      /* factor on the query moments at each begin, 0..1; .7 a block of 128 is good */
     float ridge;            /* lambda of the fold direction, > 0; .05 is good */
     int32_t device;         /* KVMERGE_DEVICE_* */

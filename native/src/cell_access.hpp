@@ -24,7 +24,7 @@ void require_finite(const float * x, size_t n, const char * what);
 
 // Makes planning forget cells that are written.
 inline void forget(kvmerge_observer::Layer & l, int kv_head, const int32_t * cells, size_t n) {
-    if (!l.neighbours.empty()) {
+    if (size_t(kv_head) < l.neighbours.size()) { // fewer where memory ran out
         l.neighbours[size_t(kv_head)].rewritten(cells, n);
     }
 }

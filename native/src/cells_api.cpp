@@ -107,6 +107,12 @@ kvmerge_status kvmerge_write_cells(kvmerge_observer * observer, int32_t layer, i
         require_distinct(cells, n, l.k.n_cells());
         require_finite(keys, size_t(n) * l.k.dim(), "keys");
         require_finite(values, size_t(n) * l.v.dim(), "values");
+        if (keys) { // memory for what a backend's cells are worked on in, before the first is written
+            l.k.on_host();
+        }
+        if (values) {
+            l.v.on_host();
+        }
         forget(l, kv_head, cells, size_t(n));
         Writing writing(o);
         if (keys) {

@@ -80,6 +80,10 @@ void check(const kvmerge_observer & o, const kvmerge_moves & moves, int layer, i
             if (dest[c] < 0 || dest[c] >= o.layers[layer].k.n_cells()) {
                 refuse(layer, head, c, "its destination is outside the cache");
             }
+            if (!o.is_of_sequence(dest[c])) {
+                refuse(layer, head, c, "the newest token does not see its destination: it is empty, or another "
+                                       "sequence's");
+            }
             if (taken[dest[c]] == head) {
                 refuse(layer, head, c, "its destination is taken by another group");
             }

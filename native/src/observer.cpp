@@ -49,6 +49,25 @@ bool kvmerge_observer::wants(ggml_tensor * node) {
     return stop;
 }
 
+void kvmerge_observer::distrust(Layer & l) noexcept {
+    l.k.decoded();
+    l.v.decoded();
+    for (Neighbours & head : l.neighbours) {
+        head.all_rewritten();
+    }
+}
+
+// llama.cpp writes the cells all the same: what is known of them counts no more.
+void kvmerge_observer::overlook(const ggml_tensor * node) noexcept {
+    const GraphNode seen = classify(node);
+    if (seen.kind == NodeKind::KEY_WRITE || seen.kind == NodeKind::VALUE_WRITE || seen.kind == NodeKind::KEY_SHIFT) {
+        const auto at = std::lower_bound(numbers.begin(), numbers.end(), seen.layer);
+        if (at != numbers.end() && *at == seen.layer) {
+            distrust(layers[size_t(at - numbers.begin())]);
+        }
+    }
+}
+
 bool kvmerge_observer::saw_scores(const ggml_tensor * node, int layer) {
     Layer & l = layers[layer];
     if (!l.k.tensor()) {
@@ -227,8 +246,13 @@ void kvmerge_observer::saw_tokens(const ggml_tensor * rows) {
     std::vector<int64_t> index(static_cast<size_t>(n));
     params.ggml.tensor_get(rows, index.data(), 0, index.size() * sizeof(int64_t));
     for (int64_t cell : index) {
-        require(cell >= 0 && cell < params.n_cells, "a token was written to a cell outside the cache");
+        require(cell >= 0 && cell < layers[0].k.n_cells(), "a token was written to a cell outside the cache");
         token_cell.push_back(int32_t(cell));
+    }
+    for (size_t first = 0; any_bias && first < bias.size(); first += size_t(params.n_cells)) {
+        for (size_t t = size_t(ubatch_start); t < token_cell.size(); t++) { // a bias was of what the cell held
+            bias[first + size_t(token_cell[t])] = 0;
+        }
     }
     for (Layer & written : layers) {
         for (Neighbours & head : written.neighbours) {

@@ -85,6 +85,8 @@ struct kvmerge_observer {
 
     bool wants(ggml_tensor * node); // before a node runs: learns where things are, and says whether to stop at it
     void visit(ggml_tensor * node); // after a node that it stops at has run
+    void overlook(const ggml_tensor * node) noexcept; // before a node runs that is not looked at, after an error
+    void distrust(Layer & layer) noexcept;            // its cells may have been written unseen
     void collect();                 // brings mass and entropy to the host
     void add_waiting_queries();     // of all layers, to the moments
     void add_waiting_queries(Layer & layer);

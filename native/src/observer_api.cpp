@@ -123,6 +123,9 @@ bool kvmerge_eval_callback(struct ggml_tensor * tensor, bool ask, void * handle)
             o.visit(tensor);
         }
     });
+    if (ask && o.error) {
+        o.overlook(tensor);
+    }
     o.nanos += nanos_since(start);
     return result;
 }
@@ -133,8 +136,13 @@ kvmerge_status kvmerge_observer_begin(kvmerge_observer * observer) {
         o.token_cell.clear();
         o.ubatch_start = 0;
         o.nanos = 0;
-        o.error.reset();
+        if (!o.another_context) { // that stays an error
+            o.error.reset();
+        }
         o.asked_for = nullptr;
+        if (observers().missed(observer)) {
+            std::for_each(o.layers.begin(), o.layers.end(), [&](auto & l) { o.distrust(l); });
+        }
         observers().forget_missed(observer);
         for (auto & l : o.layers) {
             l.tokens_seen = 0;

@@ -173,6 +173,8 @@ static void test_many_threads() {
     }
 }
 
+static ggml_tensor * hidden_write = nullptr; // handed to the callback while a thread is inside
+
 // What the callback could not note, because another thread was inside, is an error of the block.
 static void test_missed_nodes() {
     Fixture f;
@@ -190,6 +192,74 @@ static void test_missed_nodes() {
     CHECK(kvmerge_observer_begin(inside) == KVMERGE_OK);
     CHECK(kvmerge_observer_stats(inside, &stats) == KVMERGE_OK);
     CHECK(kvmerge_observer_free(inside) == KVMERGE_OK);
+}
+
+// llama.cpp decodes on after an error, or while a callback could not enter. What was known of its cells before counts
+// no more, and a cell that is written after it brings none of the others back.
+static void test_unseen_writes() {
+    on_host = false;
+    for (const bool missed : {false, true}) {
+        Fixture f;
+        auto params = params_for(KVMERGE_OBSERVE_MASS, KVMERGE_BIAS_NONE);
+        params.n_tokens = Fixture::TOKENS;
+        params.ggml.buffer_is_host = [](ggml_backend_buffer_t) { // while the first is inside
+            static bool deep = false;
+            if (!deep && inside) {
+                deep = true;
+                kvmerge_eval_callback(hidden_write, true, inside);
+                deep = false;
+            }
+            return on_host;
+        };
+        hidden_write = &f.k_write;
+        inside = nullptr;
+        kvmerge_observer * o = make(params);
+        f.decode(o);
+        const int32_t cells[] = {6, 7}, first = 0;
+        float keys[2 * Fixture::DIM], values[2 * Fixture::DIM];
+        const double rate[] = {1, 1};
+        int32_t group[2];
+        double cost, expected;
+        kvmerge_groups_params p = {2, Fixture::DIM, Fixture::DIM, 0, 2, 0, 8, 1e-6, keys, values, rate};
+        CHECK(kvmerge_plan_cells(o, 0, 0, cells, &p, group, &cost) == KVMERGE_OK); // and now their distance is known
+        if (missed) {
+            CHECK(kvmerge_observer_begin(o) == KVMERGE_OK);
+            inside = o;
+            kvmerge_eval_callback(&f.soft_max, true, o);
+            kvmerge_eval_callback(&f.soft_max, false, o);
+            inside = nullptr;
+        } else {
+            f.decode(o); // more tokens than the block has room for
+            CHECK(kvmerge_read_cells(o, 0, 0, cells, 2, keys, values) == KVMERGE_OK);
+        }
+        for (float & x : f.k) {
+            x *= 3;
+        }
+        for (float & x : f.v) {
+            x *= 3;
+        }
+        if (!missed) {
+            f.decode(o);
+        }
+        kvmerge_block_stats stats;
+        CHECK(kvmerge_observer_stats(o, &stats) == (missed ? KVMERGE_E_STATE : KVMERGE_E_ARGUMENT));
+        CHECK(kvmerge_observer_begin(o) == KVMERGE_OK);
+        CHECK(kvmerge_read_cells(o, 0, 0, cells, 2, keys, values) == KVMERGE_OK);
+        for (int i = 0; i < 2 * Fixture::DIM; i++) {
+            CHECK(keys[i] == f.k[6 * Fixture::DIM + size_t(i)]);
+            CHECK(values[i] == f.v[size_t(i % Fixture::DIM) * Fixture::CELLS + size_t(6 + i / Fixture::DIM)]);
+        }
+        p.operations = 1;
+        CHECK(kvmerge_plan_cells(o, 0, 0, cells, &p, group, &cost) == KVMERGE_OK);
+        CHECK(kvmerge_plan_groups(&p, group, &expected) == KVMERGE_OK && group[1] == 0);
+        CHECK_NEAR(cost, expected, 0, 1e-5);
+        auto k = f.k;
+        CHECK(kvmerge_write_cells(o, 0, 0, &first, 1, keys, values) == KVMERGE_OK);
+        std::copy(keys, keys + Fixture::DIM, k.begin());
+        CHECK(f.k == k);
+        CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+    }
+    on_host = true;
 }
 
 // A host's own callback asks for other nodes, and hands all of them on.
@@ -258,6 +328,9 @@ static void test_another_context() {
         CHECK(kvmerge_observer_stats(o, &stats) == KVMERGE_E_STATE && says("another llama_context"));
         const auto k = f.k;
         CHECK(kvmerge_observer_begin(o) == KVMERGE_OK);
+        CHECK(kvmerge_observer_stats(o, &stats) == KVMERGE_E_STATE && says("another llama_context"));
+        kvmerge_cache_info info;
+        CHECK(kvmerge_observer_cache_info(o, &info) == KVMERGE_E_STATE && says("another llama_context"));
         CHECK(MoveArrays().apply(o) == KVMERGE_E_STATE && says("another llama_context"));
         const int32_t cell = 7;
         float x[Fixture::DIM] = {};
@@ -299,6 +372,13 @@ static void test_odd_graphs() {
         Fixture f;
         f.index.ne[0] = 0;
         refused(f, params, KVMERGE_E_ARGUMENT, "a batch without tokens");
+    }
+    { // a cell that the arrays have room for, and the cache has not
+        Fixture f;
+        auto larger = params;
+        larger.n_cells = Fixture::CELLS + 200;
+        f.rows[2] = Fixture::CELLS;
+        refused(f, larger, KVMERGE_E_ARGUMENT, "a token was written to a cell outside the cache");
     }
     for (const int wrong : {0, 1, 2}) {
         Fixture f;
@@ -428,10 +508,21 @@ static void test_failure_midway() {
         Fixture f;
         auto params = params_for(0, KVMERGE_BIAS_NONE);
         params.ggml.tensor_set = [](ggml_tensor *, const void *, size_t, size_t) { throw 1; };
+        static bool no_memory;
+        params.ggml.tensor_get = [](const ggml_tensor * t, void * data, size_t offset, size_t size) {
+            if (no_memory) {
+                throw std::bad_alloc();
+            }
+            tensor_get(t, data, offset, size);
+        };
         kvmerge_observer * o = make(params);
         f.decode(o);
         const int32_t cell = 0;
         float x[Fixture::DIM] = {};
+        no_memory = true; // before anything is written
+        CHECK(kvmerge_write_cells(o, 0, 0, &cell, 1, x, x) == KVMERGE_E_MEMORY);
+        no_memory = false;
+        CHECK(kvmerge_read_cells(o, 0, 0, &cell, 1, x, x) == KVMERGE_OK);
         CHECK(kvmerge_write_cells(o, 0, 0, &cell, 1, x, x) == KVMERGE_E_STATE);
         CHECK(kvmerge_read_cells(o, 0, 0, &cell, 1, x, x) == KVMERGE_E_STATE && says("make the context anew"));
         CHECK(MoveArrays().apply(o) == KVMERGE_E_STATE && says("make the context anew"));
@@ -538,6 +629,7 @@ int main() {
     test_one_thread_at_a_time();
     test_many_threads();
     test_missed_nodes();
+    test_unseen_writes();
     test_foreign_nodes();
     test_sizes();
     test_another_context();

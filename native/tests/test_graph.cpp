@@ -255,6 +255,11 @@ void test_several_sequences() {
     CHECK(moves.apply(o) == KVMERGE_E_ARGUMENT);
     CHECK(std::strstr(kvmerge_last_error(), "cell 5: the newest token does not see it"));
     CHECK(f.k == k);
+    MoveArrays into;
+    into.dest[0] = 5; // of the other sequence
+    CHECK(into.apply(o) == KVMERGE_E_ARGUMENT);
+    CHECK(std::strstr(kvmerge_last_error(), "cell 0: the newest token does not see its destination"));
+    CHECK(f.k == k);
     CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
 }
 

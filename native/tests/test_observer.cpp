@@ -375,13 +375,16 @@ static void test_exact_bias() {
     moves.weight[0] = moves.weight[1] = 0.5f;
     moves.dest[0] = 1;
     CHECK(moves.apply(o) == KVMERGE_OK);
-    std::fill(f.scores.begin(), f.scores.end(), 0.0f);
-    f.decode(o);
-    for (int row = 0; row < Fixture::TOKENS * Fixture::HEADS; row++) {
-        for (int c = 0; c < Fixture::CELLS; c++) {
-            const double scaled = 0.5 * f.scores[row * Fixture::CELLS + c];
-            CHECK_NEAR(scaled, c == 1 ? std::log(2.0) : 0, 1e-6, 0);
+    f.rows = {5, 6, 7};
+    for (const bool kept : {true, false}) {
+        std::fill(f.scores.begin(), f.scores.end(), 0.0f);
+        f.decode(o);
+        for (int row = 0; row < Fixture::TOKENS * Fixture::HEADS; row++) {
+            for (int c = 0; c < Fixture::CELLS; c++) { // times the scale
+                CHECK_NEAR(0.5 * f.scores[row * Fixture::CELLS + c], kept && c == 1 ? std::log(2.0) : 0, 1e-6, 0);
+            }
         }
+        f.rows = {1, 5, 6}; // a token goes to the merged cell, which its host has freed: the bias was of the old ones
     }
     CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
 }
