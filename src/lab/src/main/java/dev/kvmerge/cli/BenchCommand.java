@@ -16,7 +16,9 @@ import java.util.Arrays;
 import java.util.List;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
+import picocli.CommandLine.Spec;
 
 /** Speed against llama.cpp without us. */
 @Command(
@@ -31,6 +33,9 @@ import picocli.CommandLine.Option;
         },
         footer = {"", "Example:", "  kvmerge bench -p 2048,8192 -n 64 --compression 0.7 -o md"})
 final class BenchCommand implements Runnable {
+    @Spec
+    private CommandSpec command;
+
     @Mixin
     private ModelOptions model;
 
@@ -104,7 +109,8 @@ final class BenchCommand implements Runnable {
     public void run() {
         check();
         Catalogue catalogue = Home.catalogue();
-        List<Cache> caches = Cache.list("llama.cpp", strategies, compressions, settings.settings(model, catalogue));
+        List<Cache> caches = Cache.list(
+                "llama.cpp", strategies, compressions, settings.settings(model, catalogue, strategies, command));
         for (int prompt : prompts) {
             caches.forEach(cache -> cache.check(block, prompt));
         }

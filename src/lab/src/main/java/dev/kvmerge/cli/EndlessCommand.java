@@ -22,7 +22,9 @@ import java.util.List;
 import java.util.Map;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
+import picocli.CommandLine.Spec;
 
 /** Text past the trained context. */
 @Command(
@@ -37,6 +39,9 @@ import picocli.CommandLine.Option;
         footer = {"", "Example:", "  kvmerge endless -f paradise-lost --cells 1024 --tokens 100000 --full-tokens 12288"
         })
 final class EndlessCommand implements Runnable {
+    @Spec
+    private CommandSpec command;
+
     @Mixin
     private ModelOptions model;
 
@@ -121,7 +126,7 @@ final class EndlessCommand implements Runnable {
         ComputeSettings compute = model.compute(FlashAttention.OFF);
         model.checkCells(compute, settings.bias);
         Catalogue catalogue = Home.catalogue();
-        Strategies.Settings chosen = settings.settings(model, catalogue);
+        Strategies.Settings chosen = settings.settings(model, catalogue, strategies, command);
         Map<String, Strategy> caches = new LinkedHashMap<>();
         for (String name : strategies) {
             Strategy strategy = Strategies.create(name, chosen);

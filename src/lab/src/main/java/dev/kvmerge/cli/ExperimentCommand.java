@@ -161,7 +161,7 @@ final class ExperimentCommand implements Runnable {
         ComputeSettings compute = model.compute(FlashAttention.OFF);
         model.checkCells(compute, settings.bias);
         Catalogue catalogue = Home.catalogue();
-        Strategies.Settings chosen = settings.settings(model, catalogue);
+        Strategies.Settings chosen = settings.settings(model, catalogue, strategies, command);
         strategies.forEach(name -> Strategies.method(name, chosen)); // a wrong name is said before anything is loaded
         compressions.forEach(c -> Experiment.cellsFor(1, c));
         Text read = text.read(catalogue);

@@ -133,7 +133,8 @@ final class NeedleCommand implements Runnable {
         ComputeSettings compute = model.compute(FlashAttention.OFF);
         model.checkCells(compute, settings.bias);
         Catalogue catalogue = Home.catalogue();
-        List<Cache> caches = Cache.list(Strategies.FULL, strategies, compressions, settings.settings(model, catalogue));
+        List<Cache> caches = Cache.list(
+                Strategies.FULL, strategies, compressions, settings.settings(model, catalogue, strategies, command));
         caches.forEach(cache -> cache.check(block, tokens));
         Retrieval.Puzzle puzzle =
                 junk ? Retrieval.Puzzle.passkey() : Retrieval.Puzzle.needle(book(text.read(catalogue)));

@@ -99,8 +99,9 @@ final class PerplexityCommand implements Runnable {
 
     @Override
     public void run() {
-        Strategies.Settings found =
-                strategy == null ? Strategies.Settings.DEFAULT : settings.settings(model, Home.catalogue());
+        Strategies.Settings found = strategy == null || strategy.equals(Strategies.FULL)
+                ? Strategies.Settings.DEFAULT
+                : settings.settings(model, Home.catalogue(), List.of(strategy), command);
         Strategy chosen = Strategies.create(strategy == null ? Strategies.FULL : strategy, found);
         boolean full = chosen.keepsAll();
         if (full) {

@@ -5,9 +5,11 @@ import dev.kvmerge.attention.Calibration;
 import dev.kvmerge.attention.Calibrations;
 import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.models.Catalogue;
+import dev.kvmerge.strategy.Method;
 import dev.kvmerge.strategy.Strategies;
 import java.nio.file.Path;
 import java.util.List;
+import java.util.Map;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
 
@@ -77,10 +79,86 @@ final class StrategyOptions {
                             + "comes with kvmerge for it (default: ${DEFAULT-VALUE})")
     String calibration;
 
-    /** The settings for a model. */
-    Strategies.Settings settings(ModelOptions model, Catalogue catalogue) {
-        Calibration found = calibration(calibration, model, catalogue);
+    /**
+     * The settings for a model.
+     *
+     * @param strategies names with their parameters
+     * @throws KvmergeException.Usage if an option was given that none of the strategies takes
+     */
+    Strategies.Settings settings(
+            ModelOptions model, Catalogue catalogue, List<String> strategies, CommandSpec command) {
+        Strategies.Settings given = settings(calibration(calibration, model, catalogue));
+        refuseWithoutEffect(strategies, given, command);
+        return given;
+    }
+
+    private Strategies.Settings settings(Calibration found) {
         return new Strategies.Settings(sinks, recentShare, signal, threshold, bias, found);
+    }
+
+    /** An option has an effect where another value of it makes another strategy: strategies are records. */
+    private static void refuseWithoutEffect(List<String> strategies, Strategies.Settings given, CommandSpec command) {
+        Calibration known = given.calibration();
+        Map<String, Strategies.Settings> otherwise = Map.of(
+                "--sinks",
+                new Strategies.Settings(
+                        given.sinks() == 0 ? 1 : 0,
+                        given.recentShare(),
+                        given.signal(),
+                        given.threshold(),
+                        given.bias(),
+                        known),
+                "--recent-share",
+                new Strategies.Settings(
+                        given.sinks(),
+                        given.recentShare() == 0.5 ? 0.25 : 0.5,
+                        given.signal(),
+                        given.threshold(),
+                        given.bias(),
+                        known),
+                "--signal",
+                new Strategies.Settings(
+                        given.sinks(),
+                        given.recentShare(),
+                        given.signal().equals("row") ? "column" : "row",
+                        given.threshold(),
+                        given.bias(),
+                        known),
+                "--threshold",
+                new Strategies.Settings(
+                        given.sinks(),
+                        given.recentShare(),
+                        given.signal(),
+                        given.threshold() == 0.5 ? 0.25 : 0.5,
+                        given.bias(),
+                        known),
+                "--bias",
+                new Strategies.Settings(
+                        given.sinks(),
+                        given.recentShare(),
+                        given.signal(),
+                        given.threshold(),
+                        given.bias() == Bias.NONE ? Bias.FOLDED : Bias.NONE,
+                        known));
+        List<Method> made = methods(strategies, given);
+        otherwise.forEach((option, other) -> {
+            if (command.commandLine().getParseResult().hasMatchedOption(option)
+                    && methods(strategies, other).equals(made)) {
+                throw new KvmergeException.Usage(option + " has no effect on " + String.join(", ", strategies)
+                        + ": leave it out, or add a strategy that takes it (docs/strategies.md)");
+            }
+        });
+        boolean calibrated = command.commandLine().getParseResult().hasMatchedOption("--calibration");
+        if (calibrated && known != null && methods(strategies, given.with(null)).equals(made)) {
+            throw new KvmergeException.Usage("--calibration has no effect on " + String.join(", ", strategies)
+                    + ": leave it out, or add entropy-merged");
+        }
+    }
+
+    private static List<Method> methods(List<String> strategies, Strategies.Settings settings) {
+        return strategies.stream()
+                .map(name -> Strategies.method(name, settings))
+                .toList();
     }
 
     /**
