@@ -126,7 +126,7 @@ class Session {
         p.n_head_kv = shape.n_head_kv;
         p.n_cells = shape.cells;
         p.n_tokens = c_.between(4, 200);
-        p.observe = c_.below(8);
+        p.observe = c_.below(16);
         p.bias = c_.below(3);
         p.mass_power = c_.of<float>({1, 1.5f, 2});
         p.mass_queries = c_.one_in(3) ? c_.below(5) : 0;

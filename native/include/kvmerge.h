@@ -71,13 +71,21 @@ enum kvmerge_status_code {
     KVMERGE_E_DEVICE = 6,  /* a GPU that failed */
 };
 
-/* What an observer looks at. Each costs graph segments, so ask for what the strategy needs. */
+/* What an observer looks at. Each costs time, so ask for what the strategy needs.
+ *
+ * With flash attention the graph is not stopped where its memory is the host's: a node of it is made a copy of each
+ * layer's queries. What they attend to is computed for all tokens of the block at once, by kvmerge_observer_stats() (or
+ * before, when a call here or a decode changes keys that they see). That takes memory for a block's queries, n_layer *
+ * n_tokens * n_head * head_dim floats, and for their masks. Do not change keys behind the observer's back
+ * (llama_state_set_data, llama_memory_clear) between a block's first token and its statistics. Everywhere else, and
+ * with KVMERGE_OBSERVE_STOP, the graph is stopped at each layer. */
 enum kvmerge_observe_flag {
     KVMERGE_OBSERVE_CELLS = 0,   /* always: where K and V lie, which cells a batch fills */
     KVMERGE_OBSERVE_MASS = 1,    /* attention received by each cell */
     KVMERGE_OBSERVE_ENTROPY = 2, /* normalised entropy of each attention row */
     KVMERGE_OBSERVE_QUERIES = 4, /* decayed mean and second moment of the roped queries (of about 64 tokens a ubatch),
                                     for the folded bias */
+    KVMERGE_OBSERVE_STOP = 8, /* never capture: stop llama.cpp's graph at each layer */
 };
 
 /* How a merged cell gets the log of the mass that its members had (the Gibbs bias). */

@@ -11,6 +11,9 @@
 // - FLASH_ATTN_EXT instead of the last three: Q, K, V, mask, sinks; parameters are scale, ALiBi's bias and the soft
 // cap.
 //
+// The queries are PERMUTE of a VIEW of the whole tensor that was rotated, [head_dim][heads][tokens]. Nothing computes
+// from the view, since its permutation views the root: capture.hpp makes a copy of it.
+//
 // The cache is a tensor for K and one for V in each layer, [n_embd][cells][streams]. Its cells are a multiple of 256.
 // Tokens go to the first free cells. A cell has one position, and the mask lets a token see the cells of its sequence
 // that are not after it. A shift of positions rotates cache_k_l<N> in a graph of its own: ROPE in place, or a CPY where

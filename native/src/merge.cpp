@@ -377,6 +377,7 @@ extern "C" kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmer
                 check(o, *moves, int(layer), head, taken);
             }
         });
+        o.add_captured(); // with the keys as they are
         if (o.params.bias == KVMERGE_BIAS_FOLDED) {
             o.add_waiting_queries();
         }

@@ -29,6 +29,7 @@ bool kvmerge_observer::wants(ggml_tensor * node) {
         break;
     case NodeKind::KEY_SHIFT:
         if (layer >= 0) {
+            add_captured(); // with the keys as they were
             check_shift(node, layer);
             for (Neighbours & head : layers[layer].neighbours) {
                 head.all_rewritten();
@@ -91,6 +92,7 @@ void kvmerge_observer::check_queries(const ggml_tensor * q, int layer) const {
     }
 }
 
+// Whether to stop at a layer's attention.
 bool kvmerge_observer::saw_attention(const ggml_tensor * node, bool flash, int layer) {
     Layer & l = layers[layer];
     const Attention attention = attention_of(node, layer);
@@ -116,8 +118,10 @@ bool kvmerge_observer::saw_attention(const ggml_tensor * node, bool flash, int l
         saw_mask(attention.mask);
     }
     l.scale = attention.scale;
+    l.cap = attention.cap;
     l.in_place = attention.in_place;
-    return observes_attention() || (flash && observes(KVMERGE_OBSERVE_QUERIES));
+    const bool of_interest = observes_attention() || (flash && observes(KVMERGE_OBSERVE_QUERIES));
+    return of_interest && !(flash && capture_queries(node, attention, layer));
 }
 
 // The newest token sees all cells of its sequence. A cell that it does not see is empty, or another sequence's.
@@ -146,7 +150,8 @@ bool kvmerge_observer::is_of_sequence(int cell) const {
 
 void kvmerge_observer::visit(ggml_tensor * node) {
     if (node != asked_for) {
-        return; // the host's own callback asked for this node
+        cut = true; // the host's own callback asked for this node
+        return;
     }
     asked_for = nullptr;
     Stop stop;
@@ -233,21 +238,26 @@ void kvmerge_observer::saw_cache_write(ggml_tensor * node, bool is_key, int laye
 // At the first layer of a ubatch: notes which cells its tokens go to.
 void kvmerge_observer::saw_tokens(const ggml_tensor * rows) {
     require(rows->type == GGML_TYPE_I64, "cell indices of another type than I64");
-    ubatch_start = int(token_cell.size());
-    token_cell.reserve(size_t(params.n_tokens)); // must not move: kvmerge_observer_stats() gives its address
     const int64_t n = rows->ne[0];
-    for (Layer & seen : layers) { // this ubatch has all observation queries: older ones go
-        if (params.mass_queries > 0 && n >= params.mass_queries && seen.mass.size()) {
-            seen.mass.zero();
-        }
-    }
     require(n > 0, "a batch without tokens");
-    require(ubatch_start + n <= params.n_tokens, "more tokens in a block than the observer was made for");
+    require(int64_t(token_cell.size()) + n <= params.n_tokens, "more tokens in a block than the observer was made for");
     std::vector<int64_t> index(static_cast<size_t>(n));
     params.ggml.tensor_get(rows, index.data(), 0, index.size() * sizeof(int64_t));
     for (int64_t cell : index) {
         require(cell >= 0 && cell < layers[0].k.n_cells(), "a token was written to a cell outside the cache");
-        token_cell.push_back(int32_t(cell));
+    }
+    if (captured.large() || captured.sees(index)) { // nothing of this graph has run: the keys are still those they saw
+        add_captured();
+    }
+    ubatch_start = int(token_cell.size());
+    captured.next_ubatch(ubatch_start, int(n));
+    cut = false;
+    token_cell.reserve(size_t(params.n_tokens)); // must not move: kvmerge_observer_stats() gives its address
+    token_cell.insert(token_cell.end(), index.begin(), index.end());
+    for (Layer & seen : layers) { // this ubatch has all observation queries: older ones go
+        if (params.mass_queries > 0 && n >= params.mass_queries && seen.mass.size()) {
+            seen.mass.zero();
+        }
     }
     for (size_t first = 0; any_bias && first < bias.size(); first += size_t(params.n_cells)) {
         for (size_t t = size_t(ubatch_start); t < token_cell.size(); t++) { // a bias was of what the cell held

@@ -1,6 +1,7 @@
 // The observer of one llama_context: what its attention did, and where its cells are.
 #pragma once
 
+#include "capture.hpp"
 #include "cells.hpp"
 #include "device.hpp"
 #include "handles.hpp"
@@ -29,6 +30,7 @@ struct kvmerge_observer {
         kvmerge::CellTensor k, v;
         kvmerge::Rope rope;
         float scale = 0;             // of the scores, from the softmax node
+        float cap = 0;               // of flash attention's scores; 0: they are not capped
         int tokens_seen = 0;         // of this block, whose attention is in mass and entropy
         bool in_place = false;       // the last softmax wrote over its scores
         bool stops_at_scores = true; // in this graph, the observer does
@@ -65,6 +67,8 @@ struct kvmerge_observer {
     int cells_seen = 0;                 // 1 + the last cell that any row sees
     std::vector<float> inv_log_visible; // [tokens of the ubatch]
     std::vector<char> in_sequence;      // [n_kv]: cells that the newest token sees; empty: not known
+    kvmerge::Captured captured;         // queries that the statistics have yet to get
+    bool cut = false;                   // a host's own callback stopped this graph
     int64_t nanos = 0;
     std::optional<kvmerge::Error> error; // the first error of the callback in this block
     const kvmerge::Error out_of_memory{KVMERGE_E_MEMORY, "out of memory"}; // made while there still is memory
@@ -88,6 +92,8 @@ struct kvmerge_observer {
     void overlook(const ggml_tensor * node) noexcept; // before a node runs that is not looked at, after an error
     void distrust(Layer & layer) noexcept;            // its cells may have been written unseen
     void collect();                 // brings mass and entropy to the host
+    // Adds what captured queries did to the statistics, of all layers at once. Without `attention`: to moments only.
+    void add_captured(bool attention = true);
     void add_waiting_queries();     // of all layers, to the moments
     void add_waiting_queries(Layer & layer);
 
@@ -98,6 +104,9 @@ struct kvmerge_observer {
     void check_queries(const ggml_tensor * q, int layer) const;
     void saw_mask(const ggml_tensor * mask);
     bool saw_attention(const ggml_tensor * node, bool flash, int layer);
+    void add_captured_attention(int layer, int kv_head);
+    void add_captured_moments(int layer, int kv_head);
+    bool capture_queries(const ggml_tensor * node, const kvmerge::Attention & attention, int layer);
     void add_queries(kvmerge::Stop & stop, const ggml_tensor * q, int layer);
     void keep_query(Layer & layer, const char * query, size_t head_bytes);
     void count_queries(Layer & layer, int n_rows);

@@ -21,7 +21,7 @@ void check_params(const kvmerge_observer_params & p) {
     require(p.n_cells > 0 && p.n_tokens > 0, "n_cells and n_tokens must be positive");
     require(double(p.n_layer) * p.n_head_kv * p.n_cells <= MOST, "n_layer * n_head_kv * n_cells must be at most 2^40");
     require(double(p.n_layer) * p.n_head * p.n_tokens <= MOST, "n_layer * n_head * n_tokens must be at most 2^40");
-    require(p.observe >= 0 && p.observe < 8, "observe must be KVMERGE_OBSERVE_* flags");
+    require(p.observe >= 0 && p.observe < 16, "observe must be KVMERGE_OBSERVE_* flags");
     require(p.bias >= KVMERGE_BIAS_NONE && p.bias <= KVMERGE_BIAS_EXACT, "bias must be one of KVMERGE_BIAS_*");
     require(p.mass_power == 1 || p.mass_power == 1.5f || p.mass_power == 2, "mass_power must be 1, 1.5 or 2");
     require(p.mass_queries >= 0, "mass_queries must not be negative");
@@ -102,6 +102,9 @@ kvmerge_status kvmerge_observer_free(kvmerge_observer * observer) {
 }
 
 bool kvmerge_eval_callback(struct ggml_tensor * tensor, bool ask, void * handle) {
+    if (tensor && ask && is_capture(tensor)) { // of a graph that is used again: perhaps by nobody's observer any more
+        release(tensor);
+    }
     if (!tensor || (ask && !may_want(tensor))) {
         return !ask; // asks for nothing, and lets the graph go on
     }
@@ -132,6 +135,10 @@ bool kvmerge_eval_callback(struct ggml_tensor * tensor, bool ask, void * handle)
 
 kvmerge_status kvmerge_observer_begin(kvmerge_observer * observer) {
     return on_observer("kvmerge_observer_begin", observer, Access::ALONE, [&](kvmerge_observer & o) {
+        if (o.error) {
+            o.captured.clear();
+        }
+        o.add_captured(false);
         o.add_waiting_queries();
         o.token_cell.clear();
         o.ubatch_start = 0;
@@ -164,6 +171,7 @@ kvmerge_status kvmerge_observer_stats(kvmerge_observer * observer, kvmerge_block
             throw *o.error;
         }
         const auto start = std::chrono::steady_clock::now();
+        o.add_captured();
         o.add_waiting_queries();
         o.nanos += nanos_since(start);
         kvmerge_block_stats stats = {};
@@ -249,6 +257,7 @@ kvmerge_status kvmerge_query_moments(kvmerge_observer * observer, int32_t layer,
         require(kv_head >= 0 && kv_head < o.params.n_head_kv, "no such KV head");
         require(mean && second, "mean or second is null");
         auto & l = o.layers[layer];
+        o.add_captured();
         o.add_waiting_queries(l);
         if (!(l.query_weight > 0)) {
             throw Error(KVMERGE_E_STATE,

@@ -3,87 +3,12 @@
 #include "check.hpp"
 #include "isa.hpp"
 #include "kvmerge.h"
-#include "tiny_gguf.hpp"
+#include "real_llama.hpp"
 
-#include "llama.h"
-
-#include <algorithm>
-#include <dirent.h>
-#include <dlfcn.h>
-#include <string>
-#include <unistd.h>
-
-#define LLAMA_FUNCTIONS(X)             \
-    X(ggml_backend_load_all_from_path) \
-    X(ggml_backend_tensor_get)         \
-    X(ggml_backend_tensor_set)         \
-    X(ggml_backend_buffer_is_host)     \
-    X(llama_backend_init)              \
-    X(llama_log_set)                   \
-    X(llama_model_default_params)      \
-    X(llama_model_load_from_file)      \
-    X(llama_model_free)                \
-    X(llama_context_default_params)    \
-    X(llama_init_from_model)           \
-    X(llama_free)                      \
-    X(llama_batch_get_one)             \
-    X(llama_decode)                    \
-    X(llama_synchronize)               \
-    X(llama_get_logits_ith)            \
-    X(llama_get_memory)                \
-    X(llama_memory_seq_rm)
+#include <cmath>
+#include <vector>
 
 namespace {
-
-// llama.cpp's functions, found by name: nothing is linked to it.
-struct Llama {
-#define KVMERGE_MEMBER(name) decltype(&::name) name = nullptr;
-    LLAMA_FUNCTIONS(KVMERGE_MEMBER)
-#undef KVMERGE_MEMBER
-} llama;
-
-void load(const std::string & folder) {
-    std::vector<std::string> files;
-    DIR * const dir = opendir(folder.c_str());
-    CHECK(dir);
-    while (const dirent * entry = readdir(dir)) {
-        files.push_back(entry->d_name);
-    }
-    closedir(dir);
-    for (const std::string library : {"libggml-base.", "libggml.", "libllama."}) {
-        const auto file =
-            std::find_if(files.begin(), files.end(), [&](const auto & f) { return f.rfind(library, 0) == 0; });
-        CHECK(file != files.end());
-        if (!dlopen((folder + "/" + *file).c_str(), RTLD_NOW | RTLD_GLOBAL)) {
-            std::printf("%s\n", dlerror());
-            std::exit(1);
-        }
-    }
-#define KVMERGE_FIND(name)                                                        \
-    llama.name = reinterpret_cast<decltype(&::name)>(dlsym(RTLD_DEFAULT, #name)); \
-    if (!llama.name) {                                                            \
-        std::printf("no %s in %s\n", #name, folder.c_str());                      \
-        std::exit(1);                                                             \
-    }
-    LLAMA_FUNCTIONS(KVMERGE_FIND)
-#undef KVMERGE_FIND
-    llama.llama_log_set(
-        [](ggml_log_level level, const char * text, void *) {
-            if (level == GGML_LOG_LEVEL_ERROR) {
-                std::printf("%s", text);
-            }
-        },
-        nullptr);
-    llama.llama_backend_init();
-    llama.ggml_backend_load_all_from_path(folder.c_str());
-}
-
-void ok(kvmerge_status status) {
-    if (status != KVMERGE_OK) {
-        std::printf("%s\n", kvmerge_last_error());
-        std::exit(1);
-    }
-}
 
 constexpr int CELLS = 256, PROMPT = 48, GONE = 16, LEFT = PROMPT - GONE, SINKS = 4, NEWEST = 8, MORE = 8;
 constexpr int HEADS = TinyGguf::KV_HEADS, GROUP = TinyGguf::HEADS / HEADS, DIM = TinyGguf::HEAD_SIZE;
@@ -314,15 +239,7 @@ int main(int argc, char ** argv) {
     }
     skip_without_isa();
     load(argv[1]);
-    const char * const tmp = std::getenv("TMPDIR");
-    std::string file = std::string(tmp ? tmp : "/tmp") + "/kvmerge-XXXXXX";
-    const int made = mkstemp(&file[0]);
-    CHECK(made >= 0);
-    close(made);
-    TinyGguf::write(file);
-    llama_model * const model = llama.llama_model_load_from_file(file.c_str(), llama.llama_model_default_params());
-    unlink(file.c_str());
-    CHECK(model);
+    llama_model * const model = load_tiny_model();
     std::vector<float> mass;
     const Case cases[] = {{"F32", false, GGML_TYPE_F32, 1e-4},
                           {"F16", false, GGML_TYPE_F16, 4e-3},

@@ -122,6 +122,15 @@ public class Kvmerge_h extends Kvmerge_h$shared {
     public static int KVMERGE_OBSERVE_QUERIES() {
         return KVMERGE_OBSERVE_QUERIES;
     }
+    private static final int KVMERGE_OBSERVE_STOP = (int)8L;
+    /**
+     * {@snippet lang=c :
+     * enum kvmerge_observe_flag.KVMERGE_OBSERVE_STOP = 8
+     * }
+     */
+    public static int KVMERGE_OBSERVE_STOP() {
+        return KVMERGE_OBSERVE_STOP;
+    }
     private static final int KVMERGE_BIAS_NONE = (int)0L;
     /**
      * {@snippet lang=c :

@@ -6,6 +6,7 @@ import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.kernels.Kvmerge;
 import dev.kvmerge.llama.Backend;
 import dev.kvmerge.llama.ComputeSettings;
+import dev.kvmerge.llama.ComputeSettings.Observation;
 import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.LlamaLibrary;
@@ -81,6 +82,14 @@ final class ModelOptions {
     CellType valueType;
 
     @Option(
+            names = "--observe",
+            paramLabel = "capture|stop",
+            defaultValue = "capture",
+            description = "with flash attention: capture each layer's queries as llama.cpp's graph runs, or stop the"
+                    + " graph at each layer, as it is where capturing cannot be (default: ${DEFAULT-VALUE})")
+    Observation observation;
+
+    @Option(
             names = "--llama-lib",
             paramLabel = "DIR",
             description =
@@ -125,7 +134,7 @@ final class ModelOptions {
             throw new KvmergeException.Usage("-ub must be positive, not " + ubatch);
         }
         FlashAttention chosen = flashAttention == null ? otherwise : flashAttention;
-        return new ComputeSettings(threads(), ubatch, chosen, keyType, valueType);
+        return new ComputeSettings(threads(), ubatch, chosen, keyType, valueType, observation);
     }
 
     /** Loads the libraries. */

@@ -152,7 +152,8 @@ public final class CompressedContext implements AutoCloseable {
                 .withMassPower(needs.massPower())
                 .withMassQueries(needs.massQueries())
                 .withQueries(needs.queries())
-                .withBackend(model.backend());
+                .withBackend(model.backend())
+                .withObservation(options.compute().observation());
     }
 
     /**

@@ -9,6 +9,7 @@ import dev.kvmerge.bindings.kvmerge_key_rotation;
 import dev.kvmerge.bindings.kvmerge_moves;
 import dev.kvmerge.bindings.kvmerge_observer_params;
 import dev.kvmerge.llama.Backend;
+import dev.kvmerge.llama.ComputeSettings.Observation;
 import dev.kvmerge.llama.ContextOptions;
 import dev.kvmerge.llama.Guard;
 import dev.kvmerge.llama.NativeLibrary;
@@ -17,6 +18,7 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.SymbolLookup;
 import java.lang.foreign.ValueLayout;
+import java.util.Objects;
 import java.util.function.Supplier;
 
 /**
@@ -39,6 +41,7 @@ public final class Observer implements AutoCloseable {
      * @param ridge regularisation of the fold direction, positive
      * @param backend where the model's layers live
      * @param threads most threads that rewriting cells uses
+     * @param observation whether queries are captured or the graph is stopped, with flash attention
      */
     public record Options(
             boolean mass,
@@ -50,11 +53,13 @@ public final class Observer implements AutoCloseable {
             double queryDecay,
             double ridge,
             Backend backend,
-            int threads) {
+            int threads,
+            Observation observation) {
         private static final double QUERY_DECAY = 0.7;
         private static final double RIDGE = 0.05;
 
         public Options {
+            Objects.requireNonNull(observation, "observation");
             if (!(massPower == 1 || massPower == 1.5 || massPower == 2) || massQueries < 0) {
                 throw new KvmergeException.Usage(
                         "the mass power is 1, 1.5 or 2 and its window not negative: " + massPower + ", " + massQueries);
@@ -67,24 +72,53 @@ public final class Observer implements AutoCloseable {
 
         /** The decay and ridge that were measured best. */
         public static Options of(boolean mass, boolean entropy, Bias bias, int threads) {
-            return new Options(mass, entropy, 1, 0, false, bias, QUERY_DECAY, RIDGE, Backend.CPU, threads);
+            return new Options(
+                    mass, entropy, 1, 0, false, bias, QUERY_DECAY, RIDGE, Backend.CPU, threads, Observation.CAPTURE);
         }
 
         public Options withMassPower(double power) {
-            return new Options(mass, entropy, power, massQueries, queries, bias, queryDecay, ridge, backend, threads);
+            return new Options(
+                    mass, entropy, power, massQueries, queries, bias, queryDecay, ridge, backend, threads, observation);
         }
 
         public Options withBackend(Backend where) {
-            return new Options(mass, entropy, massPower, massQueries, queries, bias, queryDecay, ridge, where, threads);
+            return new Options(
+                    mass,
+                    entropy,
+                    massPower,
+                    massQueries,
+                    queries,
+                    bias,
+                    queryDecay,
+                    ridge,
+                    where,
+                    threads,
+                    observation);
         }
 
         public Options withMassQueries(int window) {
-            return new Options(mass, entropy, massPower, window, queries, bias, queryDecay, ridge, backend, threads);
+            return new Options(
+                    mass, entropy, massPower, window, queries, bias, queryDecay, ridge, backend, threads, observation);
         }
 
         public Options withQueries(boolean observed) {
             return new Options(
-                    mass, entropy, massPower, massQueries, observed, bias, queryDecay, ridge, backend, threads);
+                    mass,
+                    entropy,
+                    massPower,
+                    massQueries,
+                    observed,
+                    bias,
+                    queryDecay,
+                    ridge,
+                    backend,
+                    threads,
+                    observation);
+        }
+
+        public Options withObservation(Observation how) {
+            return new Options(
+                    mass, entropy, massPower, massQueries, queries, bias, queryDecay, ridge, backend, threads, how);
         }
     }
 
@@ -153,7 +187,8 @@ public final class Observer implements AutoCloseable {
                     params,
                     (options.mass() ? Kvmerge_h.KVMERGE_OBSERVE_MASS() : 0)
                             | (options.entropy() ? Kvmerge_h.KVMERGE_OBSERVE_ENTROPY() : 0)
-                            | (options.queries() ? Kvmerge_h.KVMERGE_OBSERVE_QUERIES() : 0));
+                            | (options.queries() ? Kvmerge_h.KVMERGE_OBSERVE_QUERIES() : 0)
+                            | (options.observation() == Observation.STOP ? Kvmerge_h.KVMERGE_OBSERVE_STOP() : 0));
             kvmerge_observer_params.mass_power(params, (float) options.massPower());
             kvmerge_observer_params.mass_queries(params, options.massQueries());
             kvmerge_observer_params.bias(

@@ -12,9 +12,23 @@ import java.util.Objects;
  * @param flashAttention -fa
  * @param keyType type of the K cells (-ctk)
  * @param valueType type of the V cells (-ctv)
+ * @param observation how attention is observed where flash attention is on (--observe, which is kvmerge's)
  */
 public record ComputeSettings(
-        int threads, int ubatch, FlashAttention flashAttention, CellType keyType, CellType valueType) {
+        int threads,
+        int ubatch,
+        FlashAttention flashAttention,
+        CellType keyType,
+        CellType valueType,
+        Observation observation) {
+    /** How queries are seen that flash attention leaves no probabilities of. */
+    public enum Observation {
+        /** llama.cpp's graph copies them as it runs, and they are looked at once a block; in host memory alone. */
+        CAPTURE,
+        /** llama.cpp's graph is stopped at each layer. */
+        STOP
+    }
+
     /** Most CPU threads. */
     public static final int MOST_THREADS = 1024;
 
@@ -26,31 +40,38 @@ public record ComputeSettings(
         Objects.requireNonNull(flashAttention, "flashAttention");
         Objects.requireNonNull(keyType, "keyType");
         Objects.requireNonNull(valueType, "valueType");
+        Objects.requireNonNull(observation, "observation");
     }
 
     /** All cores, llama.cpp's ubatch and F16 cells; flash attention off, which shows the attention for less. */
     public static ComputeSettings usual() {
         int threads = Runtime.getRuntime().availableProcessors();
-        return new ComputeSettings(threads, UBATCH, FlashAttention.OFF, CellType.F16, CellType.F16);
+        return new ComputeSettings(
+                threads, UBATCH, FlashAttention.OFF, CellType.F16, CellType.F16, Observation.CAPTURE);
     }
 
     /** The same on another number of threads. */
     public ComputeSettings withThreads(int n) {
-        return new ComputeSettings(n, ubatch, flashAttention, keyType, valueType);
+        return new ComputeSettings(n, ubatch, flashAttention, keyType, valueType, observation);
     }
 
     /** The same with another number of tokens computed at once. */
     public ComputeSettings withUbatch(int n) {
-        return new ComputeSettings(threads, n, flashAttention, keyType, valueType);
+        return new ComputeSettings(threads, n, flashAttention, keyType, valueType, observation);
     }
 
     /** The same with flash attention on, off, or as llama.cpp chooses. */
     public ComputeSettings withFlashAttention(FlashAttention f) {
-        return new ComputeSettings(threads, ubatch, f, keyType, valueType);
+        return new ComputeSettings(threads, ubatch, f, keyType, valueType, observation);
     }
 
     /** The same with cells of other types. */
     public ComputeSettings withCellTypes(CellType k, CellType v) {
-        return new ComputeSettings(threads, ubatch, flashAttention, k, v);
+        return new ComputeSettings(threads, ubatch, flashAttention, k, v, observation);
+    }
+
+    /** The same with attention observed in another way. */
+    public ComputeSettings withObservation(Observation o) {
+        return new ComputeSettings(threads, ubatch, flashAttention, keyType, valueType, o);
     }
 }

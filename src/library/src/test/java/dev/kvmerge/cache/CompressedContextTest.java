@@ -14,6 +14,7 @@ import dev.kvmerge.kernels.Observer;
 import dev.kvmerge.kernels.Scorer;
 import dev.kvmerge.llama.Backend;
 import dev.kvmerge.llama.ComputeSettings;
+import dev.kvmerge.llama.ComputeSettings.Observation;
 import dev.kvmerge.llama.Context;
 import dev.kvmerge.llama.ContextOptions;
 import dev.kvmerge.llama.ContextOptions.CellType;
@@ -592,7 +593,8 @@ class CompressedContextTest {
             assertThrows(KvmergeException.Usage.class, () -> Needs.NOTHING.withMassDecay(decay));
             assertThrows(
                     KvmergeException.Usage.class,
-                    () -> new Observer.Options(true, false, 1, 0, false, Bias.NONE, decay, 0.05, Backend.CPU, 1));
+                    () -> new Observer.Options(
+                            true, false, 1, 0, false, Bias.NONE, decay, 0.05, Backend.CPU, 1, Observation.CAPTURE));
         }
         assertThrows(KvmergeException.Usage.class, () -> Needs.NOTHING.withMassPower(3));
         assertThrows(KvmergeException.Usage.class, () -> Needs.NOTHING.withMassQueries(-1));

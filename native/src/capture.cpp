@@ -1,0 +1,157 @@
+#include "capture.hpp"
+
+#include "status.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace kvmerge {
+
+namespace {
+
+constexpr uint16_t HIDDEN = 0xfc00;        // minus infinity
+constexpr char MARK[] = "kvmerge's copy";  // among the parameters of a node
+constexpr uint32_t NOT_COME = 0xffffffffu; // a NaN that no processor makes
+
+} // namespace
+
+bool is_capture(const ggml_tensor * node) {
+    return node->op == GGML_OP_CPY && std::memcmp(node->op_params, MARK, sizeof MARK) == 0;
+}
+
+ggml_tensor * view_of_queries(const ggml_tensor * queries) {
+    if (!queries || queries->op != GGML_OP_PERMUTE || !queries->src[0]) {
+        return nullptr;
+    }
+    ggml_tensor * const view = queries->src[0];
+    const ggml_tensor * const root = view->src[0];
+    const bool whole = view->op == GGML_OP_VIEW && root && view->view_src && view->data == root->data &&
+                       view->type == GGML_TYPE_F32 && root->type == GGML_TYPE_F32 && view->ne[3] == 1 &&
+                       std::equal(view->ne, view->ne + GGML_MAX_DIMS, root->ne) &&
+                       std::equal(view->nb, view->nb + GGML_MAX_DIMS - 1, root->nb) && view->nb[0] == sizeof(float);
+    const bool permuted = queries->ne[0] == view->ne[0] && queries->ne[1] == view->ne[2] &&
+                          queries->ne[2] == view->ne[1] && queries->data == view->data;
+    return whole && permuted ? view : nullptr;
+}
+
+void capture(ggml_tensor * view, float * to) {
+    view->op = GGML_OP_CPY; // into itself, as ggml_cast makes them
+    view->src[1] = view;
+    view->view_src = nullptr;
+    view->view_offs = 0;
+    view->data = to;
+    for (int i = 1; i < GGML_MAX_DIMS; i++) {
+        view->nb[i] = view->nb[i - 1] * size_t(view->ne[i - 1]);
+    }
+    std::memcpy(view->op_params, MARK, sizeof MARK); // a view's is an offset, here of 0
+}
+
+void release(ggml_tensor * node) {
+    ggml_tensor * const root = node->src[0];
+    node->op = GGML_OP_VIEW;
+    std::memset(node->op_params, 0, sizeof MARK);
+    node->src[1] = nullptr;
+    node->view_src = root->view_src ? root->view_src : root;
+    node->view_offs = root->view_src ? root->view_offs : 0;
+    node->data = root->data;
+    std::copy(root->nb, root->nb + GGML_MAX_DIMS, node->nb);
+}
+
+void Captured::prepare(int n_layer, int n_tokens, int row, int n_cells) {
+    if (layers_.empty()) {
+        row_ = row;
+        n_tokens_ = n_tokens;
+        most_cells_ = n_cells;
+        seen_.assign(size_t(n_cells), 0);
+        layers_.resize(size_t(n_layer));
+    }
+}
+
+bool Captured::add_masks(const ggml_tensor * mask, int n_kv) {
+    const int n = next_.n_rows;
+    if (n_kv > most_cells_ ||
+        (mask && (mask->op != GGML_OP_NONE || !mask->data || mask->ne[0] < n_kv || mask->ne[1] < n ||
+                  (mask->type != GGML_TYPE_F32 && mask->type != GGML_TYPE_F16)))) {
+        return false;
+    }
+    masks_.resize(size_t(n_rows_ + n) * size_t(most_cells_), HIDDEN);
+    for (int r = 0; r < n; r++) {
+        uint16_t * const row = masks_.data() + size_t(n_rows_ + r) * size_t(most_cells_);
+        const MaskRow given = {mask ? static_cast<const char *>(mask->data) + size_t(r) * mask->nb[1] : nullptr,
+                               mask && mask->type == GGML_TYPE_F32};
+        int visible = 0;
+        for (int c = 0; c < n_kv; c++) {
+            const bool sees = !mask || given.sees(c);
+            row[c] = sees ? 0 : HIDDEN;
+            visible += sees;
+            seen_[size_t(c)] |= char(sees);
+        }
+        int last = n_kv;
+        while (last > n_cells_ && row[last - 1] == HIDDEN) {
+            last--;
+        }
+        n_cells_ = std::max(n_cells_, last);
+        inv_log_visible_.push_back(visible > 1 ? float(1 / std::log(double(visible))) : 0.0f);
+    }
+    return true;
+}
+
+float * Captured::slot(int layer, const ggml_tensor * mask, int n_kv, int mass_queries) {
+    const int n = next_.n_rows;
+    Layer & l = layers_[size_t(layer)];
+    if (!begun_) {
+        const bool follows = n_rows_ == 0 || next_.first == first_token_ + n_rows_; // else some were not captured
+        if (!follows || l.n_rows != n_rows_ || !add_masks(mask, n_kv)) {
+            return nullptr;
+        }
+        if (n_rows_ == 0) {
+            first_token_ = next_.first;
+        }
+        if (mass_queries > 0 && n >= mass_queries) { // an observation window is over the newest queries alone
+            first_of_mass_ = n_rows_ + n - mass_queries;
+        }
+        ubatches_.push_back({n_rows_, n});
+        n_rows_ += n;
+        mask_ = mask;
+        begun_ = true;
+    }
+    const int first = n_rows_ - n;
+    if (l.n_rows != first || mask != mask_) {
+        return nullptr;
+    }
+    l.queries.resize(size_t(n_tokens_) * size_t(row_));
+    for (int r = first; r < n_rows_; r++) {
+        std::memcpy(&l.queries[size_t(r) * size_t(row_)], &NOT_COME, sizeof NOT_COME);
+    }
+    l.n_rows = n_rows_;
+    return l.queries.data() + size_t(first) * size_t(row_);
+}
+
+bool Captured::sees(const std::vector<int64_t> & cells) const {
+    return n_rows_ > 0 && std::any_of(cells.begin(), cells.end(), [&](int64_t c) { return seen_[size_t(c)] != 0; });
+}
+
+void Captured::clear() {
+    n_rows_ = first_token_ = first_of_mass_ = n_cells_ = 0;
+    ubatches_.clear();
+    masks_.clear();
+    inv_log_visible_.clear();
+    std::fill(seen_.begin(), seen_.end(), char(0));
+    for (Layer & l : layers_) {
+        l.n_rows = 0;
+    }
+    mask_ = nullptr;
+    begun_ = false;
+}
+
+int Captured::missing(int layer) const {
+    for (int r = 0; r < n_rows(layer); r++) {
+        if (std::memcmp(queries(layer) + size_t(r) * size_t(row_), &NOT_COME, sizeof NOT_COME) == 0) {
+            return first_token_ + r;
+        }
+    }
+    return -1;
+}
+
+} // namespace kvmerge

@@ -1,0 +1,89 @@
+// Queries seen without stopping llama.cpp's graph: before it runs, a node of it that computes nothing is turned into a
+// copy of a layer's queries to memory of ours. They are looked at when the block is full.
+//
+// The node is the view of the queries that attention permutes (build_attn_mha in llama.cpp's src/llama-graph.cpp). The
+// permutation is a view of the same root, so nothing reads the node's own data. A reused graph comes with its nodes as
+// they were left: each copy is made a view again when llama.cpp asks for it, and captured anew if it is still wanted.
+#pragma once
+
+#include "llama_graph.hpp"
+
+#include "ggml.h"
+
+#include <cstdint>
+#include <vector>
+
+namespace kvmerge {
+
+// Whether a node is a copy that capture() made. A copy has no parameters, so there is room for a mark.
+bool is_capture(const ggml_tensor * node);
+// The view that nothing reads under the queries of an attention node, [head_dim][heads][tokens]; null where they come
+// another way.
+ggml_tensor * view_of_queries(const ggml_tensor * queries);
+// Turns the view into a copy of the queries to `to`, [tokens][heads][head_dim], in memory of the view's backend.
+void capture(ggml_tensor * view, float * to);
+// Makes a copy the view again that it was. Needs no observer: it may be gone.
+void release(ggml_tensor * node);
+
+// The queries of a block that the statistics have yet to get, and the cells that each of them sees. A row is a query's
+// token; rows are in the order of the block.
+class Captured {
+  public:
+    // A ubatch's rows. Few are added to the moments of the queries, of many some.
+    struct Ubatch {
+        int first, n_rows;
+    };
+
+    // For blocks of up to `n_tokens` tokens whose queries have `row` elements.
+    void prepare(int n_layer, int n_tokens, int row, int n_cells);
+
+    // A ubatch of tokens `first_token`... of the block has begun; nothing of it is captured yet.
+    void next_ubatch(int first_token, int n_rows) {
+        next_ = {first_token, n_rows};
+        mask_ = nullptr;
+        begun_ = false;
+    }
+    // Where a layer's queries of this ubatch are to go, or null: its earlier rows or its mask are not the others'. The
+    // first layer's mask is read: it must be in host memory and set. mass_queries: as in kvmerge_observer_params.
+    float * slot(int layer, const ggml_tensor * mask, int n_kv, int mass_queries);
+    // Whether a row sees a cell that is about to be written: then the statistics have to come first.
+    bool sees(const std::vector<int64_t> & cells) const;
+    // Whether the masks have grown so large that the statistics had better come now.
+    bool large() const { return masks_.size() >= LARGE_MASKS; }
+    void clear();
+
+    int n_rows() const { return n_rows_; }
+    int n_rows(int layer) const { return layers_[size_t(layer)].n_rows; }
+    int first_token() const { return first_token_; }
+    int first_of_mass() const { return first_of_mass_; } // the rows before count for entropies alone
+    int n_cells() const { return n_cells_; }             // 1 + the last cell that a row sees
+    const std::vector<Ubatch> & ubatches() const { return ubatches_; }
+    const float * queries(int layer) const { return layers_[size_t(layer)].queries.data(); }
+    const uint16_t * masks() const { return masks_.data(); } // [row][stride of masks], half precision
+    int mask_stride() const { return most_cells_; }
+    const float * inv_log_visible() const { return inv_log_visible_.data(); } // [row]
+    // The first token of the block whose queries never came to a layer's slot, or -1: decoding was cut short, or
+    // llama.cpp ran past the node before it was a copy.
+    int missing(int layer) const;
+
+  private:
+    static constexpr size_t LARGE_MASKS = size_t(1) << 25; // elements: 64 MiB
+    struct Layer {
+        std::vector<float> queries; // [n_tokens][row]
+        int n_rows = 0;
+    };
+    bool add_masks(const ggml_tensor * mask, int n_kv);
+
+    int row_ = 0, n_tokens_ = 0, most_cells_ = 0;
+    std::vector<Layer> layers_;
+    Ubatch next_{0, 0};                  // the current one, by its first token in the block
+    const ggml_tensor * mask_ = nullptr; // of the current ubatch
+    bool begun_ = false;                 // the current ubatch is among the rows
+    int n_rows_ = 0, first_token_ = 0, first_of_mass_ = 0, n_cells_ = 0;
+    std::vector<Ubatch> ubatches_;
+    std::vector<uint16_t> masks_;
+    std::vector<char> seen_; // [cell]: by any row
+    std::vector<float> inv_log_visible_;
+};
+
+} // namespace kvmerge

@@ -1,0 +1,100 @@
+// llama.cpp's functions, found by name in the folder that is given: nothing is linked to it. And a tiny model in it.
+#pragma once
+
+#include "check.hpp"
+#include "kvmerge.h"
+#include "tiny_gguf.hpp"
+
+#include "llama.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <dirent.h>
+#include <dlfcn.h>
+#include <string>
+#include <unistd.h>
+#include <vector>
+
+#define LLAMA_FUNCTIONS(X)             \
+    X(ggml_backend_load_all_from_path) \
+    X(ggml_backend_tensor_get)         \
+    X(ggml_backend_tensor_set)         \
+    X(ggml_backend_buffer_is_host)     \
+    X(llama_backend_init)              \
+    X(llama_log_set)                   \
+    X(llama_model_default_params)      \
+    X(llama_model_load_from_file)      \
+    X(llama_model_free)                \
+    X(llama_context_default_params)    \
+    X(llama_init_from_model)           \
+    X(llama_free)                      \
+    X(llama_batch_get_one)             \
+    X(llama_decode)                    \
+    X(llama_synchronize)               \
+    X(llama_get_logits_ith)            \
+    X(llama_get_memory)                \
+    X(llama_memory_seq_rm)             \
+    X(llama_memory_seq_add)
+
+inline struct Llama {
+#define KVMERGE_MEMBER(name) decltype(&::name) name = nullptr;
+    LLAMA_FUNCTIONS(KVMERGE_MEMBER)
+#undef KVMERGE_MEMBER
+} llama;
+
+inline void load(const std::string & folder) {
+    std::vector<std::string> files;
+    DIR * const dir = opendir(folder.c_str());
+    CHECK(dir);
+    while (const dirent * entry = readdir(dir)) {
+        files.push_back(entry->d_name);
+    }
+    closedir(dir);
+    for (const std::string library : {"libggml-base.", "libggml.", "libllama."}) {
+        const auto file =
+            std::find_if(files.begin(), files.end(), [&](const auto & f) { return f.rfind(library, 0) == 0; });
+        CHECK(file != files.end());
+        if (!dlopen((folder + "/" + *file).c_str(), RTLD_NOW | RTLD_GLOBAL)) {
+            std::printf("%s\n", dlerror());
+            std::exit(1);
+        }
+    }
+#define KVMERGE_FIND(name)                                                        \
+    llama.name = reinterpret_cast<decltype(&::name)>(dlsym(RTLD_DEFAULT, #name)); \
+    if (!llama.name) {                                                            \
+        std::printf("no %s in %s\n", #name, folder.c_str());                      \
+        std::exit(1);                                                             \
+    }
+    LLAMA_FUNCTIONS(KVMERGE_FIND)
+#undef KVMERGE_FIND
+    llama.llama_log_set(
+        [](ggml_log_level level, const char * text, void *) {
+            if (level == GGML_LOG_LEVEL_ERROR) {
+                std::printf("%s", text);
+            }
+        },
+        nullptr);
+    llama.llama_backend_init();
+    llama.ggml_backend_load_all_from_path(folder.c_str());
+}
+
+inline void ok(kvmerge_status status) {
+    if (status != KVMERGE_OK) {
+        std::printf("%s\n", kvmerge_last_error());
+        std::exit(1);
+    }
+}
+
+inline llama_model * load_tiny_model() {
+    const char * const tmp = std::getenv("TMPDIR");
+    std::string file = std::string(tmp ? tmp : "/tmp") + "/kvmerge-XXXXXX";
+    const int made = mkstemp(&file[0]);
+    CHECK(made >= 0);
+    close(made);
+    TinyGguf::write(file);
+    llama_model * const model = llama.llama_model_load_from_file(file.c_str(), llama.llama_model_default_params());
+    unlink(file.c_str());
+    CHECK(model);
+    return model;
+}
