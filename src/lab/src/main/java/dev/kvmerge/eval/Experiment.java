@@ -252,8 +252,9 @@ public final class Experiment implements AutoCloseable {
         int fewest = method.fewestCells(block);
         if (cells < fewest) {
             throw new KvmergeException.Usage(
-                    method.name() + " needs at least " + fewest + " cells (sinks and a block of " + block + "), not "
-                            + cells + ": use more --tokens, a smaller --block or less --compression");
+                    method.name() + " needs at least " + fewest + " cells with --block " + block + ", not " + cells
+                            + ": use more cells (more --tokens, less --compression), a smaller --block or fewer"
+                            + " --sinks");
         }
         if (tokens < cells + 2) {
             throw new KvmergeException.Usage("the text has " + tokens + " tokens, which fit into " + cells

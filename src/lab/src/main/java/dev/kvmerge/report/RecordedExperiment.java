@@ -23,7 +23,7 @@ public final class RecordedExperiment {
      * Starts, or goes on.
      *
      * @param header what results.json says of the experiment, without runs
-     * @param resume whether the runs that the folder holds are taken over
+     * @param resume whether the runs that the folder holds are taken over; else what an experiment left there goes
      * @throws KvmergeException.Usage if those are of another experiment
      */
     public RecordedExperiment(Experiment experiment, Report header, ResultsFolder folder, boolean resume) {
@@ -32,6 +32,8 @@ public final class RecordedExperiment {
         this.folder = folder;
         if (resume && folder.hasResults()) {
             takeOver(folder.read());
+        } else {
+            folder.clear();
         }
     }
 

@@ -37,6 +37,19 @@ public final class ResultsFolder implements AutoCloseable {
     public static final String PART = ".part";
 
     private static final String RESULTS = "results.json";
+    /** What an experiment and its report write, beside traces. */
+    private static final List<String> WRITTEN = List.of(
+            "results.csv",
+            "report.html",
+            "report.md",
+            "perplexity.svg",
+            "kl.svg",
+            "speed.svg",
+            "memory.svg",
+            "running-perplexity.svg",
+            "kl-along-text.svg",
+            RESULTS);
+
     private static final PropertyNamingStrategies.NamingBase NAMES = new PropertyNamingStrategies.SnakeCaseStrategy();
     private static final ObjectMapper JSON = JsonMapper.builder()
             .propertyNamingStrategy(NAMES)
@@ -117,6 +130,29 @@ public final class ResultsFolder implements AutoCloseable {
                     }
                 }
             }
+        }
+    }
+
+    /** Deletes what an experiment left here, so that none of it is taken for the next one's. Other files stay. */
+    void clear() {
+        if (!hasResults()) {
+            return;
+        }
+        try {
+            Path traces = folder.resolve("traces");
+            if (Files.isDirectory(traces)) {
+                try (DirectoryStream<Path> old = Files.newDirectoryStream(traces, "*.csv")) {
+                    for (Path trace : old) {
+                        Files.deleteIfExists(trace);
+                    }
+                }
+            }
+            for (String name : WRITTEN) {
+                Files.deleteIfExists(folder.resolve(name));
+            }
+        } catch (IOException e) {
+            throw new KvmergeException(
+                    "cannot replace the results in " + folder + " (" + e + "): choose another --out", e);
         }
     }
 

@@ -109,6 +109,24 @@ class ResultsFolderTest {
     }
 
     @Test
+    void anOldExperimentGoesWholeAndOtherFilesStay() throws IOException {
+        Files.createDirectories(folder.resolve("traces"));
+        List<String> mine = List.of("mine.svg", "notes.txt", "traces/notes.txt");
+        List<String> old = List.of("results.json", "results.csv", "kl.svg", "report.html", "traces/h2o-70.csv");
+        for (String name : Stream.concat(mine.stream(), old.stream()).toList()) {
+            Files.writeString(folder.resolve(name), "x");
+        }
+        try (ResultsFolder results = ResultsFolder.open(folder)) {
+            results.clear();
+            Files.writeString(folder.resolve("kl.svg"), "no experiment's");
+            results.clear();
+        }
+        assertTrue(mine.stream().allMatch(name -> Files.exists(folder.resolve(name))));
+        assertTrue(Files.exists(folder.resolve("kl.svg")), "without results.json nothing here is an experiment's");
+        assertTrue(old.stream().noneMatch(name -> !name.equals("kl.svg") && Files.exists(folder.resolve(name))));
+    }
+
+    @Test
     void anEmptyNameIsNoFolder() {
         assertTrue(assertThrows(KvmergeException.Usage.class, () -> ResultsFolder.open(Path.of("")))
                 .getMessage()
