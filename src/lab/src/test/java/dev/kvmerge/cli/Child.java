@@ -48,10 +48,21 @@ final class Child {
         return start(command, Map.of());
     }
 
+    /**
+     * The same command where signals end a process: a shell's background jobs, and what nohup starts, ignore SIGINT and
+     * SIGHUP, and so would their children.
+     */
+    static List<String> withSignals(List<String> command) {
+        List<String> started = new ArrayList<>(List.of("env", "--default-signal=INT,HUP,TERM"));
+        started.addAll(command);
+        return started;
+    }
+
     private static Child start(List<String> command, Map<String, String> environment) throws IOException {
         Path log = Files.createTempFile("kvmerge-child", ".log");
-        ProcessBuilder builder =
-                new ProcessBuilder(command).redirectErrorStream(true).redirectOutput(log.toFile());
+        ProcessBuilder builder = new ProcessBuilder(withSignals(command))
+                .redirectErrorStream(true)
+                .redirectOutput(log.toFile());
         builder.environment().putAll(environment);
         return new Child(builder.start(), log);
     }

@@ -160,7 +160,7 @@ class EndToEndTest {
         command.addAll(List.of(experiment(folder, "--tokens", "640")));
         command.removeAll(List.of("320"));
         command.remove(command.indexOf("--tokens"));
-        Process process = new ProcessBuilder(command)
+        Process process = new ProcessBuilder(Child.withSignals(command))
                 .redirectErrorStream(true)
                 .redirectOutput(folder.resolve("log").toFile())
                 .start();

@@ -295,7 +295,8 @@ class MoreCommandsTest {
         assertEquals(full, ours, 0.3 * full, "renumbered positions read the text as well as their own");
         assertTrue(Files.size(folder.resolve("endless/endless.svg")) > 1000);
         Cli.run("endless", "--strategies", "q8_0").failed(2, "no method but a scale");
-        Cli.run("endless", "--cells", "96", "--block", "32", "--span", "95").failed(2, "must hold the 96 cells");
+        Cli.run("endless", "--cells", "96", "--block", "32", "--position-range", "95")
+                .failed(2, "must hold the 96 cells");
     }
 
     @Test

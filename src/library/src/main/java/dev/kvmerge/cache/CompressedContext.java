@@ -229,7 +229,15 @@ public final class CompressedContext implements AutoCloseable {
 
     /** Enters alone; refused when the cells and the table no longer agree. */
     private Guard.Use enter() {
-        Guard.Use inside = guard.exclusive();
+        return whole(guard.exclusive());
+    }
+
+    /** Enters beside others who read. */
+    private Guard.Use read() {
+        return whole(guard.shared());
+    }
+
+    private Guard.Use whole(Guard.Use inside) {
         if (broken != null) {
             inside.close();
             throw new IllegalStateException(
@@ -449,14 +457,16 @@ public final class CompressedContext implements AutoCloseable {
         return timings;
     }
 
-    /** What is known of the cells of a layer and KV head, after a {@link #flush}. */
+    /** What is known of the cells of a layer and KV head, after a {@link #flush}. Then several threads may ask. */
     public CellStats cells(int layer, int kvHead) {
         if (layer < 0 || layer >= shape.layers() || kvHead < 0 || kvHead >= shape.kvHeads()) {
             throw new IllegalArgumentException("no KV head " + kvHead + " of layer " + layer + ": there are "
                     + shape.kvHeads() + " in each of " + shape.layers() + " layers that are compressed");
         }
-        try (Guard.Use _ = enter()) {
-            settle();
+        if (pending > 0 || planning) {
+            flush();
+        }
+        try (Guard.Use _ = read()) {
             if (table.used() == 0) {
                 throw new IllegalStateException("no cells yet: decode something first");
             }

@@ -31,6 +31,7 @@ import java.util.logging.Filter;
 import java.util.logging.Handler;
 import java.util.logging.LogRecord;
 import java.util.logging.Logger;
+import java.util.stream.IntStream;
 import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Tag;
@@ -163,6 +164,19 @@ class TransactionTest {
             }
         }
         assertEquals(Set.of(Thread.currentThread()), used);
+    }
+
+    @Test
+    void severalThreadsReadCellsAtOnce() {
+        try (CompressedContext context = new CompressedContext(model, (c, budget) -> window(c, budget), options(1))) {
+            context.decode(tokens(BLOCK));
+            context.flush();
+            float[] expected = context.cells(1, 1).keys();
+            IntStream.range(0, 2_000)
+                    .parallel()
+                    .forEach(
+                            i -> assertArrayEquals(expected, context.cells(1, 1).keys()));
+        }
     }
 
     /** Another call inside the observer keeps the rewriting out. */
