@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdio>
 #include <memory>
+#include <string>
 
 namespace {
 
@@ -35,6 +36,11 @@ void check_params(const kvmerge_observer_params & p) {
 
 int64_t nanos_since(std::chrono::steady_clock::time_point start) {
     return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
+}
+
+// Throws an error with a text of its own: a copy would share it with the original, which another thread may free.
+[[noreturn]] void throw_anew(const Error & error) {
+    throw Error(error.status, std::string(error.what()));
 }
 
 // Runs what the callback has to do. The first error of a block is kept for kvmerge_observer_stats(), and the rest of
@@ -168,7 +174,7 @@ kvmerge_status kvmerge_observer_stats(kvmerge_observer * observer, kvmerge_block
             throw Error(KVMERGE_E_STATE, "another thread was inside a call with this observer while llama.cpp decoded");
         }
         if (o.error) {
-            throw *o.error;
+            throw_anew(*o.error);
         }
         const auto start = std::chrono::steady_clock::now();
         o.add_captured();
@@ -201,7 +207,7 @@ kvmerge_status kvmerge_observer_cache_info(kvmerge_observer * observer, kvmerge_
     return on_observer("kvmerge_observer_cache_info", observer, Access::SHARED, [&](kvmerge_observer & o) {
         require(out, "out is null");
         if (o.error) {
-            throw *o.error;
+            throw_anew(*o.error);
         }
         kvmerge_cache_info info = {};
         const auto name = [](const CellTensor & t, char(&to)[16]) {
