@@ -3,14 +3,12 @@
 #include "status.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 namespace kvmerge {
 
 namespace {
 
-constexpr uint16_t HIDDEN = 0xfc00;        // minus infinity
 constexpr char MARK[] = "kvmerge's copy";  // among the parameters of a node
 constexpr uint32_t NOT_COME = 0xffffffffu; // a NaN that no processor makes
 
@@ -71,28 +69,20 @@ void Captured::prepare(int n_layer, int n_tokens, int row, int n_cells) {
 bool Captured::add_masks(const ggml_tensor * mask, int n_kv) {
     const int n = next_.n_rows;
     if (n_kv > most_cells_ ||
-        (mask && (mask->op != GGML_OP_NONE || !mask->data || mask->ne[0] < n_kv || mask->ne[1] < n ||
-                  (mask->type != GGML_TYPE_F32 && mask->type != GGML_TYPE_F16)))) {
+        (mask && (mask->op != GGML_OP_NONE || !mask->data || !is_mask(mask, n_kv, n)))) {
         return false;
     }
     masks_.resize(size_t(n_rows_ + n) * size_t(most_cells_), HIDDEN);
     for (int r = 0; r < n; r++) {
         uint16_t * const row = masks_.data() + size_t(n_rows_ + r) * size_t(most_cells_);
-        const MaskRow given = {mask ? static_cast<const char *>(mask->data) + size_t(r) * mask->nb[1] : nullptr,
-                               mask && mask->type == GGML_TYPE_F32};
-        int visible = 0;
+        const MaskRow given(mask, mask ? mask->data : nullptr, r);
         for (int c = 0; c < n_kv; c++) {
-            const bool sees = !mask || given.sees(c);
+            const bool sees = given.sees(c);
             row[c] = sees ? 0 : HIDDEN;
-            visible += sees;
             seen_[size_t(c)] |= char(sees);
         }
-        int last = n_kv;
-        while (last > n_cells_ && row[last - 1] == HIDDEN) {
-            last--;
-        }
-        n_cells_ = std::max(n_cells_, last);
-        inv_log_visible_.push_back(visible > 1 ? float(1 / std::log(double(visible))) : 0.0f);
+        n_cells_ = given.end(n_kv, n_cells_);
+        inv_log_visible_.push_back(inverse_log(given.visible(n_kv)));
     }
     return true;
 }

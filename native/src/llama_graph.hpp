@@ -24,6 +24,8 @@
 
 #include "ggml.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -83,16 +85,51 @@ Attention attention_of(const ggml_tensor * node, int layer);
 // The keys that llama.cpp shifts to other positions. Throws UNSUPPORTED where the shift changes their length.
 void check_shift(const ggml_tensor * node, int layer);
 
-// A row of a mask.
-struct MaskRow {
-    const char * row;
-    bool floats;
+// The cells of a cache are a multiple of this many.
+constexpr int CELL_PADDING = 256;
+
+// Whether a mask has this many rows and cells, of a type that MaskRow can read.
+inline bool is_mask(const ggml_tensor * mask, int n_kv, int n_rows) {
+    return (mask->type == GGML_TYPE_F32 || mask->type == GGML_TYPE_F16) && mask->ne[0] >= n_kv && mask->ne[1] >= n_rows;
+}
+
+// A row of a mask, which sees every cell where there is no mask.
+class MaskRow {
+  public:
+    // `data` is the mask's in host memory; both may be null.
+    MaskRow(const ggml_tensor * mask, const void * data, int row)
+        : row_(mask ? static_cast<const char *>(data) + size_t(row) * mask->nb[1] : nullptr),
+          floats_(mask && mask->type == GGML_TYPE_F32) {}
     bool sees(int cell) const {
-        constexpr uint16_t HALF_MINUS_INFINITY = 0xfc00;
-        return floats ? reinterpret_cast<const float *>(row)[cell] > -__builtin_inff()
-                      : reinterpret_cast<const uint16_t *>(row)[cell] != HALF_MINUS_INFINITY;
+        return !row_     ? true
+               : floats_ ? reinterpret_cast<const float *>(row_)[cell] > -__builtin_inff()
+                       : reinterpret_cast<const uint16_t *>(row_)[cell] != HIDDEN;
     }
+    // How many of the cells 0..n-1 it sees.
+    int visible(int n) const {
+        int visible = 0;
+        for (int c = 0; c < n; c++) {
+            visible += sees(c);
+        }
+        return visible;
+    }
+    // 1 + the last of the cells 0..n-1 that it sees, and no less than `least`.
+    int end(int n, int least) const {
+        while (n > least && !sees(n - 1)) {
+            n--;
+        }
+        return std::max(n, least);
+    }
+
+  private:
+    const char * row_;
+    bool floats_;
 };
+
+// What the entropy of a row that sees so many cells is multiplied by, so that it lies in 0..1.
+inline float inverse_log(int visible) {
+    return visible > 1 ? float(1 / std::log(double(visible))) : 0.0f;
+}
 
 // How the keys that a node writes were rotated (RoPE, Su et al. 2021).
 struct KeySource {

@@ -9,13 +9,15 @@
 
 using namespace kvmerge;
 
-int kvmerge_observer::index_of(int number) const {
+int kvmerge_observer::find(int number) const noexcept {
     const auto at = std::lower_bound(numbers.begin(), numbers.end(), number);
-    if (at != numbers.end() && *at == number) {
-        return int(at - numbers.begin());
-    }
-    require(params.layers, "the model has more layers than the observer was made for");
-    return -1;
+    return at != numbers.end() && *at == number ? int(at - numbers.begin()) : -1;
+}
+
+int kvmerge_observer::index_of(int number) const {
+    const int index = find(number);
+    require(index >= 0 || params.layers, "the model has more layers than the observer was made for");
+    return index;
 }
 
 bool kvmerge_observer::wants(ggml_tensor * node) {
@@ -62,9 +64,8 @@ void kvmerge_observer::distrust(Layer & l) noexcept {
 void kvmerge_observer::overlook(const ggml_tensor * node) noexcept {
     const GraphNode seen = classify(node);
     if (seen.kind == NodeKind::KEY_WRITE || seen.kind == NodeKind::VALUE_WRITE || seen.kind == NodeKind::KEY_SHIFT) {
-        const auto at = std::lower_bound(numbers.begin(), numbers.end(), seen.layer);
-        if (at != numbers.end() && *at == seen.layer) {
-            distrust(layers[size_t(at - numbers.begin())]);
+        if (const int layer = find(seen.layer); layer >= 0) {
+            distrust(layers[layer]);
         }
     }
 }
@@ -131,8 +132,7 @@ void kvmerge_observer::saw_mask(const ggml_tensor * mask) {
     if (!is_host(mask, params.ggml) || mask->op != GGML_OP_NONE || size_t(mask->ne[1]) < n_rows || n_rows == 0) {
         return; // the mask cannot be read before the graph has run
     }
-    const MaskRow newest = {static_cast<const char *>(mask->data) + (n_rows - 1) * mask->nb[1],
-                            mask->type == GGML_TYPE_F32};
+    const MaskRow newest(mask, mask->data, int(n_rows) - 1);
     for (int c = 0; c < int(mask->ne[0]); c++) {
         in_sequence.push_back(newest.sees(c));
     }
@@ -197,7 +197,7 @@ void kvmerge_observer::saw_cache_write(ggml_tensor * node, bool is_key, int laye
             throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: a cache of %d cells, and the observer was made for %d",
                                                     layer, layout.n_cells, params.n_cells));
         }
-        if (params.n_cells - layout.n_cells >= 256) { // the caller's arrays would have the larger size
+        if (params.n_cells - layout.n_cells >= CELL_PADDING) { // the caller's arrays would have the larger size
             throw Error(KVMERGE_E_UNSUPPORTED,
                         text("layer %d: a cache of %d cells, and the observer was made for %d: make it for llama_n_ctx",
                              layer, layout.n_cells, params.n_cells));

@@ -83,7 +83,8 @@ struct kvmerge_observer {
     bool observes_attention() const { return observes(KVMERGE_OBSERVE_MASS) || observes(KVMERGE_OBSERVE_ENTROPY); }
     int half_powers() const { return int(2 * params.mass_power); }
     int heads_per_kv() const { return params.n_head / params.n_head_kv; }
-    int index_of(int number) const;      // index of the model's layer; -1: it is left alone
+    int find(int number) const noexcept; // index of the model's layer; -1: there is none
+    int index_of(int number) const;      // the same; throws where no layer is left alone
     bool is_of_sequence(int cell) const; // true also where no mask has shown it
     size_t head_index(int layer, int kv_head) const { return size_t(layer) * params.n_head_kv + kv_head; }
 

@@ -6,16 +6,11 @@
 #include "stop.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 namespace {
 
 using namespace kvmerge;
-
-float inverse_log(int n) {
-    return n > 1 ? float(1 / std::log(double(n))) : 0.0f;
-}
 
 std::ptrdiff_t floats(size_t bytes) {
     return std::ptrdiff_t(bytes / sizeof(float));
@@ -145,8 +140,7 @@ void kvmerge_observer::add_exact_bias(ggml_tensor * kq, int layer) {
 
 // Counts the cells that each row sees and finds the last cell that any row sees, once for each mask of a ubatch.
 void kvmerge_observer::look_at_mask(const ggml_tensor * mask, int n_kv, int n_rows) {
-    if (mask &&
-        ((mask->type != GGML_TYPE_F32 && mask->type != GGML_TYPE_F16) || mask->ne[0] < n_kv || mask->ne[1] < n_rows)) {
+    if (mask && !is_mask(mask, n_kv, n_rows)) {
         throw Error(KVMERGE_E_UNSUPPORTED, text("mask %s has an unexpected type or shape", mask->name));
     }
     const void * identity = mask ? mask->data : this;
@@ -164,21 +158,12 @@ void kvmerge_observer::look_at_mask(const ggml_tensor * mask, int n_kv, int n_ro
         return;
     }
     NodeData data(mask, host_device(), params.ggml);
-    const bool floats = mask->type == GGML_TYPE_F32;
     cells_seen = 1;
     for (int r = 0; r < n_rows; r++) {
-        const MaskRow row = {data.as<const char>(size_t(r) * mask->nb[1]), floats};
-        int last = n_kv;
-        while (last > cells_seen && !row.sees(last - 1)) {
-            last--;
-        }
-        cells_seen = last;
+        const MaskRow row(mask, data.as<const char>(), r);
+        cells_seen = row.end(n_kv, cells_seen);
         if (entropies) {
-            int visible = 0;
-            for (int c = 0; c < n_kv; c++) {
-                visible += row.sees(c);
-            }
-            inv_log_visible[size_t(r)] = inverse_log(visible);
+            inv_log_visible[size_t(r)] = inverse_log(row.visible(n_kv));
         }
     }
 }

@@ -19,7 +19,6 @@ namespace cuda {
 constexpr int MOST_GPUS = 64; // that a process may see
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
-constexpr uint16_t HIDDEN = 0xfc00; // minus infinity in half precision, what llama.cpp's mask hides a cell with
 
 __device__ inline float warp_sum(float x) {
     for (int o = WARP / 2; o > 0; o /= 2) {

@@ -13,6 +13,9 @@ namespace kvmerge {
 
 enum CellType : int32_t { CELL_F32, CELL_F16, CELL_BF16, CELL_Q8_0 };
 
+// What llama.cpp's mask hides a cell with: minus infinity in half precision.
+constexpr uint16_t HIDDEN = 0xfc00;
+
 // Where the cells of one of a layer's cache tensors lie. Row-wise, element i of a cell of head h is the (h * dim + i)th
 // of the cell's row; transposed (never Q8_0), it is at h * dim + i rows of n_cells elements.
 struct CellView {
@@ -54,7 +57,7 @@ struct ScoreStatsArgs {
     CellView keys;
     int first_kv_head;          // the KV head of `keys` that row 0 of mass is for
     int n_cells;                // cells 0 .. n_cells-1 are looked at
-    const uint16_t * mask;      // half precision, row r at r*mask_stride; minus infinity (0xfc00) hides a cell. Or null
+    const uint16_t * mask;      // half precision, row r at r*mask_stride; HIDDEN hides a cell. Or null
     std::ptrdiff_t mask_stride; // elements
     float scale;
     float cap;

@@ -159,7 +159,7 @@ void score_stats(const ScoreStatsArgs & a) {
             std::vector<double> score(a.n_cells, -std::numeric_limits<double>::infinity());
             double max = -std::numeric_limits<double>::infinity(), sum = 0, entropy = 0;
             for (int c = 0; c < a.n_cells; c++) {
-                if (a.mask && a.mask[r * a.mask_stride + c] == 0xfc00) {
+                if (a.mask && a.mask[r * a.mask_stride + c] == HIDDEN) {
                     continue;
                 }
                 double dot = 0;

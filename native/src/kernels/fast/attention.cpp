@@ -219,7 +219,7 @@ static inline float finish_row(float * s, const uint16_t * mask, int n, float sc
     if (mask) {
 #pragma omp simd
         for (int c = 0; c < n; c++) {
-            s[c] = mask[c] == 0xfc00 ? hidden : s[c];
+            s[c] = mask[c] == HIDDEN ? hidden : s[c];
         }
     }
 #pragma omp simd reduction(max : max)
