@@ -5,7 +5,6 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
-import java.util.Map;
 
 /** A model of random weights that reads text: a SentencePiece vocabulary of single letters and a few words. */
 public final class SmallVocabulary {
@@ -39,19 +38,17 @@ public final class SmallVocabulary {
         }
         Path without = file.resolveSibling(file.getFileName() + ".none");
         TinyGguf.write(without, new TinyGguf.Geometry("llama", 4, 2, 16, 10000, "none", 16, false));
-        GgufEdit.copy(
-                without,
-                file,
-                Map.of(
-                        "tokenizer.ggml.model", "llama",
-                        "tokenizer.ggml.tokens", words,
-                        "tokenizer.ggml.scores", scores,
-                        "tokenizer.ggml.token_type", types,
-                        "tokenizer.ggml.bos_token_id", 1,
-                        "tokenizer.ggml.eos_token_id", 2,
-                        "tokenizer.ggml.add_bos_token", bos,
-                        "tokenizer.ggml.add_eos_token", eos,
-                        "tokenizer.ggml.add_space_prefix", spaceInFront));
+        GgufPatch.of(without)
+                .set("tokenizer.ggml.model", GgufPatch.text("llama"))
+                .set("tokenizer.ggml.tokens", GgufPatch.texts(words.toArray(new String[0])))
+                .set("tokenizer.ggml.scores", GgufPatch.f32s(scores))
+                .set("tokenizer.ggml.token_type", GgufPatch.i32s(types))
+                .set("tokenizer.ggml.bos_token_id", GgufPatch.u32(1))
+                .set("tokenizer.ggml.eos_token_id", GgufPatch.u32(2))
+                .set("tokenizer.ggml.add_bos_token", GgufPatch.bool(bos))
+                .set("tokenizer.ggml.add_eos_token", GgufPatch.bool(eos))
+                .set("tokenizer.ggml.add_space_prefix", GgufPatch.bool(spaceInFront))
+                .write(file);
         Files.delete(without);
         return file;
     }

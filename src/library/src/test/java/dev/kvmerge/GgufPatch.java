@@ -2,6 +2,7 @@ package dev.kvmerge;
 
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
+import java.io.OutputStream;
 import java.io.UncheckedIOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
@@ -13,7 +14,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 
-/** A GGUF file of {@link TinyGguf} with other metadata: values are set as raw bytes, so that they may be wrong. */
+/** A GGUF file with other metadata: values are set as raw bytes, so that they may be wrong. */
 public final class GgufPatch {
     private static final int STRING = 8;
     private static final int ARRAY = 9;
@@ -102,12 +103,13 @@ public final class GgufPatch {
         out.write(file, infosStart, dataStart - infosStart);
         out.writeBytes(new byte[-out.size() & 31]);
         int data = dataStart + 31 & -32;
-        out.write(file, data, file.length - data);
-        try {
-            return Files.write(to, out.toByteArray());
+        try (OutputStream whole = Files.newOutputStream(to)) {
+            out.writeTo(whole);
+            whole.write(file, data, file.length - data);
         } catch (IOException e) {
             throw new UncheckedIOException(e);
         }
+        return to;
     }
 
     private static ByteBuffer little(int n) {

@@ -8,6 +8,7 @@ import dev.kvmerge.models.Catalogue;
 import dev.kvmerge.strategy.Method;
 import dev.kvmerge.strategy.Strategies;
 import java.nio.file.Path;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import picocli.CommandLine.Model.CommandSpec;
@@ -98,48 +99,15 @@ final class StrategyOptions {
 
     /** An option has an effect where another value of it makes another strategy: strategies are records. */
     private static void refuseWithoutEffect(List<String> strategies, Strategies.Settings given, CommandSpec command) {
-        Calibration known = given.calibration();
-        Map<String, Strategies.Settings> otherwise = Map.of(
-                "--sinks",
-                new Strategies.Settings(
-                        given.sinks() == 0 ? 1 : 0,
-                        given.recentShare(),
-                        given.signal(),
-                        given.threshold(),
-                        given.bias(),
-                        known),
-                "--recent-share",
-                new Strategies.Settings(
-                        given.sinks(),
-                        given.recentShare() == 0.5 ? 0.25 : 0.5,
-                        given.signal(),
-                        given.threshold(),
-                        given.bias(),
-                        known),
-                "--signal",
-                new Strategies.Settings(
-                        given.sinks(),
-                        given.recentShare(),
-                        given.signal().equals("row") ? "column" : "row",
-                        given.threshold(),
-                        given.bias(),
-                        known),
-                "--threshold",
-                new Strategies.Settings(
-                        given.sinks(),
-                        given.recentShare(),
-                        given.signal(),
-                        given.threshold() == 0.5 ? 0.25 : 0.5,
-                        given.bias(),
-                        known),
-                "--bias",
-                new Strategies.Settings(
-                        given.sinks(),
-                        given.recentShare(),
-                        given.signal(),
-                        given.threshold(),
-                        given.bias() == Bias.NONE ? Bias.FOLDED : Bias.NONE,
-                        known));
+        Map<String, Strategies.Settings> otherwise = new LinkedHashMap<>();
+        otherwise.put("--sinks", given.withSinks(given.sinks() == 0 ? 1 : 0));
+        otherwise.put("--recent-share", given.withRecentShare(given.recentShare() == 0.5 ? 0.25 : 0.5));
+        otherwise.put("--signal", given.withSignal(given.signal().equals("row") ? "column" : "row"));
+        otherwise.put("--threshold", given.withThreshold(given.threshold() == 0.5 ? 0.25 : 0.5));
+        otherwise.put("--bias", given.withBias(given.bias() == Bias.NONE ? Bias.FOLDED : Bias.NONE));
+        if (given.calibration() != null) {
+            otherwise.put("--calibration", given.with(null));
+        }
         List<Method> made = methods(strategies, given);
         otherwise.forEach((option, other) -> {
             if (command.commandLine().getParseResult().hasMatchedOption(option)
@@ -148,11 +116,6 @@ final class StrategyOptions {
                         + ": leave it out, or add a strategy that takes it (docs/strategies.md)");
             }
         });
-        boolean calibrated = command.commandLine().getParseResult().hasMatchedOption("--calibration");
-        if (calibrated && known != null && methods(strategies, given.with(null)).equals(made)) {
-            throw new KvmergeException.Usage("--calibration has no effect on " + String.join(", ", strategies)
-                    + ": leave it out, or add entropy-merged");
-        }
     }
 
     private static List<Method> methods(List<String> strategies, Strategies.Settings settings) {

@@ -166,8 +166,10 @@ public final class Table {
         StringBuilder text = new StringBuilder();
         for (RunResult run : runs) {
             if (run.kvBytes() != null && run.kvBytesFull() != null) {
-                double half =
-                        run.kvBytesFull() * 2 / (bytes(key) + bytes(value)) * 2; // a full cache at two bytes an element
+                double half = run.kvBytesFull()
+                        * 2
+                        / (key.bytes() + value.bytes())
+                        * 2; // a full cache at two bytes an element
                 text.append(String.format(
                         Locale.ROOT,
                         "%s: %.1f MiB, %.1f %% less than the full cache in F16 (%.1f MiB)%n",
@@ -178,16 +180,6 @@ public final class Table {
             }
         }
         return text.toString();
-    }
-
-    /** Bytes an element; of Q8_0, 34 a block of 32. */
-    private static double bytes(CellType type) {
-        return switch (type) {
-            case F32 -> 4;
-            case F16, BF16 -> 2;
-            case Q8_0 -> 34 / 32.0;
-            case Q4_0 -> 18 / 32.0;
-        };
     }
 
     private static String tie(double difference, double error) {

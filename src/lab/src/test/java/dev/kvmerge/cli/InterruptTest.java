@@ -7,6 +7,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.List;
 import java.util.concurrent.TimeUnit;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -48,13 +49,7 @@ class InterruptTest {
     void ends(String how, int code) throws IOException, InterruptedException {
         Path log = Files.createTempFile("kvmerge-ending", ".log");
         try {
-            Process process = new ProcessBuilder(
-                            Path.of(System.getProperty("java.home"), "bin/java").toString(),
-                            "-XX:TieredStopAtLevel=1",
-                            "-cp",
-                            System.getProperty("java.class.path"),
-                            Ending.class.getName(),
-                            how)
+            Process process = new ProcessBuilder(dev.kvmerge.Child.command(List.of(), Ending.class, how))
                     .redirectErrorStream(true)
                     .redirectOutput(log.toFile())
                     .start();

@@ -5,7 +5,7 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 
-import dev.kvmerge.GgufEdit;
+import dev.kvmerge.GgufPatch;
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.SmallVocabulary;
 import dev.kvmerge.TestModel;
@@ -17,7 +17,6 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.List;
-import java.util.Map;
 import java.util.stream.IntStream;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
@@ -80,8 +79,9 @@ class RetrievalTest {
      */
     @Test
     void theRealModelIsAskedTheSameWithEosAndWithout() throws IOException {
-        Path withEos = GgufEdit.copy(
-                TestModel.path(), folder.resolve("eos.gguf"), Map.of("tokenizer.ggml.add_eos_token", true));
+        Path withEos = GgufPatch.of(TestModel.path())
+                .set("tokenizer.ggml.add_eos_token", GgufPatch.bool(true))
+                .write(folder.resolve("eos.gguf"));
         try (Model model = Model.load(TestModel.library(), withEos, Backend.CPU, 0)) {
             assertEquals(
                     TestModel.model().tokenize(TEXT).length + 1, model.tokenize(TEXT).length, "it does add an EOS");

@@ -5,6 +5,7 @@ import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import dev.kvmerge.Child;
 import dev.kvmerge.KvmergeException;
 import java.io.IOException;
 import java.nio.file.Files;
@@ -44,15 +45,9 @@ class ResultsFolderTest {
     }
 
     private static Process child(Class<?> main, String... args) throws IOException {
-        List<String> command = new ArrayList<>(List.of(
-                Path.of(System.getProperty("java.home"), "bin/java").toString(),
-                "-XX:TieredStopAtLevel=1",
-                "-XX:+UseSerialGC",
-                "-cp",
-                System.getProperty("java.class.path"),
-                main.getName()));
-        command.addAll(List.of(args));
-        return new ProcessBuilder(command).redirectErrorStream(true).start();
+        return new ProcessBuilder(Child.command(List.of(), main, args))
+                .redirectErrorStream(true)
+                .start();
     }
 
     private static String text(Process process) throws IOException {

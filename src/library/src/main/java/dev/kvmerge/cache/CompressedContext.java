@@ -258,8 +258,12 @@ public final class CompressedContext implements AutoCloseable {
         }
     }
 
+    private boolean isSettled() {
+        return pending == 0 && !planning;
+    }
+
     private void settle() {
-        if (pending > 0 || planning) {
+        if (!isSettled()) {
             take();
             compressIfFull();
             foresee();
@@ -463,7 +467,7 @@ public final class CompressedContext implements AutoCloseable {
             throw new IllegalArgumentException("no KV head " + kvHead + " of layer " + layer + ": there are "
                     + shape.kvHeads() + " in each of " + shape.layers() + " layers that are compressed");
         }
-        if (pending > 0 || planning) {
+        if (!isSettled()) {
             flush();
         }
         try (Guard.Use _ = read()) {

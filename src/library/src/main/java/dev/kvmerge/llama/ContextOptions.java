@@ -58,7 +58,17 @@ public record ContextOptions(int cells, int batch, int sequences, ComputeSetting
         F16,
         BF16,
         Q8_0,
-        Q4_0
+        Q4_0;
+
+        /** Bytes an element: quantised ones come in blocks of 32, with a factor of two bytes. */
+        public double bytes() {
+            return switch (this) {
+                case F32 -> 4;
+                case F16, BF16 -> 2;
+                case Q8_0 -> 34 / 32.0;
+                case Q4_0 -> 18 / 32.0;
+            };
+        }
     }
 
     /**

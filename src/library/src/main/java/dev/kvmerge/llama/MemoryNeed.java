@@ -1,7 +1,6 @@
 package dev.kvmerge.llama;
 
 import dev.kvmerge.KvmergeException;
-import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 
 /**
@@ -26,9 +25,9 @@ record MemoryNeed(long cells, long scores, long tables) {
             cells += n
                     * header.kvHeads(layer)
                     * (header.headSize("attention.key_length", layer)
-                                    * bytes(options.compute().keyType())
+                                    * options.compute().keyType().bytes()
                             + (values ? header.headSize("attention.value_length", layer) : 0)
-                                    * bytes(options.compute().valueType()));
+                                    * options.compute().valueType().bytes());
             heads = Math.max(heads, header.heads(layer));
         }
         double rows = Math.min(Math.min(options.ubatch(), options.batch()), n);
@@ -36,15 +35,6 @@ record MemoryNeed(long cells, long scores, long tables) {
         double scores = rows * seen * 4 * (options.compute().flashAttention() == FlashAttention.OFF ? heads + 1 : 1);
         boolean host = model.backend() == Backend.CPU;
         return new MemoryNeed(host ? (long) cells : 0, host ? (long) scores : 0, tables);
-    }
-
-    private static double bytes(CellType type) {
-        return switch (type) {
-            case F32 -> 4;
-            case F16, BF16 -> 2;
-            case Q8_0 -> 34 / 32.0;
-            case Q4_0 -> 18 / 32.0;
-        };
     }
 
     /** All of it; more than any machine has, where it is no long. */

@@ -29,6 +29,31 @@ public final class Strategies {
             int sinks, double recentShare, String signal, double threshold, Bias bias, Calibration calibration) {
         public static final Settings DEFAULT = new Settings(4, 0.25, "column", 0.5, Bias.FOLDED, null);
 
+        /** The same with other sinks. */
+        public Settings withSinks(int n) {
+            return new Settings(n, recentShare, signal, threshold, bias, calibration);
+        }
+
+        /** The same with another share for the newest tokens. */
+        public Settings withRecentShare(double share) {
+            return new Settings(sinks, share, signal, threshold, bias, calibration);
+        }
+
+        /** The same with another signal. */
+        public Settings withSignal(String name) {
+            return new Settings(sinks, recentShare, name, threshold, bias, calibration);
+        }
+
+        /** The same with another threshold. */
+        public Settings withThreshold(double entropy) {
+            return new Settings(sinks, recentShare, signal, entropy, bias, calibration);
+        }
+
+        /** The same with another bias. */
+        public Settings withBias(Bias other) {
+            return new Settings(sinks, recentShare, signal, threshold, other, calibration);
+        }
+
         /** The same for a model with this calibration; null for none. */
         public Settings with(Calibration of) {
             return new Settings(sinks, recentShare, signal, threshold, bias, of);
