@@ -30,8 +30,7 @@ class ReliedOnTest {
 
     private static List<Path> libraries() throws IOException {
         TestModel.library();
-        String arch = System.getProperty("os.arch").equals("aarch64") ? "arm64" : "x64";
-        try (Stream<Path> files = Files.list(TestModel.downloads().resolve("llama.cpp-linux-" + arch))) {
+        try (Stream<Path> files = Files.list(TestModel.llamaFolder())) {
             return files.filter(
                             f -> f.getFileName().toString().matches("lib(llama|ggml|ggml-base)(\\.v[\\d.]+)?\\.so.*"))
                     .toList();

@@ -155,11 +155,12 @@ public final class Experiment implements AutoCloseable {
     /** The full cache's second run: the noise floor. */
     public static final String AGAIN = "full-again";
 
+    /** What the names of files end in that the next start deletes if this process is killed. */
+    public static final String PART = ".part";
+
     private static final String LOGITS = "full-logits.bin";
-    // What the next start deletes if this process is killed.
-    private static final String HALF = ".part";
-    private static final String WEIGHTS = "weights.gguf" + HALF;
-    private static final String ATTENTION = "full-attention.bin" + HALF;
+    private static final String WEIGHTS = "weights.gguf" + PART;
+    private static final String ATTENTION = "full-attention.bin" + PART;
 
     private final Model model;
     private final Setup setup;
@@ -280,7 +281,7 @@ public final class Experiment implements AutoCloseable {
     /** Deletes the full cache's predictions. */
     public void deleteFullPredictions() {
         delete(setup.workFolder().resolve(LOGITS));
-        delete(setup.workFolder().resolve(LOGITS + HALF));
+        delete(setup.workFolder().resolve(LOGITS + PART));
     }
 
     private static void delete(Path file) {
@@ -301,7 +302,7 @@ public final class Experiment implements AutoCloseable {
     public Outcome make(Run run, Outcome full, Listener listener, BooleanSupplier cancelled) {
         boolean isFull = run.isFull();
         Path file = setup.workFolder().resolve(LOGITS);
-        Path part = setup.workFolder().resolve(LOGITS + HALF);
+        Path part = setup.workFolder().resolve(LOGITS + PART);
         Trace trace = Trace.empty(setup.tokens().length);
         Reading reading = new Reading(setup, model.vocabularySize(), scorer, firstCompared, trace);
         Recipe recipe = recipe(run, listener, cancelled);

@@ -10,6 +10,7 @@ import com.fasterxml.jackson.databind.ObjectMapper;
 import com.fasterxml.jackson.databind.PropertyNamingStrategies;
 import com.fasterxml.jackson.databind.json.JsonMapper;
 import dev.kvmerge.KvmergeException;
+import dev.kvmerge.eval.Experiment;
 import dev.kvmerge.eval.RunResult;
 import dev.kvmerge.eval.Trace;
 import java.io.IOException;
@@ -33,8 +34,10 @@ import java.util.stream.Collectors;
  * what is there is whole at any moment.
  */
 public final class ResultsFolder implements AutoCloseable {
-    /** What the name of a file ends in while it is being written. */
-    public static final String PART = ".part";
+    /**
+     * What the name of a file ends in while it is being written: an experiment's own files are deleted with the rest.
+     */
+    public static final String PART = Experiment.PART;
 
     private static final String RESULTS = "results.json";
     /** What an experiment and its report write, beside traces. */
