@@ -38,6 +38,8 @@ class ArchitectureTest {
             .definedBy("..models..")
             .layer("eval")
             .definedBy("..eval..")
+            .layer("engine")
+            .definedBy("..engine..")
             .layer("strategy")
             .definedBy("..strategy..")
             .layer("cache")
@@ -58,14 +60,16 @@ class ArchitectureTest {
             .mayOnlyBeAccessedByLayers("cli")
             .whereLayer("eval")
             .mayOnlyBeAccessedByLayers("cli", "report")
+            .whereLayer("engine")
+            .mayOnlyBeAccessedByLayers("cli", "eval")
             .whereLayer("strategy")
-            .mayOnlyBeAccessedByLayers("cli", "report", "eval")
+            .mayOnlyBeAccessedByLayers("cli", "report", "eval", "engine")
             .whereLayer("cache")
-            .mayOnlyBeAccessedByLayers("cli", "eval", "strategy")
+            .mayOnlyBeAccessedByLayers("cli", "eval", "engine", "strategy")
             .whereLayer("attention")
-            .mayOnlyBeAccessedByLayers("cli", "eval", "cache", "strategy")
+            .mayOnlyBeAccessedByLayers("cli", "eval", "engine", "cache", "strategy")
             .whereLayer("kernels")
-            .mayOnlyBeAccessedByLayers("cli", "eval", "strategy", "cache", "attention")
+            .mayOnlyBeAccessedByLayers("cli", "eval", "engine", "strategy", "cache", "attention")
             .whereLayer("bindings")
             .mayOnlyBeAccessedByLayers("kernels", "llama");
 
@@ -74,6 +78,7 @@ class ArchitectureTest {
         "dev.kvmerge.attention..",
         "dev.kvmerge.bindings..",
         "dev.kvmerge.cache..",
+        "dev.kvmerge.engine..",
         "dev.kvmerge.kernels..",
         "dev.kvmerge.llama..",
         "dev.kvmerge.strategy..",
