@@ -692,6 +692,42 @@ public class Llama_h extends Llama_h$shared {
            throw new AssertionError("should not reach here", ex$);
         }
     }
+    private static final int LLAMA_TOKEN_ATTR_UNKNOWN = (int)1L;
+    /**
+     * {@snippet lang=c :
+     * enum llama_token_attr.LLAMA_TOKEN_ATTR_UNKNOWN = 1
+     * }
+     */
+    public static int LLAMA_TOKEN_ATTR_UNKNOWN() {
+        return LLAMA_TOKEN_ATTR_UNKNOWN;
+    }
+    private static final int LLAMA_TOKEN_ATTR_CONTROL = (int)8L;
+    /**
+     * {@snippet lang=c :
+     * enum llama_token_attr.LLAMA_TOKEN_ATTR_CONTROL = 8
+     * }
+     */
+    public static int LLAMA_TOKEN_ATTR_CONTROL() {
+        return LLAMA_TOKEN_ATTR_CONTROL;
+    }
+    private static final int LLAMA_TOKEN_ATTR_LSTRIP = (int)128L;
+    /**
+     * {@snippet lang=c :
+     * enum llama_token_attr.LLAMA_TOKEN_ATTR_LSTRIP = 128
+     * }
+     */
+    public static int LLAMA_TOKEN_ATTR_LSTRIP() {
+        return LLAMA_TOKEN_ATTR_LSTRIP;
+    }
+    private static final int LLAMA_TOKEN_ATTR_RSTRIP = (int)256L;
+    /**
+     * {@snippet lang=c :
+     * enum llama_token_attr.LLAMA_TOKEN_ATTR_RSTRIP = 256
+     * }
+     */
+    public static int LLAMA_TOKEN_ATTR_RSTRIP() {
+        return LLAMA_TOKEN_ATTR_RSTRIP;
+    }
     private static final int LLAMA_FTYPE_MOSTLY_Q4_0 = (int)2L;
     /**
      * {@snippet lang=c :
@@ -2887,6 +2923,67 @@ public class Llama_h extends Llama_h$shared {
         }
     }
 
+    private static class llama_vocab_get_attr {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Llama_h.C_INT,
+            Llama_h.C_POINTER,
+            Llama_h.C_INT
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_vocab_get_attr");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * enum llama_token_attr llama_vocab_get_attr(const struct llama_vocab *vocab, llama_token token)
+     * }
+     */
+    public static FunctionDescriptor llama_vocab_get_attr$descriptor() {
+        return llama_vocab_get_attr.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * enum llama_token_attr llama_vocab_get_attr(const struct llama_vocab *vocab, llama_token token)
+     * }
+     */
+    public static MethodHandle llama_vocab_get_attr$handle() {
+        return llama_vocab_get_attr.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * enum llama_token_attr llama_vocab_get_attr(const struct llama_vocab *vocab, llama_token token)
+     * }
+     */
+    public static MemorySegment llama_vocab_get_attr$address() {
+        return llama_vocab_get_attr.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * enum llama_token_attr llama_vocab_get_attr(const struct llama_vocab *vocab, llama_token token)
+     * }
+     */
+    public static int llama_vocab_get_attr(MemorySegment vocab, int token) {
+        var mh$ = llama_vocab_get_attr.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_vocab_get_attr", vocab, token);
+            }
+            return (int)mh$.invokeExact(vocab, token);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
     private static class llama_vocab_is_eog {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
             Llama_h.C_BOOL,
@@ -2999,6 +3096,126 @@ public class Llama_h extends Llama_h$shared {
         try {
             if (TRACE_DOWNCALLS) {
                 traceDowncall("llama_vocab_bos", vocab);
+            }
+            return (int)mh$.invokeExact(vocab);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class llama_vocab_eos {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Llama_h.C_INT,
+            Llama_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_vocab_eos");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * llama_token llama_vocab_eos(const struct llama_vocab *vocab)
+     * }
+     */
+    public static FunctionDescriptor llama_vocab_eos$descriptor() {
+        return llama_vocab_eos.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * llama_token llama_vocab_eos(const struct llama_vocab *vocab)
+     * }
+     */
+    public static MethodHandle llama_vocab_eos$handle() {
+        return llama_vocab_eos.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * llama_token llama_vocab_eos(const struct llama_vocab *vocab)
+     * }
+     */
+    public static MemorySegment llama_vocab_eos$address() {
+        return llama_vocab_eos.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * llama_token llama_vocab_eos(const struct llama_vocab *vocab)
+     * }
+     */
+    public static int llama_vocab_eos(MemorySegment vocab) {
+        var mh$ = llama_vocab_eos.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_vocab_eos", vocab);
+            }
+            return (int)mh$.invokeExact(vocab);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class llama_vocab_eot {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Llama_h.C_INT,
+            Llama_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_vocab_eot");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * llama_token llama_vocab_eot(const struct llama_vocab *vocab)
+     * }
+     */
+    public static FunctionDescriptor llama_vocab_eot$descriptor() {
+        return llama_vocab_eot.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * llama_token llama_vocab_eot(const struct llama_vocab *vocab)
+     * }
+     */
+    public static MethodHandle llama_vocab_eot$handle() {
+        return llama_vocab_eot.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * llama_token llama_vocab_eot(const struct llama_vocab *vocab)
+     * }
+     */
+    public static MemorySegment llama_vocab_eot$address() {
+        return llama_vocab_eot.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * llama_token llama_vocab_eot(const struct llama_vocab *vocab)
+     * }
+     */
+    public static int llama_vocab_eot(MemorySegment vocab) {
+        var mh$ = llama_vocab_eot.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_vocab_eot", vocab);
             }
             return (int)mh$.invokeExact(vocab);
         } catch (Error | RuntimeException ex) {

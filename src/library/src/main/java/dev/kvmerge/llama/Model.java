@@ -226,6 +226,42 @@ public final class Model implements AutoCloseable {
         }
     }
 
+    /** The token that ends a text, or -1 where there is none. */
+    public int eos() {
+        try (Guard.Use _ = guard.shared()) {
+            return Llama_h.llama_vocab_eos(words());
+        }
+    }
+
+    /** The token that ends a turn of a conversation, or -1 where there is none. */
+    public int eot() {
+        try (Guard.Use _ = guard.shared()) {
+            return Llama_h.llama_vocab_eot(words());
+        }
+    }
+
+    /** Whether a token is special: {@link #tokenize(String)} makes none of a text, and {@link #piece} is empty. */
+    public boolean isSpecial(int token) {
+        return has(token, Llama_h.LLAMA_TOKEN_ATTR_CONTROL() | Llama_h.LLAMA_TOKEN_ATTR_UNKNOWN());
+    }
+
+    /** Whether white space before a special token's name is a part of the token. */
+    public boolean takesSpaceBefore(int token) {
+        return has(token, Llama_h.LLAMA_TOKEN_ATTR_LSTRIP());
+    }
+
+    /** Whether white space behind a special token's name is a part of the token. */
+    public boolean takesSpaceBehind(int token) {
+        return has(token, Llama_h.LLAMA_TOKEN_ATTR_RSTRIP());
+    }
+
+    private boolean has(int token, int attributes) {
+        checkToken(token);
+        try (Guard.Use _ = guard.shared()) {
+            return (Llama_h.llama_vocab_get_attr(words(), token) & attributes) != 0;
+        }
+    }
+
     /** Whether a token ends a generation (EOS, EOT, ...). */
     public boolean endsGeneration(int token) {
         checkToken(token);
@@ -241,6 +277,18 @@ public final class Model implements AutoCloseable {
      *     its bytes
      */
     public int[] tokenize(String text) {
+        return tokenize(text, true, false);
+    }
+
+    /**
+     * Text to tokens.
+     *
+     * @param addSpecial whether to add BOS and EOS, as the model wants them
+     * @param parseSpecial whether a special token's text, such as "&lt;|im_start|&gt;", becomes that token; never for a
+     *     text from outside, which could end its own turn
+     * @throws KvmergeException as above
+     */
+    public int[] tokenize(String text, boolean addSpecial, boolean parseSpecial) {
         if (header.isSentencePiece()) { // llama.cpp ends the process
             header.words().unknown(text).ifPresent(character -> {
                 throw new KvmergeException("the model " + path + " has no token for the character '"
@@ -254,7 +302,7 @@ public final class Model implements AutoCloseable {
             MemorySegment in = arena.allocate(bytes.length + 1L);
             MemorySegment.copy(bytes, 0, in, ValueLayout.JAVA_BYTE, 0, bytes.length);
             MemorySegment out = arena.allocate(ValueLayout.JAVA_INT, most);
-            int n = Llama_h.llama_tokenize(words(), in, bytes.length, out, most, true, false);
+            int n = Llama_h.llama_tokenize(words(), in, bytes.length, out, most, addSpecial, parseSpecial);
             if (n < 0) {
                 throw new KvmergeException("llama.cpp cannot tokenize a text of " + bytes.length + " bytes");
             }
@@ -262,16 +310,25 @@ public final class Model implements AutoCloseable {
         }
     }
 
-    /** The bytes of a token; may be a part of a UTF-8 character. */
+    /** The bytes of a token, none for a special one; may be a part of a UTF-8 character. */
     public byte[] piece(int token) {
+        return piece(token, false);
+    }
+
+    /**
+     * The bytes of a token; may be a part of a UTF-8 character.
+     *
+     * @param special whether a special token has the bytes of its name, such as "&lt;|im_start|&gt;", or none
+     */
+    public byte[] piece(int token, boolean special) {
         checkToken(token);
         try (Guard.Use _ = guard.shared();
                 Arena arena = Arena.ofConfined()) {
             MemorySegment out = arena.allocate(FIRST_TEXT);
-            int n = Llama_h.llama_token_to_piece(words(), token, out, (int) out.byteSize(), 0, false);
+            int n = Llama_h.llama_token_to_piece(words(), token, out, (int) out.byteSize(), 0, special);
             if (n < 0) { // it needs so many
                 out = arena.allocate(-n);
-                n = Llama_h.llama_token_to_piece(words(), token, out, -n, 0, false);
+                n = Llama_h.llama_token_to_piece(words(), token, out, -n, 0, special);
             }
             return out.asSlice(0, n).toArray(ValueLayout.JAVA_BYTE);
         }

@@ -221,13 +221,29 @@ class GgufHeaderTest {
             int last = TinyGguf.VOCABULARY - 1;
             assertArrayEquals("x".repeat(1000).getBytes(StandardCharsets.US_ASCII), words.piece(last));
             assertArrayEquals("C".getBytes(StandardCharsets.US_ASCII), words.piece('C' - ' '));
+            assertEquals("", new String(words.piece(2), StandardCharsets.US_ASCII));
+            assertEquals("</s>", new String(words.piece(2, true), StandardCharsets.US_ASCII));
             assertEquals(long0, words.metadata("general.name"));
             assertEquals("llama", words.metadata("general.architecture"));
             assertEquals(null, words.metadata("general.no"));
             assertEquals(1, words.bos());
+            assertEquals(2, words.eos());
+            assertEquals(-1, words.eot());
+            assertTrue(words.isSpecial(0), "<unk>");
+            assertTrue(words.isSpecial(2));
+            assertFalse(words.isSpecial(3));
+            assertFalse(words.takesSpaceBefore(2));
+            assertFalse(words.takesSpaceBehind(2));
             assertTrue(words.endsGeneration(2));
             assertFalse(words.endsGeneration(3));
             assertArrayEquals(new int[] {1, last - 1, 'B' - ' ', 'C' - ' '}, words.tokenize("BC"));
+            assertArrayEquals(new int[] {last - 1, 'B' - ' '}, words.tokenize("B", false, false));
+            assertArrayEquals(
+                    new int[] {2, last - 1, 'B' - ' '}, words.tokenize("</s>B", false, true), "the token itself");
+            assertArrayEquals(
+                    new int[] {last - 1, '<' - ' ', '/' - ' ', 's' - ' ', '>' - ' '},
+                    words.tokenize("</s>", false, false),
+                    "the text");
             String message = assertThrows(KvmergeException.class, () -> words.tokenize("B\u4e66"))
                     .getMessage();
             assertTrue(message.contains("no token for the character '\u4e66'"), message);
@@ -244,6 +260,9 @@ class GgufHeaderTest {
                 () -> model.tokenize("a"),
                 () -> model.piece(1),
                 model::bos,
+                model::eos,
+                model::eot,
+                () -> model.isSpecial(1),
                 model::addsBos,
                 () -> model.endsGeneration(1)
             }) {
