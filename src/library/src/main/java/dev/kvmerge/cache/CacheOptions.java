@@ -69,6 +69,11 @@ public record CacheOptions(int cells, int block, int capacity, int positionRange
         return withPositionRange(positions);
     }
 
+    /** The same, which records what became of each token: 4 bytes a token, layer and KV head. */
+    public CacheOptions withFates() {
+        throw new UnsupportedOperationException("fates are not recorded yet");
+    }
+
     /** The same, computed otherwise. */
     public CacheOptions with(ComputeSettings settings) {
         return new CacheOptions(cells, block, capacity, positionRange, settings);

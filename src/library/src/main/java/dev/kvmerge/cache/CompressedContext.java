@@ -432,6 +432,59 @@ public final class CompressedContext implements AutoCloseable {
         }
     }
 
+    /**
+     * What was decoded so far is never dropped or merged from now on: planners see only what comes after it.
+     *
+     * @throws KvmergeException.Usage if that would leave the planner fewer cells than it needs; nothing changes then
+     */
+    public void pin() {
+        throw new UnsupportedOperationException("pinning does not work yet");
+    }
+
+    /** Cells that are pinned. */
+    public int pinned() {
+        return 0;
+    }
+
+    /**
+     * Writes the whole state: cells, table, statistics and llama.cpp's positions, but not the last logits. What was
+     * decoded since the last compression is taken account of first. A context of the same model, planner and options
+     * that restores it goes on with the same bits.
+     *
+     * @throws java.io.IOException if the channel cannot take it
+     * @throws KvmergeException.Usage if the model has sliding windows
+     */
+    public void saveState(java.nio.channels.WritableByteChannel to) throws java.io.IOException {
+        throw new UnsupportedOperationException("saving does not work yet");
+    }
+
+    /**
+     * Takes over a state that {@link #saveState} wrote, in place of what there is. Reads no more than that from the
+     * channel. Logits are there after the next decode.
+     *
+     * @throws java.io.IOException if the channel ends before the state does, or cannot be read
+     * @throws KvmergeException if the state is another kind of context's, or damaged; nothing changes then
+     */
+    public void restoreState(java.nio.channels.ReadableByteChannel from) throws java.io.IOException {
+        throw new UnsupportedOperationException("restoring does not work yet");
+    }
+
+    /** Gives another context of the same model, planner and options this one's state. */
+    public void forkInto(CompressedContext other) {
+        throw new UnsupportedOperationException("forking does not work yet");
+    }
+
+    /**
+     * What became of every token that was read, for a layer and KV head, after a {@link #flush}: its own number where it
+     * is kept; the number of the token into whose cell it was merged; -1 where it is dropped, by itself or in the cell
+     * that it was merged into.
+     *
+     * @throws IllegalStateException if the options do not ask for it ({@link CacheOptions#withFates})
+     */
+    public int[] fates(int layer, int kvHead) {
+        throw new UnsupportedOperationException("fates are not recorded yet");
+    }
+
     /** Tokens decoded so far. */
     public int position() {
         return decoded;
