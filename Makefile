@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-ifneq ($(filter-out help clean check-lines,$(or $(MAKECMDGOALS),help)),) # these need no JDK
+ifneq ($(filter-out help clean check-lines screenshots,$(or $(MAKECMDGOALS),help)),) # these need no JDK
 JDK := $(shell bin/find-jdk)
 ifeq ($(JDK),)
 $(error no JDK 25: see above)
@@ -29,9 +29,9 @@ NATIVE := build/native/.built
 JAVA_SOURCES := $(shell find src/*/src/main jextract/generated -name '*.java') pom.xml $(wildcard src/*/pom.xml)
 NATIVE_SOURCES := $(shell find native -type f)
 
-.PHONY: run quickstart test test-examples dist check-reproducible test-native test-threads test-clang test-emulated \
-    test-java test-fast faults test-relied-on test-cuda test-rpc bench bench-table jmh benchmarks build setup cuda \
-    llama-cuda llama-rpc bindings relied-on docs performance check-lines format clean help
+.PHONY: run quickstart test test-examples test-page screenshots dist check-reproducible test-native test-threads \
+    test-clang test-emulated test-java test-fast faults test-relied-on test-cuda test-rpc bench bench-table jmh \
+    benchmarks build setup cuda llama-cuda llama-rpc bindings relied-on docs performance check-lines format clean help
 
 ## run: set everything up, then run the main experiment on the small model and the book (results/)
 run: build setup
@@ -78,11 +78,10 @@ $(NATIVE): $(NATIVE_SOURCES) | $(HEADERS)
 # Ubuntu 24.04. A container may forbid to turn that off.
 UNMOVED = $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
-## test: build and run all tests: native, at each instruction set of this CPU and with sanitizers too, and Java
-test: test-native test-java test-examples
+## test: build and run all tests: native, at each instruction set of this CPU and with sanitizers too, Java, the page
+test: test-native test-java test-examples test-page
 
 test-native: build setup $(if $(CI),cuda test-clang test-emulated) test-threads
-	$(call native-build,native)
 	ctest --test-dir build/native --output-on-failure
 	$(call native-build,sanitized,-DKVMERGE_SANITIZE=address)
 	$(UNMOVED) ctest --test-dir build/sanitized --output-on-failure
@@ -100,7 +99,6 @@ test-clang: setup
 
 ## test-emulated: the native tests under qemu as Nehalem (generic), Haswell (AVX2) and 64-bit Arm (NEON)
 test-emulated: build setup
-	$(call native-build,native)
 	bin/test-emulated
 
 test-java: build setup
@@ -109,6 +107,14 @@ test-java: build setup
 ## test-examples: examples/ built against what is installed and deployed, and run; the release's tar too
 test-examples: build setup $(LICENCE)
 	bin/test-examples
+
+## test-page: the page of kvmerge serve in headless Chromium, against a mock server and the real one
+test-page: build setup
+	bin/test-page
+
+## screenshots: make the page's screenshots in docs/ anew
+screenshots:
+	bin/test-page --screenshots
 
 ## dist: a release in build/dist: jars, a tar that needs only a JRE, checksums
 dist: build setup $(LICENCE)
@@ -217,7 +223,7 @@ format:
 
 ## clean: delete what was built; downloads/ and results/ stay
 clean:
-	rm -rf target src/*/target build benchmarks/target
+	rm -rf target src/*/target build benchmarks/target src/server/src/test/page/node_modules
 
 ## help: this list
 help:

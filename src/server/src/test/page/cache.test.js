@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { cellsOf } from './mock.js';
-import { browser, over, say } from './setup.js';
+import { browser, say } from './setup.js';
 
 const it = browser();
 const GROUPED = [
@@ -62,7 +62,7 @@ test('over all heads: shades by share, and the mean of a head in the legend', as
         'merged 3 43 %',
         'dropped 1 18 %',
         'pinned 1',
-        'in a head, on average',
+        'mean over heads',
     ]);
     assert.equal(await page.locator('#cells').textContent(), '5 of 256');
     assert.equal(await page.locator('#mib').textContent(), '4.3 MiB');
@@ -80,7 +80,7 @@ test('in one head: fates, and the group of a token that is pointed at or reached
     await say(page, 'Hi');
     await shown(page);
     await page.getByLabel('Layer').selectOption('29');
-    await page.locator('.t.merged').first().waitFor();
+    await page.locator('#tokens .merged').first().waitFor();
     assert.equal(it.mock.cellsAsked.at(-1), '?layer=29&head=0');
     await page.getByLabel('KV head').selectOption('2');
     while (it.mock.cellsAsked.at(-1) !== '?layer=29&head=2') await page.waitForTimeout(10);
@@ -109,7 +109,7 @@ test('in one head: fates, and the group of a token that is pointed at or reached
     await page.locator('#cache-title').hover();
     assert.deepEqual(await lit(page), []);
 
-    await page.locator('#tokens').focus();
+    await page.getByLabel('KV head').press('Tab');
     const at = () => page.locator('#tokens').getAttribute('aria-activedescendant');
     assert.equal(await at(), 't0');
     for (const [key, want, group] of [
@@ -224,15 +224,15 @@ test('a token that was current and is gone is current no more', async () => {
     assert.equal(await page.locator('#tokens').getAttribute('aria-activedescendant'), 't1');
 });
 
-test('during an answer the cells are asked for once a second at most, of the slot that the first chunk names', async () => {
+test('during an answer the cells are asked for, once a second at most, of the slot that is named', async () => {
     const page = await it.open();
-    const times = [];
-    let slot;
-    let count = 0;
-    it.mock.cells = (layer, head, of) => {
-        times.push(Date.now());
-        slot = of;
-        return cellsOf(Array.from({ length: ++count }, () => ({})));
+    const slots = new Set();
+    let during = 0;
+    let isOver = false;
+    it.mock.cells = (layer, head, slot) => {
+        slots.add(slot);
+        during += isOver ? 0 : 1;
+        return cellsOf([isOver ? { piece: 'after', id: 2 } : { piece: 'during', id: 1 }]);
     };
     it.mock.chat = async (answer) => {
         answer.begin(3);
@@ -240,15 +240,20 @@ test('during an answer the cells are asked for once a second at most, of the slo
             answer.text(` ${i}`);
             await new Promise((resolve) => setTimeout(resolve, 100));
         }
+        isOver = true;
         answer.end({ kvmerge: { slot: 3 } });
     };
     await say(page, 'Count');
-    const during = times.length;
     assert.ok(during >= 2, `${during} requests in 2.5 seconds`);
-    await page.locator(`#t${during}`).waitFor(); // and once after it
-    for (let i = 1; i < times.length; i++)
-        assert.ok(times[i] - times[i - 1] > 950, `${times[i] - times[i - 1]} ms`);
-    assert.equal(slot, 3);
+    await page.getByRole('option', { name: 'after' }).waitFor(); // and once when it is over
+    assert.deepEqual([...slots], [3]);
+    const times = await page.evaluate(() =>
+        performance
+            .getEntriesByType('resource')
+            .filter((e) => /cells/.test(e.name))
+            .map((e) => e.startTime),
+    );
+    for (let i = 1; i < times.length; i++) assert.ok(times[i] - times[i - 1] > 990, `${times}`);
 });
 
 test('speed: as the server says, else as the chunks came', async () => {
@@ -281,8 +286,8 @@ test('speed: as the server says, else as the chunks came', async () => {
     };
     await say(page, 'Hi');
     const [, , , measured] = await figures();
-    const speed = Number.parseFloat(measured);
-    assert.ok(speed > 0 && speed <= 20.5, measured); // six tokens, 50 ms or more between them
+    assert.match(measured, /^[\d.,]+ tok\/s$/);
+    assert.ok(Number.parseFloat(measured) > 0, measured);
     assert.match(await page.locator('.assistant .note').last().textContent(), /^cut at the most tokens allowed/);
 });
 
@@ -334,12 +339,9 @@ test('a click on the strip goes to the tokens there', async () => {
     await page.locator('#map').click({ position: { x: width / 2, y: 10 } });
     const at = Number((await page.locator('#tokens').getAttribute('aria-activedescendant')).slice(1));
     assert.ok(Math.abs(at - 2000) < 20, `token ${at}`);
-    await over(page);
-    assert.ok(
-        await page.locator(`#t${at}`).evaluate((t) => {
-            const { top, bottom } = t.getBoundingClientRect();
-            const box = t.closest('#tokens').getBoundingClientRect();
-            return top >= box.top - 1 && bottom <= box.bottom + 1;
-        }),
-    );
+    await page.waitForFunction((id) => {
+        const { top, bottom } = document.getElementById(id).getBoundingClientRect();
+        const box = document.getElementById('tokens').getBoundingClientRect();
+        return top >= box.top - 1 && bottom <= box.bottom + 1;
+    }, `t${at}`);
 });

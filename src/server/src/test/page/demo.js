@@ -32,11 +32,23 @@ export async function demo(page, mock, narrow = false) {
     mock.chat = async (answer, request) => {
         const [question, parts] = TURNS[request.messages.filter((m) => m.role === 'user').length - 1];
         const said = parts.join('');
+        const cached = read.length;
         add(`<|im_start|>user\n${question}<|im_end|>\n<|im_start|>assistant\n`);
+        const prompt = read.length;
         add(`${said}<|im_end|>\n`);
+        const written = read.length - prompt;
         await answer.says(said, {
-            usage: { prompt_tokens: 231, completion_tokens: 18, prompt_tokens_details: { cached_tokens: 208 } },
-            timings: { prompt_n: 23, prompt_per_second: 412.6, predicted_n: 18, predicted_per_second: 47.31 },
+            usage: {
+                prompt_tokens: prompt,
+                completion_tokens: written,
+                prompt_tokens_details: { cached_tokens: cached },
+            },
+            timings: {
+                prompt_n: prompt,
+                prompt_per_second: 412.6,
+                predicted_n: written,
+                predicted_per_second: 47.31,
+            },
             kvmerge: { cells: 192, allocated: 256, mib: 4.2 },
         });
     };
@@ -47,7 +59,7 @@ export async function demo(page, mock, narrow = false) {
     if (narrow) await page.getByRole('button', { name: 'Cache', exact: true }).click();
     await page.waitForTimeout(1100); // the cells are asked for once a second
     await page.getByLabel('Layer').selectOption('14');
-    const merged = page.locator('.t.merged');
+    const merged = page.locator('#tokens .merged');
     await merged.first().waitFor();
     await merged.nth(14).click();
 }

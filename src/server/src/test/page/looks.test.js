@@ -15,12 +15,12 @@ async function faults(page) {
     return violations.map((v) => `${v.id}: ${v.nodes.map((n) => `${n.target} ${n.failureSummary}`).join('; ')}`);
 }
 
-/** Tokens of all shades that there can be over all heads. */
-function shades() {
-    const tokens = [];
-    for (let d = 0; d <= 4; d++)
-        for (let m = 0; m + d <= 4; m++) tokens.push({ shares: [1 - (d + m) / 4, m / 4, d / 4] });
-    return cellsOf(tokens, { pinned: 2 });
+/** The same tokens in all shades that there can be over all heads. */
+function shades(cells) {
+    const all = [];
+    for (let d = 0; d <= 4; d++) for (let m = 0; m + d <= 4; m++) all.push([1 - (d + m) / 4, m / 4, d / 4]);
+    cells.tokens.forEach((token, i) => (token.shares = all[i % all.length]));
+    return cells;
 }
 
 for (const colorScheme of ['light', 'dark']) {
@@ -34,15 +34,13 @@ for (const colorScheme of ['light', 'dark']) {
             assert.deepEqual(await faults(page), [], 'empty');
             if (narrow) await page.getByRole('button', { name: 'Cache', exact: true }).click();
             assert.deepEqual(await faults(page), [], 'the empty cache');
-            await page
-                .getByRole('button', { name: 'Chat', exact: true })
-                .click({ force: !narrow })
-                .catch(() => {});
+            if (narrow) await page.getByRole('button', { name: 'Chat', exact: true }).click();
             await demo(page, it.mock, narrow);
             assert.deepEqual(await faults(page), [], 'a conversation, one head');
-            it.mock.cells = shades;
+            const { cells } = it.mock;
+            it.mock.cells = (layer) => shades(cells(layer));
             await page.getByLabel('Layer').selectOption('');
-            await page.locator('.t.d4.m0.gone').waitFor();
+            await page.locator('.t.d4.m0.gone').first().waitFor();
             assert.deepEqual(await faults(page), [], 'all heads');
             await page.getByRole('button', { name: 'Settings' }).click();
             assert.deepEqual(await faults(page), [], 'settings');
@@ -92,23 +90,13 @@ test('all is reached with the Tab key, in the order of the page', async () => {
     it.mock.cells = () => cellsOf([{}, {}]);
     await say(page, 'Hi');
     await page.locator('#t1').waitFor();
-    await page.evaluate(() => document.activeElement.blur());
+    await page.getByRole('button', { name: 'New conversation' }).focus();
     const names = [];
-    for (let i = 0; i < 10; i++) {
+    for (let i = 0; i < 16 && names.at(-1) !== 'tokens'; i++) {
         await page.keyboard.press('Tab');
         names.push(await page.evaluate(() => document.activeElement.id || document.activeElement.textContent));
     }
-    assert.deepEqual(names.slice(names.indexOf('new')), [
-        'new',
-        'open-settings',
-        'messages',
-        'Answer again',
-        'text',
-        'send',
-        'layer',
-        'tokens',
-        ...names.slice(names.indexOf('new') + 8),
-    ]);
+    assert.deepEqual(names, ['open-settings', 'messages', 'Answer again', 'text', 'send', 'layer', 'tokens']);
 });
 
 test('the page asks nobody but its server', async () => {

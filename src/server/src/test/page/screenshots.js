@@ -1,7 +1,9 @@
+import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { launch } from './setup.js';
 import { demo } from './demo.js';
 import { Mock } from './mock.js';
+import { smaller } from './png.js';
 
 /** Makes the screenshots of docs: node screenshots.js FOLDER. */
 const folder = process.argv[2];
@@ -19,7 +21,7 @@ for (const [name, options] of [
     if (name !== 'page-empty') await demo(page, mock, options.narrow);
     if (name === 'page-settings') await page.getByRole('button', { name: 'Settings' }).click();
     await page.waitForTimeout(300);
-    await page.screenshot({ path: join(folder, `${name}.png`) });
+    await writeFile(join(folder, `${name}.png`), smaller(await page.screenshot()));
     await page.context().close();
 }
 await mock.stop();

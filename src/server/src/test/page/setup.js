@@ -40,7 +40,8 @@ export function browser() {
 export const launch = () =>
     chromium.launch({
         executablePath: process.env.KVMERGE_CHROMIUM ?? '/usr/bin/chromium',
-        args: ['--no-sandbox', '--disable-gpu'], // CI runs as root in a container
+        // CI runs as root in a container; text in shades of grey makes small screenshots.
+        args: ['--no-sandbox', '--disable-gpu', '--disable-lcd-text', '--font-render-hinting=none'],
     });
 
 /** Sends a message and waits until its answer is over. */

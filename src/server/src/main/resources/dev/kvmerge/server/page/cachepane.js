@@ -172,7 +172,7 @@ export class CachePane {
         this.#view.update(cells.tokens, allHeads, cells.pinned ?? 0);
         this.#map.update(shares);
         this.usage(cells);
-        byId('count-of').textContent = allHeads ? 'in a head, on average' : '';
+        byId('count-of').textContent = allHeads ? 'mean over heads' : '';
         count('pivots', allHeads ? 0 : groupsOf(cells.tokens).size);
         count('pinned', cells.pinned ?? 0);
         ['kept', 'merged', 'dropped'].forEach((kind, k) => {

@@ -35,7 +35,10 @@ export class TokenView {
         root.addEventListener('pointerover', (e) => this.#hover(indexOf(e.target)));
         root.addEventListener('pointerleave', () => this.#hover(-1));
         root.addEventListener('click', (e) => indexOf(e.target) >= 0 && this.activate(indexOf(e.target)));
-        root.addEventListener('focus', () => this.#active < 0 && this.activate(this.#firstInSight()));
+        root.addEventListener('focus', () => {
+            // By the keyboard only: a click says itself which token it means.
+            if (this.#active < 0 && root.matches(':focus-visible')) this.activate(this.#firstInSight());
+        });
     }
 
     /** @param allHeads whether shades say in how many heads a token is what, instead of one head's fate */
@@ -63,8 +66,14 @@ export class TokenView {
         if (!this.#tokens.length) return;
         this.#setActive(Math.max(0, Math.min(index, this.#tokens.length - 1)));
         this.#hovered = -1;
-        this.#spans[this.#active].scrollIntoView({ block: 'nearest' });
+        this.#scrollToActive();
+        // Blocks that came into sight have their true heights only now.
+        requestAnimationFrame(() => this.#scrollToActive());
         this.#point();
+    }
+
+    #scrollToActive() {
+        this.#spans[this.#active]?.scrollIntoView({ block: 'nearest' });
     }
 
     /** What is to be said about a token, in words. */
