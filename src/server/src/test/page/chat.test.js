@@ -191,3 +191,60 @@ test('messages are text, whatever they hold', async () => {
     await page.reload();
     assert.deepEqual(await messages(page), [want, want]);
 });
+
+const MARKDOWN = [
+    '# A *title*',
+    'Some `code <b>`, **bold <i>** and 2 * 3 ** 4; ``a``.',
+    '* a point',
+    '  - below it',
+    '',
+    '```html',
+    '<script>document.title = 2</script>',
+    '  ~~~',
+    '',
+    'last',
+    '```',
+    'After.',
+    '~~~',
+    '```',
+    '~~~~',
+    'end <img src=x onerror=alert(1)>',
+    '```js',
+    'open()',
+];
+
+test('code, bold, headings and points of an answer are shown as such, however the text is cut', async () => {
+    const page = await it.open();
+    const text = MARKDOWN.join('\n');
+    for (const size of [1, 5, text.length]) {
+        it.mock.chat = (answer) => {
+            answer.begin();
+            for (let i = 0; i < text.length; i += size) answer.text(text.slice(i, i + size));
+            answer.end();
+        };
+        await page.getByRole('button', { name: 'New conversation' }).click();
+        await say(page, text);
+        for (const when of ['streamed', 'after a reload']) {
+            assert.equal(
+                await page
+                    .locator('.assistant .text')
+                    .evaluate((e) => e.innerHTML.replace(/ (tabindex|role)="[^"]*"/g, '')),
+                [
+                    '<span class="heading">A *title*\n</span>',
+                    '<span class="">Some <code>code &lt;b&gt;</code>, <strong>bold &lt;i&gt;</strong> and 2 * 3 ** 4; ',
+                    '<code>a</code>.\n</span>',
+                    '<span class="">• a point\n</span><span class="">  • below it\n</span><span class="">\n</span>',
+                    '<pre aria-label="Code: html"><code>&lt;script&gt;document.title = 2&lt;/script&gt;\n  ~~~\n\n',
+                    'last</code></pre>',
+                    '<span class="">After.\n</span>',
+                    '<pre aria-label="Code"><code>```</code></pre>',
+                    '<span class="">end &lt;img src=x onerror=alert(1)&gt;\n</span>',
+                    '<pre aria-label="Code: js"><code>open()</code></pre>',
+                ].join(''),
+                `pieces of ${size}, ${when}`,
+            );
+            assert.equal(await page.locator('.user .text').textContent(), text); // what a reader writes stays as it is
+            await page.reload();
+        }
+    }
+});

@@ -1,4 +1,5 @@
 import { readable } from './pieces.js';
+import { Written } from './written.js';
 
 const SUGGESTIONS = [
     'Tell me a long story about a lighthouse keeper.',
@@ -24,7 +25,7 @@ export class Chat {
         this.#root.replaceChildren();
         if (system) this.#systemPrompt(system);
         if (messages.length === 0) this.#welcome(canRestore);
-        for (const message of messages) this.add(message);
+        for (const message of messages) this.add(message).finish();
         this.#offerAgain();
     }
 
@@ -36,8 +37,9 @@ export class Chat {
         element.append(make('h3', 'who', message.role === 'user' ? 'You' : 'Answer'));
         const body = make('div', 'text');
         body.dir = 'auto';
-        const text = document.createTextNode(readable(message.content));
-        body.append(text);
+        const written = new Written(body);
+        if (message.role === 'user') body.textContent = readable(message.content);
+        else written.append(message.content);
         element.append(body);
         if (message.note) element.append(make('p', 'note', message.note));
         this.#root.append(element);
@@ -45,11 +47,12 @@ export class Chat {
         return {
             append: (more) => {
                 const atEnd = this.#atEnd();
-                text.appendData(readable(more));
+                written.append(more);
                 if (atEnd) this.#toEnd();
             },
             finish: (note) => {
                 const atEnd = this.#atEnd();
+                written.end();
                 if (note) element.append(make('p', 'note', note));
                 this.#offerAgain();
                 if (atEnd) this.#toEnd();
