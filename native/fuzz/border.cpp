@@ -179,6 +179,9 @@ class Session {
     void begin() {
         Watched * w;
         CALL(kvmerge_observer_begin, handle(w));
+        if (c_.one_in(8)) {
+            CALL(kvmerge_observer_forget, handle(w));
+        }
     }
 
     void decode() {
@@ -507,7 +510,10 @@ class Session {
     }
 
     void words() {
-        calls += 4;
+        calls += 5;
+        int32_t flag = c_.wild_int();
+        volatile bool aborts = kvmerge_abort_callback(c_.one_in(2) ? nullptr : &flag);
+        (void)aborts;
         volatile size_t length = std::strlen(kvmerge_version()) + std::strlen(kvmerge_isa()) +
                                  std::strlen(kvmerge_last_error()) + std::strlen(kvmerge_abi());
         (void)length;

@@ -220,6 +220,9 @@ KVMERGE_API bool kvmerge_eval_callback(struct ggml_tensor * tensor, bool ask, vo
 
 /* Starts a block: forgets the tokens, mass and entropies seen, decays the query moments. */
 KVMERGE_API kvmerge_status kvmerge_observer_begin(kvmerge_observer * observer);
+/* After a decode that failed or was aborted, where no other came since begin: forgets it, as if the block had just begun.
+ * Where the graph is stopped (KVMERGE_OBSERVE_STOP, other devices) the query moments keep queries that had come. */
+KVMERGE_API kvmerge_status kvmerge_observer_forget(kvmerge_observer * observer);
 /* Errors: whatever the callback met since begin (UNSUPPORTED: a layout it cannot read, a cache smaller than n_cells by
  * 256 and more; NUMERIC: attention with NaN; STATE: another thread was inside a call meanwhile, another context). */
 KVMERGE_API kvmerge_status kvmerge_observer_stats(kvmerge_observer * observer, kvmerge_block_stats * out);
@@ -335,6 +338,12 @@ KVMERGE_API kvmerge_status kvmerge_row_entropy(const float * p, int64_t n_rows, 
  * ARGUMENT, NUMERIC (NaN). */
 KVMERGE_API kvmerge_status kvmerge_find_spans(const float * value, int64_t n_rows, int32_t n, int32_t first,
                                               int32_t end, float threshold, int32_t longest, int32_t * span);
+
+/* ---- ending a decode early -------------------------------------------------------------------------------------- */
+
+/* For llama_set_abort_callback, with the address of an int32_t that another thread may write at any time: whether it is
+ * not 0. False for null. */
+KVMERGE_API bool kvmerge_abort_callback(void * flag);
 
 /* ---- llama.cpp's log -------------------------------------------------------------------------------------------- */
 

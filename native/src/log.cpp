@@ -1,4 +1,4 @@
-// Versions, errors, and llama.cpp's log.
+// Versions, errors, llama.cpp's log and its ending early.
 #include "handles.hpp"
 #include "kernels/kernels.hpp"
 #include "status.hpp"
@@ -46,6 +46,11 @@ const char * kvmerge_isa(void) {
 
 const char * kvmerge_last_error(void) {
     return last_error;
+}
+
+bool kvmerge_abort_callback(void * flag) {
+    // Another thread writes it: a plain read could be taken out of llama.cpp's loop.
+    return flag && *static_cast<const volatile int32_t *>(flag) != 0;
 }
 
 kvmerge_status kvmerge_log_create(bool echo, kvmerge_log ** out) {

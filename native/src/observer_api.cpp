@@ -167,6 +167,25 @@ kvmerge_status kvmerge_observer_begin(kvmerge_observer * observer) {
     });
 }
 
+kvmerge_status kvmerge_observer_forget(kvmerge_observer * observer) {
+    return on_observer("kvmerge_observer_forget", observer, Access::ALONE, [&](kvmerge_observer & o) {
+        o.captured.clear();
+        o.token_cell.clear();
+        o.ubatch_start = 0;
+        if (!o.another_context) {
+            o.error.reset();
+        }
+        o.asked_for = nullptr;
+        for (auto & l : o.layers) {
+            l.n_queries = 0; // begin has added the others
+            l.tokens_seen = 0;
+            if (l.mass.size()) {
+                l.mass.zero();
+            }
+        }
+    });
+}
+
 kvmerge_status kvmerge_observer_stats(kvmerge_observer * observer, kvmerge_block_stats * out) {
     return on_observer("kvmerge_observer_stats", observer, Access::ALONE, [&](kvmerge_observer & o) {
         require(out, "out is null");

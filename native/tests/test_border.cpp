@@ -28,6 +28,7 @@ static void refuse_everything(kvmerge_observer * o) {
     const kvmerge_groups_params groups = {1, 4, 4, 0, 1, 0, 1, 1, nullptr, nullptr, &rate};
     CHECK(kvmerge_observer_begin(o) == KVMERGE_E_ARGUMENT);
     CHECK(says("this is no observer, or one that was freed"));
+    CHECK(kvmerge_observer_forget(o) == KVMERGE_E_ARGUMENT);
     CHECK(kvmerge_observer_stats(o, &stats) == KVMERGE_E_ARGUMENT);
     CHECK(kvmerge_observer_cache_info(o, &info) == KVMERGE_E_ARGUMENT);
     CHECK(kvmerge_query_moments(o, 0, 0, x, x) == KVMERGE_E_ARGUMENT);

@@ -712,6 +712,66 @@ public class Kvmerge_h extends Kvmerge_h$shared {
         }
     }
 
+    private static class kvmerge_observer_forget {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_observer_forget");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_observer_forget(kvmerge_observer *observer)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_observer_forget$descriptor() {
+        return kvmerge_observer_forget.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_observer_forget(kvmerge_observer *observer)
+     * }
+     */
+    public static MethodHandle kvmerge_observer_forget$handle() {
+        return kvmerge_observer_forget.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_observer_forget(kvmerge_observer *observer)
+     * }
+     */
+    public static MemorySegment kvmerge_observer_forget$address() {
+        return kvmerge_observer_forget.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_observer_forget(kvmerge_observer *observer)
+     * }
+     */
+    public static int kvmerge_observer_forget(MemorySegment observer) {
+        var mh$ = kvmerge_observer_forget.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_observer_forget", observer);
+            }
+            return (int)mh$.invokeExact(observer);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
     private static class kvmerge_observer_stats {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
             Kvmerge_h.C_INT,
@@ -1795,6 +1855,66 @@ public class Kvmerge_h extends Kvmerge_h$shared {
                 traceDowncall("kvmerge_find_spans", value, n_rows, n, first, end, threshold, longest, span);
             }
             return (int)mh$.invokeExact(value, n_rows, n, first, end, threshold, longest, span);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvmerge_abort_callback {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_BOOL,
+            Kvmerge_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_abort_callback");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * bool kvmerge_abort_callback(void *flag)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_abort_callback$descriptor() {
+        return kvmerge_abort_callback.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * bool kvmerge_abort_callback(void *flag)
+     * }
+     */
+    public static MethodHandle kvmerge_abort_callback$handle() {
+        return kvmerge_abort_callback.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * bool kvmerge_abort_callback(void *flag)
+     * }
+     */
+    public static MemorySegment kvmerge_abort_callback$address() {
+        return kvmerge_abort_callback.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * bool kvmerge_abort_callback(void *flag)
+     * }
+     */
+    public static boolean kvmerge_abort_callback(MemorySegment flag) {
+        var mh$ = kvmerge_abort_callback.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_abort_callback", flag);
+            }
+            return (boolean)mh$.invokeExact(flag);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {

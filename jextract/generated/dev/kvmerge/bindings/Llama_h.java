@@ -993,6 +993,64 @@ public class Llama_h extends Llama_h$shared {
         }
     }
 
+    private static class llama_sampler_chain_default_params {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            llama_sampler_chain_params.layout()    );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_sampler_chain_default_params");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * struct llama_sampler_chain_params llama_sampler_chain_default_params(void)
+     * }
+     */
+    public static FunctionDescriptor llama_sampler_chain_default_params$descriptor() {
+        return llama_sampler_chain_default_params.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * struct llama_sampler_chain_params llama_sampler_chain_default_params(void)
+     * }
+     */
+    public static MethodHandle llama_sampler_chain_default_params$handle() {
+        return llama_sampler_chain_default_params.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * struct llama_sampler_chain_params llama_sampler_chain_default_params(void)
+     * }
+     */
+    public static MemorySegment llama_sampler_chain_default_params$address() {
+        return llama_sampler_chain_default_params.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * struct llama_sampler_chain_params llama_sampler_chain_default_params(void)
+     * }
+     */
+    public static MemorySegment llama_sampler_chain_default_params(SegmentAllocator allocator) {
+        var mh$ = llama_sampler_chain_default_params.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_sampler_chain_default_params", allocator);
+            }
+            return (MemorySegment)mh$.invokeExact(allocator);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
     private static class llama_model_quantize_default_params {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
             llama_model_quantize_params.layout()    );
@@ -2804,6 +2862,67 @@ public class Llama_h extends Llama_h$shared {
         }
     }
 
+    private static class llama_set_abort_callback {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.ofVoid(
+            Llama_h.C_POINTER,
+            Llama_h.C_POINTER,
+            Llama_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_set_abort_callback");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * void llama_set_abort_callback(struct llama_context *ctx, ggml_abort_callback abort_callback, void *abort_callback_data)
+     * }
+     */
+    public static FunctionDescriptor llama_set_abort_callback$descriptor() {
+        return llama_set_abort_callback.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * void llama_set_abort_callback(struct llama_context *ctx, ggml_abort_callback abort_callback, void *abort_callback_data)
+     * }
+     */
+    public static MethodHandle llama_set_abort_callback$handle() {
+        return llama_set_abort_callback.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * void llama_set_abort_callback(struct llama_context *ctx, ggml_abort_callback abort_callback, void *abort_callback_data)
+     * }
+     */
+    public static MemorySegment llama_set_abort_callback$address() {
+        return llama_set_abort_callback.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * void llama_set_abort_callback(struct llama_context *ctx, ggml_abort_callback abort_callback, void *abort_callback_data)
+     * }
+     */
+    public static void llama_set_abort_callback(MemorySegment ctx, MemorySegment abort_callback, MemorySegment abort_callback_data) {
+        var mh$ = llama_set_abort_callback.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_set_abort_callback", ctx, abort_callback, abort_callback_data);
+            }
+            mh$.invokeExact(ctx, abort_callback, abort_callback_data);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
     private static class llama_synchronize {
         public static final FunctionDescriptor DESC = FunctionDescriptor.ofVoid(
             Llama_h.C_POINTER
@@ -3285,6 +3404,67 @@ public class Llama_h extends Llama_h$shared {
         }
     }
 
+    private static class llama_vocab_get_suppress_tokens {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Llama_h.C_POINTER,
+            Llama_h.C_POINTER,
+            Llama_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_vocab_get_suppress_tokens");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * const llama_token *llama_vocab_get_suppress_tokens(const struct llama_vocab *vocab, int32_t *n_suppress_tokens)
+     * }
+     */
+    public static FunctionDescriptor llama_vocab_get_suppress_tokens$descriptor() {
+        return llama_vocab_get_suppress_tokens.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * const llama_token *llama_vocab_get_suppress_tokens(const struct llama_vocab *vocab, int32_t *n_suppress_tokens)
+     * }
+     */
+    public static MethodHandle llama_vocab_get_suppress_tokens$handle() {
+        return llama_vocab_get_suppress_tokens.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * const llama_token *llama_vocab_get_suppress_tokens(const struct llama_vocab *vocab, int32_t *n_suppress_tokens)
+     * }
+     */
+    public static MemorySegment llama_vocab_get_suppress_tokens$address() {
+        return llama_vocab_get_suppress_tokens.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * const llama_token *llama_vocab_get_suppress_tokens(const struct llama_vocab *vocab, int32_t *n_suppress_tokens)
+     * }
+     */
+    public static MemorySegment llama_vocab_get_suppress_tokens(MemorySegment vocab, MemorySegment n_suppress_tokens) {
+        var mh$ = llama_vocab_get_suppress_tokens.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_vocab_get_suppress_tokens", vocab, n_suppress_tokens);
+            }
+            return (MemorySegment)mh$.invokeExact(vocab, n_suppress_tokens);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
     private static class llama_tokenize {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
             Llama_h.C_INT,
@@ -3409,6 +3589,914 @@ public class Llama_h extends Llama_h$shared {
                 traceDowncall("llama_token_to_piece", vocab, token, buf, length, lstrip, special);
             }
             return (int)mh$.invokeExact(vocab, token, buf, length, lstrip, special);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class llama_sampler_accept {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.ofVoid(
+            Llama_h.C_POINTER,
+            Llama_h.C_INT
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_sampler_accept");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * void llama_sampler_accept(struct llama_sampler *smpl, llama_token token)
+     * }
+     */
+    public static FunctionDescriptor llama_sampler_accept$descriptor() {
+        return llama_sampler_accept.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * void llama_sampler_accept(struct llama_sampler *smpl, llama_token token)
+     * }
+     */
+    public static MethodHandle llama_sampler_accept$handle() {
+        return llama_sampler_accept.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * void llama_sampler_accept(struct llama_sampler *smpl, llama_token token)
+     * }
+     */
+    public static MemorySegment llama_sampler_accept$address() {
+        return llama_sampler_accept.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * void llama_sampler_accept(struct llama_sampler *smpl, llama_token token)
+     * }
+     */
+    public static void llama_sampler_accept(MemorySegment smpl, int token) {
+        var mh$ = llama_sampler_accept.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_sampler_accept", smpl, token);
+            }
+            mh$.invokeExact(smpl, token);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class llama_sampler_apply {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.ofVoid(
+            Llama_h.C_POINTER,
+            Llama_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_sampler_apply");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * void llama_sampler_apply(struct llama_sampler *smpl, llama_token_data_array *cur_p)
+     * }
+     */
+    public static FunctionDescriptor llama_sampler_apply$descriptor() {
+        return llama_sampler_apply.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * void llama_sampler_apply(struct llama_sampler *smpl, llama_token_data_array *cur_p)
+     * }
+     */
+    public static MethodHandle llama_sampler_apply$handle() {
+        return llama_sampler_apply.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * void llama_sampler_apply(struct llama_sampler *smpl, llama_token_data_array *cur_p)
+     * }
+     */
+    public static MemorySegment llama_sampler_apply$address() {
+        return llama_sampler_apply.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * void llama_sampler_apply(struct llama_sampler *smpl, llama_token_data_array *cur_p)
+     * }
+     */
+    public static void llama_sampler_apply(MemorySegment smpl, MemorySegment cur_p) {
+        var mh$ = llama_sampler_apply.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_sampler_apply", smpl, cur_p);
+            }
+            mh$.invokeExact(smpl, cur_p);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class llama_sampler_free {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.ofVoid(
+            Llama_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_sampler_free");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * void llama_sampler_free(struct llama_sampler *smpl)
+     * }
+     */
+    public static FunctionDescriptor llama_sampler_free$descriptor() {
+        return llama_sampler_free.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * void llama_sampler_free(struct llama_sampler *smpl)
+     * }
+     */
+    public static MethodHandle llama_sampler_free$handle() {
+        return llama_sampler_free.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * void llama_sampler_free(struct llama_sampler *smpl)
+     * }
+     */
+    public static MemorySegment llama_sampler_free$address() {
+        return llama_sampler_free.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * void llama_sampler_free(struct llama_sampler *smpl)
+     * }
+     */
+    public static void llama_sampler_free(MemorySegment smpl) {
+        var mh$ = llama_sampler_free.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_sampler_free", smpl);
+            }
+            mh$.invokeExact(smpl);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class llama_sampler_chain_init {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Llama_h.C_POINTER,
+            llama_sampler_chain_params.layout()
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_sampler_chain_init");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_chain_init(struct llama_sampler_chain_params params)
+     * }
+     */
+    public static FunctionDescriptor llama_sampler_chain_init$descriptor() {
+        return llama_sampler_chain_init.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_chain_init(struct llama_sampler_chain_params params)
+     * }
+     */
+    public static MethodHandle llama_sampler_chain_init$handle() {
+        return llama_sampler_chain_init.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_chain_init(struct llama_sampler_chain_params params)
+     * }
+     */
+    public static MemorySegment llama_sampler_chain_init$address() {
+        return llama_sampler_chain_init.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_chain_init(struct llama_sampler_chain_params params)
+     * }
+     */
+    public static MemorySegment llama_sampler_chain_init(MemorySegment params) {
+        var mh$ = llama_sampler_chain_init.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_sampler_chain_init", params);
+            }
+            return (MemorySegment)mh$.invokeExact(params);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class llama_sampler_chain_add {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.ofVoid(
+            Llama_h.C_POINTER,
+            Llama_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_sampler_chain_add");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * void llama_sampler_chain_add(struct llama_sampler *chain, struct llama_sampler *smpl)
+     * }
+     */
+    public static FunctionDescriptor llama_sampler_chain_add$descriptor() {
+        return llama_sampler_chain_add.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * void llama_sampler_chain_add(struct llama_sampler *chain, struct llama_sampler *smpl)
+     * }
+     */
+    public static MethodHandle llama_sampler_chain_add$handle() {
+        return llama_sampler_chain_add.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * void llama_sampler_chain_add(struct llama_sampler *chain, struct llama_sampler *smpl)
+     * }
+     */
+    public static MemorySegment llama_sampler_chain_add$address() {
+        return llama_sampler_chain_add.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * void llama_sampler_chain_add(struct llama_sampler *chain, struct llama_sampler *smpl)
+     * }
+     */
+    public static void llama_sampler_chain_add(MemorySegment chain, MemorySegment smpl) {
+        var mh$ = llama_sampler_chain_add.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_sampler_chain_add", chain, smpl);
+            }
+            mh$.invokeExact(chain, smpl);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class llama_sampler_init_greedy {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Llama_h.C_POINTER    );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_sampler_init_greedy");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_greedy(void)
+     * }
+     */
+    public static FunctionDescriptor llama_sampler_init_greedy$descriptor() {
+        return llama_sampler_init_greedy.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_greedy(void)
+     * }
+     */
+    public static MethodHandle llama_sampler_init_greedy$handle() {
+        return llama_sampler_init_greedy.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_greedy(void)
+     * }
+     */
+    public static MemorySegment llama_sampler_init_greedy$address() {
+        return llama_sampler_init_greedy.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_greedy(void)
+     * }
+     */
+    public static MemorySegment llama_sampler_init_greedy() {
+        var mh$ = llama_sampler_init_greedy.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_sampler_init_greedy");
+            }
+            return (MemorySegment)mh$.invokeExact();
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class llama_sampler_init_dist {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Llama_h.C_POINTER,
+            Llama_h.C_INT
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_sampler_init_dist");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_dist(uint32_t seed)
+     * }
+     */
+    public static FunctionDescriptor llama_sampler_init_dist$descriptor() {
+        return llama_sampler_init_dist.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_dist(uint32_t seed)
+     * }
+     */
+    public static MethodHandle llama_sampler_init_dist$handle() {
+        return llama_sampler_init_dist.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_dist(uint32_t seed)
+     * }
+     */
+    public static MemorySegment llama_sampler_init_dist$address() {
+        return llama_sampler_init_dist.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_dist(uint32_t seed)
+     * }
+     */
+    public static MemorySegment llama_sampler_init_dist(int seed) {
+        var mh$ = llama_sampler_init_dist.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_sampler_init_dist", seed);
+            }
+            return (MemorySegment)mh$.invokeExact(seed);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class llama_sampler_init_top_k {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Llama_h.C_POINTER,
+            Llama_h.C_INT
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_sampler_init_top_k");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_top_k(int32_t k)
+     * }
+     */
+    public static FunctionDescriptor llama_sampler_init_top_k$descriptor() {
+        return llama_sampler_init_top_k.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_top_k(int32_t k)
+     * }
+     */
+    public static MethodHandle llama_sampler_init_top_k$handle() {
+        return llama_sampler_init_top_k.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_top_k(int32_t k)
+     * }
+     */
+    public static MemorySegment llama_sampler_init_top_k$address() {
+        return llama_sampler_init_top_k.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_top_k(int32_t k)
+     * }
+     */
+    public static MemorySegment llama_sampler_init_top_k(int k) {
+        var mh$ = llama_sampler_init_top_k.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_sampler_init_top_k", k);
+            }
+            return (MemorySegment)mh$.invokeExact(k);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class llama_sampler_init_top_p {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Llama_h.C_POINTER,
+            Llama_h.C_FLOAT,
+            Llama_h.C_LONG
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_sampler_init_top_p");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_top_p(float p, size_t min_keep)
+     * }
+     */
+    public static FunctionDescriptor llama_sampler_init_top_p$descriptor() {
+        return llama_sampler_init_top_p.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_top_p(float p, size_t min_keep)
+     * }
+     */
+    public static MethodHandle llama_sampler_init_top_p$handle() {
+        return llama_sampler_init_top_p.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_top_p(float p, size_t min_keep)
+     * }
+     */
+    public static MemorySegment llama_sampler_init_top_p$address() {
+        return llama_sampler_init_top_p.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_top_p(float p, size_t min_keep)
+     * }
+     */
+    public static MemorySegment llama_sampler_init_top_p(float p, long min_keep) {
+        var mh$ = llama_sampler_init_top_p.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_sampler_init_top_p", p, min_keep);
+            }
+            return (MemorySegment)mh$.invokeExact(p, min_keep);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class llama_sampler_init_min_p {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Llama_h.C_POINTER,
+            Llama_h.C_FLOAT,
+            Llama_h.C_LONG
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_sampler_init_min_p");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_min_p(float p, size_t min_keep)
+     * }
+     */
+    public static FunctionDescriptor llama_sampler_init_min_p$descriptor() {
+        return llama_sampler_init_min_p.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_min_p(float p, size_t min_keep)
+     * }
+     */
+    public static MethodHandle llama_sampler_init_min_p$handle() {
+        return llama_sampler_init_min_p.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_min_p(float p, size_t min_keep)
+     * }
+     */
+    public static MemorySegment llama_sampler_init_min_p$address() {
+        return llama_sampler_init_min_p.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_min_p(float p, size_t min_keep)
+     * }
+     */
+    public static MemorySegment llama_sampler_init_min_p(float p, long min_keep) {
+        var mh$ = llama_sampler_init_min_p.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_sampler_init_min_p", p, min_keep);
+            }
+            return (MemorySegment)mh$.invokeExact(p, min_keep);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class llama_sampler_init_typical {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Llama_h.C_POINTER,
+            Llama_h.C_FLOAT,
+            Llama_h.C_LONG
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_sampler_init_typical");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_typical(float p, size_t min_keep)
+     * }
+     */
+    public static FunctionDescriptor llama_sampler_init_typical$descriptor() {
+        return llama_sampler_init_typical.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_typical(float p, size_t min_keep)
+     * }
+     */
+    public static MethodHandle llama_sampler_init_typical$handle() {
+        return llama_sampler_init_typical.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_typical(float p, size_t min_keep)
+     * }
+     */
+    public static MemorySegment llama_sampler_init_typical$address() {
+        return llama_sampler_init_typical.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_typical(float p, size_t min_keep)
+     * }
+     */
+    public static MemorySegment llama_sampler_init_typical(float p, long min_keep) {
+        var mh$ = llama_sampler_init_typical.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_sampler_init_typical", p, min_keep);
+            }
+            return (MemorySegment)mh$.invokeExact(p, min_keep);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class llama_sampler_init_temp {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Llama_h.C_POINTER,
+            Llama_h.C_FLOAT
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_sampler_init_temp");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_temp(float t)
+     * }
+     */
+    public static FunctionDescriptor llama_sampler_init_temp$descriptor() {
+        return llama_sampler_init_temp.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_temp(float t)
+     * }
+     */
+    public static MethodHandle llama_sampler_init_temp$handle() {
+        return llama_sampler_init_temp.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_temp(float t)
+     * }
+     */
+    public static MemorySegment llama_sampler_init_temp$address() {
+        return llama_sampler_init_temp.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_temp(float t)
+     * }
+     */
+    public static MemorySegment llama_sampler_init_temp(float t) {
+        var mh$ = llama_sampler_init_temp.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_sampler_init_temp", t);
+            }
+            return (MemorySegment)mh$.invokeExact(t);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class llama_sampler_init_grammar {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Llama_h.C_POINTER,
+            Llama_h.C_POINTER,
+            Llama_h.C_POINTER,
+            Llama_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_sampler_init_grammar");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_grammar(const struct llama_vocab *vocab, const char *grammar_str, const char *grammar_root)
+     * }
+     */
+    public static FunctionDescriptor llama_sampler_init_grammar$descriptor() {
+        return llama_sampler_init_grammar.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_grammar(const struct llama_vocab *vocab, const char *grammar_str, const char *grammar_root)
+     * }
+     */
+    public static MethodHandle llama_sampler_init_grammar$handle() {
+        return llama_sampler_init_grammar.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_grammar(const struct llama_vocab *vocab, const char *grammar_str, const char *grammar_root)
+     * }
+     */
+    public static MemorySegment llama_sampler_init_grammar$address() {
+        return llama_sampler_init_grammar.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_grammar(const struct llama_vocab *vocab, const char *grammar_str, const char *grammar_root)
+     * }
+     */
+    public static MemorySegment llama_sampler_init_grammar(MemorySegment vocab, MemorySegment grammar_str, MemorySegment grammar_root) {
+        var mh$ = llama_sampler_init_grammar.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_sampler_init_grammar", vocab, grammar_str, grammar_root);
+            }
+            return (MemorySegment)mh$.invokeExact(vocab, grammar_str, grammar_root);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class llama_sampler_init_penalties {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Llama_h.C_POINTER,
+            Llama_h.C_INT,
+            Llama_h.C_INT,
+            Llama_h.C_FLOAT,
+            Llama_h.C_FLOAT,
+            Llama_h.C_FLOAT
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_sampler_init_penalties");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_penalties(int32_t n_vocab, int32_t penalty_last_n, float penalty_repeat, float penalty_freq, float penalty_present)
+     * }
+     */
+    public static FunctionDescriptor llama_sampler_init_penalties$descriptor() {
+        return llama_sampler_init_penalties.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_penalties(int32_t n_vocab, int32_t penalty_last_n, float penalty_repeat, float penalty_freq, float penalty_present)
+     * }
+     */
+    public static MethodHandle llama_sampler_init_penalties$handle() {
+        return llama_sampler_init_penalties.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_penalties(int32_t n_vocab, int32_t penalty_last_n, float penalty_repeat, float penalty_freq, float penalty_present)
+     * }
+     */
+    public static MemorySegment llama_sampler_init_penalties$address() {
+        return llama_sampler_init_penalties.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_penalties(int32_t n_vocab, int32_t penalty_last_n, float penalty_repeat, float penalty_freq, float penalty_present)
+     * }
+     */
+    public static MemorySegment llama_sampler_init_penalties(int n_vocab, int penalty_last_n, float penalty_repeat, float penalty_freq, float penalty_present) {
+        var mh$ = llama_sampler_init_penalties.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_sampler_init_penalties", n_vocab, penalty_last_n, penalty_repeat, penalty_freq, penalty_present);
+            }
+            return (MemorySegment)mh$.invokeExact(n_vocab, penalty_last_n, penalty_repeat, penalty_freq, penalty_present);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class llama_sampler_init_logit_bias {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Llama_h.C_POINTER,
+            Llama_h.C_INT,
+            Llama_h.C_INT,
+            Llama_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_sampler_init_logit_bias");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_logit_bias(int32_t n_vocab, int32_t n_logit_bias, const llama_logit_bias *logit_bias)
+     * }
+     */
+    public static FunctionDescriptor llama_sampler_init_logit_bias$descriptor() {
+        return llama_sampler_init_logit_bias.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_logit_bias(int32_t n_vocab, int32_t n_logit_bias, const llama_logit_bias *logit_bias)
+     * }
+     */
+    public static MethodHandle llama_sampler_init_logit_bias$handle() {
+        return llama_sampler_init_logit_bias.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_logit_bias(int32_t n_vocab, int32_t n_logit_bias, const llama_logit_bias *logit_bias)
+     * }
+     */
+    public static MemorySegment llama_sampler_init_logit_bias$address() {
+        return llama_sampler_init_logit_bias.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * struct llama_sampler *llama_sampler_init_logit_bias(int32_t n_vocab, int32_t n_logit_bias, const llama_logit_bias *logit_bias)
+     * }
+     */
+    public static MemorySegment llama_sampler_init_logit_bias(int n_vocab, int n_logit_bias, MemorySegment logit_bias) {
+        var mh$ = llama_sampler_init_logit_bias.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_sampler_init_logit_bias", n_vocab, n_logit_bias, logit_bias);
+            }
+            return (MemorySegment)mh$.invokeExact(n_vocab, n_logit_bias, logit_bias);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {

@@ -40,10 +40,14 @@ public final class CompressedContext implements AutoCloseable {
     private int decoded; // tokens so far
     private int position; // of the next token, as llama.cpp knows it: the same but in a context with a position range
     private int pending; // tokens decoded that the table does not have yet
+    private boolean begun; // a block of the observer, in which nothing was decoded if nothing is pending
     private int[] unforeseen = {}; // cells of the newest tokens that a calibration has yet to be asked about
     private final int trained; // positions; past them the model gets worse by itself
     private boolean warned;
     private boolean planning; // a compression was begun, and its planner threw
+    private final Object aborting = new Object();
+    private boolean abort; // what the caller wants
+    private boolean abortable; // the decode that runs
     private Throwable broken; // what left llama.cpp's cells and the table disagreeing
     private final Guard guard = new Guard("the compressed context");
     private long decodedNanos; // of those
@@ -185,8 +189,9 @@ public final class CompressedContext implements AutoCloseable {
                 settle();
             }
             compressIfFull(); // what a planner that threw, or an account, has left
-            if (pending == 0) {
+            if (pending == 0 && !begun) {
                 observer.begin();
+                begun = true;
             }
             long start = System.nanoTime();
             decodeOrBreak(tokens, allLogits);
@@ -201,15 +206,47 @@ public final class CompressedContext implements AutoCloseable {
         }
     }
 
-    /** A decode that failed has changed nothing, unless some of its tokens are in the cache. */
+    /**
+     * A decode that failed has changed nothing: tokens of it that are in the cache are freed, and what was seen of them
+     * is forgotten.
+     */
     private void decodeOrBreak(int[] tokens, boolean allLogits) {
+        arm(pending == 0);
         try {
             context.decode(tokens, position, allLogits);
         } catch (KvmergeException e) {
-            if (context.newestPosition() != position - 1) {
+            try {
+                context.removePositions(position, position + tokens.length);
+                if (pending == 0) {
+                    observer.forget();
+                }
+                if (context.newestPosition() != position - 1) {
+                    broken = e;
+                }
+            } catch (RuntimeException | Error worse) {
                 broken = e;
+                e.addSuppressed(worse);
             }
             throw e;
+        }
+    }
+
+    /**
+     * Ends the decode that runs, or the next one, with {@link Context.Aborted}, and nothing of it counts; or takes that
+     * back. Only a decode after a {@link #flush}, or of a whole block, ends early: what was seen of the tokens before
+     * could not be told from what was seen of it. Any thread, but not beside {@link #close}.
+     */
+    public void abort(boolean now) {
+        synchronized (aborting) {
+            abort = now;
+            context.abort(now && abortable);
+        }
+    }
+
+    private void arm(boolean now) {
+        synchronized (aborting) {
+            abortable = now;
+            context.abort(abort && now);
         }
     }
 
@@ -302,6 +339,7 @@ public final class CompressedContext implements AutoCloseable {
         lastStats = stats;
         table.add(stats.tokenCell(), decoded - pending, position - pending, stats, needs.massDecay());
         pending = 0;
+        begun = false;
         unforeseen = IntStream.concat(IntStream.of(unforeseen), IntStream.of(stats.tokenCell()))
                 .toArray();
     }
@@ -475,9 +513,9 @@ public final class CompressedContext implements AutoCloseable {
     }
 
     /**
-     * What became of every token that was read, for a layer and KV head, after a {@link #flush}: its own number where it
-     * is kept; the number of the token into whose cell it was merged; -1 where it is dropped, by itself or in the cell
-     * that it was merged into.
+     * What became of every token that was read, for a layer and KV head, after a {@link #flush}: its own number where
+     * it is kept; the number of the token into whose cell it was merged; -1 where it is dropped, by itself or in the
+     * cell that it was merged into.
      *
      * @throws IllegalStateException if the options do not ask for it ({@link CacheOptions#withFates})
      */

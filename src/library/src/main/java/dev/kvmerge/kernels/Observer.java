@@ -237,6 +237,16 @@ public final class Observer implements AutoCloseable {
     }
 
     /**
+     * After a decode that failed or was aborted, the first since begin: forgets it, as if the block had just begun.
+     * Where the graph is stopped, the query moments keep the queries that had come.
+     */
+    public void forget() {
+        try (Guard.Use _ = guard.exclusive()) {
+            Kvmerge.check(Kvmerge_h.kvmerge_observer_forget(handle));
+        }
+    }
+
+    /**
      * What was seen since begin.
      *
      * @param tokenCell the cell of each token of the block

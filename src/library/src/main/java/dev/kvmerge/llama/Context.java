@@ -1,18 +1,23 @@
 package dev.kvmerge.llama;
 
 import dev.kvmerge.KvmergeException;
+import dev.kvmerge.bindings.Kvmerge_h;
 import dev.kvmerge.bindings.Llama_h;
 import dev.kvmerge.bindings.llama_batch;
 import dev.kvmerge.bindings.llama_context_params;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
+import java.lang.invoke.VarHandle;
 
 /**
  * A llama.cpp context: a model's KV cache and its last logits. One thread at a time: a call that meets another
  * thread's, or the closed context, gets an {@link IllegalStateException}.
  */
 public final class Context implements AutoCloseable {
+    private static final int ABORTED = 2; // llama_decode's
+    private static final VarHandle ABORTS = ValueLayout.JAVA_INT.varHandle();
+
     private final Model model;
     private final MemorySegment handle;
     private final int cells;
@@ -27,6 +32,7 @@ public final class Context implements AutoCloseable {
     private final MemorySegment sequencePointers;
     private final MemorySegment outputs;
     private final MemorySegment nativeBatch;
+    private final MemorySegment aborts; // an int that llama.cpp reads at each node of its graph
     private final ContextOptions.EvalCallback callback;
     private final ThreadPool threads; // null where llama.cpp makes its own
     private Arena logitsLife; // of the segment that logits() gave out
@@ -57,6 +63,7 @@ public final class Context implements AutoCloseable {
         sequenceIds = arena.allocate(ValueLayout.JAVA_INT, batch);
         sequencePointers = arena.allocate(ValueLayout.ADDRESS, batch);
         outputs = arena.allocate(batch);
+        aborts = arena.allocate(ValueLayout.JAVA_INT);
         nativeBatch = llama_batch.allocate(arena);
         for (int i = 0; i < batch; i++) {
             sequenceCounts.setAtIndex(ValueLayout.JAVA_INT, i, 1);
@@ -82,6 +89,9 @@ public final class Context implements AutoCloseable {
         }
         handle = made;
         cells = Llama_h.llama_n_ctx(handle);
+        if (NativeLibrary.find()) { // else nothing ends a decode early
+            Llama_h.llama_set_abort_callback(handle, Kvmerge_h.kvmerge_abort_callback$address(), aborts);
+        }
         if (callback != null) {
             callback.acquire();
         }
@@ -163,6 +173,7 @@ public final class Context implements AutoCloseable {
     /**
      * Decodes a batch and waits for it. Afterwards {@link #logits()} holds a row for each output, in the batch's order.
      *
+     * @throws Aborted if {@link #abort} says so
      * @throws KvmergeException if there are no free cells for it, or the computation fails
      * @throws IllegalArgumentException if it is empty or larger than {@link #batch()}, or names a token or sequence
      *     that is none
@@ -182,10 +193,31 @@ public final class Context implements AutoCloseable {
         }
     }
 
+    /** A decode that {@link #abort} ended. What its batch has left in the cache is for the caller to remove. */
+    public static final class Aborted extends KvmergeException {
+        private static final long serialVersionUID = 1L;
+
+        private Aborted() {
+            super("decoding was aborted");
+        }
+    }
+
+    /**
+     * Ends the decode that runs, or the next one, at its graph's next node, with {@link Aborted}; or takes that back.
+     * It stays so until it is taken back. Any thread, but not beside {@link #close}. Only the CPU backend looks.
+     */
+    public void abort(boolean now) {
+        ABORTS.setVolatile(aborts, 0L, now ? 1 : 0);
+    }
+
     /** The batch as it is filled. */
     private void decodeBatch(int n) {
         model.library().takeLog();
         int status = Llama_h.llama_decode(handle, nativeBatch);
+        if (status == ABORTED) {
+            model.library().takeLog(); // it warns of what it removed
+            throw new Aborted();
+        }
         if (status != 0) {
             String why = status == 1
                     ? "no free KV cells for " + n + " tokens among " + cells + ": compress first, or use more cells"

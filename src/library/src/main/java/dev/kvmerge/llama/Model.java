@@ -360,8 +360,13 @@ public final class Model implements AutoCloseable {
         return token;
     }
 
+    /** Enters the model beside others: it is not closed meanwhile. */
+    Guard.Use use() {
+        return guard.shared();
+    }
+
     /** llama.cpp ends the process when a model without words is asked about them. */
-    private MemorySegment words() {
+    MemorySegment words() {
         if (!header.hasVocabulary()) {
             throw new KvmergeException("the model " + path
                     + " has no vocabulary (its tokenizer is 'none'): give it tokens, or use a model that has one");
