@@ -14,8 +14,8 @@ import java.util.Random;
 import java.util.Set;
 
 /**
- * Writes tiny models with random weights and no vocabulary in the GGUF format (version 3), to try shapes and rotations
- * on.
+ * Writes tiny models with random weights in the GGUF format (version 3), to try shapes and rotations on; most of them
+ * without a vocabulary.
  */
 public final class TinyGguf {
     /** Tokens of the vocabulary that these models do not have words for. */
@@ -25,6 +25,7 @@ public final class TinyGguf {
     private static final int EMBEDDING = 64;
     private static final int FEED_FORWARD = 96;
     private static final int UINT32 = 4;
+    private static final int INT32 = 5;
     private static final int FLOAT32 = 6;
     private static final int BOOL = 7;
     private static final int ARRAY = 9;
@@ -75,6 +76,7 @@ public final class TinyGguf {
     private int keys;
     private long offset;
     private final Set<String> zero;
+    private int vocabulary = VOCABULARY;
 
     private TinyGguf(Set<String> zero) {
         this.zero = zero;
@@ -85,6 +87,43 @@ public final class TinyGguf {
         TinyGguf out = new TinyGguf(Set.of());
         out.truth(g.architecture() + ".attention.causal", false);
         return write(file, g, out);
+    }
+
+    /**
+     * Writes a model with words: tokens of every byte, small letters, and the names of ChatML; a text begins with BOS.
+     */
+    public static Path writeWords(Path file, Geometry g) {
+        TinyGguf out = new TinyGguf(Set.of());
+        List<String> words = new ArrayList<>(List.of("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"));
+        int special = words.size();
+        for (int b = 0; b < 256; b++) {
+            words.add(String.format("<0x%02X>", b));
+        }
+        for (char c = 'a'; c <= 'z'; c++) {
+            words.add(String.valueOf(c));
+        }
+        out.vocabulary = words.size();
+        out.text("tokenizer.ggml.model", "llama");
+        out.array("tokenizer.ggml.tokens", STRING, words.size());
+        words.forEach(word -> string(out.metadata, word));
+        out.array("tokenizer.ggml.scores", FLOAT32, words.size());
+        words.forEach(word -> out.metadata.writeBytes(little(4).putFloat(0).array()));
+        out.array("tokenizer.ggml.token_type", INT32, words.size());
+        for (int i = 0; i < words.size(); i++) {
+            int type = i == 0 ? 2 : i < special ? 3 : i < special + 256 ? 6 : 1; // unknown, control, byte, normal
+            out.metadata.writeBytes(little(4).putInt(type).array());
+        }
+        out.integer("tokenizer.ggml.bos_token_id", 1);
+        out.integer("tokenizer.ggml.eos_token_id", 4);
+        out.truth("tokenizer.ggml.add_bos_token", true);
+        out.truth("tokenizer.ggml.add_space_prefix", false);
+        return write(file, g, out);
+    }
+
+    private void array(String key, int type, int n) {
+        key(key, ARRAY);
+        metadata.writeBytes(little(4).putInt(type).array());
+        metadata.writeBytes(little(8).putLong(n).array());
     }
 
     /** Writes a model. */
@@ -102,8 +141,10 @@ public final class TinyGguf {
         boolean latent = a.equals("plm") || a.equals("minicpm3");
         boolean gemma = a.startsWith("gemma");
         out.text("general.architecture", a);
-        out.text("tokenizer.ggml.model", "none");
-        out.integer(a + ".vocab_size", VOCABULARY);
+        if (out.vocabulary == VOCABULARY) {
+            out.text("tokenizer.ggml.model", "none");
+        }
+        out.integer(a + ".vocab_size", out.vocabulary);
         out.integer(a + ".context_length", 512);
         out.integer(a + ".embedding_length", EMBEDDING);
         out.integer(a + ".block_count", LAYERS);
@@ -133,10 +174,10 @@ public final class TinyGguf {
             out.integer(a + ".attention.sliding_window_pattern", g.pattern());
         }
         int q = g.heads() * g.headSize();
-        out.tensor("token_embd.weight", EMBEDDING, VOCABULARY);
+        out.tensor("token_embd.weight", EMBEDDING, out.vocabulary);
         out.tensor("output_norm.weight", EMBEDDING);
         if (!a.equals("plm") && !a.equals("gemma2")) { // there, they are the input's
-            out.tensor("output.weight", EMBEDDING, VOCABULARY);
+            out.tensor("output.weight", EMBEDDING, out.vocabulary);
         }
         if (g.scaling().equals("longrope")) {
             out.tensor("rope_factors_long.weight", g.rotated() / 2);
@@ -226,9 +267,7 @@ public final class TinyGguf {
     }
 
     private void integers(String key, int... values) {
-        key(key, ARRAY);
-        metadata.writeBytes(little(4).putInt(UINT32).array());
-        metadata.writeBytes(little(8).putLong(values.length).array());
+        array(key, UINT32, values.length);
         for (int value : values) {
             metadata.writeBytes(little(4).putInt(value).array());
         }

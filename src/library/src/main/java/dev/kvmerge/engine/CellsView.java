@@ -1,5 +1,8 @@
 package dev.kvmerge.engine;
 
+import dev.kvmerge.cache.CompressedContext;
+import dev.kvmerge.llama.Model;
+
 /**
  * What the cache holds of a session: for every token read whether a layer's KV head has kept it, merged it into
  * another, or dropped it. A picture of one moment: it does not follow the session.
@@ -22,7 +25,20 @@ public final class CellsView {
     private final int layers;
     private final int kvHeads;
 
-    CellsView(int tokens, int used, int allocated, long bytes, int layers, int kvHeads) {
+    /** On the scheduler's thread. */
+    static CellsView of(Model model, Sequence sequence) {
+        CompressedContext context = sequence.context();
+        int tokens = context.position();
+        return new CellsView(
+                tokens,
+                context.used(),
+                sequence.options().allocated(),
+                tokens == 0 ? 0 : context.info().bytes(),
+                model.shape().layers(),
+                model.shape().kvHeads());
+    }
+
+    private CellsView(int tokens, int used, int allocated, long bytes, int layers, int kvHeads) {
         this.tokens = tokens;
         this.used = used;
         this.allocated = allocated;

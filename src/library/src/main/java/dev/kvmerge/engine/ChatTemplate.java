@@ -46,7 +46,10 @@ public interface ChatTemplate {
                     .flatMapToInt(part -> IntStream.of(model.tokenize(part.text(), false, part.special())))
                     .toArray();
             boolean lacks = model.addsBos() && (tokens.length == 0 || tokens[0] != model.bos());
-            return lacks ? IntStream.concat(IntStream.of(model.bos()), IntStream.of(tokens)).toArray() : tokens;
+            return lacks
+                    ? IntStream.concat(IntStream.of(model.bos()), IntStream.of(tokens))
+                            .toArray()
+                    : tokens;
         }
     }
 

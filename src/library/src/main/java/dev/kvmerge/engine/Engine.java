@@ -8,7 +8,6 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Objects;
 import java.util.ServiceLoader;
-import java.util.concurrent.locks.ReentrantLock;
 
 /** A model, and what several bounded sessions share. Any thread. Sessions are closed with it. */
 public final class Engine implements AutoCloseable {
@@ -16,7 +15,7 @@ public final class Engine implements AutoCloseable {
     private final boolean ownsModel;
     private final EngineOptions options;
     private final List<Session> open = new ArrayList<>(); // guarded by itself
-    private final ReentrantLock computing = new ReentrantLock(true);
+    private final Scheduler scheduler = new Scheduler("kvmerge-engine");
     private boolean closed;
     private ChatTemplate template;
 
@@ -72,7 +71,7 @@ public final class Engine implements AutoCloseable {
      * @throws KvmergeException if the file is truncated, of another model or other options, or of another version
      */
     public Session restore(Path saved) {
-        throw new UnsupportedOperationException("saved sessions cannot be read yet");
+        return SessionFile.read(saved, this);
     }
 
     public Model model() {
@@ -128,8 +127,8 @@ public final class Engine implements AutoCloseable {
         }
     }
 
-    ReentrantLock computing() {
-        return computing;
+    Scheduler scheduler() {
+        return scheduler;
     }
 
     void closed(Session session) {
@@ -152,11 +151,15 @@ public final class Engine implements AutoCloseable {
             if (closed) {
                 return;
             }
-            closed = true;
             all = List.copyOf(open);
+            if (all.stream().anyMatch(Session::isInCall)) {
+                throw new IllegalStateException("a session is in a call: what it calls back must not close the engine");
+            }
+            closed = true;
         }
         all.forEach(Session::cancel);
         all.forEach(Session::close);
+        scheduler.close();
         if (ownsModel) {
             model.close();
         }

@@ -40,6 +40,10 @@ public record GenerateOptions(
         if (stop.stream().anyMatch(String::isEmpty)) {
             throw new KvmergeException.Usage("a stop string is empty: it would end every text before it begins");
         }
+        if (ignoreEos && !sampling.grammar().isEmpty()) {
+            throw new KvmergeException.Usage("ignoreEos (--ignore-eos) and a grammar (--grammar) do not go together:"
+                    + " nothing can follow what the grammar has ended");
+        }
     }
 
     /** At most 512 tokens, drawn as llama-cli does. */

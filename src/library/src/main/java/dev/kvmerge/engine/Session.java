@@ -1,84 +1,108 @@
 package dev.kvmerge.engine;
 
 import dev.kvmerge.KvmergeException;
-import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.cache.CompressedContext;
-import dev.kvmerge.cache.Planner;
 import dev.kvmerge.llama.Model;
-import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
-import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
-import java.time.Duration;
-import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Objects;
+import java.util.concurrent.TimeUnit;
 import java.util.concurrent.locks.ReentrantLock;
 import java.util.function.Consumer;
 
 /**
- * One conversation or text: a sequence with cells and a table of its own. One call at a time, any thread;
- * {@link #cancel} from any thread at any time.
+ * One conversation or text: a sequence with cells and a table of its own. One call at a time, on any thread;
+ * {@link #cancel}, {@link #tokens} and {@link #cells} at any time. A call that is ended early (by a cancel, an
+ * interrupt of its thread, its timeout, or what a callback throws) leaves what was decoded, and the next call goes on
+ * from there.
  */
 public final class Session implements AutoCloseable {
     private final Engine engine;
     private final Model model;
-    private final CompressedContext context;
-    private final CacheOptions options;
+    private final Sequence sequence;
+    private final History history = new History();
+    private final Conversation conversation;
+    private final Utf8 utf8 = new Utf8();
     private final ReentrantLock using = new ReentrantLock();
-    private int[] tokens = new int[256];
-    private int size; // tokens
-    private int decoded; // of them; the last that was generated waits for the next call
-    private volatile boolean cancelled;
-    private boolean closed;
+    private Drawing drawing; // of the last generation, while nothing was read after it
+    private Pinned pinned = Pinned.NOTHING;
+    private volatile Call call; // that runs
+    private volatile boolean closed;
+
+    /**
+     * The prefix that is never dropped or merged.
+     *
+     * @param tokens how many
+     * @param state of the context when it had read no more; null where it cannot be had
+     */
+    record Pinned(int tokens, byte[] state) {
+        static final Pinned NOTHING = new Pinned(0, null);
+    }
 
     Session(Engine engine) {
         this.engine = engine;
         this.model = engine.model();
-        Planner planner = engine.options().strategy().apply(model);
-        this.options = engine.options().cache(model, planner);
-        this.context = new CompressedContext(model, planner, options);
+        this.sequence = new Sequence(model, engine.options());
+        this.conversation = new Conversation(this);
     }
 
     /**
      * Reads a text. Special tokens that are written in it are text; the model's BOS comes before the first.
      *
+     * @return how many tokens were read, fewer than all if {@link #cancel} or an interrupt ended it
      * @throws KvmergeException if llama.cpp cannot
-     * @throws IllegalStateException if the session is closed, or in a call of another thread
+     * @throws IllegalStateException if the session is closed, or in a call
      */
-    public void read(String text) {
-        read(text, ReadOptions.usual());
+    public int read(String text) {
+        return read(text, ReadOptions.usual());
     }
 
     /** As above, with options. */
-    public void read(String text, ReadOptions options) {
-        read(tokenize(text, options.special()), options);
+    public int read(String text, ReadOptions options) {
+        return read(tokenize(text, options.special()), options);
     }
 
     /** Reads tokens, as they are. */
-    public void read(int[] more, ReadOptions options) {
-        generate(
-                more,
-                GenerateOptions.greedy(0).withProgress(options.progress()).withTimeout(options.timeout()),
-                text -> {});
-    }
-
-    /** The tokens of a text as this session would read it: with BOS at its start, where the model wants it. */
-    public int[] tokenize(String text, boolean special) {
-        if (special) {
-            throw new UnsupportedOperationException("special tokens are not parsed yet");
-        }
-        int[] made = model.tokenize(text);
-        boolean begins = made.length > 0 && model.addsBos() && made[0] == model.bos();
-        return begins && size > 0 ? Arrays.copyOfRange(made, 1, made.length) : made;
+    public int read(int[] tokens, ReadOptions options) {
+        return generate(
+                        tokens,
+                        GenerateOptions.greedy(0)
+                                .withProgress(options.progress())
+                                .withTimeout(options.timeout()),
+                        text -> {})
+                .readTokens();
     }
 
     /**
-     * Reads a prompt and generates after it.
+     * The tokens of a text as this session would read it now: with BOS where nothing was read yet and the model wants
+     * it.
+     *
+     * @param special whether special tokens that are written in the text are parsed as such
+     */
+    public int[] tokenize(String text, boolean special) {
+        int[] tokens = model.tokenize(text, false, special);
+        return history.size() == 0 ? withBos(tokens) : tokens;
+    }
+
+    private int[] withBos(int[] tokens) {
+        if (!model.addsBos() || model.bos() < 0 || (tokens.length > 0 && tokens[0] == model.bos())) {
+            return tokens;
+        }
+        int[] all = new int[tokens.length + 1];
+        all[0] = model.bos();
+        System.arraycopy(tokens, 0, all, 1, tokens.length);
+        return all;
+    }
+
+    /**
+     * Reads a prompt and generates after it. With an empty prompt and the same sampling it goes on as if the generation
+     * before had not ended.
      *
      * @param prompt tokenised as {@link #read(String)} does; empty to go on
      * @param onText given the text as it comes, in whole characters, on this thread. What it throws ends the generation
-     *     and is thrown; the session goes on from there
+     *     and is thrown
      * @throws KvmergeException.Usage if an option cannot be
      */
     public Generation generate(String prompt, GenerateOptions options, Consumer<String> onText) {
@@ -87,177 +111,194 @@ public final class Session implements AutoCloseable {
 
     /** As above with tokens, as they are. */
     public Generation generate(int[] prompt, GenerateOptions options, Consumer<String> onText) {
-        if (options.sampling().temperature() > 0 || !options.stop().isEmpty() || options.logprobs() >= 0) {
-            throw new UnsupportedOperationException("only greedy generation, without stop strings, works yet");
+        Objects.requireNonNull(onText, "onText");
+        return inCall(new Call(options.timeout()), running -> run(running, prompt, prompt.length, options, onText));
+    }
+
+    /** Inside a call. */
+    Generation run(Call running, int[] fresh, int promptTokens, GenerateOptions options, Consumer<String> onText) {
+        for (int token : fresh) {
+            if (token < 0 || token >= model.vocabularySize()) {
+                throw new KvmergeException.Usage("the prompt's token " + token
+                        + " is outside the model's vocabulary of " + model.vocabularySize());
+            }
         }
-        enter();
-        engine.computing().lock();
+        if (options.maxTokens() > 0) {
+            prepare(options, fresh.length == 0); // refused before anything is read
+        }
+        int first = history.size();
+        if (fresh.length > 0) {
+            history.append(fresh);
+            utf8.begin(new byte[0]);
+            dropDrawing();
+        }
         try {
-            cancelled = false;
-            return run(prompt, options, onText);
+            return new Generating(engine, sequence, history, utf8, running, options, onText)
+                    .run(first, promptTokens, () -> prepare(options, true));
         } finally {
-            engine.computing().unlock();
-            using.unlock();
+            engine.scheduler().leave(sequence);
         }
     }
 
-    private Generation run(int[] prompt, GenerateOptions options, Consumer<String> onText) {
-        long start = System.nanoTime();
-        append(prompt);
-        int first = decoded;
-        while (decoded < size) {
-            int n = Math.min(this.options.block(), size - decoded);
-            context.decode(Arrays.copyOfRange(tokens, decoded, decoded + n), false);
-            decoded += n;
-            if (options.progress() != null) {
-                options.progress().read(decoded - first, size - first);
-            }
+    /** A sampler for these options; the one that there is, where it goes on. */
+    private Drawing prepare(GenerateOptions options, boolean goesOn) {
+        if (!goesOn) { // its grammar and biases are looked at; made again when the prompt has been read
+            Drawing.begin(model, options.sampling(), options.ignoreEos(), new int[0])
+                    .close();
+            return null;
         }
-        long read = System.nanoTime();
-        List<Integer> made = new ArrayList<>();
-        StringBuilder text = new StringBuilder();
-        Generation.Ended ended = Generation.Ended.LENGTH;
-        while (made.size() < options.maxTokens()) {
-            if (cancelled || Thread.interrupted()) {
-                ended = Generation.Ended.CANCELLED;
-                break;
-            }
-            if (decoded < size) {
-                context.decode(Arrays.copyOfRange(tokens, decoded, size), false);
-                decoded = size;
-            }
-            if (decoded == 0) {
-                throw new KvmergeException.Usage("nothing to go on from: give a prompt");
-            }
-            int next = likeliest(context.logits());
-            append(new int[] {next});
-            made.add(next);
-            if (!options.ignoreEos() && model.endsGeneration(next)) {
-                ended = Generation.Ended.END_OF_GENERATION;
-                break;
-            }
-            String piece = new String(model.piece(next), StandardCharsets.UTF_8);
-            text.append(piece);
-            onText.accept(piece);
+        if (drawing == null || !drawing.isOf(options.sampling(), options.ignoreEos())) {
+            dropDrawing();
+            drawing = Drawing.begin(model, options.sampling(), options.ignoreEos(), history.tokens());
         }
-        return new Generation(
-                text.toString(),
-                made.stream().mapToInt(Integer::intValue).toArray(),
-                ended,
-                null,
-                prompt.length,
-                prompt.length,
-                List.of(),
-                Duration.ofNanos(read - start),
-                Duration.ofNanos(System.nanoTime() - read));
+        return drawing;
     }
 
-    private static int likeliest(MemorySegment logits) {
-        int best = 0;
-        for (int i = 1; i < logits.byteSize() / 4; i++) {
-            if (logits.getAtIndex(ValueLayout.JAVA_FLOAT, i) > logits.getAtIndex(ValueLayout.JAVA_FLOAT, best)) {
-                best = i;
-            }
+    private void dropDrawing() {
+        if (drawing != null) {
+            drawing.close();
+            drawing = null;
         }
-        return best;
-    }
-
-    private void append(int[] more) {
-        if (size + more.length > tokens.length) {
-            tokens = Arrays.copyOf(tokens, Math.max(2 * tokens.length, size + more.length));
-        }
-        System.arraycopy(more, 0, tokens, size, more.length);
-        size += more.length;
     }
 
     /**
-     * Answers the last message of a conversation. What the session has read of it is recognised, and only what is new
-     * is read. A history that was edited is read again, from the pinned prefix if that still agrees, else from the
-     * start.
+     * Answers the last message of a conversation. What the session has read of it is recognised by its tokens, and only
+     * what is new is read, also after old tokens were dropped or merged. A history that was edited is read again, from
+     * the pinned prefix if that still agrees, else from the start. System messages at the start are pinned, where that
+     * leaves cells enough.
      *
-     * @param conversation the whole of it, written by the engine's {@link Engine#chatTemplate}
+     * @param messages the whole conversation, which the engine's {@link Engine#chatTemplate} writes
      * @throws KvmergeException.Usage if there is no chat template
      */
-    public Generation chat(List<ChatMessage> conversation, GenerateOptions options, Consumer<String> onText) {
-        throw new UnsupportedOperationException("chat is not built yet");
+    public Generation chat(List<ChatMessage> messages, GenerateOptions options, Consumer<String> onText) {
+        Objects.requireNonNull(onText, "onText");
+        return inCall(new Call(options.timeout()), running -> conversation.answer(running, messages, options, onText));
     }
 
-    /** Appends a user's message to the session's own conversation, and the answer. */
+    /** Appends a user's message to the session's own conversation, and the answer, as far as it came. */
     public Generation chat(String user, GenerateOptions options, Consumer<String> onText) {
-        throw new UnsupportedOperationException("chat is not built yet");
+        Objects.requireNonNull(onText, "onText");
+        return inCall(new Call(options.timeout()), running -> conversation.answer(running, user, options, onText));
     }
 
     /**
      * Begins the session's own conversation anew with a system prompt, which is read and pinned.
      *
-     * @throws KvmergeException.Usage if it would leave no cells
+     * @throws KvmergeException.Usage if it would leave the strategy too few cells
      */
     public void system(String prompt) {
-        throw new UnsupportedOperationException("pinning is not built yet");
+        inCall(new Call(null), running -> {
+            conversation.begin(running, prompt);
+            return null;
+        });
+    }
+
+    /** The session's own conversation, as {@link #system} and {@link #chat} have made it. */
+    public List<ChatMessage> conversation() {
+        return conversation.messages();
     }
 
     /**
      * Pins what was read so far: it is never dropped or merged.
      *
-     * @throws KvmergeException.Usage if it would leave no cells
+     * @throws KvmergeException.Usage if it would leave the strategy too few cells; nothing changes then
      */
     public void pin() {
-        throw new UnsupportedOperationException("pinning is not built yet");
+        inCall(new Call(null), running -> {
+            pin(running);
+            return null;
+        });
+    }
+
+    void pin(Call running) {
+        Generation last = run(running, new int[0], 0, GenerateOptions.greedy(0), text -> {}); // what was generated last
+        if (last.ended() != Generation.Ended.LENGTH) {
+            throw new KvmergeException("pinning was cancelled: nothing has changed");
+        }
+        pinned = engine.scheduler().call(() -> {
+            CompressedContext context = sequence.context();
+            context.pin();
+            return new Pinned(history.decoded(), SessionFile.stateOf(context));
+        });
     }
 
     /** Forgets everything. */
     public void clear() {
-        throw new UnsupportedOperationException("clearing is not built yet");
+        inCall(new Call(null), running -> {
+            forget();
+            conversation.forget();
+            return null;
+        });
     }
 
-    /** The session's own conversation, as {@link #chat} and {@link #system} have made it. */
-    public List<ChatMessage> conversation() {
-        throw new UnsupportedOperationException("chat is not built yet");
+    void forget() {
+        engine.scheduler().call(() -> {
+            sequence.clear();
+            return true;
+        });
+        history.begin(new int[0], 0);
+        utf8.begin(new byte[0]);
+        dropDrawing();
+        pinned = Pinned.NOTHING;
+    }
+
+    /** Goes back to the pinned prefix. */
+    void backToPinned() {
+        engine.scheduler().call(() -> {
+            SessionFile.restoreState(sequence.context(), pinned.state);
+            sequence.setLogits(new float[0]);
+            return true;
+        });
+        history.begin(history.tokens(), pinned.tokens);
+        utf8.begin(new byte[0]);
+        dropDrawing();
+    }
+
+    Pinned pinned() {
+        return pinned;
+    }
+
+    Engine engine() {
+        return engine;
+    }
+
+    History history() {
+        return history;
+    }
+
+    Sequence sequence() {
+        return sequence;
     }
 
     /** Every token that was ever read or generated. */
     public int[] tokens() {
-        enter();
-        try {
-            return Arrays.copyOf(tokens, size);
-        } finally {
-            using.unlock();
-        }
+        return history.tokens();
     }
 
-    /** How many leading tokens of these are exactly what this session has read. */
-    public int reusable(int[] of) {
-        enter();
-        try {
-            int differs = Arrays.mismatch(of, 0, of.length, tokens, 0, size);
-            return differs < 0 ? size : differs;
-        } finally {
-            using.unlock();
-        }
+    /** How many leading tokens of these are exactly what this session has read or generated. */
+    public int reusable(int[] tokens) {
+        return history.agreeing(tokens);
     }
 
     /** What the cache holds now. */
     public CellsView cells() {
-        enter();
-        try {
-            return new CellsView(
-                    decoded,
-                    context.used(),
-                    options.allocated(),
-                    decoded == 0 ? 0 : context.info().bytes(),
-                    model.shape().layers(),
-                    model.shape().kvHeads());
-        } finally {
-            using.unlock();
-        }
+        return engine.scheduler().call(() -> {
+            checkOpen();
+            return CellsView.of(model, sequence);
+        });
     }
 
     /**
-     * Writes the session to a file: cells, table, tokens, conversation and what the sampler has drawn. Written whole or
-     * not at all.
+     * Writes the session to a file: cells, table, tokens, conversation and what the sampler has drawn. It is written
+     * whole or not at all.
+     *
+     * @throws KvmergeException if it cannot be written
      */
     public void save(Path file) {
-        throw new UnsupportedOperationException("sessions cannot be saved yet");
+        inCall(new Call(null), running -> {
+            SessionFile.write(file, engine, this);
+            return null;
+        });
     }
 
     /**
@@ -266,23 +307,99 @@ public final class Session implements AutoCloseable {
      * @throws KvmergeException.Usage if all sessions of the engine are taken
      */
     public Session fork() {
-        throw new UnsupportedOperationException("sessions cannot be forked yet");
+        return inCall(new Call(null), running -> {
+            Session other = engine.open();
+            try {
+                engine.scheduler().call(() -> {
+                    sequence.context().forkInto(other.sequence.context());
+                    return true;
+                });
+                other.takeOver(saved());
+                return other;
+            } catch (RuntimeException | Error e) {
+                other.close();
+                throw e;
+            }
+        });
+    }
+
+    /**
+     * All of a session but its context.
+     *
+     * @param tokens all of them
+     * @param decoded how many of them were decoded
+     * @param rest the beginning of a character
+     * @param logits of the newest token; none where nothing was decoded
+     * @param drawing null where nothing would go on
+     */
+    record Saved(
+            int[] tokens,
+            int decoded,
+            byte[] rest,
+            float[] logits,
+            Pinned pinned,
+            List<ChatMessage> messages,
+            Drawing.State drawing) {}
+
+    Saved saved() {
+        return new Saved(
+                history.tokens(),
+                history.decoded(),
+                utf8.rest(),
+                sequence.hasLogits() ? sequence.logits().toArray(ValueLayout.JAVA_FLOAT) : new float[0],
+                pinned,
+                conversation.messages(),
+                drawing == null ? null : drawing.state());
+    }
+
+    /** After the context has the state. */
+    void takeOver(Saved saved) {
+        history.begin(Arrays.copyOf(saved.tokens, saved.decoded), saved.decoded);
+        history.append(Arrays.copyOfRange(saved.tokens, saved.decoded, saved.tokens.length));
+        utf8.begin(saved.rest);
+        sequence.setLogits(saved.logits);
+        pinned = saved.pinned;
+        conversation.set(saved.messages);
+        dropDrawing();
+        drawing = saved.drawing == null ? null : Drawing.resume(model, saved.drawing, saved.tokens);
     }
 
     /**
      * Ends the call that runs, if one does: reading stops with what was read, a generation is
-     * {@link Generation.Ended#CANCELLED}. The session goes on with the next call. Any thread.
+     * {@link Generation.Ended#CANCELLED}. Any thread.
      */
     public void cancel() {
-        cancelled = true;
+        Call running = call;
+        if (running != null) {
+            running.cancel();
+            engine.scheduler().wake(sequence);
+        }
     }
 
-    private void enter() {
+    private interface Body<T> {
+        T run(Call running);
+    }
+
+    private <T> T inCall(Call running, Body<T> body) {
+        if (using.isHeldByCurrentThread()) {
+            throw new IllegalStateException("the session is in a call: what it calls back must not call it");
+        }
         if (!using.tryLock()) {
             throw new IllegalStateException("the session is in a call of another thread");
         }
-        if (closed) {
+        try {
+            checkOpen();
+            call = running;
+            return body.run(running);
+        } finally {
+            call = null;
             using.unlock();
+            running.leave();
+        }
+    }
+
+    private void checkOpen() {
+        if (closed) {
             throw new IllegalStateException("the session is closed");
         }
     }
@@ -290,16 +407,38 @@ public final class Session implements AutoCloseable {
     /** Cancels what runs, waits for it, and gives the sequence back to the engine. */
     @Override
     public void close() {
-        cancel();
-        using.lock();
+        if (using.isHeldByCurrentThread()) {
+            throw new IllegalStateException("the session is in a call: what it calls back must not close it");
+        }
+        boolean interrupted = false;
+        for (boolean entered = false; !entered; ) {
+            cancel(); // again, if a call has begun meanwhile
+            try {
+                entered = using.tryLock(10, TimeUnit.MILLISECONDS);
+            } catch (InterruptedException e) {
+                interrupted = true;
+            }
+        }
         try {
             if (!closed) {
                 closed = true;
-                context.close();
+                dropDrawing();
+                engine.scheduler().call(() -> {
+                    sequence.close();
+                    return true;
+                });
                 engine.closed(this);
             }
         } finally {
             using.unlock();
+            if (interrupted) {
+                Thread.currentThread().interrupt();
+            }
         }
+    }
+
+    /** Whether this thread is in a call of it. */
+    boolean isInCall() {
+        return using.isHeldByCurrentThread();
     }
 }

@@ -1,0 +1,343 @@
+package dev.kvmerge.engine;
+
+import dev.kvmerge.Hash;
+import dev.kvmerge.KvmergeException;
+import dev.kvmerge.cache.CompressedContext;
+import dev.kvmerge.llama.ComputeSettings;
+import dev.kvmerge.llama.Model;
+import java.io.BufferedInputStream;
+import java.io.BufferedOutputStream;
+import java.io.ByteArrayInputStream;
+import java.io.ByteArrayOutputStream;
+import java.io.DataInputStream;
+import java.io.DataOutputStream;
+import java.io.EOFException;
+import java.io.IOException;
+import java.io.InputStream;
+import java.io.OutputStream;
+import java.nio.channels.Channels;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.NoSuchFileException;
+import java.nio.file.Path;
+import java.nio.file.StandardCopyOption;
+import java.security.DigestInputStream;
+import java.security.DigestOutputStream;
+import java.security.MessageDigest;
+import java.security.NoSuchAlgorithmException;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+
+/**
+ * A session as a file: what it is of, then all but the cells, then the context's own state, then the SHA-256 of it all.
+ * It is looked at whole before anything is taken from it.
+ */
+final class SessionFile {
+    private static final byte[] MAGIC = {'K', 'V', 'M', 'S', 'E', 'S', 'S', '\n'};
+    private static final int VERSION = 1;
+    private static final int DIGEST = 32;
+    private static final int FINGERPRINT = 1 << 20; // bytes of the model's file: its header, which tells models apart
+
+    private SessionFile() {}
+
+    /** A context's state in memory; null where it cannot be had. */
+    static byte[] stateOf(CompressedContext context) {
+        ByteArrayOutputStream state = new ByteArrayOutputStream();
+        try {
+            context.saveState(Channels.newChannel(state));
+        } catch (KvmergeException.Usage e) { // sliding windows
+            return null;
+        } catch (IOException e) {
+            throw new IllegalStateException("memory takes everything", e);
+        }
+        return state.toByteArray();
+    }
+
+    static void restoreState(CompressedContext context, byte[] state) {
+        try {
+            context.restoreState(Channels.newChannel(new ByteArrayInputStream(state)));
+        } catch (IOException e) {
+            throw new IllegalStateException("the state is all there", e);
+        }
+    }
+
+    static void write(Path file, Engine engine, Session session) {
+        Path part = file.resolveSibling(file.getFileName() + ".part");
+        try {
+            try {
+                MessageDigest digest = sha256();
+                try (OutputStream to = Files.newOutputStream(part);
+                        DigestOutputStream all = new DigestOutputStream(new BufferedOutputStream(to), digest);
+                        DataOutputStream out = new DataOutputStream(all)) {
+                    out.write(MAGIC);
+                    out.writeInt(VERSION);
+                    writeText(out, fingerprint(engine.model()));
+                    writeText(out, description(engine, session));
+                    write(out, session.saved());
+                    IOException failed = engine.scheduler()
+                            .call(() -> {
+                                try {
+                                    session.sequence().context().saveState(Channels.newChannel(out));
+                                    return new Failure(null);
+                                } catch (IOException e) {
+                                    return new Failure(e);
+                                }
+                            })
+                            .of;
+                    if (failed != null) {
+                        throw failed;
+                    }
+                    out.flush();
+                    all.on(false);
+                    out.write(digest.digest());
+                }
+                Files.move(part, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
+            } finally {
+                Files.deleteIfExists(part); // only after a failure is it there
+            }
+        } catch (IOException e) {
+            throw new KvmergeException("cannot save the session to " + file + ": " + e, e);
+        }
+    }
+
+    private record Failure(IOException of) {}
+
+    /**
+     * A new session from a file.
+     *
+     * @throws KvmergeException if it is none, or another engine's; no session was opened then
+     */
+    static Session read(Path file, Engine engine) {
+        try {
+            checkWhole(file);
+            try (DataInputStream in = new DataInputStream(new BufferedInputStream(Files.newInputStream(file)))) {
+                in.skipNBytes(MAGIC.length + Integer.BYTES);
+                if (!readText(in).equals(fingerprint(engine.model()))) {
+                    throw new KvmergeException("the saved session " + file + " is of another model than "
+                            + engine.model().path() + ": load the one that it was saved with");
+                }
+                String saved = readText(in);
+                Session session = engine.open();
+                try {
+                    take(file, engine, session, saved, in);
+                    return session;
+                } catch (RuntimeException | Error | IOException e) {
+                    session.close();
+                    throw e;
+                }
+            }
+        } catch (NoSuchFileException e) {
+            throw new KvmergeException("there is no saved session " + file, e);
+        } catch (IOException e) {
+            throw new KvmergeException("cannot read the saved session " + file + ": " + e, e);
+        }
+    }
+
+    private static void take(Path file, Engine engine, Session session, String saved, DataInputStream in)
+            throws IOException {
+        String wanted = description(engine, session);
+        if (!saved.equals(wanted)) {
+            throw new KvmergeException("the saved session " + file + " was made with other options (" + saved
+                    + ") than these (" + wanted + "): give the same ones");
+        }
+        Session.Saved rest = readSaved(in);
+        IOException failed = engine.scheduler()
+                .call(() -> {
+                    try {
+                        session.sequence().context().restoreState(Channels.newChannel(in));
+                        return new Failure(null);
+                    } catch (IOException e) {
+                        return new Failure(e);
+                    }
+                })
+                .of;
+        if (failed != null) {
+            throw failed;
+        }
+        session.takeOver(rest);
+    }
+
+    private static void checkWhole(Path file) throws IOException {
+        long size = Files.size(file);
+        MessageDigest digest = sha256();
+        try (InputStream from = new BufferedInputStream(Files.newInputStream(file));
+                DigestInputStream all = new DigestInputStream(from, digest)) {
+            DataInputStream in = new DataInputStream(all);
+            byte[] magic = in.readNBytes(MAGIC.length);
+            if (!Arrays.equals(magic, MAGIC)) {
+                throw new KvmergeException("the file " + file + " is no saved session of kvmerge");
+            }
+            if (size < MAGIC.length + Integer.BYTES + DIGEST) {
+                throw damaged(file);
+            }
+            int version = in.readInt();
+            if (version != VERSION) {
+                throw new KvmergeException("the saved session " + file + " has format " + version
+                        + ", and this kvmerge reads format " + VERSION + ": read it with the version that wrote it");
+            }
+            byte[] buffer = new byte[1 << 16];
+            for (long left = size - MAGIC.length - Integer.BYTES - DIGEST; left > 0; ) {
+                int n = in.read(buffer, 0, (int) Math.min(buffer.length, left));
+                if (n < 0) {
+                    throw damaged(file);
+                }
+                left -= n;
+            }
+            all.on(false);
+            if (!Arrays.equals(digest.digest(), in.readNBytes(DIGEST))) {
+                throw damaged(file);
+            }
+        } catch (EOFException e) {
+            throw damaged(file);
+        }
+    }
+
+    private static KvmergeException damaged(Path file) {
+        return new KvmergeException("the saved session " + file + " is truncated or damaged: save it again");
+    }
+
+    private static MessageDigest sha256() {
+        try {
+            return MessageDigest.getInstance("SHA-256");
+        } catch (NoSuchAlgorithmException e) {
+            throw new IllegalStateException("every JDK has SHA-256", e);
+        }
+    }
+
+    private static String fingerprint(Model model) throws IOException {
+        try (InputStream in = Files.newInputStream(model.path())) {
+            return Hash.sha256(in.readNBytes(FINGERPRINT)) + " of " + Files.size(model.path()) + " bytes";
+        }
+    }
+
+    private static String description(Engine engine, Session session) {
+        ComputeSettings compute = engine.options().compute();
+        return "cells " + session.sequence().options().cells() + ", block "
+                + session.sequence().options().block() + ", position range "
+                + session.sequence().options().positionRange() + ", strategy "
+                + session.sequence().strategy() + ", K cells " + compute.keyType() + ", V cells " + compute.valueType()
+                + ", flash attention " + compute.flashAttention();
+    }
+
+    private static void write(DataOutputStream out, Session.Saved saved) throws IOException {
+        writeInts(out, saved.tokens());
+        out.writeInt(saved.decoded());
+        writeBytes(out, saved.rest());
+        out.writeInt(saved.logits().length);
+        for (float logit : saved.logits()) {
+            out.writeFloat(logit);
+        }
+        out.writeInt(saved.pinned().tokens());
+        out.writeBoolean(saved.pinned().state() != null);
+        if (saved.pinned().state() != null) {
+            writeBytes(out, saved.pinned().state());
+        }
+        out.writeInt(saved.messages().size());
+        for (ChatMessage message : saved.messages()) {
+            writeText(out, message.role());
+            writeText(out, message.content());
+        }
+        out.writeBoolean(saved.drawing() != null);
+        if (saved.drawing() != null) {
+            write(out, saved.drawing());
+        }
+        out.flush();
+    }
+
+    private static Session.Saved readSaved(DataInputStream in) throws IOException {
+        int[] tokens = readInts(in);
+        int decoded = in.readInt();
+        byte[] rest = readBytes(in);
+        float[] logits = new float[in.readInt()];
+        for (int i = 0; i < logits.length; i++) {
+            logits[i] = in.readFloat();
+        }
+        Session.Pinned pinned = new Session.Pinned(in.readInt(), in.readBoolean() ? readBytes(in) : null);
+        List<ChatMessage> messages = new ArrayList<>();
+        for (int n = in.readInt(); n > 0; n--) {
+            messages.add(new ChatMessage(readText(in), readText(in)));
+        }
+        return new Session.Saved(
+                tokens, decoded, rest, logits, pinned, messages, in.readBoolean() ? readDrawing(in) : null);
+    }
+
+    private static void write(DataOutputStream out, Drawing.State state) throws IOException {
+        Sampling s = state.sampling();
+        for (float f : new float[] {
+            s.temperature(),
+            s.topP(),
+            s.minP(),
+            s.typicalP(),
+            s.repeatPenalty(),
+            s.presencePenalty(),
+            s.frequencyPenalty()
+        }) {
+            out.writeFloat(f);
+        }
+        out.writeInt(s.topK());
+        out.writeInt(s.repeatLastN());
+        out.writeLong(s.seed());
+        writeText(out, s.grammar());
+        out.writeInt(s.logitBias().size());
+        for (Map.Entry<Integer, Float> bias : s.logitBias().entrySet()) {
+            out.writeInt(bias.getKey());
+            out.writeFloat(bias.getValue());
+        }
+        out.writeBoolean(state.ignoreEos());
+        out.writeInt(state.seed());
+        out.writeLong(state.drawn());
+        out.writeInt(state.chosen());
+    }
+
+    private static Drawing.State readDrawing(DataInputStream in) throws IOException {
+        float[] f = new float[7];
+        for (int i = 0; i < f.length; i++) {
+            f[i] = in.readFloat();
+        }
+        int topK = in.readInt();
+        int lastN = in.readInt();
+        long seed = in.readLong();
+        String grammar = readText(in);
+        Map<Integer, Float> bias = new HashMap<>();
+        for (int n = in.readInt(); n > 0; n--) {
+            bias.put(in.readInt(), in.readFloat());
+        }
+        Sampling sampling = new Sampling(f[0], topK, f[1], f[2], f[3], f[4], lastN, f[5], f[6], seed, grammar, bias);
+        return new Drawing.State(sampling, in.readBoolean(), in.readInt(), in.readLong(), in.readInt());
+    }
+
+    private static void writeText(DataOutputStream out, String text) throws IOException {
+        writeBytes(out, text.getBytes(StandardCharsets.UTF_8));
+    }
+
+    private static String readText(DataInputStream in) throws IOException {
+        return new String(readBytes(in), StandardCharsets.UTF_8);
+    }
+
+    private static void writeBytes(DataOutputStream out, byte[] bytes) throws IOException {
+        out.writeInt(bytes.length);
+        out.write(bytes);
+    }
+
+    private static byte[] readBytes(DataInputStream in) throws IOException {
+        return in.readNBytes(in.readInt());
+    }
+
+    private static void writeInts(DataOutputStream out, int[] numbers) throws IOException {
+        out.writeInt(numbers.length);
+        for (int number : numbers) {
+            out.writeInt(number);
+        }
+    }
+
+    private static int[] readInts(DataInputStream in) throws IOException {
+        int[] numbers = new int[in.readInt()];
+        for (int i = 0; i < numbers.length; i++) {
+            numbers[i] = in.readInt();
+        }
+        return numbers;
+    }
+}
