@@ -24,7 +24,8 @@ static kvmerge_status note(const char * function, kvmerge_status status) {
 #define CALL(function, ...) note(#function, function(__VA_ARGS__))
 
 struct Watched {
-    kvmerge_observer * handle;
+    kvmerge_observer * handle;               // a group's, or an observer's
+    std::vector<kvmerge_observer *> streams; // of a group
     kvmerge_observer_params params;
     FuzzShape shape;
     std::vector<std::unique_ptr<FuzzGraph>> graphs; // a layer each; what the observer has seen has to stay
@@ -97,7 +98,8 @@ class Session {
     kvmerge_observer * handle(Watched *& of) {
         of = watched_.empty() ? nullptr : &watched_[size_t(c_.below(int(watched_.size())))];
         if (of && !c_.one_in(12)) {
-            return of->handle;
+            const bool one = !of->streams.empty() && !c_.one_in(20);
+            return one ? of->streams[size_t(c_.below(int(of->streams.size())))] : of->handle;
         }
         of = nullptr;
         static char foreign[4096];
@@ -155,12 +157,23 @@ class Session {
         }
         kvmerge_observer * o = nullptr;
         const bool no_params = c_.one_in(40), no_out = c_.one_in(40);
-        const kvmerge_status status = CALL(kvmerge_observer_create, no_params ? nullptr : &p, no_out ? nullptr : &o);
+        std::vector<kvmerge_observer *> streams;
+        kvmerge_status status;
+        if (shape.streams > 1 || c_.one_in(8)) {
+            const int n = c_.one_in(20)   ? c_.of<int>({0, -1, INT_MIN, INT_MAX, 257})
+                          : c_.one_in(20) ? 4
+                                          : shape.streams;
+            streams.resize(size_t(std::clamp(n, 1, 4)));
+            status = CALL(kvmerge_observer_create_group, no_params ? nullptr : &p, n, no_out ? nullptr : &o,
+                          c_.one_in(40) ? nullptr : streams.data());
+        } else {
+            status = CALL(kvmerge_observer_create, no_params ? nullptr : &p, no_out ? nullptr : &o);
+        }
         if (status != KVMERGE_OK) {
             return;
         }
         p.layers = nullptr;
-        watched_.push_back({o, p, shape, {}, huge});
+        watched_.push_back({o, streams, p, shape, {}, huge});
         for (int layer = 0; layer < std::min(p.n_layer, 2); layer++) {
             watched_.back().graphs.push_back(std::make_unique<FuzzGraph>(shape, layer, c_));
         }
@@ -172,6 +185,7 @@ class Session {
         const kvmerge_status status = CALL(kvmerge_observer_free, o);
         if (w && status == KVMERGE_OK) {
             freed_.push_back(o);
+            freed_.insert(freed_.end(), w->streams.begin(), w->streams.end());
             watched_.erase(watched_.begin() + (w - watched_.data()));
         }
     }
@@ -186,20 +200,26 @@ class Session {
 
     void decode() {
         Watched * w;
-        kvmerge_observer * const o = handle(w);
+        kvmerge_observer * o = handle(w);
         if (!w || w->huge) {
             return lone_node();
         }
-        if (c_.one_in(25)) { // another context's, or the same one spoilt
+        o = c_.one_in(20) ? o : w->handle; // llama.cpp is not given a stream's
+        if (c_.one_in(25)) {               // another context's, or the same one spoilt
             w->graphs.push_back(std::make_unique<FuzzGraph>(c_.one_in(2) ? w->shape : FuzzShape(c_), c_.below(3), c_));
         }
         if (c_.one_in(6)) {
             w->graphs[size_t(c_.below(int(w->graphs.size())))]->spoil(c_);
         }
         for (auto & graph : w->graphs) {
+            graph->next(c_);
             for (ggml_tensor * node : graph->order()) {
                 calls++;
-                if (kvmerge_eval_callback(node, true, o) || c_.one_in(20)) {
+                const bool last = node == graph->order().back(), stop = kvmerge_eval_callback(node, true, o);
+                if (last && !c_.one_in(20)) {
+                    graph->run();
+                }
+                if (stop || c_.one_in(20)) {
                     calls++;
                     if (!kvmerge_eval_callback(node, false, o)) {
                         std::abort(); // the graph always goes on

@@ -9,13 +9,15 @@
 #include <vector>
 
 struct FuzzShape {
-    int n_head_kv, heads_per_kv, dim_k, dim_v, cells, tokens;
+    int n_head_kv, heads_per_kv, dim_k, dim_v, cells, tokens; // tokens: of each part
+    int streams, parts;                                       // of the cache; of the ubatch
     ggml_type type;
     bool flash, rope, neox;
 
     explicit FuzzShape(Choices & c)
         : n_head_kv(c.between(1, 2)), heads_per_kv(c.between(1, 2)), dim_k(c.of<int>({4, 32, 64, 6})),
           dim_v(c.of<int>({4, 32, 64, 5})), cells(c.between(1, 40)), tokens(c.between(1, 3)),
+          streams(c.one_in(2) ? 1 : c.between(1, 3)), parts(c.between(1, streams)),
           type(c.of<ggml_type>({GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0})), flash(c.one_in(2)),
           rope(c.one_in(2)), neox(c.one_in(2)) {}
     int n_head() const { return n_head_kv * heads_per_kv; }
@@ -28,16 +30,14 @@ class FuzzGraph {
         const std::string il = std::to_string(layer);
         const int64_t row_k = int64_t(shape.n_head_kv) * shape.dim_k, row_v = int64_t(shape.n_head_kv) * shape.dim_v;
         const bool transposed = !shape.flash;
-        cache_k_ = add(shape.type, GGML_OP_NONE, "cache_k_l" + il, row_k, shape.cells, 1);
-        cache_v_ = add(shape.type, GGML_OP_NONE, "cache_v_l" + il, row_v, shape.cells, 1);
-        rows_ = add(GGML_TYPE_I64, GGML_OP_NONE, "rows", shape.tokens, 1, 1);
-        for (int t = 0; t < shape.tokens; t++) {
-            reinterpret_cast<int64_t *>(rows_->data)[t] = c.one_in(30) ? c.wild_int() : c.below(shape.cells);
-        }
-        ggml_tensor * plain = add(GGML_TYPE_F32, GGML_OP_MUL_MAT, "Kcur", shape.dim_k, shape.n_head_kv, shape.tokens);
+        const int all = shape.tokens * shape.parts;
+        cache_k_ = add(shape.type, GGML_OP_NONE, "cache_k_l" + il, row_k, shape.cells, shape.streams);
+        cache_v_ = add(shape.type, GGML_OP_NONE, "cache_v_l" + il, row_v, shape.cells, shape.streams);
+        rows_ = add(GGML_TYPE_I64, GGML_OP_NONE, "rows", all, 1, 1);
+        ggml_tensor * plain = add(GGML_TYPE_F32, GGML_OP_MUL_MAT, "Kcur", shape.dim_k, shape.n_head_kv, all);
         ggml_tensor * keys = plain;
         if (shape.rope) {
-            keys = add(GGML_TYPE_F32, GGML_OP_ROPE, "Kcur_rope", shape.dim_k, shape.n_head_kv, shape.tokens);
+            keys = add(GGML_TYPE_F32, GGML_OP_ROPE, "Kcur_rope", shape.dim_k, shape.n_head_kv, all);
             keys->src[0] = plain;
             keys->op_params[1] = shape.dim_k / 2 * 2;
             keys->op_params[2] = shape.neox ? GGML_ROPE_TYPE_NEOX : 0;
@@ -45,34 +45,42 @@ class FuzzGraph {
             const float params[] = {10000, 1, 0, 1, 32, 1};
             std::memcpy(&keys->op_params[5], params, sizeof params);
         }
-        ggml_tensor * k_write = add(GGML_TYPE_F32, GGML_OP_SET_ROWS, "", row_k, shape.cells, 1);
+        const int64_t n_rows = int64_t(shape.cells) * shape.streams;
+        ggml_tensor * k_write = add(GGML_TYPE_F32, GGML_OP_SET_ROWS, "", row_k, n_rows, 1);
         k_write->view_src = cache_k_, k_write->src[0] = keys, k_write->src[1] = rows_;
-        ggml_tensor * v_write = add(GGML_TYPE_F32, GGML_OP_SET_ROWS, "", transposed ? 1 : row_v,
-                                    transposed ? row_v * shape.cells : shape.cells, 1);
+        ggml_tensor * v_write =
+            add(GGML_TYPE_F32, GGML_OP_SET_ROWS, "", transposed ? 1 : row_v, transposed ? row_v * n_rows : n_rows, 1);
         v_write->view_src = cache_v_, v_write->src[0] = plain, v_write->src[1] = rows_;
-        ggml_tensor * q = add(GGML_TYPE_F32, GGML_OP_PERMUTE, "q", shape.dim_k, shape.tokens, shape.n_head());
-        ggml_tensor * view = add(shape.type, GGML_OP_PERMUTE, "k", shape.dim_k, shape.cells, shape.n_head_kv);
+        ggml_tensor * root = add(GGML_TYPE_F32, GGML_OP_ROPE, "Qcur", shape.dim_k, shape.n_head(), all);
+        queries_ =
+            add(GGML_TYPE_F32, GGML_OP_VIEW, "", shape.dim_k, shape.n_head(), shape.tokens, shape.parts, root->data);
+        queries_->src[0] = queries_->view_src = root;
+        ggml_tensor * q = add(GGML_TYPE_F32, GGML_OP_PERMUTE, "q", shape.dim_k, shape.tokens, shape.n_head(),
+                              shape.parts, root->data);
+        q->src[0] = c.one_in(3) ? nullptr : queries_;
+        ggml_tensor * view =
+            add(shape.type, GGML_OP_PERMUTE, "k", shape.dim_k, shape.cells, shape.n_head_kv, shape.parts);
         view->view_src = cache_k_;
-        ggml_tensor * mask =
-            add(shape.flash ? GGML_TYPE_F16 : GGML_TYPE_F32, GGML_OP_NONE, "mask", shape.cells, shape.tokens, 1);
-        order_ = {k_write, v_write};
+        ggml_tensor * mask = add(shape.flash ? GGML_TYPE_F16 : GGML_TYPE_F32, GGML_OP_NONE, "mask", shape.cells,
+                                 shape.tokens, 1, shape.parts);
+        order_ = {k_write, v_write, queries_};
         if (shape.flash) {
             ggml_tensor * flash =
-                add(GGML_TYPE_F32, GGML_OP_FLASH_ATTN_EXT, "", shape.dim_v, shape.n_head(), shape.tokens);
+                add(GGML_TYPE_F32, GGML_OP_FLASH_ATTN_EXT, "", shape.dim_v, shape.n_head(), shape.tokens, shape.parts);
             flash->src[0] = q, flash->src[1] = view, flash->src[2] = cache_v_, flash->src[3] = mask;
             set_scale(flash);
             order_.push_back(flash);
         } else {
             ggml_tensor * kq =
-                add(GGML_TYPE_F32, GGML_OP_MUL_MAT, "kq-" + il, shape.cells, shape.tokens, shape.n_head());
+                add(GGML_TYPE_F32, GGML_OP_MUL_MAT, "kq-" + il, shape.cells, shape.tokens, shape.n_head(), shape.parts);
             kq->src[0] = view, kq->src[1] = q;
-            ggml_tensor * p =
-                add(GGML_TYPE_F32, GGML_OP_SOFT_MAX, "kq_soft_max-" + il, shape.cells, shape.tokens, shape.n_head());
+            ggml_tensor * p = add(GGML_TYPE_F32, GGML_OP_SOFT_MAX, "kq_soft_max-" + il, shape.cells, shape.tokens,
+                                  shape.n_head(), shape.parts);
             p->src[0] = kq, p->src[1] = mask;
             if (c.one_in(2)) {
                 kq->data = p->data;
             }
-            for (size_t i = 0; i < size_t(shape.cells) * size_t(shape.tokens) * size_t(shape.n_head()); i++) {
+            for (size_t i = 0; i < size_t(shape.cells) * size_t(all) * size_t(shape.n_head()); i++) {
                 reinterpret_cast<float *>(p->data)[i] = c.one_in(200) ? c.wild_float() : 1.0f / float(shape.cells);
             }
             set_scale(p);
@@ -84,11 +92,24 @@ class FuzzGraph {
             const float x = c.one_in(8) ? c.wild_float() : c.number();
             std::memcpy(to + 4 * size_t(c.below(256)), &x, 4);
         }
-        for (int t = 0; t < shape.tokens; t++) { // back to indices, where the line above met them
-            int64_t & row = reinterpret_cast<int64_t *>(rows_->data)[t];
-            row = row < 0 || row >= shape.cells ? row % (4 * int64_t(shape.cells)) : row;
-        }
         Tensor::place();
+    }
+
+    // Other tokens for the next ubatch.
+    void next(Choices & c) {
+        const int first = c.below(shape_.streams - shape_.parts + 1);
+        for (int i = 0; i < shape_.tokens * shape_.parts; i++) {
+            const int64_t cell = int64_t(first + i / shape_.tokens) * shape_.cells + c.below(shape_.cells);
+            const int64_t row = c.one_in(60) ? c.wild_int() : cell;
+            std::memcpy(memory_of(rows_) + size_t(i) * sizeof row, &row, sizeof row);
+        }
+    }
+    // What the graph computes that this library reads: the copies of queries.
+    void run() {
+        const size_t n = size_t(shape_.dim_k) * size_t(shape_.n_head()) * size_t(shape_.tokens * shape_.parts);
+        if (queries_->op == GGML_OP_CPY && on_host) {
+            std::memcpy(queries_->data, queries_->src[0]->data, n * sizeof(float));
+        }
     }
 
     // Makes one thing wrong.
@@ -150,10 +171,13 @@ class FuzzGraph {
         return t.nb[3] * n(3) <= BYTES;
     }
 
-    ggml_tensor * add(ggml_type type, ggml_op op, const std::string & name, int64_t n0, int64_t n1, int64_t n2) {
+    // With memory of its own, or a view of another's.
+    ggml_tensor * add(ggml_type type, ggml_op op, const std::string & name, int64_t n0, int64_t n1, int64_t n2,
+                      int64_t n3 = 1, void * data = nullptr) {
         memory_.emplace_back(BYTES);
-        tensors_.push_back(std::make_unique<Tensor>(type, op, name, n0, n1, n2, memory_.back().data()));
+        tensors_.push_back(std::make_unique<Tensor>(type, op, name, n0, n1, n2, data ? data : memory_.back().data()));
         Tensor & t = *tensors_.back();
+        t.ne[3] = n3;
         t.nb[0] = type == GGML_TYPE_BF16 ? 2 : type == GGML_TYPE_Q8_0 ? 34 : t.nb[0];
         lay_out(t);
         return &t;
@@ -166,6 +190,6 @@ class FuzzGraph {
     FuzzShape shape_;
     std::vector<std::vector<char>> memory_;
     std::vector<std::unique_ptr<Tensor>> tensors_;
-    ggml_tensor *cache_k_, *cache_v_, *rows_;
+    ggml_tensor *cache_k_, *cache_v_, *rows_, *queries_;
     std::vector<ggml_tensor *> order_;
 };

@@ -28,8 +28,9 @@
  *    llama_free takes them away: after llama_free, call nothing with it but kvmerge_observer_free. (Or free it before:
  *    every later call, the callback's too, is an error then.) When it sees another context's cache, it answers STATE
  *    for good;
- *  - the context holds one sequence. llama.cpp's graph does not say whose cells are whose: with several sequences in a
- *    unified cache (n_seq_max > 1 and kv_unified), moves would mix them. Several streams are refused.
+ *  - an observer's context holds one sequence. llama.cpp's graph does not say whose cells are whose: with several
+ *    sequences in a unified cache (n_seq_max > 1 and kv_unified), moves would mix them, and where a mask shows it they
+ *    are refused. Several sequences in streams of their own are observed by a group, below.
  *  - n_threads is the most threads that a call works on, the caller's among them. They come from one pool of the
  *    process, made at the first call that wants it, which holds no more than the machine has processors; where the
  *    system starts fewer, fewer do the work. Calls from several threads at once share it. A forked process starts one
@@ -85,7 +86,7 @@ enum kvmerge_observe_flag {
     KVMERGE_OBSERVE_ENTROPY = 2, /* normalised entropy of each attention row */
     KVMERGE_OBSERVE_QUERIES = 4, /* decayed mean and second moment of the roped queries (of about 64 tokens a ubatch),
                                     for the folded bias */
-    KVMERGE_OBSERVE_STOP = 8, /* never capture: stop llama.cpp's graph at each layer */
+    KVMERGE_OBSERVE_STOP = 8,    /* never capture: stop llama.cpp's graph at each layer */
 };
 
 /* How a merged cell gets the log of the mass that its members had (the Gibbs bias). */
@@ -112,7 +113,7 @@ typedef struct kvmerge_observer_params {
     int32_t n_layer;        /* layers to work on; each must have a KV cache of n_cells */
     int32_t n_head;         /* query heads a layer */
     int32_t n_head_kv;      /* KV heads a layer; divides n_head */
-    int32_t n_cells;        /* cells of the context (llama_n_ctx), the width of every per-cell array */
+    int32_t n_cells;        /* cells of the sequence (llama_n_ctx_seq), the width of every per-cell array */
     int32_t n_tokens;       /* most tokens a block, the width of every per-token array. n_layer and n_head are at most
                              * 65536, n_layer * n_head_kv * n_cells and n_layer * n_head * n_tokens at most 2^40 */
     int32_t observe;        /* KVMERGE_OBSERVE_* or-ed together */
@@ -151,7 +152,7 @@ typedef struct kvmerge_cache_info {
     int32_t head_dim_k;   /* elements a key */
     int32_t head_dim_v;   /* elements a value */
     int32_t v_transposed; /* 1: flash attention off, V is [n_embd][n_cells] */
-    int64_t bytes;        /* K and V tensors of all layers of the model, those left alone too */
+    int64_t bytes;        /* K and V of the sequence in all layers of the model, those left alone too */
     char type_k[16];      /* "f16", "f32", ... */
     char type_v[16];
     char device[16]; /* whose kernels work on them: "CPU" or "CUDA" */
@@ -209,8 +210,39 @@ KVMERGE_API kvmerge_status kvmerge_device_check(int32_t device);
 /* Creates an observer, which takes little memory before the first decode. Errors: ARGUMENT, UNSUPPORTED (a device
  * that is not there), MEMORY (4096 observers are alive, too). */
 KVMERGE_API kvmerge_status kvmerge_observer_create(const kvmerge_observer_params * params, kvmerge_observer ** out);
-/* Errors: ARGUMENT, STATE while a thread is inside a call with it. Right before llama_free or right after. */
+/* Errors: ARGUMENT, STATE while a thread is inside a call with it. Right before llama_free or right after. A group's
+ * handle frees its streams' observers as well, or none of them; a stream's handle alone is refused. */
 KVMERGE_API kvmerge_status kvmerge_observer_free(kvmerge_observer * observer);
+
+/*
+ * Several sequences: an observer for each stream of a context that is made with n_seq_max = n_streams and kv_unified =
+ * false. Sequence i is stream i, which has cells of its own, and streams[i] is its observer: to it they are all there
+ * is. So cells are numbered within a stream, params.n_cells is a sequence's (llama_n_ctx_seq), params.n_tokens a
+ * sequence's block, and blocks begin and end independently of other streams'.
+ *
+ *     kvmerge_observer * group, * streams[8];
+ *     kvmerge_observer_create_group(&params, 8, &group, streams);
+ *     cparams.n_seq_max = 8;  cparams.kv_unified = false;
+ *     cparams.cb_eval = kvmerge_eval_callback;  cparams.cb_eval_user_data = group;
+ *     ... llama_decode of a batch with tokens of some sequences
+ *     kvmerge_observer_stats(streams[3], &stats);  kvmerge_apply(streams[3], &moves);
+ *     llama_memory_seq_rm(memory, 3, ...);  kvmerge_observer_begin(streams[3]);
+ *
+ * The group's handle is for llama.cpp and kvmerge_observer_free; other calls answer ARGUMENT to it. The callback
+ * enters the observers of the sequences that llama.cpp decodes, and all of them as a ubatch begins: none may be inside
+ * a call then. One that is misses it, which is its own next error (STATE) and nobody else's. Between decodes, different
+ * streams may be called on different threads. An error of one stream leaves the others' blocks whole; so does
+ * an aborted llama_decode, but for the streams whose tokens were in it. llama.cpp shifts the positions of all streams
+ * in one graph, which makes all statistics due.
+ *
+ * llama.cpp computes neighbouring streams with equally many tokens in one ubatch: put a batch's tokens in the order of
+ * their sequences, and give sequences from 0 on without a gap. A sequence that the batch leaves out cuts it in two, and
+ * so do different lengths. (params.mass_queries counts in such ubatches: its last queries may be more than alone.)
+ *
+ * group: one handle; streams: [n_streams]. n_streams: 1..256. Errors: as kvmerge_observer_create.
+ */
+KVMERGE_API kvmerge_status kvmerge_observer_create_group(const kvmerge_observer_params * params, int32_t n_streams,
+                                                         kvmerge_observer ** group, kvmerge_observer ** streams);
 
 /* llama_context_params.cb_eval, with the observer as user data. Always lets the graph go on; what went wrong is
  * reported by kvmerge_observer_stats(). A host with a callback of its own hands every node on in both phases, and

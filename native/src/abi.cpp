@@ -46,6 +46,7 @@ std::string describe() {
     FUNCTION(kvmerge_abi)
     FUNCTION(kvmerge_device_check)
     FUNCTION(kvmerge_observer_create)
+    FUNCTION(kvmerge_observer_create_group)
     FUNCTION(kvmerge_observer_free)
     FUNCTION(kvmerge_eval_callback)
     FUNCTION(kvmerge_observer_begin)

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 namespace kvmerge {
 
@@ -25,12 +26,18 @@ ggml_tensor * view_of_queries(const ggml_tensor * queries) {
     ggml_tensor * const view = queries->src[0];
     const ggml_tensor * const root = view->src[0];
     const bool whole = view->op == GGML_OP_VIEW && root && view->view_src && view->data == root->data &&
-                       view->type == GGML_TYPE_F32 && root->type == GGML_TYPE_F32 && view->ne[3] == 1 &&
-                       std::equal(view->ne, view->ne + GGML_MAX_DIMS, root->ne) &&
-                       std::equal(view->nb, view->nb + GGML_MAX_DIMS - 1, root->nb) && view->nb[0] == sizeof(float);
+                       view->type == GGML_TYPE_F32 && root->type == GGML_TYPE_F32 && root->ne[3] == 1 &&
+                       std::equal(view->ne, view->ne + 2, root->ne) && view->ne[2] * view->ne[3] == root->ne[2] &&
+                       std::equal(view->nb, view->nb + GGML_MAX_DIMS - 1, root->nb) && view->nb[0] == sizeof(float) &&
+                       (view->ne[3] == 1 || view->nb[3] == view->nb[2] * size_t(view->ne[2]));
     const bool permuted = queries->ne[0] == view->ne[0] && queries->ne[1] == view->ne[2] &&
-                          queries->ne[2] == view->ne[1] && queries->data == view->data;
+                          queries->ne[2] == view->ne[1] && queries->ne[3] == view->ne[3] && queries->data == view->data;
     return whole && permuted ? view : nullptr;
+}
+
+ggml_tensor * copy_of_queries(const ggml_tensor * queries) {
+    ggml_tensor * const copy = queries && queries->op == GGML_OP_PERMUTE ? queries->src[0] : nullptr;
+    return copy && is_capture(copy) ? copy : nullptr;
 }
 
 void capture(ggml_tensor * view, float * to) {
@@ -54,6 +61,9 @@ void release(ggml_tensor * node) {
     node->view_offs = root->view_src ? root->view_offs : 0;
     node->data = root->data;
     std::copy(root->nb, root->nb + GGML_MAX_DIMS, node->nb);
+    if (node->ne[3] > 1) { // the root's tokens are cut into parts
+        node->nb[3] = node->nb[2] * size_t(node->ne[2]);
+    }
 }
 
 void Captured::prepare(int n_layer, int n_tokens, int row, int n_cells) {
@@ -69,13 +79,13 @@ void Captured::prepare(int n_layer, int n_tokens, int row, int n_cells) {
 bool Captured::add_masks(const ggml_tensor * mask, int n_kv) {
     const int n = next_.n_rows;
     if (n_kv > most_cells_ ||
-        (mask && (mask->op != GGML_OP_NONE || !mask->data || !is_mask(mask, n_kv, n)))) {
+        (mask && (mask->op != GGML_OP_NONE || !mask->data || !is_mask(mask, n_kv, n, part_.of)))) {
         return false;
     }
     masks_.resize(size_t(n_rows_ + n) * size_t(most_cells_), HIDDEN);
     for (int r = 0; r < n; r++) {
         uint16_t * const row = masks_.data() + size_t(n_rows_ + r) * size_t(most_cells_);
-        const MaskRow given(mask, mask ? mask->data : nullptr, r);
+        const MaskRow given(mask, mask ? part_.data(mask) : nullptr, r);
         for (int c = 0; c < n_kv; c++) {
             const bool sees = given.sees(c);
             row[c] = sees ? 0 : HIDDEN;
@@ -87,7 +97,8 @@ bool Captured::add_masks(const ggml_tensor * mask, int n_kv) {
     return true;
 }
 
-float * Captured::slot(int layer, const ggml_tensor * mask, int n_kv, int mass_queries) {
+float * Captured::slot(int layer, const ggml_tensor * mask, int n_kv, int mass_queries,
+                       const std::shared_ptr<Staging> & staging) {
     const int n = next_.n_rows;
     Layer & l = layers_[size_t(layer)];
     if (!begun_) {
@@ -111,11 +122,30 @@ float * Captured::slot(int layer, const ggml_tensor * mask, int n_kv, int mass_q
         return nullptr;
     }
     l.queries.resize(size_t(n_tokens_) * size_t(row_));
-    for (int r = first; r < n_rows_; r++) {
-        std::memcpy(&l.queries[size_t(r) * size_t(row_)], &NOT_COME, sizeof NOT_COME);
+    float *whole = l.queries.data() + size_t(first) * size_t(row_), *mine = whole;
+    if (part_.of > 1) {
+        staging->layer_size = size_t(part_.of) * size_t(n) * size_t(row_);
+        staging->memory.resize(size_t(layers_.size()) * staging->layer_size);
+        whole = staging->at(layer);
+        mine = whole + size_t(part_.number) * size_t(n) * size_t(row_);
+        l.staged = mine;
+        staging_ = staging;
+    }
+    for (int r = 0; r < n; r++) {
+        std::memcpy(mine + size_t(r) * size_t(row_), &NOT_COME, sizeof NOT_COME);
     }
     l.n_rows = n_rows_;
-    return l.queries.data() + size_t(first) * size_t(row_);
+    return whole;
+}
+
+void Captured::take() noexcept {
+    for (Layer & l : layers_) {
+        if (const float * const from = std::exchange(l.staged, nullptr)) {
+            const size_t n = size_t(next_.n_rows) * size_t(row_);
+            std::memcpy(l.queries.data() + size_t(l.n_rows) * size_t(row_) - n, from, n * sizeof(float));
+        }
+    }
+    staging_.reset();
 }
 
 bool Captured::sees(const std::vector<int64_t> & cells) const {
@@ -130,7 +160,9 @@ void Captured::clear() {
     std::fill(seen_.begin(), seen_.end(), char(0));
     for (Layer & l : layers_) {
         l.n_rows = 0;
+        l.staged = nullptr;
     }
+    staging_.reset();
     mask_ = nullptr;
     begun_ = false;
 }

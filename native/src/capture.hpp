@@ -4,6 +4,9 @@
 // The node is the view of the queries that attention permutes (build_attn_mha in llama.cpp's src/llama-graph.cpp). The
 // permutation is a view of the same root, so nothing reads the node's own data. A reused graph comes with its nodes as
 // they were left: each copy is made a view again when llama.cpp asks for it, and captured anew if it is still wanted.
+//
+// A node of several streams is copied whole. Its streams' blocks begin at different times, so each stream takes its
+// part from there before the next ubatch runs.
 #pragma once
 
 #include "llama_graph.hpp"
@@ -11,19 +14,29 @@
 #include "ggml.h"
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace kvmerge {
 
 // Whether a node is a copy that capture() made. A copy has no parameters, so there is room for a mark.
 bool is_capture(const ggml_tensor * node);
-// The view that nothing reads under the queries of an attention node, [head_dim][heads][tokens]; null where they come
-// another way.
+// The view that nothing reads under the queries of an attention node, [head_dim][heads][tokens][parts]; null where they
+// come another way.
 ggml_tensor * view_of_queries(const ggml_tensor * queries);
-// Turns the view into a copy of the queries to `to`, [tokens][heads][head_dim], in memory of the view's backend.
+// The copy that capture() has made of that view, or null.
+ggml_tensor * copy_of_queries(const ggml_tensor * queries);
+// Turns the view into a copy of the queries to `to`, [parts][tokens][heads][head_dim], in memory of the view's backend.
 void capture(ggml_tensor * view, float * to);
 // Makes a copy the view again that it was. Needs no observer: it may be gone.
 void release(ggml_tensor * node);
+
+// The queries of a ubatch of several streams, [n_layer][rows][row].
+struct Staging {
+    size_t layer_size = 0;
+    std::vector<float> memory;
+    float * at(int layer) { return memory.data() + size_t(layer) * layer_size; }
+};
 
 // The queries of a block that the statistics have yet to get, and the cells that each of them sees. A row is a query's
 // token; rows are in the order of the block.
@@ -38,14 +51,20 @@ class Captured {
     void prepare(int n_layer, int n_tokens, int row, int n_cells);
 
     // A ubatch of tokens `first_token`... of the block has begun; nothing of it is captured yet.
-    void next_ubatch(int first_token, int n_rows) {
+    void next_ubatch(int first_token, int n_rows, const Part & part) {
+        take();
         next_ = {first_token, n_rows};
+        part_ = part;
         mask_ = nullptr;
         begun_ = false;
     }
     // Where a layer's queries of this ubatch are to go, or null: its earlier rows or its mask are not the others'. The
     // first layer's mask is read: it must be in host memory and set. mass_queries: as in kvmerge_observer_params.
-    float * slot(int layer, const ggml_tensor * mask, int n_kv, int mass_queries);
+    // With several parts, the queries of all go to `staging`, and it says where.
+    float * slot(int layer, const ggml_tensor * mask, int n_kv, int mass_queries,
+                 const std::shared_ptr<Staging> & staging);
+    // Takes what the graph has left in `staging`, which the next one may write over.
+    void take() noexcept;
     // Whether a row sees a cell that is about to be written: then the statistics have to come first.
     bool sees(const std::vector<int64_t> & cells) const;
     // Whether the masks have grown so large that the statistics had better come now.
@@ -71,12 +90,15 @@ class Captured {
     struct Layer {
         std::vector<float> queries; // [n_tokens][row]
         int n_rows = 0;
+        const float * staged = nullptr; // where the last ubatch's rows still are
     };
     bool add_masks(const ggml_tensor * mask, int n_kv);
 
     int row_ = 0, n_tokens_ = 0, most_cells_ = 0;
     std::vector<Layer> layers_;
     Ubatch next_{0, 0};                  // the current one, by its first token in the block
+    Part part_;                          // of it
+    std::shared_ptr<Staging> staging_;   // of it, while rows are there
     const ggml_tensor * mask_ = nullptr; // of the current ubatch
     bool begun_ = false;                 // the current ubatch is among the rows
     int n_rows_ = 0, first_token_ = 0, first_of_mass_ = 0, n_cells_ = 0;

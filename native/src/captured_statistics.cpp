@@ -43,7 +43,13 @@ std::vector<Sample> samples_of(const Captured & captured, int layer, int enough)
 // layer's attention has to be looked at in a stop, then.
 bool kvmerge_observer::capture_queries(const ggml_tensor * node, const Attention & attention, int layer) {
     Layer & l = layers[layer];
-    ggml_tensor * const view = observes(KVMERGE_OBSERVE_STOP) || cut ? nullptr : view_of_queries(attention.queries);
+    if (observes(KVMERGE_OBSERVE_STOP) || cut) {
+        return false;
+    }
+    // Another stream's observer may have made the copy already.
+    ggml_tensor * const copy = part.of > 1 ? copy_of_queries(attention.queries) : nullptr;
+    const bool made = copy && copy->data == staging->at(layer);
+    ggml_tensor * const view = made ? copy : view_of_queries(attention.queries);
     const auto on_host = [&](const ggml_tensor * t) { return is_host(t, params.ggml); };
     const int64_t n_rows = attention.queries->ne[1], n_kv = node->src[1]->ne[1];
     if (!view || !on_host(view) || !on_host(view->src[0]) || !on_host(l.k.tensor()) ||
@@ -54,15 +60,16 @@ bool kvmerge_observer::capture_queries(const ggml_tensor * node, const Attention
     prepare(l, view);
     captured.prepare(params.n_layer, params.n_tokens, params.n_head * l.k.dim(), params.n_cells);
     float * const to = l.stats_device == &host_device()
-                           ? captured.slot(layer, attention.mask, int(n_kv), params.mass_queries)
+                           ? captured.slot(layer, attention.mask, int(n_kv), params.mass_queries, staging)
                            : nullptr;
-    if (to) {
+    if (to && !made) {
         capture(view, to);
     }
     return to != nullptr;
 }
 
 void kvmerge_observer::add_captured(bool attention) {
+    captured.take();
     if (captured.n_rows() == 0) {
         return;
     }

@@ -8,22 +8,28 @@ bool is_host(const ggml_tensor * t, const kvmerge_ggml & ggml) {
     return t->data && buffer && ggml.buffer_is_host(buffer);
 }
 
-std::vector<char> download(const ggml_tensor * t, const kvmerge_ggml & ggml) {
+std::vector<char> download(const ggml_tensor * t, const kvmerge_ggml & ggml, const Part & part) {
     size_t bytes = t->nb[0]; // as ggml_nbytes, for types without quantisation blocks
     for (int i = 0; i < GGML_MAX_DIMS; i++) {
         if (t->ne[i] <= 0) {
             throw Error(KVMERGE_E_UNSUPPORTED, text("node %s has no elements", t->name));
         }
-        bytes += size_t(t->ne[i] - 1) * t->nb[i];
+        bytes += i < 3 ? size_t(t->ne[i] - 1) * t->nb[i] : 0;
     }
     std::vector<char> copy(bytes);
-    ggml.tensor_get(t, copy.data(), 0, bytes);
+    ggml.tensor_get(t, copy.data(), part.offset(t), bytes);
     return copy;
 }
 
-CellTensor::CellTensor(ggml_tensor * t, const CacheLayout & layout, const Device & preferred, const kvmerge_ggml & ggml)
-    : tensor_(t), type_(t->type), bytes_(size_of(t)),
-      view_{t->data, layout.type, layout.transposed, layout.head_dim, layout.n_cells, std::ptrdiff_t(t->nb[1])},
+CellTensor::CellTensor(ggml_tensor * t, const CacheLayout & layout, int stream, const Device & preferred,
+                       const kvmerge_ggml & ggml)
+    : tensor_(t), type_(t->type), start_(t->data), n_streams_(t->ne[2]), bytes_(int64_t(t->nb[2])),
+      offset_(size_t(stream) * t->nb[2]), view_{static_cast<char *>(t->data) + offset_,
+                                                layout.type,
+                                                layout.transposed,
+                                                layout.head_dim,
+                                                layout.n_cells,
+                                                std::ptrdiff_t(t->nb[1])},
       ggml_(&ggml) {
     const size_t elements = size_t(t->ne[0]);
     const size_t row = layout.type == CELL_Q8_0 ? elements / 32 * 34 : elements * (layout.type == CELL_F32 ? 4 : 2);
@@ -31,7 +37,7 @@ CellTensor::CellTensor(ggml_tensor * t, const CacheLayout & layout, const Device
         throw Error(KVMERGE_E_UNSUPPORTED, text("%s: cells that overlap", t->name));
     }
     host_ = is_host(t, ggml);
-    const bool reachable = !host_ && &preferred != &host_device() && preferred.owns(t->data);
+    const bool reachable = !host_ && &preferred != &host_device() && preferred.owns(view_.data);
     device_ = reachable ? &preferred : &host_device();
     in_place_ = host_ || reachable;
 }
@@ -44,9 +50,13 @@ const char * CellTensor::type_name() const {
 void CellTensor::refresh() {
     if (!fresh_) {
         mirror_.resize(size_t(bytes()));
-        ggml_->tensor_get(tensor_, mirror_.data(), 0, mirror_.size());
+        ggml_->tensor_get(tensor_, mirror_.data(), offset_, mirror_.size());
         fresh_ = true;
     }
+}
+
+void CellTensor::upload() {
+    ggml_->tensor_set(tensor_, mirror_.data(), offset_, mirror_.size());
 }
 
 CellView CellTensor::on_device() {
@@ -55,7 +65,7 @@ CellView CellTensor::on_device() {
 
 void CellTensor::written() {
     if (!in_place_) {
-        ggml_->tensor_set(tensor_, mirror_.data(), 0, mirror_.size());
+        upload();
     } else {
         fresh_ = false;
     }
@@ -73,7 +83,7 @@ CellView CellTensor::on_host() {
 void CellTensor::write(int kv_head, const int32_t * cells, int n, const float * in) {
     kernels().scatter_cells({on_host(), kv_head, cells, n, in});
     if (!host_) {
-        ggml_->tensor_set(tensor_, mirror_.data(), 0, mirror_.size());
+        upload();
     }
 }
 

@@ -12,32 +12,35 @@
 
 namespace kvmerge {
 
-// A copy on the host of a tensor in any backend's memory.
-std::vector<char> download(const ggml_tensor * tensor, const kvmerge_ggml & ggml);
+// A copy on the host of a part of a tensor in any backend's memory.
+std::vector<char> download(const ggml_tensor * tensor, const kvmerge_ggml & ggml, const Part & part);
 bool is_host(const ggml_tensor * tensor, const kvmerge_ggml & ggml);
 
-// One of the two cache tensors of a layer. K is [n_embd][n_cells] in ggml's order, one row for each cell. So is V with
-// flash attention on; with it off, V is transposed: [n_cells][n_embd].
+// A stream's slice of one of the two cache tensors of a layer. K is [n_embd][n_cells] in ggml's order, one row for each
+// cell. So is V with flash attention on; with it off, V is transposed: [n_cells][n_embd].
 //
 // There are three cases. In host memory everything works in place. In memory that the CUDA part can reach, kernels work
 // in place and the host reads a mirror. In any other, kernels work on the mirror, which is then uploaded.
 class CellTensor {
   public:
     CellTensor() = default;
-    CellTensor(ggml_tensor * tensor, const CacheLayout & layout, const Device & preferred, const kvmerge_ggml & ggml);
+    // `stream` is below the tensor's number of streams.
+    CellTensor(ggml_tensor * tensor, const CacheLayout & layout, int stream, const Device & preferred,
+               const kvmerge_ggml & ggml);
 
     ggml_tensor * tensor() const { return tensor_; }
     // Whether `t` is the tensor as it was first seen. Another context's tensor may have come to the same address.
     bool is_of(const ggml_tensor * t) const {
-        return t == tensor_ && t->data == view_.data && int(t->ne[1]) == view_.n_cells &&
-               std::ptrdiff_t(t->nb[1]) == view_.cell_bytes && size_of(t) == bytes_ && t->type == type_;
+        return t == tensor_ && t->data == start_ && int(t->ne[1]) == view_.n_cells &&
+               std::ptrdiff_t(t->nb[1]) == view_.cell_bytes && int64_t(t->nb[2]) == bytes_ && t->ne[2] == n_streams_ &&
+               t->type == type_;
     }
     const Device & device() const { return *device_; }
     int n_cells() const { return view_.n_cells; }
     int dim() const { return view_.dim; }
     bool transposed() const { return view_.transposed != 0; }
-    int64_t bytes() const { return bytes_; }
-    const char * type_name() const; // "f16" and so on
+    int64_t bytes() const { return bytes_; } // of the slice
+    const char * type_name() const;          // "f16" and so on
 
     void decoded() { fresh_ = false; } // llama.cpp wrote to it
     CellView on_device();              // for kernels of device(); first updates the mirror if they work on that
@@ -46,11 +49,13 @@ class CellTensor {
     void write(int kv_head, const int32_t * cells, int n, const float * in);
 
   private:
-    static int64_t size_of(const ggml_tensor * t) { return int64_t(t->nb[2]) * t->ne[2]; }
     void refresh();
+    void upload();
     ggml_tensor * tensor_ = nullptr;
     ggml_type type_ = GGML_TYPE_COUNT;
-    int64_t bytes_ = 0;
+    const void * start_ = nullptr; // of the whole tensor
+    int64_t n_streams_ = 0, bytes_ = 0;
+    size_t offset_ = 0;  // of the slice in the tensor
     CellView view_ = {}; // views the tensor's own memory
     const Device * device_ = nullptr;
     const kvmerge_ggml * ggml_ = nullptr;

@@ -47,18 +47,6 @@ class Handles {
         throw Error(KVMERGE_E_MEMORY, text("%u of them are alive: free some", unsigned(SLOTS)));
     }
 
-    // Takes an object out of the table. Throws as entered() does, and STATE while a thread is inside.
-    std::unique_ptr<T> remove(T * handle) {
-        const std::lock_guard<std::mutex> lock(changing_);
-        if (const kvmerge_status status = enter(handle, Access::ALONE)) {
-            refuse(status);
-        }
-        Slot & slot = slot_of(handle);
-        std::unique_ptr<T> object(std::exchange(slot.object, nullptr));
-        slot.state.store(((slot.state.load(std::memory_order_relaxed) >> 32) + 1) << 32, std::memory_order_release);
-        return object;
-    }
-
     // A thread's stay inside an object, if it may enter.
     class Use {
       public:
@@ -75,10 +63,27 @@ class Handles {
         T & object() const { return *slot_.object; }
 
       private:
+        friend class Handles;
         Slot & slot_;
         const Access access_;
-        const kvmerge_status status_;
+        kvmerge_status status_;
     };
+
+    // Takes an object out of the table that this thread is alone inside of.
+    std::unique_ptr<T> remove(Use & use) {
+        const std::lock_guard<std::mutex> lock(changing_);
+        use.status_ = KVMERGE_E_ARGUMENT;
+        std::unique_ptr<T> object(std::exchange(use.slot_.object, nullptr));
+        const uint64_t generation = use.slot_.state.load(std::memory_order_relaxed) >> 32;
+        use.slot_.state.store((generation + 1) << 32, std::memory_order_release);
+        return object;
+    }
+    // The same. Throws as entered() does, and STATE while a thread is inside.
+    std::unique_ptr<T> remove(T * handle) {
+        Use use(*this, handle, Access::ALONE);
+        entered(use);
+        return remove(use);
+    }
 
     // The object of a stay. Throws what kept the thread out.
     T & entered(const Use & use) const {

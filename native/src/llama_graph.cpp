@@ -124,7 +124,28 @@ GraphNode classify(const ggml_tensor * node) {
     }
 }
 
-CacheLayout cache_of(const ggml_tensor * write, int n_head_kv, int layer, const char * which) {
+void check_streams(const ggml_tensor * cache, int n_streams, int layer, const char * which) {
+    if (cache->ne[2] == n_streams && cache->ne[3] == 1) {
+        return;
+    }
+    const bool alone = n_streams == 1;
+    throw Error(KVMERGE_E_UNSUPPORTED,
+                text("layer %d: %s cells of %lld streams, and the observer was made for %d: %s", layer, which,
+                     (long long)cache->ne[2], n_streams,
+                     alone ? "use one sequence, or kvmerge_observer_create_group"
+                           : "make the context with n_seq_max of as many and kv_unified = false"));
+}
+
+std::vector<int64_t> rows_written(const ggml_tensor * write, const kvmerge_ggml & ggml) {
+    const ggml_tensor * const rows = write->src[1];
+    require(rows->type == GGML_TYPE_I64, "cell indices of another type than I64");
+    require(rows->ne[0] > 0, "a batch without tokens");
+    std::vector<int64_t> index(static_cast<size_t>(rows->ne[0]));
+    ggml.tensor_get(rows, index.data(), 0, index.size() * sizeof(int64_t));
+    return index;
+}
+
+CacheLayout cache_of(const ggml_tensor * write, int n_head_kv, int n_streams, int layer, const char * which) {
     const ggml_tensor * t = write->view_src;
     const int type = cell_type_of(t->type);
     const bool transposed = which[0] == 'V' && write->ne[0] == 1; // its rows are written one element at a time
@@ -154,10 +175,7 @@ CacheLayout cache_of(const ggml_tensor * write, int n_head_kv, int layer, const 
             text("layer %d: %s cells of ggml type %d are not handled%s; use f16, f32, bf16 or q8_0 (-ctk, -ctv)", layer,
                  which, int(t->type), block_fits ? "" : " at this head size"));
     }
-    if (t->ne[2] != 1 || t->ne[3] != 1) {
-        throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: %s cells of %lld streams are not handled; use one sequence",
-                                                layer, which, (long long)t->ne[2]));
-    }
+    check_streams(t, n_streams, layer, which);
     if (!t->buffer) {
         throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: %s cells are in no buffer", layer, which));
     }

@@ -11,16 +11,21 @@
 // - FLASH_ATTN_EXT instead of the last three: Q, K, V, mask, sinks; parameters are scale, ALiBi's bias and the soft
 // cap.
 //
-// The queries are PERMUTE of a VIEW of the whole tensor that was rotated, [head_dim][heads][tokens]. Nothing computes
-// from the view, since its permutation views the root: capture.hpp makes a copy of it.
+// The queries are PERMUTE of a VIEW of the whole tensor that was rotated, [head_dim][heads][tokens][parts]. Nothing
+// computes from the view, since its permutation views the root: capture.hpp makes a copy of it.
 //
 // The cache is a tensor for K and one for V in each layer, [n_embd][cells][streams]. Its cells are a multiple of 256.
+// With kv_unified = false, each sequence is a stream. A ubatch then has equally many tokens of each of a run of
+// neighbouring streams, one stream's after the other's. The indices of SET_ROWS count through the cells of all streams.
+// Q, K, V, the mask and the scores have a fourth dimension, the ubatch's streams: a stream's slice is called its part.
+//
 // Tokens go to the first free cells. A cell has one position, and the mask lets a token see the cells of its sequence
 // that are not after it. A shift of positions rotates cache_k_l<N> in a graph of its own: ROPE in place, or a CPY where
 // cells are quantised.
 #pragma once
 
 #include "kernels/kernels.hpp"
+#include "kvmerge.h"
 
 #include "ggml.h"
 
@@ -28,6 +33,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 namespace kvmerge {
 
@@ -66,12 +72,24 @@ struct CacheLayout {
     int head_dim; // elements a cell and KV head
     int n_cells;
 };
-// Throws UNSUPPORTED for a type or layout that the kernels cannot handle, and for another number of KV heads.
-CacheLayout cache_of(const ggml_tensor * write, int n_head_kv, int layer, const char * which);
+// Throws UNSUPPORTED for a type or layout that the kernels cannot handle, and for another number of KV heads or
+// streams.
+CacheLayout cache_of(const ggml_tensor * write, int n_head_kv, int n_streams, int layer, const char * which);
+// Throws UNSUPPORTED for a cache of another number of streams.
+void check_streams(const ggml_tensor * cache, int n_streams, int layer, const char * which);
+// The rows that a cache write goes to: cells, counted through all streams. Throws ARGUMENT for indices that are none.
+std::vector<int64_t> rows_written(const ggml_tensor * write, const kvmerge_ggml & ggml);
+
+// A stream's slice of the nodes of a ubatch that has `of` streams.
+struct Part {
+    int number = 0, of = 1;
+    size_t offset(const ggml_tensor * t) const { return size_t(number) * t->nb[3]; }
+    const char * data(const ggml_tensor * t) const { return static_cast<const char *>(t->data) + offset(t); }
+};
 
 // How a layer attends, as its softmax or flash attention node shows.
 struct Attention {
-    const ggml_tensor * queries = nullptr; // [head_dim][tokens][heads]
+    const ggml_tensor * queries = nullptr; // [head_dim][tokens][heads][parts]
     const ggml_tensor * mask = nullptr;
     const ggml_tensor * sinks = nullptr; // [heads]: a logit that takes part in the softmax without a cell
     float scale = 1;                     // of the scores where they are small
@@ -88,22 +106,23 @@ void check_shift(const ggml_tensor * node, int layer);
 // The cells of a cache are a multiple of this many.
 constexpr int CELL_PADDING = 256;
 
-// Whether a mask has this many rows and cells, of a type that MaskRow can read.
-inline bool is_mask(const ggml_tensor * mask, int n_kv, int n_rows) {
-    return (mask->type == GGML_TYPE_F32 || mask->type == GGML_TYPE_F16) && mask->ne[0] >= n_kv && mask->ne[1] >= n_rows;
+// Whether a mask has this many rows, cells and parts, of a type that MaskRow can read.
+inline bool is_mask(const ggml_tensor * mask, int n_kv, int n_rows, int parts) {
+    return (mask->type == GGML_TYPE_F32 || mask->type == GGML_TYPE_F16) && mask->ne[0] >= n_kv &&
+           mask->ne[1] >= n_rows && mask->ne[3] == parts;
 }
 
 // A row of a mask, which sees every cell where there is no mask.
 class MaskRow {
   public:
-    // `data` is the mask's in host memory; both may be null.
+    // `data` is the mask's in host memory, or a part's of it; both may be null.
     MaskRow(const ggml_tensor * mask, const void * data, int row)
         : row_(mask ? static_cast<const char *>(data) + size_t(row) * mask->nb[1] : nullptr),
           floats_(mask && mask->type == GGML_TYPE_F32) {}
     bool sees(int cell) const {
         return !row_     ? true
                : floats_ ? reinterpret_cast<const float *>(row_)[cell] > -__builtin_inff()
-                       : reinterpret_cast<const uint16_t *>(row_)[cell] != HIDDEN;
+                         : reinterpret_cast<const uint16_t *>(row_)[cell] != HIDDEN;
     }
     // How many of the cells 0..n-1 it sees.
     int visible(int n) const {

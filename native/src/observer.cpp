@@ -6,6 +6,7 @@
 #include "stop.hpp"
 
 #include <algorithm>
+#include <chrono>
 
 using namespace kvmerge;
 
@@ -52,6 +53,44 @@ bool kvmerge_observer::wants(ggml_tensor * node) {
     return stop;
 }
 
+void kvmerge_observer::fail(const Error & e) noexcept {
+    if (!error) {
+        error = e;
+    }
+}
+
+// After an error, the rest of the block is not observed.
+bool kvmerge_observer::called(ggml_tensor * node, bool ask) noexcept {
+    const auto start = std::chrono::steady_clock::now();
+    bool result = !ask;
+    if (!error) {
+        try {
+            try {
+                if (ask) {
+                    result = wants(node);
+                } else {
+                    visit(node);
+                }
+            } catch (const Error & e) {
+                fail(e);
+            } catch (const std::bad_alloc &) {
+                fail(Error(KVMERGE_E_MEMORY, "out of memory"));
+            } catch (const std::exception & e) {
+                fail(Error(KVMERGE_E_STATE, e.what()));
+            } catch (...) {
+                fail(Error(KVMERGE_E_STATE, "unknown error"));
+            }
+        } catch (...) { // no memory for the message
+            fail(out_of_memory);
+        }
+    }
+    if (ask && error) {
+        overlook(node);
+    }
+    nanos += std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
+    return result;
+}
+
 void kvmerge_observer::distrust(Layer & l) noexcept {
     l.k.decoded();
     l.v.decoded();
@@ -84,7 +123,7 @@ bool kvmerge_observer::saw_scores(const ggml_tensor * node, int layer) {
 
 // Layers whose heads differ are recognised here, before anything is written.
 void kvmerge_observer::check_queries(const ggml_tensor * q, int layer) const {
-    if (q->ne[2] != params.n_head || q->ne[0] != layers[layer].k.dim() || q->ne[3] != 1) {
+    if (q->ne[2] != params.n_head || q->ne[0] != layers[layer].k.dim() || q->ne[3] != part.of) {
         throw Error(
             KVMERGE_E_UNSUPPORTED,
             text("layer %d has %lld query heads of %lld where %d of %d were expected: models whose layers differ, "
@@ -129,10 +168,11 @@ bool kvmerge_observer::saw_attention(const ggml_tensor * node, bool flash, int l
 void kvmerge_observer::saw_mask(const ggml_tensor * mask) {
     in_sequence.clear();
     const size_t n_rows = token_cell.size() - size_t(ubatch_start);
-    if (!is_host(mask, params.ggml) || mask->op != GGML_OP_NONE || size_t(mask->ne[1]) < n_rows || n_rows == 0) {
+    if (!is_host(mask, params.ggml) || mask->op != GGML_OP_NONE || size_t(mask->ne[1]) < n_rows || n_rows == 0 ||
+        mask->ne[3] != part.of) {
         return; // the mask cannot be read before the graph has run
     }
-    const MaskRow newest(mask, mask->data, int(n_rows) - 1);
+    const MaskRow newest(mask, part.data(mask), int(n_rows) - 1);
     for (int c = 0; c < int(mask->ne[0]); c++) {
         in_sequence.push_back(newest.sees(c));
     }
@@ -178,29 +218,34 @@ void kvmerge_observer::visit(ggml_tensor * node) {
     }
 }
 
+Error kvmerge::another_context(int layer) {
+    return Error(KVMERGE_E_STATE,
+                 text("layer %d: this is another llama_context's cache; an observer belongs to one", layer));
+}
+
 void kvmerge_observer::saw_cache_write(ggml_tensor * node, bool is_key, int layer) {
     ggml_tensor * const cache = node->view_src;
     if (layer < 0) {
-        other_bytes[cache] = int64_t(cache->nb[2]) * cache->ne[2];
+        other_bytes[cache] = int64_t(cache->nb[2]) * cache->ne[2] / n_streams;
         return;
     }
     Layer & l = layers[layer];
     CellTensor & cells = is_key ? l.k : l.v;
     if (another_context || (cells.tensor() && !cells.is_of(cache))) { // the first context's memory may be gone
         another_context = true;
-        throw Error(KVMERGE_E_STATE,
-                    text("layer %d: this is another llama_context's cache; an observer belongs to one", layer));
+        throw kvmerge::another_context(layer);
     }
     if (!cells.tensor()) {
-        const CacheLayout layout = cache_of(node, params.n_head_kv, layer, is_key ? "K" : "V");
+        const CacheLayout layout = cache_of(node, params.n_head_kv, n_streams, layer, is_key ? "K" : "V");
         if (layout.n_cells > params.n_cells) {
             throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: a cache of %d cells, and the observer was made for %d",
                                                     layer, layout.n_cells, params.n_cells));
         }
         if (params.n_cells - layout.n_cells >= CELL_PADDING) { // the caller's arrays would have the larger size
-            throw Error(KVMERGE_E_UNSUPPORTED,
-                        text("layer %d: a cache of %d cells, and the observer was made for %d: make it for llama_n_ctx",
-                             layer, layout.n_cells, params.n_cells));
+            throw Error(
+                KVMERGE_E_UNSUPPORTED,
+                text("layer %d: a cache of %d cells, and the observer was made for %d: make it for llama_n_ctx_seq",
+                     layer, layout.n_cells, params.n_cells));
         }
         const CellTensor & other = is_key ? l.v : l.k;
         if (other.tensor() && other.n_cells() != layout.n_cells) {
@@ -222,7 +267,7 @@ void kvmerge_observer::saw_cache_write(ggml_tensor * node, bool is_key, int laye
                      "are not handled",
                      layer, is_key ? "K" : "V", layout.head_dim, first.dim()));
         }
-        CellTensor found(cache, layout, *device, params.ggml);
+        CellTensor found(cache, layout, stream, *device, params.ggml);
         if (is_key) {
             l.rope = rope_of(node, found.dim(), layer, found.device(), params.ggml);
         }
@@ -231,29 +276,28 @@ void kvmerge_observer::saw_cache_write(ggml_tensor * node, bool is_key, int laye
     }
     cells.decoded();
     if (is_key && layer == 0) {
-        saw_tokens(node->src[1]);
+        if (!in_group) { // else the group has shared them out
+            written = rows_written(node, params.ggml);
+        }
+        saw_tokens();
     }
 }
 
 // At the first layer of a ubatch: notes which cells its tokens go to.
-void kvmerge_observer::saw_tokens(const ggml_tensor * rows) {
-    require(rows->type == GGML_TYPE_I64, "cell indices of another type than I64");
-    const int64_t n = rows->ne[0];
-    require(n > 0, "a batch without tokens");
+void kvmerge_observer::saw_tokens() {
+    const int64_t n = int64_t(written.size());
     require(int64_t(token_cell.size()) + n <= params.n_tokens, "more tokens in a block than the observer was made for");
-    std::vector<int64_t> index(static_cast<size_t>(n));
-    params.ggml.tensor_get(rows, index.data(), 0, index.size() * sizeof(int64_t));
-    for (int64_t cell : index) {
+    for (int64_t cell : written) {
         require(cell >= 0 && cell < layers[0].k.n_cells(), "a token was written to a cell outside the cache");
     }
-    if (captured.large() || captured.sees(index)) { // nothing of this graph has run: the keys are still those they saw
+    if (captured.large() || captured.sees(written)) { // nothing of this graph has run: the keys are those they saw
         add_captured();
     }
     ubatch_start = int(token_cell.size());
-    captured.next_ubatch(ubatch_start, int(n));
+    captured.next_ubatch(ubatch_start, int(n), part);
     cut = false;
     token_cell.reserve(size_t(params.n_tokens)); // must not move: kvmerge_observer_stats() gives its address
-    token_cell.insert(token_cell.end(), index.begin(), index.end());
+    token_cell.insert(token_cell.end(), written.begin(), written.end());
     for (Layer & seen : layers) { // this ubatch has all observation queries: older ones go
         if (params.mass_queries > 0 && n >= params.mass_queries && seen.mass.size()) {
             seen.mass.zero();

@@ -1,4 +1,4 @@
-// The observer of one llama_context: what its attention did, and where its cells are.
+// The observer of one llama_context, or of one stream of it: what its attention did, and where its cells are.
 #pragma once
 
 #include "capture.hpp"
@@ -9,6 +9,7 @@
 #include "neighbours.hpp"
 #include "rope.hpp"
 #include "status.hpp"
+#include "streams.hpp"
 
 #include <cstdint>
 #include <deque>
@@ -24,7 +25,13 @@ class Stop;
 
 struct kvmerge_observer {
     kvmerge_observer_params params;
-    const kvmerge::Device * device; // the one that params ask for; the CPU handles what it cannot reach
+    const kvmerge::Device * device;            // the one that params ask for; the CPU handles what it cannot reach
+    bool in_group = false;                     // it is called by a group, not by llama.cpp
+    int stream = 0, n_streams = 1;             // the one that is observed, of the context's
+    std::unique_ptr<kvmerge::Streams> group;   // of a group's own handle, which observes nothing itself
+    kvmerge::Part part;                        // the stream's, of the current ubatch
+    std::vector<int64_t> written;              // [tokens of the part]: the cells that they go to, within the stream
+    std::shared_ptr<kvmerge::Staging> staging; // where the queries of a ubatch of several parts go
 
     struct Layer {
         kvmerge::CellTensor k, v;
@@ -88,19 +95,22 @@ struct kvmerge_observer {
     bool is_of_sequence(int cell) const; // true also where no mask has shown it
     size_t head_index(int layer, int kv_head) const { return size_t(layer) * params.n_head_kv + kv_head; }
 
-    bool wants(ggml_tensor * node); // before a node runs: learns where things are, and says whether to stop at it
-    void visit(ggml_tensor * node); // after a node that it stops at has run
-    void overlook(const ggml_tensor * node) noexcept; // before a node runs that is not looked at, after an error
-    void distrust(Layer & layer) noexcept;            // its cells may have been written unseen
-    void collect();                 // brings mass and entropy to the host
+    // llama.cpp's eval callback. Errors are kept for kvmerge_observer_stats().
+    bool called(ggml_tensor * node, bool ask) noexcept;
+    void fail(const kvmerge::Error & e) noexcept; // keeps an error, if it is the block's first
+    void distrust(Layer & layer) noexcept;        // its cells may have been written unseen
+    void collect();                               // brings mass and entropy to the host
     // Adds what captured queries did to the statistics, of all layers at once. Without `attention`: to moments only.
     void add_captured(bool attention = true);
-    void add_waiting_queries();     // of all layers, to the moments
+    void add_waiting_queries(); // of all layers, to the moments
     void add_waiting_queries(Layer & layer);
 
   private:
+    bool wants(ggml_tensor * node); // before a node runs: learns where things are, and says whether to stop at it
+    void visit(ggml_tensor * node); // after a node that it stops at has run
+    void overlook(const ggml_tensor * node) noexcept; // before a node runs that is not looked at, after an error
     void saw_cache_write(ggml_tensor * node, bool is_key, int layer);
-    void saw_tokens(const ggml_tensor * rows);
+    void saw_tokens();
     bool saw_scores(const ggml_tensor * node, int layer);
     void check_queries(const ggml_tensor * q, int layer) const;
     void saw_mask(const ggml_tensor * mask);
@@ -124,12 +134,15 @@ struct kvmerge_observer {
 namespace kvmerge {
 
 Handles<kvmerge_observer> & observers();
+Error another_context(int layer);
 // Runs an entry's body on the observer behind a handle, if this thread may enter it.
 template <class Body>
 kvmerge_status on_observer(const char * entry, kvmerge_observer * handle, Access access, Body && body) noexcept {
     return guarded(entry, [&] {
         const Handles<kvmerge_observer>::Use use(observers(), handle, access);
-        body(observers().entered(use));
+        kvmerge_observer & o = observers().entered(use);
+        require(!o.group, "this handle is a group's, for llama.cpp and kvmerge_observer_free: give a stream's");
+        body(o);
     });
 }
 

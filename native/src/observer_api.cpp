@@ -7,8 +7,10 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <deque>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace {
 
@@ -43,28 +45,35 @@ int64_t nanos_since(std::chrono::steady_clock::time_point start) {
     throw Error(error.status, std::string(error.what()));
 }
 
-// Runs what the callback has to do. The first error of a block is kept for kvmerge_observer_stats(), and the rest of
-// the block is not observed.
-template <class Body>
-void watching(kvmerge_observer & o, Body && body) noexcept {
-    if (o.error) {
-        return;
+std::unique_ptr<kvmerge_observer> make(const kvmerge_observer_params & params) {
+    kvmerge_observer_params p = params;
+    check_params(p);
+    auto made = std::make_unique<kvmerge_observer>();
+    if (p.bias == KVMERGE_BIAS_FOLDED) {
+        p.observe |= KVMERGE_OBSERVE_QUERIES;
     }
-    try {
-        try {
-            body();
-        } catch (const Error & e) {
-            o.error = e;
-        } catch (const std::bad_alloc &) {
-            o.error = Error(KVMERGE_E_MEMORY, "out of memory");
-        } catch (const std::exception & e) {
-            o.error = Error(KVMERGE_E_STATE, e.what());
-        } catch (...) {
-            o.error = Error(KVMERGE_E_STATE, "unknown error");
-        }
-    } catch (...) { // no memory for the message
-        o.error = o.out_of_memory;
+    made->params = p;
+    made->device = p.device == KVMERGE_DEVICE_CUDA ? &cuda_device() : &host_device();
+    made->layers.resize(size_t(p.n_layer));
+    for (int32_t i = 0; i < p.n_layer; i++) {
+        const int32_t number = p.layers ? p.layers[i] : i;
+        require(number >= 0 && (i == 0 || number > made->numbers.back()), "layers must be ascending numbers of layers");
+        made->numbers.push_back(number);
     }
+    made->params.layers = p.layers ? made->numbers.data() : nullptr;
+    return made;
+}
+
+void remove_group(Handles<kvmerge_observer>::Use & group) {
+    const std::vector<kvmerge_observer *> handles = group.object().group->handles();
+    std::deque<Handles<kvmerge_observer>::Use> inside;
+    for (kvmerge_observer * const handle : handles) { // all or none
+        observers().entered(inside.emplace_back(observers(), handle, Access::ALONE));
+    }
+    for (auto & use : inside) {
+        observers().remove(use);
+    }
+    observers().remove(group);
 }
 
 } // namespace
@@ -83,28 +92,51 @@ extern "C" {
 kvmerge_status kvmerge_observer_create(const kvmerge_observer_params * params, kvmerge_observer ** out) {
     return guarded("kvmerge_observer_create", [&] {
         require(params && out, "params or out is null");
-        kvmerge_observer_params p = *params;
-        check_params(p);
-        auto made = std::make_unique<kvmerge_observer>();
-        if (p.bias == KVMERGE_BIAS_FOLDED) {
-            p.observe |= KVMERGE_OBSERVE_QUERIES;
+        *out = observers().add(make(*params));
+    });
+}
+
+kvmerge_status kvmerge_observer_create_group(const kvmerge_observer_params * params, int32_t n_streams,
+                                             kvmerge_observer ** group, kvmerge_observer ** streams) {
+    return guarded("kvmerge_observer_create_group", [&] {
+        require(params && group && streams, "params, group or streams is null");
+        require(n_streams > 0 && n_streams <= 256, "n_streams must be 1..256");
+        auto whole = make(*params);
+        std::vector<kvmerge_observer *> handles;
+        try {
+            for (int32_t i = 0; i < n_streams; i++) {
+                auto one = make(*params);
+                one->in_group = true;
+                one->stream = i;
+                one->n_streams = n_streams;
+                handles.push_back(nullptr);
+                handles.back() = observers().add(std::move(one));
+            }
+            whole->group = std::make_unique<Streams>(handles, whole->numbers, params->ggml);
+            *group = observers().add(std::move(whole));
+        } catch (...) {
+            for (kvmerge_observer * const handle : handles) {
+                if (handle) {
+                    observers().remove(handle);
+                }
+            }
+            throw;
         }
-        made->params = p;
-        made->device = p.device == KVMERGE_DEVICE_CUDA ? &cuda_device() : &host_device();
-        made->layers.resize(size_t(p.n_layer));
-        for (int32_t i = 0; i < p.n_layer; i++) {
-            const int32_t number = p.layers ? p.layers[i] : i;
-            require(number >= 0 && (i == 0 || number > made->numbers.back()),
-                    "layers must be ascending numbers of layers");
-            made->numbers.push_back(number);
-        }
-        made->params.layers = p.layers ? made->numbers.data() : nullptr;
-        *out = observers().add(std::move(made));
+        std::copy(handles.begin(), handles.end(), streams);
     });
 }
 
 kvmerge_status kvmerge_observer_free(kvmerge_observer * observer) {
-    return guarded("kvmerge_observer_free", [&] { observers().remove(observer); });
+    return guarded("kvmerge_observer_free", [&] {
+        Handles<kvmerge_observer>::Use use(observers(), observer, Access::ALONE);
+        const kvmerge_observer & o = observers().entered(use);
+        require(!o.in_group, "this handle is a stream's: free its group");
+        if (o.group) {
+            remove_group(use);
+        } else {
+            observers().remove(use);
+        }
+    });
 }
 
 bool kvmerge_eval_callback(struct ggml_tensor * tensor, bool ask, void * handle) {
@@ -123,20 +155,7 @@ bool kvmerge_eval_callback(struct ggml_tensor * tensor, bool ask, void * handle)
         return !ask;
     }
     kvmerge_observer & o = use.object();
-    const auto start = std::chrono::steady_clock::now();
-    bool result = !ask;
-    watching(o, [&] {
-        if (ask) {
-            result = o.wants(tensor);
-        } else {
-            o.visit(tensor);
-        }
-    });
-    if (ask && o.error) {
-        o.overlook(tensor);
-    }
-    o.nanos += nanos_since(start);
-    return result;
+    return o.group ? o.group->called(tensor, ask) : o.called(tensor, ask);
 }
 
 kvmerge_status kvmerge_observer_begin(kvmerge_observer * observer) {

@@ -59,7 +59,7 @@ void kvmerge_observer::prepare(Layer & l, const ggml_tensor * node) {
 
 void kvmerge_observer::add_queries(Stop & stop, const ggml_tensor * q, int layer) {
     Layer & l = layers[layer];
-    if (q->type != GGML_TYPE_F32 || q->nb[0] != sizeof(float) || q->ne[2] != params.n_head || q->ne[3] != 1 ||
+    if (q->type != GGML_TYPE_F32 || q->nb[0] != sizeof(float) || q->ne[2] != params.n_head || q->ne[3] != part.of ||
         q->ne[0] != l.k.dim()) {
         throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: queries of an unexpected type or shape", layer));
     }
@@ -67,7 +67,7 @@ void kvmerge_observer::add_queries(Stop & stop, const ggml_tensor * q, int layer
     if (!observes(KVMERGE_OBSERVE_QUERIES)) {
         return;
     }
-    NodeData & data = stop.keep({q, *l.stats_device, params.ggml});
+    NodeData & data = stop.keep({q, *l.stats_device, params.ggml, part});
     if (q->ne[1] < ENOUGH_QUERIES && l.stats_device == &host_device()) { // too few for a kernel: they wait
         for (int64_t r = 0; r < q->ne[1]; r++) {
             keep_query(l, data.as<const char>(size_t(r) * q->nb[1]), q->nb[2]);
@@ -121,10 +121,10 @@ void kvmerge_observer::add_waiting_queries() {
 }
 
 void kvmerge_observer::add_exact_bias(ggml_tensor * kq, int layer) {
-    if (kq->type != GGML_TYPE_F32 || kq->ne[0] > params.n_cells || kq->ne[2] != params.n_head || kq->ne[3] != 1) {
+    if (kq->type != GGML_TYPE_F32 || kq->ne[0] > params.n_cells || kq->ne[2] != params.n_head || kq->ne[3] != part.of) {
         throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: scores of an unexpected type or shape", layer));
     }
-    NodeData data(kq, host_device(), params.ggml);
+    NodeData data(kq, host_device(), params.ggml, part);
     const float inverse = 1 / layers[layer].scale;
     for (int64_t h = 0; h < kq->ne[2]; h++) {
         const float * b = bias.data() + head_index(layer, int(h) / heads_per_kv()) * params.n_cells;
@@ -140,7 +140,7 @@ void kvmerge_observer::add_exact_bias(ggml_tensor * kq, int layer) {
 
 // Counts the cells that each row sees and finds the last cell that any row sees, once for each mask of a ubatch.
 void kvmerge_observer::look_at_mask(const ggml_tensor * mask, int n_kv, int n_rows) {
-    if (mask && !is_mask(mask, n_kv, n_rows)) {
+    if (mask && !is_mask(mask, n_kv, n_rows, part.of)) {
         throw Error(KVMERGE_E_UNSUPPORTED, text("mask %s has an unexpected type or shape", mask->name));
     }
     const void * identity = mask ? mask->data : this;
@@ -157,7 +157,7 @@ void kvmerge_observer::look_at_mask(const ggml_tensor * mask, int n_kv, int n_ro
     if (!mask || (!entropies && !is_host(mask, params.ggml))) {
         return;
     }
-    NodeData data(mask, host_device(), params.ggml);
+    NodeData data(mask, host_device(), params.ggml, part);
     cells_seen = 1;
     for (int r = 0; r < n_rows; r++) {
         const MaskRow row(mask, data.as<const char>(), r);
@@ -199,7 +199,7 @@ void kvmerge_observer::in_observed(const Args & args, Kernel && kernel) const {
 
 void kvmerge_observer::add_attention(Stop & stop, ggml_tensor * p, int layer) {
     const int n_kv = int(p->ne[0]), n_rows = int(p->ne[1]);
-    if (p->type != GGML_TYPE_F32 || p->nb[0] != sizeof(float) || p->ne[2] != params.n_head || p->ne[3] != 1 ||
+    if (p->type != GGML_TYPE_F32 || p->nb[0] != sizeof(float) || p->ne[2] != params.n_head || p->ne[3] != part.of ||
         n_kv <= 0 || n_kv > params.n_cells || n_rows <= 0 || ubatch_start + n_rows > params.n_tokens) {
         throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: attention of an unexpected type or shape", layer));
     }
@@ -207,7 +207,7 @@ void kvmerge_observer::add_attention(Stop & stop, ggml_tensor * p, int layer) {
     prepare(l, p);
     const bool entropies = observes(KVMERGE_OBSERVE_ENTROPY);
     look_at_mask(attention_of(p, layer).mask, n_kv, n_rows);
-    NodeData & data = stop.keep({p, *l.stats_device, params.ggml});
+    NodeData & data = stop.keep({p, *l.stats_device, params.ggml, part});
     AttentionStatsArgs args = {data.as<const float>(),
                                floats(p->nb[2]),
                                floats(p->nb[1]),
@@ -237,7 +237,7 @@ void kvmerge_observer::add_flash_attention(Stop & stop, ggml_tensor * node, int 
     }
     const int n_kv = int(node->src[1]->ne[1]), n_rows = int(q->ne[1]);
     if (n_kv <= 0 || n_kv > l.k.n_cells() || n_rows <= 0 || ubatch_start + n_rows > params.n_tokens ||
-        (mask && (mask->type != GGML_TYPE_F16 || mask->ne[0] != n_kv || mask->ne[1] < n_rows))) {
+        (mask && (mask->type != GGML_TYPE_F16 || mask->ne[0] != n_kv || !is_mask(mask, n_kv, n_rows, part.of)))) {
         throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: flash attention of an unexpected type or shape", layer));
     }
     const bool entropies = observes(KVMERGE_OBSERVE_ENTROPY);
@@ -246,8 +246,8 @@ void kvmerge_observer::add_flash_attention(Stop & stop, ggml_tensor * node, int 
     if (&d != &l.k.device() && &d != &host_device()) {
         throw Error(KVMERGE_E_UNSUPPORTED, text("layer %d: its queries are on the GPU and its keys are not", layer));
     }
-    NodeData & queries = stop.keep({q, d, params.ggml});
-    NodeData * const hidden = mask ? &stop.keep({mask, d, params.ggml}) : nullptr;
+    NodeData & queries = stop.keep({q, d, params.ggml, part});
+    NodeData * const hidden = mask ? &stop.keep({mask, d, params.ggml, part}) : nullptr;
     ScoreStatsArgs args = {queries.as<const float>(),
                            floats(q->nb[2]),
                            floats(q->nb[1]),

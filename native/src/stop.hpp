@@ -13,15 +13,16 @@
 
 namespace kvmerge {
 
-// A node's data where a device can read it: in place, or a copy on the host.
+// A part of a node's data where a device can read it: in place, or a copy on the host.
 class NodeData {
   public:
-    NodeData(const ggml_tensor * t, const Device & device, const kvmerge_ggml & ggml) {
+    NodeData(const ggml_tensor * t, const Device & device, const kvmerge_ggml & ggml, const Part & part)
+        : offset_(part.offset(t)) {
         if (&device == &host_device() && !is_host(t, ggml)) {
-            copy_ = download(t, ggml);
+            copy_ = download(t, ggml, part);
             data_ = copy_.data();
         } else {
-            data_ = t->data;
+            data_ = static_cast<char *>(t->data) + offset_;
         }
     }
     template <class T>
@@ -31,11 +32,12 @@ class NodeData {
     // Uploads the copy, if there is one.
     void write_back(ggml_tensor * t, const kvmerge_ggml & ggml) const {
         if (data_ == copy_.data()) {
-            ggml.tensor_set(t, copy_.data(), 0, copy_.size());
+            ggml.tensor_set(t, copy_.data(), offset_, copy_.size());
         }
     }
 
   private:
+    size_t offset_;
     std::vector<char> copy_;
     void * data_ = nullptr;
 };

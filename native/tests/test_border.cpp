@@ -295,7 +295,7 @@ static void test_sizes() {
     CHECK(kvmerge_observer_stats(o, &stats) == KVMERGE_OK && stats.n_tokens == 0 && !stats.mass && !stats.entropy);
     Fixture f;
     f.decode(o);
-    CHECK(kvmerge_observer_stats(o, &stats) == KVMERGE_E_UNSUPPORTED && says("make it for llama_n_ctx"));
+    CHECK(kvmerge_observer_stats(o, &stats) == KVMERGE_E_UNSUPPORTED && says("make it for llama_n_ctx_seq"));
     CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
     params.n_layer = 65536;
     CHECK(kvmerge_observer_create(&params, &o) == KVMERGE_E_ARGUMENT && says("2^40"));

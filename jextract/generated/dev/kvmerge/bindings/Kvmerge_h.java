@@ -590,6 +590,69 @@ public class Kvmerge_h extends Kvmerge_h$shared {
         }
     }
 
+    private static class kvmerge_observer_create_group {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_observer_create_group");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_observer_create_group(const kvmerge_observer_params *params, int32_t n_streams, kvmerge_observer **group, kvmerge_observer **streams)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_observer_create_group$descriptor() {
+        return kvmerge_observer_create_group.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_observer_create_group(const kvmerge_observer_params *params, int32_t n_streams, kvmerge_observer **group, kvmerge_observer **streams)
+     * }
+     */
+    public static MethodHandle kvmerge_observer_create_group$handle() {
+        return kvmerge_observer_create_group.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_observer_create_group(const kvmerge_observer_params *params, int32_t n_streams, kvmerge_observer **group, kvmerge_observer **streams)
+     * }
+     */
+    public static MemorySegment kvmerge_observer_create_group$address() {
+        return kvmerge_observer_create_group.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_observer_create_group(const kvmerge_observer_params *params, int32_t n_streams, kvmerge_observer **group, kvmerge_observer **streams)
+     * }
+     */
+    public static int kvmerge_observer_create_group(MemorySegment params, int n_streams, MemorySegment group, MemorySegment streams) {
+        var mh$ = kvmerge_observer_create_group.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_observer_create_group", params, n_streams, group, streams);
+            }
+            return (int)mh$.invokeExact(params, n_streams, group, streams);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
     private static class kvmerge_eval_callback {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
             Kvmerge_h.C_BOOL,
