@@ -192,6 +192,27 @@ test('messages are text, whatever they hold', async () => {
     assert.deepEqual(await messages(page), [want, want]);
 });
 
+test('an answer that comes faster than the screen is drawn is shown a screen at a time', async () => {
+    const page = await it.open();
+    const words = Array.from({ length: 5000 }, (_, i) => ` w${i}`);
+    it.mock.chat = (answer) => {
+        answer.begin();
+        for (const word of words) answer.text(word);
+        answer.end();
+    };
+    await page.evaluate(() => {
+        window.changes = 0;
+        new MutationObserver((records) => (window.changes += records.length)).observe(
+            document.getElementById('messages'),
+            { childList: true, subtree: true, characterData: true },
+        );
+    });
+    await say(page, 'Fast');
+    assert.equal(await page.locator('.assistant .text').textContent(), words.join(''));
+    const changes = await page.evaluate(() => window.changes);
+    assert.ok(changes < 1000, `${changes} changes for 5,000 tokens`);
+});
+
 const MARKDOWN = [
     '# A *title*',
     'Some `code <b>`, **bold <i>** and 2 * 3 ** 4; ``a``.',

@@ -44,13 +44,24 @@ export class Chat {
         if (message.note) element.append(make('p', 'note', message.note));
         this.#root.append(element);
         this.#toEnd();
+        // Tokens may come faster than the screen shows them.
+        let waiting = '';
+        let frame = null;
+        const show = () => {
+            if (frame !== null) cancelAnimationFrame(frame);
+            frame = null;
+            const atEnd = this.#atEnd();
+            if (waiting) written.append(waiting);
+            waiting = '';
+            if (atEnd) this.#toEnd();
+        };
         return {
             append: (more) => {
-                const atEnd = this.#atEnd();
-                written.append(more);
-                if (atEnd) this.#toEnd();
+                waiting += more;
+                frame ??= requestAnimationFrame(show);
             },
             finish: (note) => {
+                show();
                 const atEnd = this.#atEnd();
                 written.end();
                 if (note) element.append(make('p', 'note', note));
