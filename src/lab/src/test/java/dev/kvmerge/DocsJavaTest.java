@@ -33,6 +33,7 @@ class DocsJavaTest {
     private static final String IMPORTS = """
             import dev.kvmerge.attention.*;
             import dev.kvmerge.cache.*;
+            import dev.kvmerge.engine.*;
             import dev.kvmerge.kernels.*;
             import dev.kvmerge.llama.*;
             import dev.kvmerge.strategy.*;

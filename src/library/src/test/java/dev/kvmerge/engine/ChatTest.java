@@ -1,0 +1,141 @@
+package dev.kvmerge.engine;
+
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import dev.kvmerge.KvmergeException;
+import dev.kvmerge.engine.Generation.Ended;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+import org.junit.jupiter.api.Tag;
+import org.junit.jupiter.api.Test;
+
+/** Conversations: what was read is not read again. */
+@Tag("native")
+class ChatTest extends TinyEngine {
+    private static final int OTHER_END = 2; // an answer ends as ChatML writes it
+
+    /** Letters alone: bytes that are no text would be another text when they come back. */
+    private static final GenerateOptions WORDS = GenerateOptions.usual()
+            .withSampling(Sampling.usual()
+                    .withSeed(3)
+                    .withTopK(0)
+                    .withGrammar("root ::= [a-z]{30}")
+                    .withLogitBias(Map.of(OTHER_END, Float.NEGATIVE_INFINITY)));
+
+    /** ChatML. */
+    private static ChatTemplate.Prompt chatMl(List<ChatMessage> messages, boolean addGenerationPrompt) {
+        List<ChatTemplate.Part> parts = new ArrayList<>();
+        for (ChatMessage message : messages) {
+            parts.add(new ChatTemplate.Part("<|im_start|>", true));
+            parts.add(new ChatTemplate.Part(message.role() + "\n" + message.content(), false));
+            parts.add(new ChatTemplate.Part("<|im_end|>", true));
+            parts.add(new ChatTemplate.Part("\n", false));
+        }
+        if (addGenerationPrompt) {
+            parts.add(new ChatTemplate.Part("<|im_start|>", true));
+            parts.add(new ChatTemplate.Part("assistant\n", false));
+        }
+        return new ChatTemplate.Prompt(parts);
+    }
+
+    private static Engine chatting(int sessions) {
+        Engine engine = engine(sessions);
+        engine.useChatTemplate(ChatTest::chatMl);
+        return engine;
+    }
+
+    private static int length(List<ChatMessage> messages) {
+        return chatMl(messages, true).tokens(model).length;
+    }
+
+    @Test
+    void onlyWhatIsNewIsReadAlsoWhenOldTokensWereDropped() {
+        try (Engine engine = chatting(2);
+                Session session = engine.open();
+                Session whole = engine.open()) {
+            int before = 0;
+            for (int turn = 0; turn < 8; turn++) {
+                Generation g = session.chat("question " + turn, WORDS, t -> {});
+                assertEquals(Ended.END_OF_GENERATION, g.ended());
+                assertEquals(30, g.text().length());
+                List<ChatMessage> asked =
+                        session.conversation().subList(0, session.conversation().size() - 1);
+                assertEquals(length(asked), g.promptTokens());
+                assertEquals(turn == 0 ? g.promptTokens() : length(asked) - before, g.readTokens());
+                before = length(asked) + 31; // the answer and its end
+            }
+            assertTrue(session.tokens().length > 3 * (CELLS + BLOCK), "more than there are cells");
+            assertTrue(session.cells().cellsInUse() <= CELLS + BLOCK);
+            List<ChatMessage> all = new ArrayList<>(session.conversation());
+            all.add(ChatMessage.user("again"));
+            Generation known = session.chat(all, WORDS, t -> {});
+            Generation fresh = whole.chat(all, WORDS, t -> {});
+            assertEquals(known.promptTokens(), fresh.promptTokens());
+            assertEquals(fresh.promptTokens(), fresh.readTokens());
+            assertTrue(known.readTokens() < 40, "only the last question");
+        }
+    }
+
+    @Test
+    void anEditedHistoryIsReadAgain() {
+        try (Engine engine = chatting(2);
+                Session session = engine.open();
+                Session other = engine.open()) {
+            session.chat("one", WORDS, t -> {});
+            session.chat("two", WORDS, t -> {});
+            List<ChatMessage> edited = new ArrayList<>(session.conversation());
+            edited.set(0, ChatMessage.user("eins"));
+            edited.add(ChatMessage.user("three"));
+            Generation again = session.chat(edited, WORDS, t -> {});
+            assertEquals(again.promptTokens(), again.readTokens());
+            assertEquals(other.chat(edited, WORDS, t -> {}).text(), again.text());
+            assertArrayEquals(other.tokens(), session.tokens());
+        }
+    }
+
+    @Test
+    void theLastAnswerCanBeAskedForAgain() {
+        try (Engine engine = chatting(1);
+                Session session = engine.open()) {
+            List<ChatMessage> asked = List.of(ChatMessage.user("one"));
+            Generation read = session.chat(asked, WORDS.withMaxTokens(0), t -> {});
+            assertEquals(read.promptTokens(), read.readTokens());
+            Generation answer = session.chat(asked, WORDS, t -> {});
+            assertEquals(0, answer.readTokens(), "all was read, and its logits are there");
+            assertEquals(answer.text(), session.chat(asked, WORDS, t -> {}).text(), "read again, and drawn again");
+        }
+    }
+
+    @Test
+    void aCancelledAnswerIsAPartOfTheConversation() {
+        try (Engine engine = chatting(1);
+                Session session = engine.open()) {
+            int[] n = {0};
+            Generation half = session.chat("one", WORDS, t -> {
+                if (++n[0] == 10) {
+                    session.cancel();
+                }
+            });
+            assertEquals(Ended.CANCELLED, half.ended());
+            assertEquals(List.of(ChatMessage.user("one"), ChatMessage.assistant(half.text())), session.conversation());
+            Generation next = session.chat("two", WORDS, t -> {});
+            assertEquals(Ended.END_OF_GENERATION, next.ended());
+            assertTrue(next.readTokens() < next.promptTokens() / 2, "the half answer is known");
+        }
+    }
+
+    @Test
+    void aModelWithoutATemplateSaysWhatToDo() {
+        try (Engine engine = engine(1);
+                Session session = engine.open()) {
+            KvmergeException.Usage thrown =
+                    assertThrows(KvmergeException.Usage.class, () -> session.chat("hello", WORDS, t -> {}));
+            assertTrue(thrown.getMessage().contains("kvmerge-chat"), thrown.getMessage());
+            assertEquals(List.of(), session.conversation());
+        }
+    }
+}
