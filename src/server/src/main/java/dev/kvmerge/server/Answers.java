@@ -1,0 +1,214 @@
+package dev.kvmerge.server;
+
+import com.fasterxml.jackson.databind.node.ArrayNode;
+import com.fasterxml.jackson.databind.node.ObjectNode;
+import dev.kvmerge.engine.Generation;
+import dev.kvmerge.engine.TokenLogprob;
+import java.nio.charset.StandardCharsets;
+import java.time.Duration;
+import java.util.ArrayList;
+import java.util.List;
+
+/** One answer in OpenAI's form, whole or in pieces, with llama-server's timings and kvmerge's cells beside it. */
+final class Answers {
+    private final Request request;
+    private final String id;
+    private final String model;
+    private final long created = System.currentTimeMillis() / 1000;
+
+    Answers(Request request, String id, String model) {
+        this.request = request;
+        this.id = id;
+        this.model = model;
+    }
+
+    ObjectNode whole(Generation generation, int slot, Slot.Fill fill) {
+        ObjectNode answer = head(request.chat() ? "chat.completion" : "text_completion");
+        ObjectNode choice = answer.putArray("choices").addObject();
+        choice.put("index", 0);
+        if (request.chat()) {
+            ObjectNode message = choice.putObject("message");
+            message.put("role", "assistant");
+            message.put("content", generation.text());
+            message.putNull("refusal");
+        } else {
+            choice.put("text", request.echo() ? request.prompt().text() + generation.text() : generation.text());
+        }
+        choice.set("logprobs", logprobs(generation));
+        choice.put("finish_reason", reason(generation));
+        answer.set("usage", usage(generation));
+        answer.set("timings", timings(generation));
+        answer.set("kvmerge", kvmerge(slot, fill));
+        return answer;
+    }
+
+    /** A stream's first piece: whose turn it is, and in which slot. */
+    ObjectNode first(int slot) {
+        ObjectNode piece = request.chat()
+                ? piece("", null)
+                : piece(request.echo() ? request.prompt().text() : "", null);
+        if (request.chat()) {
+            ((ObjectNode) piece.at("/choices/0/delta")).put("role", "assistant");
+        }
+        piece.putObject("kvmerge").put("slot", slot);
+        return piece;
+    }
+
+    /** A stream's piece of text. */
+    ObjectNode text(String text) {
+        return piece(text, null);
+    }
+
+    /** A stream's piece that says why it ends. */
+    ObjectNode last(Generation generation, int slot, Slot.Fill fill) {
+        ObjectNode piece = piece(null, reason(generation));
+        ((ObjectNode) piece.at("/choices/0")).set("logprobs", logprobs(generation));
+        piece.set("timings", timings(generation));
+        piece.set("kvmerge", kvmerge(slot, fill));
+        return piece;
+    }
+
+    /** A stream's piece after the last, where it is asked for. */
+    ObjectNode usage(Generation generation, int slot, Slot.Fill fill) {
+        ObjectNode piece = head(streamed());
+        piece.putArray("choices");
+        piece.set("usage", usage(generation));
+        piece.set("timings", timings(generation));
+        piece.set("kvmerge", kvmerge(slot, fill));
+        return piece;
+    }
+
+    private String streamed() {
+        return request.chat() ? "chat.completion.chunk" : "text_completion";
+    }
+
+    private ObjectNode piece(String text, String reason) {
+        ObjectNode piece = head(streamed());
+        ObjectNode choice = piece.putArray("choices").addObject();
+        choice.put("index", 0);
+        if (request.chat()) {
+            ObjectNode delta = choice.putObject("delta");
+            if (text != null) {
+                delta.put("content", text);
+            }
+        } else {
+            choice.put("text", text == null ? "" : text);
+        }
+        choice.putNull("logprobs");
+        choice.put("finish_reason", reason);
+        if (request.includeUsage()) {
+            piece.putNull("usage");
+        }
+        return piece;
+    }
+
+    private ObjectNode head(String object) {
+        ObjectNode head = Json.object();
+        head.put("id", id);
+        head.put("object", object);
+        head.put("created", created);
+        head.put("model", model);
+        head.put("system_fingerprint", "kvmerge");
+        return head;
+    }
+
+    private static String reason(Generation generation) {
+        return generation.ended() == Generation.Ended.LENGTH ? "length" : "stop";
+    }
+
+    private static ObjectNode usage(Generation generation) {
+        ObjectNode usage = Json.object();
+        usage.put("prompt_tokens", generation.promptTokens());
+        usage.put("completion_tokens", generation.tokens().length);
+        usage.put("total_tokens", generation.promptTokens() + generation.tokens().length);
+        usage.putObject("prompt_tokens_details")
+                .put("cached_tokens", generation.promptTokens() - generation.readTokens());
+        return usage;
+    }
+
+    private static ObjectNode timings(Generation generation) {
+        ObjectNode timings = Json.object();
+        timings.put("cache_n", generation.promptTokens() - generation.readTokens());
+        timings(timings, "prompt", generation.readTokens(), generation.promptTime());
+        timings(timings, "predicted", generation.tokens().length, generation.generationTime());
+        return timings;
+    }
+
+    private static void timings(ObjectNode timings, String what, int tokens, Duration time) {
+        double millis = time.toNanos() / 1e6;
+        timings.put(what + "_n", tokens);
+        timings.put(what + "_ms", millis);
+        timings.put(what + "_per_token_ms", tokens == 0 ? 0 : millis / tokens);
+        timings.put(what + "_per_second", millis == 0 ? 0 : tokens / millis * 1000);
+    }
+
+    private static ObjectNode kvmerge(int slot, Slot.Fill fill) {
+        ObjectNode kvmerge = Json.object();
+        kvmerge.put("slot", slot);
+        kvmerge.put("cells", fill.cells());
+        kvmerge.put("allocated", fill.allocated());
+        kvmerge.put("mib", fill.mib());
+        return kvmerge;
+    }
+
+    /** Log probabilities of the tokens that the text is made of: not of what ended it. */
+    private ObjectNode logprobs(Generation generation) {
+        if (request.options().logprobs() < 0) {
+            return null;
+        }
+        int length = generation.text().getBytes(StandardCharsets.UTF_8).length;
+        List<TokenLogprob> tokens = new ArrayList<>();
+        int at = 0;
+        for (TokenLogprob token : generation.logprobs()) {
+            if (at >= length) {
+                break;
+            }
+            tokens.add(token);
+            at += token.piece().length;
+        }
+        return request.chat() ? chatLogprobs(tokens) : completionLogprobs(tokens);
+    }
+
+    private static ObjectNode chatLogprobs(List<TokenLogprob> tokens) {
+        ObjectNode logprobs = Json.object();
+        ArrayNode content = logprobs.putArray("content");
+        for (TokenLogprob token : tokens) {
+            ArrayNode top = put(content.addObject(), token).putArray("top_logprobs");
+            token.top().forEach(other -> put(top.addObject(), other));
+        }
+        logprobs.putNull("refusal");
+        return logprobs;
+    }
+
+    private static ObjectNode put(ObjectNode into, TokenLogprob token) {
+        into.put("token", text(token));
+        into.put("logprob", Math.max(token.logprob(), -9999.0)); // as OpenAI's: JSON has no infinity
+        ArrayNode bytes = into.putArray("bytes");
+        for (byte b : token.piece()) {
+            bytes.add(b & 0xFF);
+        }
+        return into;
+    }
+
+    private static ObjectNode completionLogprobs(List<TokenLogprob> tokens) {
+        ObjectNode logprobs = Json.object();
+        ArrayNode pieces = logprobs.putArray("tokens");
+        ArrayNode values = logprobs.putArray("token_logprobs");
+        ArrayNode tops = logprobs.putArray("top_logprobs");
+        ArrayNode offsets = logprobs.putArray("text_offset");
+        int offset = 0;
+        for (TokenLogprob token : tokens) {
+            pieces.add(text(token));
+            values.add(Math.max(token.logprob(), -9999.0));
+            ObjectNode top = tops.addObject();
+            token.top().forEach(other -> top.put(text(other), Math.max(other.logprob(), -9999.0)));
+            offsets.add(offset);
+            offset += text(token).length();
+        }
+        return logprobs;
+    }
+
+    private static String text(TokenLogprob token) {
+        return new String(token.piece(), StandardCharsets.UTF_8);
+    }
+}

@@ -1,0 +1,108 @@
+package dev.kvmerge.server;
+
+import com.fasterxml.jackson.databind.node.ObjectNode;
+
+/** A request that cannot be answered, as OpenAI's error object says it. */
+final class ApiException extends RuntimeException {
+    private static final long serialVersionUID = 1L;
+
+    private final int status;
+    private final String type;
+    private final String param;
+    private final String code;
+
+    private ApiException(int status, String type, String message, String param, String code) {
+        super(message, null, false, false);
+        this.status = status;
+        this.type = type;
+        this.param = param;
+        this.code = code;
+    }
+
+    /** 400: a field, or null for the whole request, is not what it must be. */
+    static ApiException invalid(String param, String code, String message) {
+        return new ApiException(400, "invalid_request_error", message, param, code);
+    }
+
+    /** 400: what would change the answer and cannot be done. */
+    static ApiException unsupported(String param, String message) {
+        return invalid(param, "unsupported_parameter", message);
+    }
+
+    /** 401. */
+    static ApiException unauthorized(boolean given) {
+        String message = given
+                ? "Incorrect API key provided."
+                : "You didn't provide an API key: send it as 'Authorization: Bearer KEY'.";
+        return new ApiException(401, "invalid_request_error", message, null, "invalid_api_key");
+    }
+
+    /** 404. */
+    static ApiException notFound(String message) {
+        return new ApiException(404, "invalid_request_error", message, null, "not_found");
+    }
+
+    /** 405. */
+    static ApiException method(String method, String path, String allowed) {
+        return new ApiException(
+                405,
+                "invalid_request_error",
+                path + " takes " + allowed + ", not " + method + ".",
+                null,
+                "method_not_allowed");
+    }
+
+    /** 409: a slot that is asked about is at work. */
+    static ApiException conflict(String message) {
+        return new ApiException(409, "invalid_request_error", message, null, "slot_busy");
+    }
+
+    /** 413. */
+    static ApiException tooLarge(long most) {
+        return new ApiException(
+                413,
+                "invalid_request_error",
+                "The request's body is longer than " + most + " bytes, the most that this server takes.",
+                null,
+                "request_too_large");
+    }
+
+    /** 500: nothing of what went wrong is told but that it did. */
+    static ApiException internal(String message) {
+        return new ApiException(500, "server_error", message, null, "internal_error");
+    }
+
+    /** 501: not without an option of the command line. */
+    static ApiException notEnabled(String message) {
+        return new ApiException(501, "not_supported_error", message, null, "not_enabled");
+    }
+
+    /** 503: not now; the caller may try again. */
+    static ApiException unavailable(String code, String message) {
+        return new ApiException(503, "unavailable_error", message, null, code);
+    }
+
+    /** 504: the time was over before the answer was whole. */
+    static ApiException timeout(String message) {
+        return new ApiException(504, "timeout_error", message, null, "timeout");
+    }
+
+    int status() {
+        return status;
+    }
+
+    String code() {
+        return code;
+    }
+
+    /** {"error": {"message", "type", "param", "code"}}. */
+    ObjectNode body() {
+        ObjectNode body = Json.object();
+        ObjectNode error = body.putObject("error");
+        error.put("message", getMessage());
+        error.put("type", type);
+        error.put("param", param);
+        error.put("code", code);
+        return body;
+    }
+}

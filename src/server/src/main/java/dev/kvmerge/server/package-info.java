@@ -1,0 +1,2 @@
+/** An HTTP server with OpenAI's and llama-server's endpoints over the engine's bounded sessions. */
+package dev.kvmerge.server;

@@ -1,0 +1,287 @@
+package dev.kvmerge.server;
+
+import dev.kvmerge.KvmergeException;
+import dev.kvmerge.engine.CellsView.Fate;
+import dev.kvmerge.engine.ChatMessage;
+import dev.kvmerge.engine.GenerateOptions;
+import dev.kvmerge.engine.Generation;
+import dev.kvmerge.engine.Generation.Ended;
+import dev.kvmerge.engine.TokenLogprob;
+import java.io.ByteArrayOutputStream;
+import java.io.IOException;
+import java.io.UncheckedIOException;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.time.Duration;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.concurrent.Semaphore;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.atomic.AtomicInteger;
+import java.util.function.Consumer;
+
+/**
+ * An engine without a model. A token is a byte, 256 the end of a message. It answers with what stands after the last
+ * "say:" of the prompt, a byte at a time, or with letters without end.
+ */
+final class FakeInference implements Inference {
+    static final int END = 256;
+
+    /** Pieces of text that may come; a test may take all of them, and give some. */
+    final Semaphore pace = new Semaphore(Integer.MAX_VALUE / 2);
+
+    final AtomicInteger generating = new AtomicInteger();
+    final AtomicInteger cancelled = new AtomicInteger();
+    final List<Talk> talks = new ArrayList<>();
+    volatile boolean breaks; // throws what nobody foresaw
+    volatile boolean closed;
+
+    @Override
+    public Facts facts() {
+        return new Facts("/models/fake.gguf", "fake", 1, 2, 257, 4096, 8, "{{ template }}", 64, "fake", 2, 3);
+    }
+
+    @Override
+    public int[] tokenize(String text, boolean addSpecial, boolean parseSpecial) {
+        byte[] bytes = text.getBytes(StandardCharsets.UTF_8);
+        int[] tokens = new int[bytes.length];
+        for (int i = 0; i < tokens.length; i++) {
+            tokens[i] = parseSpecial && bytes[i] == '\f' ? END : bytes[i] & 0xFF;
+        }
+        return tokens;
+    }
+
+    @Override
+    public byte[] piece(int token) {
+        return new byte[] {token == END ? (byte) '\f' : (byte) token};
+    }
+
+    @Override
+    public String render(List<ChatMessage> conversation, boolean answer) {
+        if (conversation.stream().anyMatch(m -> m.content().equals("refuse me"))) {
+            throw new KvmergeException("the chat template refuses the conversation: not that");
+        }
+        StringBuilder text = new StringBuilder();
+        conversation.forEach(m ->
+                text.append(m.role().charAt(0)).append(':').append(m.content()).append('\f'));
+        return text + (answer ? "a:" : "");
+    }
+
+    @Override
+    public Conversation open() {
+        Talk talk = new Talk();
+        talks.add(talk);
+        return talk;
+    }
+
+    @Override
+    public void close() {
+        closed = true;
+    }
+
+    final class Talk implements Conversation {
+        private int[] tokens = {};
+        private int pinned;
+        private volatile boolean stopped;
+        volatile boolean closed;
+
+        @Override
+        public int reusable(Prompt prompt) {
+            int differs = Arrays.mismatch(tokens, 0, tokens.length, prompt.tokens(), 0, prompt.tokens().length);
+            return differs == tokens.length ? tokens.length : 0;
+        }
+
+        @Override
+        public Generation answer(Prompt prompt, GenerateOptions options, Consumer<String> onText) {
+            if (options.sampling().grammar().contains("wrong")) {
+                throw new KvmergeException.Usage("the grammar cannot be parsed");
+            }
+            if (breaks) {
+                throw new IllegalStateException("secret of /root");
+            }
+            int known = prompt.cached() ? reusable(prompt) : 0;
+            pinned = prompt.pinned();
+            tokens = prompt.tokens();
+            options.progress().read(tokens.length - known, tokens.length - known);
+            stopped = false;
+            generating.incrementAndGet();
+            try {
+                return say(prompt, known, options, onText);
+            } finally {
+                generating.decrementAndGet();
+            }
+        }
+
+        private Generation say(Prompt prompt, int known, GenerateOptions options, Consumer<String> onText) {
+            String all = new String(bytes(prompt.tokens()), StandardCharsets.UTF_8);
+            int said = all.lastIndexOf("say:");
+            String answer = said < 0
+                    ? "abcdefghij".repeat(1000)
+                    : all.substring(said + 4).split("\f", 2)[0];
+            StringBuilder text = new StringBuilder();
+            List<TokenLogprob> logprobs = new ArrayList<>();
+            Ended ended = Ended.END_OF_GENERATION;
+            String stop = null;
+            long until = System.nanoTime() + options.timeout().toNanos();
+            for (int c : answer.codePoints().toArray()) {
+                if (text.length() >= options.maxTokens()) {
+                    ended = Ended.LENGTH;
+                    break;
+                }
+                Ended waited = await(until);
+                if (waited != null) {
+                    ended = waited;
+                    break;
+                }
+                text.appendCodePoint(c);
+                for (String one : options.stop()) {
+                    stop = text.indexOf(one) >= 0 ? one : stop;
+                }
+                if (stop != null) {
+                    ended = Ended.STOP;
+                    text.setLength(text.indexOf(stop));
+                    break;
+                }
+                byte[] piece = Character.toString(c).getBytes(StandardCharsets.UTF_8);
+                logprobs.add(new TokenLogprob(c, piece, -0.5, List.of(new TokenLogprob(c, piece, -0.5, List.of()))));
+                onText.accept(Character.toString(c));
+            }
+            int[] made = tokenize(text + (ended == Ended.END_OF_GENERATION ? "\f" : ""), false, true);
+            int[] read = prompt.tokens();
+            tokens = Arrays.copyOf(read, read.length + made.length);
+            System.arraycopy(made, 0, tokens, read.length, made.length);
+            return new Generation(
+                    text.toString(),
+                    made,
+                    ended,
+                    stop,
+                    read.length,
+                    read.length - known,
+                    options.logprobs() < 0 ? List.of() : logprobs,
+                    Duration.ofMillis(2),
+                    Duration.ofMillis(3));
+        }
+
+        /** Waits for leave to go on; why the generation ends, or null. */
+        private Ended await(long until) {
+            try {
+                while (!pace.tryAcquire(2, TimeUnit.MILLISECONDS)) {
+                    if (stopped) {
+                        return Ended.CANCELLED;
+                    }
+                    if (System.nanoTime() > until) {
+                        return Ended.TIMEOUT;
+                    }
+                }
+                return stopped ? Ended.CANCELLED : null;
+            } catch (InterruptedException e) {
+                return Ended.CANCELLED;
+            }
+        }
+
+        private byte[] bytes(int[] of) {
+            ByteArrayOutputStream out = new ByteArrayOutputStream();
+            for (int token : of) {
+                out.writeBytes(piece(token));
+            }
+            return out.toByteArray();
+        }
+
+        @Override
+        public int tokens() {
+            return tokens.length;
+        }
+
+        @Override
+        public int pinned() {
+            return pinned;
+        }
+
+        @Override
+        public int[] history() {
+            return tokens;
+        }
+
+        @Override
+        public Cells cells() {
+            int n = tokens.length;
+            return new Cells() {
+                @Override
+                public int tokens() {
+                    return n;
+                }
+
+                @Override
+                public int cellsInUse() {
+                    return Math.min(n, 64);
+                }
+
+                @Override
+                public int cellsAllocated() {
+                    return 192;
+                }
+
+                @Override
+                public long bytes() {
+                    return 3 << 19;
+                }
+
+                @Override
+                public Fate fate(int layer, int kvHead, int token) {
+                    return Fate.values()[(layer + kvHead + token) % 3];
+                }
+
+                @Override
+                public int pivot(int layer, int kvHead, int token) {
+                    return token + 1;
+                }
+
+                @Override
+                public double[] shares(int token) {
+                    return new double[] {0.25, 0.5, 0.25};
+                }
+            };
+        }
+
+        @Override
+        public void clear() {
+            tokens = new int[0];
+            pinned = 0;
+        }
+
+        @Override
+        public void save(Path file) {
+            try {
+                Files.write(file, bytes(tokens));
+            } catch (IOException e) {
+                throw new UncheckedIOException(e);
+            }
+        }
+
+        @Override
+        public void restore(Path file) {
+            try {
+                String saved = Files.readString(file);
+                if (saved.startsWith("foreign")) {
+                    throw new KvmergeException("the file " + file.getFileName() + " is of another model");
+                }
+                tokens = tokenize(saved, false, true);
+            } catch (IOException e) {
+                throw new UncheckedIOException(e);
+            }
+        }
+
+        @Override
+        public void cancel() {
+            stopped = true;
+            cancelled.incrementAndGet();
+        }
+
+        @Override
+        public void close() {
+            closed = true;
+        }
+    }
+}
