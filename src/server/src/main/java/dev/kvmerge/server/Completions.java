@@ -108,7 +108,6 @@ final class Completions {
             if (caller.gone()) { // it may have gone before there was anything to cancel
                 throw new Slots.GoneException();
             }
-            slot.serveVisitors();
             onReading.run();
         };
         GenerateOptions options = request.options().withProgress((done, all) -> between.run());

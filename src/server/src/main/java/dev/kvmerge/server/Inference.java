@@ -54,11 +54,14 @@ interface Inference extends AutoCloseable {
     byte[] piece(int token);
 
     /**
-     * A conversation as the model's chat template writes it.
+     * A conversation as the model's chat template writes it, with the beginning of an answer.
      *
-     * @param answer whether the beginning of an answer is added
+     * @throws dev.kvmerge.KvmergeException if there is no template, or it refuses the conversation
      */
-    String render(List<ChatMessage> conversation, boolean answer);
+    Written write(List<ChatMessage> conversation);
+
+    /** A written conversation and its tokens. */
+    record Written(String text, int[] tokens) {}
 
     /** An empty conversation; there are as many as the server has slots. */
     Conversation open();
@@ -84,27 +87,15 @@ interface Inference extends AutoCloseable {
         double[] shares(int token);
     }
 
-    /** A bounded session. One call at a time, but for {@link #cancel}. */
+    /** A bounded session. One call at a time, but for what says otherwise. */
     interface Conversation extends AutoCloseable {
-        /** How many leading tokens of a prompt need not be read again. */
-        int reusable(Prompt prompt);
-
-        /**
-         * Reads what is new of a prompt and answers.
-         *
-         * @param onText given the text as it comes, on this thread; what it throws ends the generation
-         */
+        /** Reads what is new of a prompt and answers; what is called back, is on this thread. */
         Generation answer(Prompt prompt, GenerateOptions options, Consumer<String> onText);
 
-        /** Tokens that it has read or generated. */
-        int tokens();
+        /** Every token that it has read or generated. At any time, from any thread. */
+        int[] tokens();
 
-        /** How many of the first are pinned. */
-        int pinned();
-
-        /** The tokens themselves. */
-        int[] history();
-
+        /** At any time, from any thread. */
         Cells cells();
 
         /** Forgets everything. */
@@ -112,7 +103,11 @@ interface Inference extends AutoCloseable {
 
         void save(Path file);
 
-        /** Becomes what a file holds; stays as it is where that cannot be. */
+        /**
+         * Becomes what a file holds; stays as it is where that cannot be.
+         *
+         * @throws dev.kvmerge.KvmergeException if the file is none that {@link #save} wrote, or of another model
+         */
         void restore(Path file);
 
         /** Ends {@link #answer}, from any thread. */

@@ -1,6 +1,7 @@
 package dev.kvmerge.server;
 
 import dev.kvmerge.KvmergeException;
+import dev.kvmerge.engine.Engine;
 import io.helidon.http.DirectHandler;
 import io.helidon.http.HeaderNames;
 import io.helidon.http.ServerResponseHeaders;
@@ -37,6 +38,16 @@ public final class KvmergeServer implements AutoCloseable {
         this.clock = clock;
         this.web = web;
         this.host = host;
+    }
+
+    /**
+     * Serves an engine's model.
+     *
+     * @param engine with as many sessions as there are slots; it is closed with the server
+     * @throws KvmergeException if the address is taken, or what the options name is not there
+     */
+    public static KvmergeServer start(Engine engine, ServerOptions options) {
+        return start(new EngineInference(engine), options);
     }
 
     /**

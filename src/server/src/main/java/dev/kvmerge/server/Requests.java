@@ -7,7 +7,6 @@ import dev.kvmerge.engine.ChatMessage;
 import dev.kvmerge.engine.GenerateOptions;
 import dev.kvmerge.engine.Sampling;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.HashMap;
 import java.util.HashSet;
 import java.util.List;
@@ -147,32 +146,11 @@ final class Requests {
     }
 
     private Prompt conversation(List<ChatMessage> messages, boolean cached) {
-        String text;
-        int pinned = 0;
         try {
-            text = inference.render(messages, true);
+            Inference.Written written = inference.write(messages);
+            return new Prompt(messages, written.text(), written.tokens(), cached);
         } catch (KvmergeException e) {
             throw ApiException.invalid("messages", "invalid_value", e.getMessage());
-        }
-        int[] tokens = inference.tokenize(text, true, true);
-        int leading = 0;
-        while (leading < messages.size() && messages.get(leading).role().equals("system")) {
-            leading++;
-        }
-        if (leading > 0 && leading < messages.size()) {
-            pinned = systemPrompt(messages.subList(0, leading), tokens);
-        }
-        return new Prompt(text, tokens, pinned, cached);
-    }
-
-    /** Tokens of the system prompt, where the template writes it as a beginning of its own. */
-    private int systemPrompt(List<ChatMessage> system, int[] all) {
-        try {
-            int[] alone = inference.tokenize(inference.render(system, false), true, true);
-            int differs = Arrays.mismatch(alone, all);
-            return differs < 0 ? 0 : Math.min(differs, alone.length);
-        } catch (KvmergeException e) { // a template may refuse a conversation without a user
-            return 0;
         }
     }
 
@@ -187,7 +165,7 @@ final class Requests {
         }
         if (prompt.isTextual()) {
             String text = prompt.textValue();
-            return new Prompt(text, inference.tokenize(text, true, true), 0, cached);
+            return new Prompt(null, text, inference.tokenize(text, true, true), cached);
         }
         if (!prompt.isArray()) {
             throw Fields.wrongType("prompt", "a string or an array of tokens", prompt);
@@ -201,7 +179,7 @@ final class Requests {
             tokens[i] = Fields.token(
                     "prompt[" + i + "]", prompt.get(i), inference.facts().vocabulary());
         }
-        return new Prompt(null, tokens, 0, cached);
+        return new Prompt(null, null, tokens, cached);
     }
 
     private GenerateOptions generate(Fields fields, int logprobs) {

@@ -1,9 +1,5 @@
 package dev.kvmerge.server;
 
-import java.util.Queue;
-import java.util.concurrent.ConcurrentLinkedQueue;
-import java.util.concurrent.FutureTask;
-
 /** A place for a conversation, which keeps what it has read for the next request. Taken and given by {@link Slots}. */
 final class Slot {
     /** How full a slot is. */
@@ -15,7 +11,6 @@ final class Slot {
 
     private final int id;
     private final Inference.Conversation conversation;
-    private final Queue<FutureTask<?>> visitors = new ConcurrentLinkedQueue<>();
     private boolean busy; // this and the next are guarded by Slots
     private long lastUsed; // a count of uses; 0 for never
     private volatile long task = -1; // the request that it works on, or the last one
@@ -79,26 +74,7 @@ final class Slot {
     /** Looks how full it is; the thread that has taken it. */
     Fill look() {
         Inference.Cells cells = conversation.cells();
-        fill = new Fill(conversation.tokens(), cells.cellsInUse(), cells.cellsAllocated(), cells.bytes());
+        fill = new Fill(conversation.tokens().length, cells.cellsInUse(), cells.cellsAllocated(), cells.bytes());
         return fill;
-    }
-
-    /** Leaves a question to the thread that has taken the slot. */
-    void visit(FutureTask<?> question) {
-        visitors.add(question);
-    }
-
-    /** Answers who asked meanwhile; whether anybody did. */
-    boolean serveVisitors() {
-        boolean any = false;
-        for (FutureTask<?> next = visitors.poll(); next != null; next = visitors.poll()) {
-            next.run();
-            any = true;
-        }
-        return any;
-    }
-
-    boolean visited() {
-        return !visitors.isEmpty();
     }
 }

@@ -72,12 +72,12 @@ final class SlotRequests {
         if (!options.showSlots()) {
             throw ApiException.notEnabled("This server does not show its slots. Start it with --slots.");
         }
-        return slots.ask(id, slot -> cells(slot, layer, head));
+        return cells(slots.get(id), layer, head);
     }
 
     private ObjectNode cells(Slot slot, int layer, int head) {
         Inference.Cells view = slot.conversation().cells();
-        int[] history = slot.conversation().history();
+        int[] history = slot.conversation().tokens();
         ObjectNode body = Json.object();
         ArrayNode tokens = body.putArray("tokens");
         for (int i = 0; i < Math.min(view.tokens(), history.length); i++) {
@@ -104,7 +104,6 @@ final class SlotRequests {
         body.put("mib", view.bytes() / 1048576.0);
         body.put("layers", inference.facts().layers());
         body.put("kv_heads", inference.facts().kvHeads());
-        body.put("pinned", slot.conversation().pinned());
         return body;
     }
 
@@ -158,19 +157,19 @@ final class SlotRequests {
             case "save" -> {
                 slot.conversation().save(file);
                 done.put("filename", file.getFileName().toString());
-                done.put("n_saved", slot.conversation().tokens());
+                done.put("n_saved", slot.conversation().tokens().length);
                 done.put("n_written", Files.size(file));
                 done.putObject("timings").put("save_ms", (System.nanoTime() - start) / 1e6);
             }
             case "restore" -> {
                 slot.conversation().restore(file);
                 done.put("filename", file.getFileName().toString());
-                done.put("n_restored", slot.conversation().tokens());
+                done.put("n_restored", slot.conversation().tokens().length);
                 done.put("n_read", Files.size(file));
                 done.putObject("timings").put("restore_ms", (System.nanoTime() - start) / 1e6);
             }
             default -> {
-                done.put("n_erased", slot.conversation().tokens());
+                done.put("n_erased", slot.conversation().tokens().length);
                 slot.conversation().clear();
             }
         }

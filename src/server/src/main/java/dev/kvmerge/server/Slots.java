@@ -3,18 +3,14 @@ package dev.kvmerge.server;
 import java.time.Duration;
 import java.util.ArrayDeque;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Collections;
 import java.util.Deque;
 import java.util.Iterator;
 import java.util.List;
 import java.util.Set;
-import java.util.concurrent.ExecutionException;
-import java.util.concurrent.FutureTask;
-import java.util.concurrent.TimeUnit;
-import java.util.concurrent.TimeoutException;
 import java.util.concurrent.locks.Condition;
 import java.util.concurrent.locks.ReentrantLock;
-import java.util.function.Function;
 import java.util.stream.Collectors;
 
 /** The slots, and the requests that wait for one, first come first served. */
@@ -22,7 +18,6 @@ final class Slots implements AutoCloseable {
     /** Any slot. */
     static final int ANY = -1;
 
-    private static final long VISIT_SECONDS = 30;
     private static final Duration CANCELLING = Duration.ofSeconds(10); // a block of a prompt takes less
 
     private final ReentrantLock lock = new ReentrantLock();
@@ -199,65 +194,15 @@ final class Slots implements AutoCloseable {
         }
     }
 
-    /**
-     * Asks a slot something: at once where it is idle, else between two tokens of its answer.
-     *
-     * @throws ApiException 503 if it has no time for that
-     */
-    <T> T ask(int id, Function<Slot, T> question) {
-        Slot slot = get(id);
-        FutureTask<T> visit = new FutureTask<>(() -> question.apply(slot));
-        boolean idle;
-        lock.lock();
-        try {
-            idle = !slot.busy();
-            if (idle) {
-                slot.taken();
-            } else {
-                slot.visit(visit);
-            }
-        } finally {
-            lock.unlock();
-        }
-        if (idle) {
-            try {
-                visit.run();
-            } finally {
-                give(slot, slot.lastUsed());
-            }
-        }
-        try {
-            return visit.get(VISIT_SECONDS, TimeUnit.SECONDS);
-        } catch (ExecutionException e) {
-            throw e.getCause() instanceof RuntimeException r ? r : new IllegalStateException(e.getCause());
-        } catch (TimeoutException e) {
-            visit.cancel(false);
-            throw ApiException.unavailable("slot_busy", "Slot " + id + " is at work: try again later.");
-        } catch (InterruptedException e) {
-            Thread.currentThread().interrupt();
-            throw new GoneException();
-        }
-    }
-
     /** Gives a slot back. */
     void give(Slot slot) {
-        give(slot, -1);
-    }
-
-    private void give(Slot slot, long lastUsed) {
-        while (true) {
-            slot.serveVisitors();
-            lock.lock();
-            try {
-                if (!slot.visited()) {
-                    slot.given(lastUsed < 0 ? ++uses : lastUsed);
-                    assign();
-                    given.signalAll();
-                    return;
-                }
-            } finally {
-                lock.unlock();
-            }
+        lock.lock();
+        try {
+            slot.given(++uses);
+            assign();
+            given.signalAll();
+        } finally {
+            lock.unlock();
         }
     }
 
@@ -281,13 +226,27 @@ final class Slots implements AutoCloseable {
             if (slot.busy() || ticket.wanted != ANY && ticket.wanted != slot.id()) {
                 continue;
             }
-            int reusable = ticket.prompt.cached() ? slot.conversation().reusable(ticket.prompt) : 0;
+            int reusable = agreeing(slot, ticket.prompt);
             if (best == null || reusable > known || reusable == known && slot.lastUsed() < best.lastUsed()) {
                 best = slot;
                 known = reusable;
             }
         }
         return best;
+    }
+
+    /**
+     * How many tokens of a prompt a slot has read, where it is the conversation that goes on, or was edited late; 0
+     * where no more agrees than two conversations have in common, as a system prompt: it would lose its own.
+     */
+    private static int agreeing(Slot slot, Prompt prompt) {
+        if (!prompt.cached()) {
+            return 0;
+        }
+        int[] read = slot.conversation().tokens();
+        int differs = Arrays.mismatch(read, prompt.tokens());
+        int agreeing = differs < 0 ? read.length : differs;
+        return agreeing * 2 > read.length ? agreeing : 0;
     }
 
     private void checkOpen() {

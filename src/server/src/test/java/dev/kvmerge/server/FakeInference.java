@@ -59,14 +59,15 @@ final class FakeInference implements Inference {
     }
 
     @Override
-    public String render(List<ChatMessage> conversation, boolean answer) {
+    public Written write(List<ChatMessage> conversation) {
         if (conversation.stream().anyMatch(m -> m.content().equals("refuse me"))) {
             throw new KvmergeException("the chat template refuses the conversation: not that");
         }
         StringBuilder text = new StringBuilder();
         conversation.forEach(m ->
                 text.append(m.role().charAt(0)).append(':').append(m.content()).append('\f'));
-        return text + (answer ? "a:" : "");
+        String all = text + "a:";
+        return new Written(all, tokenize(all, true, true));
     }
 
     @Override
@@ -82,15 +83,12 @@ final class FakeInference implements Inference {
     }
 
     final class Talk implements Conversation {
-        private int[] tokens = {};
-        private int pinned;
+        private volatile int[] tokens = {};
         private volatile boolean stopped;
         volatile boolean closed;
 
-        @Override
-        public int reusable(Prompt prompt) {
-            int differs = Arrays.mismatch(tokens, 0, tokens.length, prompt.tokens(), 0, prompt.tokens().length);
-            return differs == tokens.length ? tokens.length : 0;
+        private int known(Prompt prompt) {
+            return prompt.cached() && Arrays.mismatch(tokens, prompt.tokens()) == tokens.length ? tokens.length : 0;
         }
 
         @Override
@@ -101,8 +99,7 @@ final class FakeInference implements Inference {
             if (breaks) {
                 throw new IllegalStateException("secret of /root");
             }
-            int known = prompt.cached() ? reusable(prompt) : 0;
-            pinned = prompt.pinned();
+            int known = known(prompt);
             tokens = prompt.tokens();
             options.progress().read(tokens.length - known, tokens.length - known);
             stopped = false;
@@ -190,17 +187,7 @@ final class FakeInference implements Inference {
         }
 
         @Override
-        public int tokens() {
-            return tokens.length;
-        }
-
-        @Override
-        public int pinned() {
-            return pinned;
-        }
-
-        @Override
-        public int[] history() {
+        public int[] tokens() {
             return tokens;
         }
 
@@ -248,7 +235,6 @@ final class FakeInference implements Inference {
         @Override
         public void clear() {
             tokens = new int[0];
-            pinned = 0;
         }
 
         @Override

@@ -193,7 +193,7 @@ class QueueTest {
     }
 
     @Test
-    void aBusySlotIsShownBetweenTwoTokensAndNotTouched() throws Exception {
+    void aBusySlotIsShownAndNotTouched() throws Exception {
         start(TestOptions.slots(1));
         Future<HttpResponse<String>> answer = ask("x".repeat(1000), "");
         until(() -> fake.generating.get() == 1);
@@ -202,14 +202,8 @@ class QueueTest {
                 .readTree(client.get("/slots").body())
                 .at("/0/is_processing")
                 .asBoolean());
-        Future<HttpResponse<String>> cells =
-                threads.submit((Callable<HttpResponse<String>>) () -> client.get("/slots/0/cells"));
-        while (!cells.isDone()) {
-            fake.pace.release(1);
-            Thread.sleep(2);
-        }
+        assertEquals(200, client.get("/slots/0/cells").statusCode());
         assertFalse(answer.isDone());
-        assertTrue(Client.JSON.readTree(cells.get().body()).get("tokens").size() > 1000);
         fake.pace.release(10_000);
         answer.get();
         assertEquals(503, statusWhileBusy());

@@ -342,11 +342,11 @@ class RefusalsTest {
         }
         error(client.post("/slots/0?action=restore", "{\"filename\":\"none\"}"), 404);
         client.post(200, CHAT, "{" + HELLO + "}");
-        int read = fake.talks.getFirst().tokens();
+        int read = fake.talks.getFirst().tokens().length;
         Files.writeString(folder.resolve("foreign"), "foreign");
         JsonNode error = error(client.post("/slots/0?action=restore", "{\"filename\":\"foreign\"}"), 400);
         assertTrue(error.get("message").asText().contains("another model"));
-        assertEquals(read, fake.talks.getFirst().tokens(), "the slot keeps what it has");
+        assertEquals(read, fake.talks.getFirst().tokens().length, "the slot keeps what it has");
     }
 
     @Test

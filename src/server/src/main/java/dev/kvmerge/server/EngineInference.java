@@ -1,0 +1,211 @@
+package dev.kvmerge.server;
+
+import dev.kvmerge.KvmergeException;
+import dev.kvmerge.engine.CellsView;
+import dev.kvmerge.engine.ChatMessage;
+import dev.kvmerge.engine.ChatTemplate;
+import dev.kvmerge.engine.Engine;
+import dev.kvmerge.engine.GenerateOptions;
+import dev.kvmerge.engine.Generation;
+import dev.kvmerge.engine.Session;
+import dev.kvmerge.llama.Model;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Objects;
+import java.util.function.Consumer;
+
+/** The engine, as the server needs it. */
+final class EngineInference implements Inference {
+    private final Engine engine;
+    private final Facts facts;
+
+    EngineInference(Engine engine) {
+        this.engine = engine;
+        Model model = engine.model();
+        this.facts = new Facts(
+                model.path().toString(),
+                model.description(),
+                model.bytes(),
+                model.parameters(),
+                model.vocabularySize(),
+                model.trainedContext(),
+                embedding(model),
+                Objects.requireNonNullElse(model.metadata("tokenizer.chat_template"), ""),
+                engine.options().cells(),
+                engine.options().strategy().apply(model).name(),
+                model.shape().layers(),
+                model.shape().kvHeads());
+    }
+
+    private static int embedding(Model model) {
+        String dimensions = model.metadata(model.metadata("general.architecture") + ".embedding_length");
+        return dimensions == null ? 0 : Integer.parseInt(dimensions);
+    }
+
+    @Override
+    public Facts facts() {
+        return facts;
+    }
+
+    @Override
+    public int[] tokenize(String text, boolean addSpecial, boolean parseSpecial) {
+        return engine.model().tokenize(text, addSpecial, parseSpecial);
+    }
+
+    @Override
+    public byte[] piece(int token) {
+        return engine.model().piece(token, true);
+    }
+
+    @Override
+    public Written write(List<ChatMessage> conversation) {
+        ChatTemplate.Prompt prompt = engine.chatTemplate().render(conversation, true);
+        return new Written(prompt.text(), prompt.tokens(engine.model()));
+    }
+
+    @Override
+    public Conversation open() {
+        return new Open(engine.open());
+    }
+
+    @Override
+    public void close() {
+        engine.close();
+    }
+
+    private final class Open implements Conversation {
+        private volatile Session session;
+
+        private Open(Session session) {
+            this.session = session;
+        }
+
+        @Override
+        public Generation answer(Prompt prompt, GenerateOptions options, Consumer<String> onText) {
+            if (!prompt.cached()) {
+                session.clear();
+            }
+            if (prompt.messages() != null) {
+                return session.chat(prompt.messages(), options, onText);
+            }
+            int[] tokens = prompt.tokens();
+            int known = session.tokens().length;
+            if (known >= tokens.length || session.reusable(tokens) < known) {
+                session.clear();
+                known = 0;
+            }
+            Generation g = session.generate(Arrays.copyOfRange(tokens, known, tokens.length), options, onText);
+            return new Generation(
+                    g.text(),
+                    g.tokens(),
+                    g.ended(),
+                    g.stop(),
+                    tokens.length,
+                    g.readTokens(),
+                    g.logprobs(),
+                    g.promptTime(),
+                    g.generationTime());
+        }
+
+        @Override
+        public int[] tokens() {
+            return session.tokens();
+        }
+
+        @Override
+        public Cells cells() {
+            return new Picture(session.cells());
+        }
+
+        @Override
+        public void clear() {
+            session.clear();
+        }
+
+        @Override
+        public void save(Path file) {
+            session.save(file);
+        }
+
+        /** There may be no sequence left for a second session: the first goes to a file meanwhile. */
+        @Override
+        public void restore(Path file) {
+            Path kept = null;
+            try {
+                kept = Files.createTempFile("kvmerge-slot", ".bin");
+                session.save(kept);
+                session.close();
+                try {
+                    session = engine.restore(file);
+                } catch (RuntimeException | Error e) {
+                    session = engine.restore(kept);
+                    throw e;
+                }
+            } catch (IOException e) {
+                throw new KvmergeException("cannot keep the slot while another is read: " + e.getMessage(), e);
+            } finally {
+                delete(kept);
+            }
+        }
+
+        private static void delete(Path file) {
+            try {
+                if (file != null) {
+                    Files.deleteIfExists(file);
+                }
+            } catch (IOException e) {
+                file.toFile().deleteOnExit();
+            }
+        }
+
+        @Override
+        public void cancel() {
+            session.cancel();
+        }
+
+        @Override
+        public void close() {
+            session.close();
+        }
+    }
+
+    private record Picture(CellsView of) implements Cells {
+        @Override
+        public int tokens() {
+            return of.tokens();
+        }
+
+        @Override
+        public int cellsInUse() {
+            return of.cellsInUse();
+        }
+
+        @Override
+        public int cellsAllocated() {
+            return of.cellsAllocated();
+        }
+
+        @Override
+        public long bytes() {
+            return of.bytes();
+        }
+
+        @Override
+        public CellsView.Fate fate(int layer, int kvHead, int token) {
+            return of.fate(layer, kvHead, token);
+        }
+
+        @Override
+        public int pivot(int layer, int kvHead, int token) {
+            return of.pivot(layer, kvHead, token);
+        }
+
+        @Override
+        public double[] shares(int token) {
+            return of.shares(token);
+        }
+    }
+}
