@@ -22,6 +22,7 @@ import picocli.CommandLine.ScopeType;
             NeedleCommand.class,
             AblateCommand.class,
             EndlessCommand.class,
+            ServeCommand.class,
             ReportCommand.class,
             DocsCommand.class,
             ExperimentCommand.class,

@@ -12,7 +12,6 @@ import io.helidon.webserver.http1.Http1Config;
 import io.helidon.webserver.http1.Http1ConnectionSelector;
 import java.net.InetAddress;
 import java.net.UnknownHostException;
-import java.nio.file.Files;
 import java.time.Duration;
 import java.util.concurrent.Executors;
 import java.util.concurrent.ScheduledExecutorService;
@@ -57,7 +56,6 @@ public final class KvmergeServer implements AutoCloseable {
      */
     static KvmergeServer start(Inference inference, ServerOptions options) {
         HELIDON.setLevel(Level.OFF); // it tells of every client that leaves
-        checkFolder(options);
         Slots slots = new Slots(inference, options.slots(), options.queue());
         ScheduledExecutorService clock = Executors.newSingleThreadScheduledExecutor(
                 Thread.ofVirtual().name("clock").factory());
@@ -94,13 +92,6 @@ public final class KvmergeServer implements AutoCloseable {
                     e);
         }
         return new KvmergeServer(inference, slots, clock, web, options.host());
-    }
-
-    private static void checkFolder(ServerOptions options) {
-        if (options.slotFiles() != null && !Files.isDirectory(options.slotFiles())) {
-            throw new KvmergeException.Usage(
-                    "--slot-save-path " + options.slotFiles() + " is not a folder: make it, or name another");
-        }
     }
 
     private static InetAddress address(String host) {

@@ -1,6 +1,7 @@
 package dev.kvmerge.server;
 
 import dev.kvmerge.KvmergeException;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Duration;
 import java.util.List;
@@ -51,6 +52,9 @@ public record ServerOptions(
         check(
                 apiKeys.stream().noneMatch(String::isBlank),
                 "--api-key: a key is empty, which everybody knows: give another");
+        check(
+                slotFiles == null || Files.isDirectory(slotFiles),
+                "--slot-save-path " + slotFiles + " is not a folder: make it, or name another");
     }
 
     /** llama-server's defaults: 127.0.0.1:8080, one slot, no keys. */
