@@ -119,8 +119,8 @@ final class ServeCommand implements Runnable {
             names = {"-c", "--ctx-size"},
             paramLabel = "N",
             defaultValue = "0",
-            description =
-                    "most tokens of a conversation; 0 for as many as the model was trained on (default: ${DEFAULT-VALUE})")
+            description = "most tokens of a conversation; 0 for as many as the model was trained on (default: "
+                    + "${DEFAULT-VALUE})")
     private int context;
 
     @Option(

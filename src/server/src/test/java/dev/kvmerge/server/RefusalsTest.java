@@ -249,7 +249,8 @@ class RefusalsTest {
         JsonNode answer = client.post(
                 200,
                 CHAT,
-                "{\"messages\":[{\"role\":\"developer\",\"content\":\"d\"},{\"role\":\"user\",\"name\":\"n\",\"content\":"
+                "{\"messages\":[{\"role\":\"developer\",\"content\":\"d\"},"
+                        + "{\"role\":\"user\",\"name\":\"n\",\"content\":"
                         + "[{\"type\":\"text\",\"text\":\"say:\"},{\"type\":\"text\",\"text\":\"both\"}]}]}");
         assertEquals("both", answer.at("/choices/0/message/content").asText());
     }
