@@ -21,6 +21,8 @@ import java.util.Map;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.FutureTask;
 import java.util.concurrent.TimeUnit;
+import java.util.logging.Filter;
+import java.util.logging.Logger;
 import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.Tag;
@@ -370,6 +372,30 @@ class EngineTest extends TinyEngine {
             order.add(name);
             begun.countDown();
         });
+    }
+
+    @Test
+    void aTextMayBeLongerThanTheModelsPositions() {
+        List<String> warnings = Collections.synchronizedList(new ArrayList<>());
+        Logger log = Logger.getLogger("dev.kvmerge");
+        Filter before = log.getFilter();
+        log.setFilter(record -> {
+            warnings.add(record.getMessage());
+            return false;
+        });
+        try (Engine ranged = engine(1);
+                Engine growing = Engine.of(model, options(1).withPositionRange(0));
+                Session session = ranged.open();
+                Session warned = growing.open()) {
+            assertTrue(model.trainedContext() < 1000);
+            session.read(new int[1500], ReadOptions.usual());
+            assertEquals(5, session.generate("", drawn(5), t -> {}).tokens().length);
+            assertEquals(List.of(), warnings);
+            warned.read(new int[1500], ReadOptions.usual());
+            assertEquals(1, warnings.size());
+        } finally {
+            log.setFilter(before);
+        }
     }
 
     @Test
