@@ -150,8 +150,7 @@ export class CachePane {
             this.#take(cells, chosen === '', over);
         } catch (e) {
             if (asking.signal.aborted) return;
-            if (e.status === 404)
-                this.#clear('The server no longer holds this conversation. The next message reads it again.');
+            if (e.status === 404) this.#clear(GONE);
             else byId('cache-note').textContent = e.message;
         }
         this.#asking = null;
@@ -161,7 +160,7 @@ export class CachePane {
     #take(cells, allHeads, over) {
         const print = fingerprint(cells.tokens);
         if (over && this.#known && print !== this.#known) {
-            this.#clear('Another conversation has this slot now. The next message reads this one again.');
+            this.#clear(cells.tokens.length ? OTHERS : GONE);
             return;
         }
         if (over && !this.#known) this.#onKnown((this.#known = print));
@@ -184,6 +183,8 @@ export class CachePane {
     }
 }
 
+const GONE = 'The server no longer holds this conversation. The next message reads it again.';
+const OTHERS = 'Another conversation has this slot now. The next message reads this one again.';
 const ONE = { kept: [1, 0, 0], merged: [0, 1, 0], dropped: [0, 0, 1] };
 
 /** An entry of the legend that is there only where there is something to count. */
