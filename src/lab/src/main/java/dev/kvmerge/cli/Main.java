@@ -18,6 +18,8 @@ import picocli.CommandLine.ScopeType;
         description = "Keeps a llama.cpp context within a fixed number of KV cells, and measures what that costs.",
         subcommands = {
             QuickstartCommand.class,
+            ChatCommand.class,
+            GenerateCommand.class,
             BenchCommand.class,
             NeedleCommand.class,
             AblateCommand.class,
@@ -36,6 +38,7 @@ import picocli.CommandLine.ScopeType;
             "",
             "Examples:",
             "  kvmerge quickstart",
+            "  kvmerge chat -m smollm2-135m -c 1024",
             "  kvmerge experiment -m smollm2-135m -f alice --compression 0.7,0.9",
             "  kvmerge experiment -m path/to/llama-2-7b.Q4_K_M.gguf -f book.txt --out results/llama-2"
         })

@@ -1,0 +1,154 @@
+package dev.kvmerge.cli;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import dev.kvmerge.TestModel;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.concurrent.TimeUnit;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.Tag;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/** Generating and chatting on the command line. */
+@Tag("model")
+class ChatCommandTest {
+    @TempDir
+    Path folder;
+
+    private record Ended(int code, String out, String err) {}
+
+    /** The command line in a JVM of its own, with a text as its standard input. */
+    private Ended run(String input, String... args) throws IOException, InterruptedException {
+        Path in = Files.writeString(folder.resolve("in"), input);
+        Path out = folder.resolve("out");
+        Path err = folder.resolve("err");
+        Process process = new ProcessBuilder(command(args))
+                .redirectInput(in.toFile())
+                .redirectOutput(out.toFile())
+                .redirectError(err.toFile())
+                .start();
+        assertTrue(process.waitFor(5, TimeUnit.MINUTES), "it does not end");
+        return new Ended(process.exitValue(), Files.readString(out), Files.readString(err));
+    }
+
+    private static List<String> command(String... args) {
+        List<String> command = new ArrayList<>(List.of(
+                Path.of(System.getProperty("java.home"), "bin/java").toString(),
+                "-XX:+UseSerialGC",
+                "--enable-native-access=ALL-UNNAMED",
+                "--illegal-native-access=deny",
+                "-Dkvmerge.home=" + TestModel.HOME,
+                "-Dstdout.encoding=UTF-8",
+                "-cp",
+                System.getProperty("java.class.path"),
+                "dev.kvmerge.cli.Main"));
+        command.addAll(List.of(args));
+        return command;
+    }
+
+    private static String[] greedy(String name, String... more) {
+        return Stream.concat(Stream.of(name, "-t", "1", "--temp", "0"), Arrays.stream(more))
+                .toArray(String[]::new);
+    }
+
+    @Test
+    void aTextGoesOnAfterItsPrompt() throws Exception {
+        Ended first = run("", greedy("generate", "-p", "Once upon\\ta time,", "-n", "12"));
+        assertEquals(0, first.code, first.err);
+        assertTrue(first.out.startsWith("Once upon\ta time,") && first.out.length() > 30, first.out);
+        assertTrue(first.err.contains("made 12 at"), first.err);
+        assertFalse(first.err.contains("WARNING") || first.err.contains("SLF4J"), first.err);
+        Path prompt = Files.writeString(folder.resolve("prompt.txt"), "Once upon\ta time,");
+        Ended again = run("", greedy("generate", "-f", prompt.toString(), "-n", "12", "--no-display-prompt"));
+        assertEquals(first.out, "Once upon\ta time," + again.out, "the same bits, and no prompt");
+        Ended raw = run("", greedy("generate", "-p", "a\\tb", "--no-escape", "-n", "1"));
+        assertTrue(raw.out.startsWith("a\\tb"), raw.out);
+    }
+
+    @Test
+    void aTextIsLongerThanItsCells() throws Exception {
+        String book = Files.readString(TestModel.downloads().resolve("texts/alice.txt"))
+                .substring(0, 4000);
+        Path prompt = Files.writeString(folder.resolve("prompt.txt"), book);
+        Ended made = run(
+                "",
+                greedy(
+                        "generate",
+                        "-f",
+                        prompt.toString(),
+                        "-n",
+                        "40",
+                        "-c",
+                        "256",
+                        "--block",
+                        "64",
+                        "--strategy",
+                        "h2o"));
+        assertEquals(0, made.code, made.err);
+        assertTrue(made.out.startsWith(book) && made.out.length() > book.length() + 40, made.out);
+    }
+
+    @Test
+    void aReversePromptEndsTheText() throws Exception {
+        Ended made = run("", greedy("generate", "-p", "1, 2, 3, 4,", "-n", "40", "-r", "9"));
+        assertEquals("1, 2, 3, 4, 5, 6, 7, 8, \n", made.out, made.err);
+    }
+
+    @Test
+    void eachLineIsAMessage() throws Exception {
+        Ended made = run("What is 2+2?\n\nAnd 3+3?\n/exit\nnever\n", greedy("chat", "-n", "24"));
+        assertEquals(0, made.code, made.err);
+        assertTrue(made.out.lines().count() >= 2, made.out);
+        assertFalse(made.err.contains("WARNING") || made.err.contains("SLF4J"), made.err);
+        Ended single = run("What is 2+2?\nAnd 3+3?\n", greedy("chat", "-n", "24", "-st"));
+        assertTrue(made.out.startsWith(single.out), "the first answer alone: " + single.out);
+        Ended prompted = run("", greedy("chat", "-n", "24", "-p", "What is 2+2?"));
+        assertEquals(single.out, prompted.out);
+    }
+
+    @Test
+    void aTemplateThatRefusesSaysSo() throws Exception {
+        Path gemma = TestModel.HOME.resolve("src/chat/src/test/resources/templates/gemma2.jinja");
+        Ended made = run("Hi\n", greedy("chat", "-sys", "Be brief.", "--chat-template-file", gemma.toString()));
+        assertEquals(1, made.code, made.out + made.err);
+        assertTrue(made.err.contains("refuses the conversation: System role not supported"), made.err);
+        assertFalse(made.err.contains("defect"), made.err);
+    }
+
+    @Test
+    void whatCannotBeIsRefused() throws Exception {
+        for (String[] wrong : new String[][] {
+            {"generate", "nothing to go on after"},
+            {"generate -p a -f b", "give one of -p and -f"},
+            {"generate -f nosuch.txt", "-f nosuch.txt cannot be read"},
+            {"generate -p a -n -2", "-n must be -1 and more"},
+            {"generate -p a --temp -1", "--temp"},
+            {"generate -p a --top-p 2", "--top-p"},
+            {"generate -p a -l 12", "--logit-bias is a token's number"},
+            {"generate -p a -l x+1", "--logit-bias is a token's number"},
+            {"generate -p a --grammar x --grammar-file y", "give one of them"},
+            {"generate -p a --grammar-file nosuch.gbnf", "--grammar-file nosuch.gbnf cannot be read"},
+            {"generate -p a -c 0", "cells"},
+            {"generate -p a --strategy nosuch", "nosuch"},
+            {"chat -sys a -sysf b", "give one of -sys and -sysf"},
+            {"chat -p a -f b", "give one of -p and -f"},
+            {"chat --chat-template-file nosuch.jinja", "--chat-template-file nosuch.jinja cannot be read"},
+        }) {
+            Cli.run(wrong[0].split(" ")).failed(2, wrong[1]);
+        }
+        Ended unknown = run("/nosuch\n", greedy("chat"));
+        assertEquals(2, unknown.code, unknown.err);
+        assertTrue(unknown.err.contains("there is no command /nosuch: /help lists them"), unknown.err);
+        Ended grammar = run("", greedy("generate", "-p", "a", "--grammar", "root ::= ("));
+        assertEquals(2, grammar.code, grammar.err);
+        assertFalse(grammar.err.contains("defect"), grammar.err);
+    }
+}
