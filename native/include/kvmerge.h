@@ -57,7 +57,11 @@ extern "C" {
 struct ggml_tensor;         /* ggml's; opaque here */
 struct ggml_backend_buffer; /* ggml's; opaque here */
 
+struct llama_context;  /* llama.cpp's; opaque here */
+struct llama_memory_i; /* llama.cpp's; opaque here */
+
 typedef struct kvmerge_observer kvmerge_observer;
+typedef struct kvmerge_cache kvmerge_cache;
 typedef struct kvmerge_log kvmerge_log;
 
 typedef int32_t kvmerge_status;
@@ -339,6 +343,230 @@ KVMERGE_API kvmerge_status kvmerge_plan_groups(const kvmerge_groups_params * par
 KVMERGE_API kvmerge_status kvmerge_plan_cells(kvmerge_observer * observer, int32_t layer, int32_t kv_head,
                                               const int32_t * cells, const kvmerge_groups_params * params,
                                               int32_t * group, double * cost);
+
+/* ---- a cache ---------------------------------------------------------------------------------------------------- */
+
+/*
+ * A kvmerge_cache holds one sequence of a llama_context within a number of cells. It has the table of what each cell
+ * holds, decides what stays, has the cells rewritten and frees the others in llama.cpp's record. A program that
+ * includes llama.h before this header needs no more than this:
+ *
+ *     kvmerge_observer_params op = kvmerge_observer_params_for(model, CELLS, BLOCK);
+ *     kvmerge_observer_create(&op, &observer);
+ *     cparams.n_ctx = op.n_cells;  cparams.n_batch = cparams.n_ubatch = BLOCK;
+ *     cparams.cb_eval = kvmerge_eval_callback;  cparams.cb_eval_user_data = observer;
+ *     context = llama_init_from_model(model, cparams);
+ *     kvmerge_cache_params p = kvmerge_cache_params_for(CELLS, BLOCK);
+ *     kvmerge_cache_create(&p, observer, context, 0, &cache);
+ *     kvmerge_cache_decode(cache, tokens, n, &logits);      // again and again: a prompt, then a token at a time
+ *     kvmerge_cache_free(cache);  llama_free(context);  kvmerge_observer_free(observer);
+ *
+ * A program with a llama_decode of its own calls kvmerge_observer_begin, decodes at most n_block tokens (in one batch
+ * or several), calls kvmerge_cache_take, and while kvmerge_cache_usage says over: kvmerge_cache_plan or, with plans of
+ * its own, kvmerge_cache_stage for every layer and KV head; then kvmerge_cache_commit.
+ *
+ *  - Packing: llama.cpp knows one position a cell, and masks by comparing positions. All content of a cell is older
+ * than every token to come, so each layer and KV head may keep other tokens in its cells: the table is the record of
+ * that. After each compression the cells 0 .. n_cells-2 stay, and the newest token's own; the others are freed as one
+ * range of positions. With keep_newest the cells of the newest positions stay instead.
+ *  - Ownership: the cache uses the observer and the context, and owns neither. Free it before them. Nobody else may
+ * free, move or shift cells of its sequence, nor decode into it but as above.
+ *  - Threads: as an observer. kvmerge_cache_stage (of different heads), kvmerge_cache_columns, kvmerge_cache_fates and
+ *    kvmerge_cache_usage may run on several threads at once. What a call does to the observer and the context counts as
+ *    a call with them.
+ *  - What fails before the first cell is written changes nothing, and may be called again. Where writing or freeing
+ * cells fails halfway, the cache is broken: every later call but kvmerge_cache_free and kvmerge_cache_clear answers
+ * STATE.
+ */
+
+/* The entry points of the caller's llama.cpp, so that this library links to none. */
+typedef struct kvmerge_llama {
+    void (*decode)(void); /* llama_decode, cast: it takes a struct by value that is not declared here */
+    void (*synchronize)(struct llama_context * context);
+    uint32_t (*n_ctx_seq)(const struct llama_context * context);
+    uint32_t (*n_batch)(const struct llama_context * context);
+    float * (*get_logits_ith)(struct llama_context * context, int32_t i);
+    struct llama_memory_i * (*get_memory)(const struct llama_context * context);
+    bool (*memory_seq_rm)(struct llama_memory_i * memory, int32_t seq_id, int32_t from, int32_t to);
+    int32_t (*memory_seq_pos_max)(struct llama_memory_i * memory, int32_t seq_id);
+    size_t (*state_seq_get_size)(struct llama_context * context, int32_t seq_id);
+    size_t (*state_seq_get_data)(struct llama_context * context, uint8_t * to, size_t size, int32_t seq_id);
+    size_t (*state_seq_set_data)(struct llama_context * context, const uint8_t * from, size_t size, int32_t seq_id);
+} kvmerge_llama;
+
+typedef struct kvmerge_cache_params {
+    int32_t n_cells;        /* cells that stay after each compression, 2 and more; 0: all stay, nothing is planned */
+    int32_t n_block;        /* most tokens between two compressions; n_cells + n_block is at most llama_n_ctx_seq, and
+                             * n_block at most the observer's n_tokens */
+    int32_t position_range; /* 0: positions grow with the text. Else at most so many are used, n_cells and more: once
+                             * the text is longer, each compression rotates every key back, so that a text may be longer
+                             * than the positions that the model was trained on */
+    int32_t keep_newest;    /* 1: for a model with sliding windows. n_cells has to hold a window, position_range be 0 */
+    int32_t pivot_frame;    /* as in kvmerge_moves */
+    int32_t record_fates;   /* 1: for kvmerge_cache_fates; 4 bytes a token, layer and KV head */
+    double mass_decay;      /* factor on a cell's mass and exposure at each block, 0..1 */
+    /* What kvmerge_cache_plan and kvmerge_cache_decode decide with: entropy-merged. */
+    double recent_share;   /* share of the cells that the newest tokens have for themselves, 0..1 */
+    double key_cost;       /* as in kvmerge_groups_params */
+    int32_t sinks;         /* first tokens behind the pinned ones, never merged or dropped */
+    int32_t largest_group; /* as in kvmerge_groups_params */
+    /* Weights of a log-linear model of the attention to come, for each layer and KV head: w_0, of log r_i, log r_{i-1},
+     * log r_{i+1}, log age and log |V_i| (kvmerge_expected_attention), then of the key's elements. null: none, and
+     * cells are expected to get what they got. [n_layer][n_head_kv][6 + calibration_dim]; copied */
+    const float * calibration;
+    int32_t calibration_dim; /* the keys' elements */
+    kvmerge_llama llama;
+} kvmerge_cache_params;
+
+/* Fills in what docs/performance.md was measured with: 4 sinks, a quarter for the newest, groups of at most 8,
+ * mass_decay .9, pivot_frame 1, and key_cost 1.5, which goes without a calibration and with an observer's mass_power
+ * of 1.5. With a calibration key_cost .8 and mass_power 1 are good. The rest is 0. */
+KVMERGE_API kvmerge_status kvmerge_cache_defaults(kvmerge_cache_params * out);
+
+/* Makes a cache of an empty sequence. Errors: ARGUMENT (what does not go together, too), MEMORY. */
+KVMERGE_API kvmerge_status kvmerge_cache_create(const kvmerge_cache_params * params, kvmerge_observer * observer,
+                                                struct llama_context * context, int32_t seq_id, kvmerge_cache ** out);
+/* Errors: ARGUMENT, STATE while a thread is inside a call with it. */
+KVMERGE_API kvmerge_status kvmerge_cache_free(kvmerge_cache * cache);
+
+/* Decodes n tokens after what is there, in as many batches as it takes, and compresses whenever n_block have come
+ * together. logits: the last token's, [vocabulary], llama.cpp's memory, valid until its next decode; may be null.
+ * Errors: ARGUMENT; STATE (broken; llama_decode failed); what planning and kvmerge_apply meet. Whole batches before the
+ * one that failed are decoded: kvmerge_cache_usage says how many tokens are. */
+KVMERGE_API kvmerge_status kvmerge_cache_decode(kvmerge_cache * cache, const int32_t * tokens, int32_t n,
+                                                const float ** logits);
+/* Takes account of what kvmerge_cache_decode decoded since the last compression, and compresses if that is more than
+ * stays: before the columns or fates are asked for in the midst of a block. */
+KVMERGE_API kvmerge_status kvmerge_cache_flush(kvmerge_cache * cache);
+
+/* Takes n_tokens that the caller has decoded since kvmerge_observer_begin into the table. stats: what the observer saw
+ * of them; may be null. Errors: whatever kvmerge_observer_stats answers; UNSUPPORTED where the graph showed other
+ * tokens, or not all attention; ARGUMENT. */
+KVMERGE_API kvmerge_status kvmerge_cache_take(kvmerge_cache * cache, int32_t n_tokens, kvmerge_block_stats * stats);
+
+/* How far a cache is. */
+typedef struct kvmerge_cache_used {
+    int32_t n_tokens; /* taken into the table, or decoded by kvmerge_cache_decode */
+    int32_t n_used;   /* cells in use */
+    int32_t n_pinned; /* of them, cells that are pinned */
+    int32_t position; /* of the next token, for llama.cpp: n_tokens but with a position range */
+    int32_t over;     /* 1: the table has more cells than are to stay, and compressing is due */
+    int32_t broken;   /* 1: see above */
+    int64_t bytes;    /* of the table */
+} kvmerge_cache_used;
+KVMERGE_API kvmerge_status kvmerge_cache_usage(kvmerge_cache * cache, kvmerge_cache_used * out);
+
+/* What is known of the cells of one layer and KV head, in position order, [n] each. The pointers are the cache's, valid
+ * until its next call that is not beside others. */
+typedef struct kvmerge_cache_column {
+    int32_t n;
+    int32_t n_pinned;         /* the first of them */
+    const int32_t * cell;     /* its number */
+    const int32_t * position; /* of its token in the text, the pivot's where several are merged */
+    const int32_t * frame;    /* the position whose rotation its key carries */
+    const float * mass;       /* attention received, decayed */
+    const float * exposure;   /* queries that could have given it some, decayed */
+    const float * entropy;    /* of the token's own row, mean over the query heads; of merged ones weighted */
+    const int32_t * count;    /* tokens merged into it, 1 for a plain one */
+    const float * prior;      /* what the calibration knows of the token itself; of merged ones weighted; 0 without */
+} kvmerge_cache_column;
+KVMERGE_API kvmerge_status kvmerge_cache_columns(kvmerge_cache * cache, int32_t layer, int32_t kv_head,
+                                                 kvmerge_cache_column * out);
+
+/* Takes a plan for one layer and KV head, when compressing is due. Index i is the i-th cell behind the pinned ones, in
+ * position order, n of them. target[i] == i: it stays, and is the pivot of its group; p: it is merged into pivot p; -1:
+ * it is dropped. weight[i]: its share in its group's weighted mean, the shares of a group sum to 1. value_weight: the
+ * same for values; null: as weight. There must be n_cells - n_pinned groups, and the newest cell stays alone. A second
+ * plan for a head replaces the first. Errors: STATE when nothing is due, ARGUMENT. */
+KVMERGE_API kvmerge_status kvmerge_cache_stage(kvmerge_cache * cache, int32_t layer, int32_t kv_head, int32_t n,
+                                               const int32_t * target, const float * weight,
+                                               const float * value_weight);
+/* Plans all layers and KV heads by the default strategy, on the observer's threads. Errors: STATE when nothing is due,
+ * and what kvmerge_plan_cells answers. */
+KVMERGE_API kvmerge_status kvmerge_cache_plan(kvmerge_cache * cache);
+/* Carries out the plans: rewrites the cells, frees the others in llama.cpp's record, and moves the table. The groups of
+ * a head come in their pivots' order. Errors: STATE (nothing due, a head without a plan), what kvmerge_apply answers.
+ */
+KVMERGE_API kvmerge_status kvmerge_cache_commit(kvmerge_cache * cache);
+
+/* Pins what was read so far: it is never dropped or merged, and plans do not see it. Takes account of what
+ * kvmerge_cache_decode decoded since the last compression. Errors: ARGUMENT when fewer than n_fewest cells would be
+ * left to plan with, 2 and more. */
+KVMERGE_API kvmerge_status kvmerge_cache_pin(kvmerge_cache * cache, int32_t n_fewest);
+/* Forgets everything: the table, the pins, the query moments, and the sequence's cells in llama.cpp's record. Errors:
+ * STATE where llama.cpp does not free them. */
+KVMERGE_API kvmerge_status kvmerge_cache_clear(kvmerge_cache * cache);
+
+/* What became of tokens [first, first + n) of the text, for one layer and KV head. fate: [n], the token's own number
+ * where it is kept; the number of the token into whose cell it was merged; -1 where it is dropped, by itself or with
+ * that cell. Errors: STATE when fates are not recorded, ARGUMENT. */
+KVMERGE_API kvmerge_status kvmerge_cache_fates(kvmerge_cache * cache, int32_t layer, int32_t kv_head, int32_t first,
+                                               int32_t n, int32_t * fate);
+
+/* The whole state in bytes: cells as they lie in memory, the table, the query moments, llama.cpp's positions. Not the
+ * last logits. Both functions take account of what kvmerge_cache_decode decoded since the last compression. The bytes
+ * are of the same size until something is decoded. Errors: UNSUPPORTED with keep_newest, MEMORY, STATE (llama.cpp's
+ * state has a layout that is not known, too). */
+KVMERGE_API kvmerge_status kvmerge_cache_state_size(kvmerge_cache * cache, size_t * size);
+KVMERGE_API kvmerge_status kvmerge_cache_save(kvmerge_cache * cache, void * to, size_t size);
+/* Takes over a state in place of what there is. A cache of the same params, of a context of the same model and kinds of
+ * cells, goes on with the same bits as the one that was saved. All is checked before anything changes. A cache whose
+ * observer has seen no decode yet decodes a token first, which leaves no trace. Errors: ARGUMENT (the bytes are no
+ * state, damaged, cut short, or of a cache of another kind, and the message says which), MEMORY, STATE. */
+KVMERGE_API kvmerge_status kvmerge_cache_restore(kvmerge_cache * cache, const void * from, size_t size);
+
+#ifdef LLAMA_H /* llama.h was included before this header: its entry points and a model's shape, filled in */
+
+static inline kvmerge_llama kvmerge_llama_entries(void) {
+    kvmerge_llama e;
+    e.decode = (void (*)(void))llama_decode;
+    e.synchronize = llama_synchronize;
+    e.n_ctx_seq = llama_n_ctx_seq;
+    e.n_batch = llama_n_batch;
+    e.get_logits_ith = llama_get_logits_ith;
+    e.get_memory = llama_get_memory;
+    e.memory_seq_rm = llama_memory_seq_rm;
+    e.memory_seq_pos_max = llama_memory_seq_pos_max;
+    e.state_seq_get_size = llama_state_seq_get_size;
+    e.state_seq_get_data = llama_state_seq_get_data;
+    e.state_seq_set_data = llama_state_seq_set_data;
+    return e;
+}
+
+/* An observer of a whole model, as the default strategy needs it: n_cells is what llama.cpp makes of the sum. */
+static inline kvmerge_observer_params kvmerge_observer_params_for(const struct llama_model * model, int32_t n_cells,
+                                                                  int32_t n_block) {
+    kvmerge_observer_params p;
+    p.n_layer = llama_model_n_layer(model);
+    p.n_head = llama_model_n_head(model);
+    p.n_head_kv = llama_model_n_head_kv(model);
+    p.n_cells = (n_cells + n_block + 255) / 256 * 256;
+    p.n_tokens = n_block;
+    p.observe = KVMERGE_OBSERVE_MASS;
+    p.bias = KVMERGE_BIAS_FOLDED;
+    p.mass_power = 1.5f;
+    p.mass_queries = 0;
+    p.query_decay = .7f;
+    p.ridge = .05f;
+    p.device = KVMERGE_DEVICE_CPU;
+    p.n_threads = 1;
+    p.layers = 0;
+    p.ggml.tensor_get = ggml_backend_tensor_get;
+    p.ggml.tensor_set = ggml_backend_tensor_set;
+    p.ggml.buffer_is_host = ggml_backend_buffer_is_host;
+    return p;
+}
+
+static inline kvmerge_cache_params kvmerge_cache_params_for(int32_t n_cells, int32_t n_block) {
+    kvmerge_cache_params p;
+    kvmerge_cache_defaults(&p);
+    p.n_cells = n_cells;
+    p.n_block = n_block;
+    p.llama = kvmerge_llama_entries();
+    return p;
+}
+
+#endif /* LLAMA_H */
 
 /* ---- scoring ---------------------------------------------------------------------------------------------------- */
 

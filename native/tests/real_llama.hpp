@@ -35,7 +35,13 @@
     X(llama_get_logits_ith)            \
     X(llama_get_memory)                \
     X(llama_memory_seq_rm)             \
-    X(llama_memory_seq_add)
+    X(llama_memory_seq_add)            \
+    X(llama_memory_seq_pos_max)        \
+    X(llama_n_ctx_seq)                 \
+    X(llama_n_batch)                   \
+    X(llama_state_seq_get_size)        \
+    X(llama_state_seq_get_data)        \
+    X(llama_state_seq_set_data)
 
 inline struct Llama {
 #define KVMERGE_MEMBER(name) decltype(&::name) name = nullptr;

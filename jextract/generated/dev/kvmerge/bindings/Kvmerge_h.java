@@ -1540,6 +1540,1056 @@ public class Kvmerge_h extends Kvmerge_h$shared {
         }
     }
 
+    private static class kvmerge_cache_defaults {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_cache_defaults");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_defaults(kvmerge_cache_params *out)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_cache_defaults$descriptor() {
+        return kvmerge_cache_defaults.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_defaults(kvmerge_cache_params *out)
+     * }
+     */
+    public static MethodHandle kvmerge_cache_defaults$handle() {
+        return kvmerge_cache_defaults.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_defaults(kvmerge_cache_params *out)
+     * }
+     */
+    public static MemorySegment kvmerge_cache_defaults$address() {
+        return kvmerge_cache_defaults.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_defaults(kvmerge_cache_params *out)
+     * }
+     */
+    public static int kvmerge_cache_defaults(MemorySegment out) {
+        var mh$ = kvmerge_cache_defaults.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_cache_defaults", out);
+            }
+            return (int)mh$.invokeExact(out);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvmerge_cache_create {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_cache_create");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_create(const kvmerge_cache_params *params, kvmerge_observer *observer, struct llama_context *context, int32_t seq_id, kvmerge_cache **out)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_cache_create$descriptor() {
+        return kvmerge_cache_create.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_create(const kvmerge_cache_params *params, kvmerge_observer *observer, struct llama_context *context, int32_t seq_id, kvmerge_cache **out)
+     * }
+     */
+    public static MethodHandle kvmerge_cache_create$handle() {
+        return kvmerge_cache_create.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_create(const kvmerge_cache_params *params, kvmerge_observer *observer, struct llama_context *context, int32_t seq_id, kvmerge_cache **out)
+     * }
+     */
+    public static MemorySegment kvmerge_cache_create$address() {
+        return kvmerge_cache_create.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_create(const kvmerge_cache_params *params, kvmerge_observer *observer, struct llama_context *context, int32_t seq_id, kvmerge_cache **out)
+     * }
+     */
+    public static int kvmerge_cache_create(MemorySegment params, MemorySegment observer, MemorySegment context, int seq_id, MemorySegment out) {
+        var mh$ = kvmerge_cache_create.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_cache_create", params, observer, context, seq_id, out);
+            }
+            return (int)mh$.invokeExact(params, observer, context, seq_id, out);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvmerge_cache_free {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_cache_free");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_free(kvmerge_cache *cache)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_cache_free$descriptor() {
+        return kvmerge_cache_free.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_free(kvmerge_cache *cache)
+     * }
+     */
+    public static MethodHandle kvmerge_cache_free$handle() {
+        return kvmerge_cache_free.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_free(kvmerge_cache *cache)
+     * }
+     */
+    public static MemorySegment kvmerge_cache_free$address() {
+        return kvmerge_cache_free.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_free(kvmerge_cache *cache)
+     * }
+     */
+    public static int kvmerge_cache_free(MemorySegment cache) {
+        var mh$ = kvmerge_cache_free.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_cache_free", cache);
+            }
+            return (int)mh$.invokeExact(cache);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvmerge_cache_decode {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_cache_decode");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_decode(kvmerge_cache *cache, const int32_t *tokens, int32_t n, const float **logits)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_cache_decode$descriptor() {
+        return kvmerge_cache_decode.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_decode(kvmerge_cache *cache, const int32_t *tokens, int32_t n, const float **logits)
+     * }
+     */
+    public static MethodHandle kvmerge_cache_decode$handle() {
+        return kvmerge_cache_decode.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_decode(kvmerge_cache *cache, const int32_t *tokens, int32_t n, const float **logits)
+     * }
+     */
+    public static MemorySegment kvmerge_cache_decode$address() {
+        return kvmerge_cache_decode.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_decode(kvmerge_cache *cache, const int32_t *tokens, int32_t n, const float **logits)
+     * }
+     */
+    public static int kvmerge_cache_decode(MemorySegment cache, MemorySegment tokens, int n, MemorySegment logits) {
+        var mh$ = kvmerge_cache_decode.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_cache_decode", cache, tokens, n, logits);
+            }
+            return (int)mh$.invokeExact(cache, tokens, n, logits);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvmerge_cache_flush {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_cache_flush");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_flush(kvmerge_cache *cache)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_cache_flush$descriptor() {
+        return kvmerge_cache_flush.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_flush(kvmerge_cache *cache)
+     * }
+     */
+    public static MethodHandle kvmerge_cache_flush$handle() {
+        return kvmerge_cache_flush.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_flush(kvmerge_cache *cache)
+     * }
+     */
+    public static MemorySegment kvmerge_cache_flush$address() {
+        return kvmerge_cache_flush.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_flush(kvmerge_cache *cache)
+     * }
+     */
+    public static int kvmerge_cache_flush(MemorySegment cache) {
+        var mh$ = kvmerge_cache_flush.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_cache_flush", cache);
+            }
+            return (int)mh$.invokeExact(cache);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvmerge_cache_take {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_cache_take");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_take(kvmerge_cache *cache, int32_t n_tokens, kvmerge_block_stats *stats)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_cache_take$descriptor() {
+        return kvmerge_cache_take.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_take(kvmerge_cache *cache, int32_t n_tokens, kvmerge_block_stats *stats)
+     * }
+     */
+    public static MethodHandle kvmerge_cache_take$handle() {
+        return kvmerge_cache_take.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_take(kvmerge_cache *cache, int32_t n_tokens, kvmerge_block_stats *stats)
+     * }
+     */
+    public static MemorySegment kvmerge_cache_take$address() {
+        return kvmerge_cache_take.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_take(kvmerge_cache *cache, int32_t n_tokens, kvmerge_block_stats *stats)
+     * }
+     */
+    public static int kvmerge_cache_take(MemorySegment cache, int n_tokens, MemorySegment stats) {
+        var mh$ = kvmerge_cache_take.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_cache_take", cache, n_tokens, stats);
+            }
+            return (int)mh$.invokeExact(cache, n_tokens, stats);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvmerge_cache_usage {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_cache_usage");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_usage(kvmerge_cache *cache, kvmerge_cache_used *out)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_cache_usage$descriptor() {
+        return kvmerge_cache_usage.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_usage(kvmerge_cache *cache, kvmerge_cache_used *out)
+     * }
+     */
+    public static MethodHandle kvmerge_cache_usage$handle() {
+        return kvmerge_cache_usage.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_usage(kvmerge_cache *cache, kvmerge_cache_used *out)
+     * }
+     */
+    public static MemorySegment kvmerge_cache_usage$address() {
+        return kvmerge_cache_usage.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_usage(kvmerge_cache *cache, kvmerge_cache_used *out)
+     * }
+     */
+    public static int kvmerge_cache_usage(MemorySegment cache, MemorySegment out) {
+        var mh$ = kvmerge_cache_usage.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_cache_usage", cache, out);
+            }
+            return (int)mh$.invokeExact(cache, out);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvmerge_cache_columns {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_cache_columns");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_columns(kvmerge_cache *cache, int32_t layer, int32_t kv_head, kvmerge_cache_column *out)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_cache_columns$descriptor() {
+        return kvmerge_cache_columns.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_columns(kvmerge_cache *cache, int32_t layer, int32_t kv_head, kvmerge_cache_column *out)
+     * }
+     */
+    public static MethodHandle kvmerge_cache_columns$handle() {
+        return kvmerge_cache_columns.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_columns(kvmerge_cache *cache, int32_t layer, int32_t kv_head, kvmerge_cache_column *out)
+     * }
+     */
+    public static MemorySegment kvmerge_cache_columns$address() {
+        return kvmerge_cache_columns.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_columns(kvmerge_cache *cache, int32_t layer, int32_t kv_head, kvmerge_cache_column *out)
+     * }
+     */
+    public static int kvmerge_cache_columns(MemorySegment cache, int layer, int kv_head, MemorySegment out) {
+        var mh$ = kvmerge_cache_columns.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_cache_columns", cache, layer, kv_head, out);
+            }
+            return (int)mh$.invokeExact(cache, layer, kv_head, out);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvmerge_cache_stage {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_cache_stage");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_stage(kvmerge_cache *cache, int32_t layer, int32_t kv_head, int32_t n, const int32_t *target, const float *weight, const float *value_weight)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_cache_stage$descriptor() {
+        return kvmerge_cache_stage.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_stage(kvmerge_cache *cache, int32_t layer, int32_t kv_head, int32_t n, const int32_t *target, const float *weight, const float *value_weight)
+     * }
+     */
+    public static MethodHandle kvmerge_cache_stage$handle() {
+        return kvmerge_cache_stage.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_stage(kvmerge_cache *cache, int32_t layer, int32_t kv_head, int32_t n, const int32_t *target, const float *weight, const float *value_weight)
+     * }
+     */
+    public static MemorySegment kvmerge_cache_stage$address() {
+        return kvmerge_cache_stage.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_stage(kvmerge_cache *cache, int32_t layer, int32_t kv_head, int32_t n, const int32_t *target, const float *weight, const float *value_weight)
+     * }
+     */
+    public static int kvmerge_cache_stage(MemorySegment cache, int layer, int kv_head, int n, MemorySegment target, MemorySegment weight, MemorySegment value_weight) {
+        var mh$ = kvmerge_cache_stage.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_cache_stage", cache, layer, kv_head, n, target, weight, value_weight);
+            }
+            return (int)mh$.invokeExact(cache, layer, kv_head, n, target, weight, value_weight);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvmerge_cache_plan {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_cache_plan");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_plan(kvmerge_cache *cache)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_cache_plan$descriptor() {
+        return kvmerge_cache_plan.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_plan(kvmerge_cache *cache)
+     * }
+     */
+    public static MethodHandle kvmerge_cache_plan$handle() {
+        return kvmerge_cache_plan.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_plan(kvmerge_cache *cache)
+     * }
+     */
+    public static MemorySegment kvmerge_cache_plan$address() {
+        return kvmerge_cache_plan.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_plan(kvmerge_cache *cache)
+     * }
+     */
+    public static int kvmerge_cache_plan(MemorySegment cache) {
+        var mh$ = kvmerge_cache_plan.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_cache_plan", cache);
+            }
+            return (int)mh$.invokeExact(cache);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvmerge_cache_commit {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_cache_commit");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_commit(kvmerge_cache *cache)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_cache_commit$descriptor() {
+        return kvmerge_cache_commit.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_commit(kvmerge_cache *cache)
+     * }
+     */
+    public static MethodHandle kvmerge_cache_commit$handle() {
+        return kvmerge_cache_commit.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_commit(kvmerge_cache *cache)
+     * }
+     */
+    public static MemorySegment kvmerge_cache_commit$address() {
+        return kvmerge_cache_commit.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_commit(kvmerge_cache *cache)
+     * }
+     */
+    public static int kvmerge_cache_commit(MemorySegment cache) {
+        var mh$ = kvmerge_cache_commit.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_cache_commit", cache);
+            }
+            return (int)mh$.invokeExact(cache);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvmerge_cache_pin {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_INT
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_cache_pin");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_pin(kvmerge_cache *cache, int32_t n_fewest)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_cache_pin$descriptor() {
+        return kvmerge_cache_pin.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_pin(kvmerge_cache *cache, int32_t n_fewest)
+     * }
+     */
+    public static MethodHandle kvmerge_cache_pin$handle() {
+        return kvmerge_cache_pin.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_pin(kvmerge_cache *cache, int32_t n_fewest)
+     * }
+     */
+    public static MemorySegment kvmerge_cache_pin$address() {
+        return kvmerge_cache_pin.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_pin(kvmerge_cache *cache, int32_t n_fewest)
+     * }
+     */
+    public static int kvmerge_cache_pin(MemorySegment cache, int n_fewest) {
+        var mh$ = kvmerge_cache_pin.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_cache_pin", cache, n_fewest);
+            }
+            return (int)mh$.invokeExact(cache, n_fewest);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvmerge_cache_clear {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_cache_clear");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_clear(kvmerge_cache *cache)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_cache_clear$descriptor() {
+        return kvmerge_cache_clear.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_clear(kvmerge_cache *cache)
+     * }
+     */
+    public static MethodHandle kvmerge_cache_clear$handle() {
+        return kvmerge_cache_clear.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_clear(kvmerge_cache *cache)
+     * }
+     */
+    public static MemorySegment kvmerge_cache_clear$address() {
+        return kvmerge_cache_clear.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_clear(kvmerge_cache *cache)
+     * }
+     */
+    public static int kvmerge_cache_clear(MemorySegment cache) {
+        var mh$ = kvmerge_cache_clear.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_cache_clear", cache);
+            }
+            return (int)mh$.invokeExact(cache);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvmerge_cache_fates {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_cache_fates");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_fates(kvmerge_cache *cache, int32_t layer, int32_t kv_head, int32_t first, int32_t n, int32_t *fate)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_cache_fates$descriptor() {
+        return kvmerge_cache_fates.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_fates(kvmerge_cache *cache, int32_t layer, int32_t kv_head, int32_t first, int32_t n, int32_t *fate)
+     * }
+     */
+    public static MethodHandle kvmerge_cache_fates$handle() {
+        return kvmerge_cache_fates.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_fates(kvmerge_cache *cache, int32_t layer, int32_t kv_head, int32_t first, int32_t n, int32_t *fate)
+     * }
+     */
+    public static MemorySegment kvmerge_cache_fates$address() {
+        return kvmerge_cache_fates.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_fates(kvmerge_cache *cache, int32_t layer, int32_t kv_head, int32_t first, int32_t n, int32_t *fate)
+     * }
+     */
+    public static int kvmerge_cache_fates(MemorySegment cache, int layer, int kv_head, int first, int n, MemorySegment fate) {
+        var mh$ = kvmerge_cache_fates.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_cache_fates", cache, layer, kv_head, first, n, fate);
+            }
+            return (int)mh$.invokeExact(cache, layer, kv_head, first, n, fate);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvmerge_cache_state_size {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_cache_state_size");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_state_size(kvmerge_cache *cache, size_t *size)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_cache_state_size$descriptor() {
+        return kvmerge_cache_state_size.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_state_size(kvmerge_cache *cache, size_t *size)
+     * }
+     */
+    public static MethodHandle kvmerge_cache_state_size$handle() {
+        return kvmerge_cache_state_size.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_state_size(kvmerge_cache *cache, size_t *size)
+     * }
+     */
+    public static MemorySegment kvmerge_cache_state_size$address() {
+        return kvmerge_cache_state_size.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_state_size(kvmerge_cache *cache, size_t *size)
+     * }
+     */
+    public static int kvmerge_cache_state_size(MemorySegment cache, MemorySegment size) {
+        var mh$ = kvmerge_cache_state_size.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_cache_state_size", cache, size);
+            }
+            return (int)mh$.invokeExact(cache, size);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvmerge_cache_save {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_LONG
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_cache_save");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_save(kvmerge_cache *cache, void *to, size_t size)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_cache_save$descriptor() {
+        return kvmerge_cache_save.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_save(kvmerge_cache *cache, void *to, size_t size)
+     * }
+     */
+    public static MethodHandle kvmerge_cache_save$handle() {
+        return kvmerge_cache_save.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_save(kvmerge_cache *cache, void *to, size_t size)
+     * }
+     */
+    public static MemorySegment kvmerge_cache_save$address() {
+        return kvmerge_cache_save.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_save(kvmerge_cache *cache, void *to, size_t size)
+     * }
+     */
+    public static int kvmerge_cache_save(MemorySegment cache, MemorySegment to, long size) {
+        var mh$ = kvmerge_cache_save.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_cache_save", cache, to, size);
+            }
+            return (int)mh$.invokeExact(cache, to, size);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvmerge_cache_restore {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_LONG
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_cache_restore");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_restore(kvmerge_cache *cache, const void *from, size_t size)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_cache_restore$descriptor() {
+        return kvmerge_cache_restore.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_restore(kvmerge_cache *cache, const void *from, size_t size)
+     * }
+     */
+    public static MethodHandle kvmerge_cache_restore$handle() {
+        return kvmerge_cache_restore.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_restore(kvmerge_cache *cache, const void *from, size_t size)
+     * }
+     */
+    public static MemorySegment kvmerge_cache_restore$address() {
+        return kvmerge_cache_restore.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_cache_restore(kvmerge_cache *cache, const void *from, size_t size)
+     * }
+     */
+    public static int kvmerge_cache_restore(MemorySegment cache, MemorySegment from, long size) {
+        var mh$ = kvmerge_cache_restore.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_cache_restore", cache, from, size);
+            }
+            return (int)mh$.invokeExact(cache, from, size);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
     private static class kvmerge_score {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
             Kvmerge_h.C_INT,

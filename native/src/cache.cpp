@@ -1,0 +1,259 @@
+// What a cache does with its sequence: decodes, takes account, has cells rewritten and frees the others.
+#include "cache.hpp"
+
+#include "cell_access.hpp"
+#include "parallel.hpp"
+
+#include "llama.h"
+
+#include <algorithm>
+#include <cmath>
+
+using namespace kvmerge;
+
+namespace kvmerge {
+
+void pass(kvmerge_status status) {
+    if (status != KVMERGE_OK) {
+        throw Error(status, kvmerge_last_error());
+    }
+}
+
+} // namespace kvmerge
+
+kvmerge_cache::kvmerge_cache(const kvmerge_cache_params & p, const kvmerge_observer & o, kvmerge_observer * handle,
+                             llama_context * context, int32_t seq_id)
+    : params(p), observer(handle), context(context), seq_id(seq_id), n_threads(o.params.n_threads),
+      table({o.params.n_layer, o.params.n_head, o.params.n_head_kv, o.params.n_cells}, p.keep_newest != 0,
+            p.position_range > 0, p.record_fates != 0) {
+    if (p.calibration) {
+        const size_t n = size_t(table.shape().pairs()) * size_t(CALIBRATION_SCALARS + p.calibration_dim);
+        require_finite(p.calibration, n, "calibration");
+        calibration.assign(p.calibration, p.calibration + n);
+    }
+    params.calibration = nullptr; // the copy counts
+}
+
+void kvmerge_cache::require_whole() const {
+    if (!broken.empty()) {
+        throw Error(KVMERGE_E_STATE,
+                    text("the cache is broken, since an earlier call failed halfway: %.300s", broken.c_str()));
+    }
+}
+
+void kvmerge_cache::require_due() const {
+    require_whole();
+    if (!is_over()) {
+        throw Error(KVMERGE_E_STATE, "no compression is due: the cells in use are no more than stay");
+    }
+}
+
+void kvmerge_cache::decode(const int32_t * tokens, int32_t n, const float ** logits) {
+    require_whole();
+    const int32_t n_batch = int32_t(std::min<uint32_t>(params.llama.n_batch(context), INT32_MAX));
+    for (int32_t at = 0; at < n;) {
+        if (pending == params.n_block) { // what failed at the last one's end
+            settle();
+        }
+        if (is_over()) {
+            plan();
+            commit();
+        }
+        const int32_t m = std::min({n - at, params.n_block - pending, n_batch});
+        require(table.used() + pending + m <= table.shape().n_cells, "there are no free cells for so many tokens");
+        if (pending == 0) {
+            pass(kvmerge_observer_begin(observer));
+        }
+        decode_batch(tokens + at, m, at + m == n);
+        pending += m;
+        at += m;
+        if (pending == params.n_block) {
+            settle();
+        }
+    }
+    if (logits) {
+        *logits = params.llama.get_logits_ith(context, -1);
+    }
+}
+
+void kvmerge_cache::decode_batch(const int32_t * tokens, int32_t n, bool last_logits) {
+    std::vector<llama_token> token(tokens, tokens + n);
+    std::vector<llama_pos> pos(token.size());
+    std::vector<int32_t> n_seq_id(token.size(), 1);
+    llama_seq_id seq = seq_id;
+    std::vector<llama_seq_id *> seq_ids(token.size(), &seq);
+    std::vector<int8_t> outputs(token.size(), 0);
+    const int32_t first = position + pending;
+    for (int32_t i = 0; i < n; i++) {
+        pos[size_t(i)] = first + i;
+    }
+    outputs.back() = last_logits;
+    const llama_batch batch = {n, token.data(), nullptr, pos.data(), n_seq_id.data(), seq_ids.data(), outputs.data()};
+    const int32_t status = reinterpret_cast<decltype(&llama_decode)>(params.llama.decode)(context, batch);
+    if (status != 0) {
+        const std::string why = text("llama_decode failed with status %d%s", status,
+                                     status == 1 ? ": no free cells for the batch" : "; its log says why");
+        if (params.llama.memory_seq_pos_max(params.llama.get_memory(context), seq_id) != first - 1) {
+            broken = why;
+        }
+        throw Error(KVMERGE_E_STATE, why);
+    }
+    params.llama.synchronize(context);
+}
+
+void kvmerge_cache::settle() {
+    take_pending();
+    if (is_over()) {
+        plan();
+        commit();
+    }
+}
+
+void kvmerge_cache::take_pending() {
+    if (pending > 0) {
+        const int32_t n = pending;
+        take(n, nullptr);
+        pending = 0;
+    }
+}
+
+void kvmerge_cache::take(int32_t n, kvmerge_block_stats * out) {
+    require_whole();
+    kvmerge_block_stats stats;
+    pass(kvmerge_observer_stats(observer, &stats));
+    if (stats.n_tokens != n) {
+        throw Error(
+            KVMERGE_E_UNSUPPORTED,
+            text("the graph showed %d cache writes for %d tokens: this model's attention is not the ordinary one",
+                 stats.n_tokens, n));
+    }
+    const CellTable::Shape & shape = table.shape();
+    if (stats.mass && stats.n_layer_seen != shape.n_layer) {
+        throw Error(KVMERGE_E_UNSUPPORTED, text("the attention of %d of %d layers could not be observed: this model's "
+                                                "attention is not the ordinary one",
+                                                shape.n_layer - stats.n_layer_seen, shape.n_layer));
+    }
+    int32_t stride = 0;
+    in_observer(observer, [&](const kvmerge_observer & o) { stride = o.params.n_tokens; });
+    const std::vector<float> prior = priors(stats.token_cell, n);
+    table.add({n, stats.token_cell, stats.mass, stats.entropy, stride, prior.empty() ? nullptr : prior.data()},
+              n_tokens, position, params.mass_decay);
+    n_tokens += n;
+    position += n;
+    expect_plans();
+    if (out) {
+        *out = stats;
+    }
+}
+
+void kvmerge_cache::expect_plans() {
+    if (is_over()) {
+        table.begin(params.n_cells, params.position_range > 0 ? std::max(0, position - params.position_range) : 0);
+    }
+}
+
+// What the calibration says of the newest n tokens: [pair][n].
+std::vector<float> kvmerge_cache::priors(const int32_t * cells, int32_t n) const {
+    if (calibration.empty()) {
+        return {};
+    }
+    kvmerge_cache_info info;
+    pass(kvmerge_observer_cache_info(observer, &info));
+    if (info.head_dim_k != params.calibration_dim) {
+        throw Error(KVMERGE_E_ARGUMENT, text("the calibration is for keys of %d elements, the model's have %d",
+                                             params.calibration_dim, info.head_dim_k));
+    }
+    std::vector<int32_t> at(static_cast<size_t>(n));
+    for (int32_t i = 0; i < n; i++) {
+        at[size_t(i)] = position + i;
+    }
+    const int n_head_kv = table.shape().n_head_kv;
+    std::vector<float> prior(size_t(table.shape().pairs()) * size_t(n));
+    parallel_for(table.shape().pairs(), n_threads, [&](int64_t pair) {
+        constexpr double LEAST_LENGTH = 1e-3;
+        const float * const w =
+            calibration.data() + size_t(pair) * size_t(CALIBRATION_SCALARS + params.calibration_dim);
+        std::vector<float> product(at.size()), length(at.size());
+        pass(kvmerge_project_cells(observer, int32_t(pair) / n_head_kv, int32_t(pair) % n_head_kv, cells, at.data(), n,
+                                   w + CALIBRATION_SCALARS, product.data(), length.data()));
+        for (size_t i = 0; i < at.size(); i++) {
+            prior[size_t(pair) * at.size() + i] =
+                float(double(w[0]) + double(w[5]) * std::log(double(length[i]) + LEAST_LENGTH) + double(product[i]));
+        }
+    });
+    return prior;
+}
+
+// Whether a rewriting that failed had not begun to write.
+bool kvmerge_cache::is_untouched() const {
+    const Handles<kvmerge_observer>::Use use(observers(), observer, Access::SHARED);
+    // Where another thread is inside, it kept the rewriting out.
+    return use.status() == KVMERGE_E_STATE || (use.status() == KVMERGE_OK && !use.object().torn);
+}
+
+void kvmerge_cache::commit() {
+    require_due();
+    const kvmerge_moves moves = table.moves(params.pivot_frame != 0);
+    if (const kvmerge_status status = kvmerge_apply(observer, &moves)) {
+        const Error why(status, kvmerge_last_error());
+        if (!is_untouched()) {
+            broken = why.what();
+        }
+        throw Error(why);
+    }
+    free_cells();
+    position -= table.back();
+    table.commit();
+}
+
+// Frees the cells that do not stay in llama.cpp's record.
+void kvmerge_cache::free_cells() {
+    llama_memory_i * const memory = params.llama.get_memory(context);
+    const auto remove = [&](int32_t from, int32_t to) {
+        if (from < to && !params.llama.memory_seq_rm(memory, seq_id, from, to)) {
+            broken = text("llama.cpp cannot free the positions [%d, %d)", from, to);
+            throw Error(KVMERGE_E_STATE, broken);
+        }
+    };
+    const int32_t budget = table.budget(), back = table.back();
+    if (params.keep_newest) {
+        remove(0, position - budget);
+        return;
+    }
+    // In llama.cpp's record the cells 0 .. budget-2 keep the positions they first had, which are those numbers. Behind
+    // them one cell stays, and the text goes on after its position: with a position range that is not the newest one.
+    // So llama.cpp never shifts positions, and never rotates keys: its shift would multiply all keys by YaRN's factor
+    // each time.
+    remove(budget - 1, position - back - 1);
+    remove(position - back, position);
+}
+
+void kvmerge_cache::pin(int32_t n_fewest) {
+    require_whole();
+    require(n_fewest >= 2, "n_fewest must be 2 and more");
+    take_pending();
+    if (params.n_cells > 0 && table.used() > params.n_cells - n_fewest) {
+        throw Error(KVMERGE_E_ARGUMENT,
+                    text("%d cells are in use: pinned, they would leave %d of %d, fewer than the %d "
+                         "that are needed",
+                         table.used(), std::max(0, params.n_cells - table.used()), params.n_cells, n_fewest));
+    }
+    table.pin();
+}
+
+void kvmerge_cache::clear() {
+    in_observer(observer, [](kvmerge_observer & o) {
+        if (o.torn) {
+            throw Error(KVMERGE_E_STATE, "writing cells failed halfway: make the context and its observer anew");
+        }
+    });
+    if (!params.llama.memory_seq_rm(params.llama.get_memory(context), seq_id, -1, -1)) {
+        broken = "llama.cpp cannot free the sequence's cells";
+        throw Error(KVMERGE_E_STATE, broken);
+    }
+    pass(kvmerge_observer_begin(observer));
+    in_observer(observer, [](kvmerge_observer & o) { forget_queries(o); });
+    table.clear();
+    n_tokens = position = pending = 0;
+    broken.clear();
+}

@@ -1,0 +1,86 @@
+// One sequence of a llama_context, held within a number of cells.
+#pragma once
+
+#include "handles.hpp"
+#include "kvmerge.h"
+#include "observer.hpp"
+#include "status.hpp"
+#include "table.hpp"
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+struct kvmerge_cache {
+    kvmerge_cache_params params;
+    std::vector<float> calibration; // a copy
+    kvmerge_observer * observer;    // its handle
+    llama_context * context;
+    int32_t seq_id;
+    int32_t n_threads; // the observer's
+    kvmerge::CellTable table;
+    int32_t n_tokens = 0; // in the table
+    int32_t position = 0; // of the next token behind the table's, for llama.cpp
+    int32_t pending = 0;  // decoded by decode(), and not in the table yet
+    std::string broken;   // why it is; empty: it is not
+
+    kvmerge_cache(const kvmerge_cache_params & params, const kvmerge_observer & observer, kvmerge_observer * handle,
+                  llama_context * context, int32_t seq_id);
+
+    bool is_over() const { return params.n_cells > 0 && table.used() > params.n_cells; }
+    void require_whole() const;
+    void require_due() const;
+
+    void decode(const int32_t * tokens, int32_t n, const float ** logits);
+    void settle(); // takes what is pending, and compresses
+    void take(int32_t n, kvmerge_block_stats * stats);
+    void take_pending();
+    void expect_plans(); // where there are too many cells
+    void plan();         // by the default strategy
+    void commit();
+    void pin(int32_t n_fewest);
+    void clear();
+
+    size_t state_size();
+    void save(char * to, size_t size);
+    void restore(const char * from, size_t size);
+
+  private:
+    void decode_batch(const int32_t * tokens, int32_t n, bool last_logits);
+    void free_cells();
+    std::vector<float> priors(const int32_t * cells, int32_t n) const;
+    void plan(int pair);
+    bool is_untouched() const;
+    void become_known();
+};
+
+namespace kvmerge {
+
+Handles<kvmerge_cache> & caches();
+
+// Weights of a calibration before the keys'.
+constexpr int CALIBRATION_SCALARS = 6;
+
+// Forgets the query moments, exact biases and the distances between cells, as if nothing had been decoded.
+void forget_queries(kvmerge_observer & o);
+
+// Throws what a function of kvmerge.h answered.
+void pass(kvmerge_status status);
+
+// Runs an entry's body on the cache behind a handle, if this thread may enter it.
+template <class Body>
+kvmerge_status on_cache(const char * entry, kvmerge_cache * handle, Access access, Body && body) noexcept {
+    return guarded(entry, [&] {
+        const Handles<kvmerge_cache>::Use use(caches(), handle, access);
+        body(caches().entered(use));
+    });
+}
+
+// Runs body on a cache's observer, alone.
+template <class Body>
+void in_observer(kvmerge_observer * handle, Body && body) {
+    const Handles<kvmerge_observer>::Use use(observers(), handle, Access::ALONE);
+    body(observers().entered(use));
+}
+
+} // namespace kvmerge

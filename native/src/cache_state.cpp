@@ -1,0 +1,413 @@
+// A cache's whole state as bytes.
+#include "cache.hpp"
+#include "llama_state.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+using namespace kvmerge;
+
+namespace {
+
+constexpr char MAGIC[8] = {'k', 'v', 'm', 's', 't', 'a', 't', 'e'};
+constexpr uint32_t VERSION = 1;
+
+// What has to be the same in the cache that restores.
+struct Kind {
+    int32_t n_layer, n_head, n_head_kv, head_dim_k, head_dim_v, v_transposed;
+    char type_k[16], type_v[16];
+    int32_t n_cells, position_range, observe, bias, pivot_frame, record_fates;
+    float mass_power, query_decay;
+    double mass_decay;
+    uint64_t calibration; // a sum of its weights
+};
+
+struct Header {
+    char magic[8];
+    uint32_t version, reserved;
+    uint64_t bytes; // of the whole state
+    uint64_t sum;   // of what follows this field
+    Kind kind;
+    int32_t n_used, n_pinned, n_tokens, position;
+    uint64_t llama_bytes;
+};
+constexpr size_t SUMMED = offsetof(Header, kind);
+
+uint64_t sum_of(const char * bytes, size_t n) {
+    uint64_t sum = 1469598103934665603u; // FNV-1a, over words
+    for (size_t i = 0; i < n; i += 8) {
+        uint64_t word = 0;
+        std::memcpy(&word, bytes + i, std::min<size_t>(8, n - i));
+        sum = (sum ^ word) * 1099511628211u;
+        sum ^= sum >> 29;
+    }
+    return sum;
+}
+
+template <class T>
+uint64_t sum_of(const std::vector<T> & x) {
+    return x.empty() ? 0 : sum_of(reinterpret_cast<const char *>(x.data()), x.size() * sizeof(T));
+}
+
+Kind kind_of(const kvmerge_cache & cache) {
+    Kind kind = {};
+    kvmerge_cache_info info;
+    pass(kvmerge_observer_cache_info(cache.observer, &info));
+    const CellTable::Shape & shape = cache.table.shape();
+    kind.n_layer = shape.n_layer, kind.n_head = shape.n_head, kind.n_head_kv = shape.n_head_kv;
+    kind.head_dim_k = info.head_dim_k, kind.head_dim_v = info.head_dim_v, kind.v_transposed = info.v_transposed;
+    std::memcpy(kind.type_k, info.type_k, sizeof kind.type_k);
+    std::memcpy(kind.type_v, info.type_v, sizeof kind.type_v);
+    const kvmerge_cache_params & p = cache.params;
+    kind.n_cells = p.n_cells, kind.position_range = p.position_range, kind.pivot_frame = p.pivot_frame;
+    kind.record_fates = p.record_fates;
+    kind.mass_decay = p.mass_decay;
+    kind.calibration = sum_of(cache.calibration);
+    in_observer(cache.observer, [&](const kvmerge_observer & o) {
+        kind.observe = o.params.observe & ~KVMERGE_OBSERVE_STOP, kind.bias = o.params.bias;
+        kind.mass_power = o.params.mass_power, kind.query_decay = o.params.query_decay;
+    });
+    return kind;
+}
+
+// Throws ARGUMENT, which says what is another.
+void require_same(const Kind & saved, const Kind & own) {
+    const auto same = [](const char * what, double a, double b) {
+        if (a != b) {
+            throw Error(KVMERGE_E_ARGUMENT,
+                        text("the state is of another kind of cache: it has %s %g, this one %g", what, a, b));
+        }
+    };
+    same("layers:", saved.n_layer, own.n_layer);
+    same("heads:", saved.n_head, own.n_head);
+    same("KV heads:", saved.n_head_kv, own.n_head_kv);
+    same("elements a key:", saved.head_dim_k, own.head_dim_k);
+    same("elements a value:", saved.head_dim_v, own.head_dim_v);
+    same("values transposed (flash attention off):", saved.v_transposed, own.v_transposed);
+    if (std::memcmp(saved.type_k, own.type_k, sizeof own.type_k) != 0 ||
+        std::memcmp(saved.type_v, own.type_v, sizeof own.type_v) != 0) {
+        throw Error(KVMERGE_E_ARGUMENT, text("the state has cells of type %.16s and %.16s, this cache %.16s and %.16s",
+                                             saved.type_k, saved.type_v, own.type_k, own.type_v));
+    }
+    same("cells that stay:", saved.n_cells, own.n_cells);
+    same("a position range of", saved.position_range, own.position_range);
+    same("the observed statistics", saved.observe, own.observe);
+    same("the bias mode", saved.bias, own.bias);
+    same("a pivot_frame of", saved.pivot_frame, own.pivot_frame);
+    same("a record of fates:", saved.record_fates, own.record_fates);
+    same("a mass power of", saved.mass_power, own.mass_power);
+    same("a query decay of", saved.query_decay, own.query_decay);
+    same("a mass decay of", saved.mass_decay, own.mass_decay);
+    if (saved.calibration != own.calibration) {
+        throw Error(KVMERGE_E_ARGUMENT, "the state is of a cache with another calibration, or with none");
+    }
+}
+
+// The query moments of a layer, with their weights.
+struct Moments {
+    double weight;
+    float keep;
+    std::vector<float> sum, second;
+};
+
+// What the observer and the table hold.
+struct Content {
+    std::vector<Moments> moments; // by layer; empty where queries are not observed
+    std::vector<float> bias;      // [pair][used], of an exact bias; else empty
+    CellTable::State table;
+};
+
+// Visits all of the content in the order of its bytes. `io` takes a pointer and a number of elements.
+template <class Io>
+void visit(Content & content, Io && io) {
+    for (Moments & m : content.moments) {
+        io(&m.weight, 1);
+        io(&m.keep, 1);
+        io(m.sum.data(), m.sum.size());
+        io(m.second.data(), m.second.size());
+    }
+    io(content.bias.data(), content.bias.size());
+    io(content.table.held.data(), content.table.held.size());
+    for (auto & fates : content.table.fates) {
+        io(fates.data(), fates.size());
+    }
+}
+
+template <class Io>
+void visit_columns(CellTable::Columns & c, size_t pairs, size_t stride, size_t used, Io && io) {
+    for (size_t pair = 0; pair < pairs; pair++) {
+        const size_t at = pair * stride;
+        for (auto * column : {&c.cell, &c.position, &c.frame, &c.count}) {
+            io(column->data() + at, used);
+        }
+        for (auto * column : {&c.mass, &c.exposure, &c.entropy, &c.prior}) {
+            io(column->data() + at, used);
+        }
+    }
+}
+
+// Content of the right sizes, without what is in it.
+Content content_for(const Kind & kind, size_t n_used, size_t n_tokens, size_t n_cells) {
+    const size_t pairs = size_t(kind.n_layer) * size_t(kind.n_head_kv), dim = size_t(kind.head_dim_k);
+    Content content{{}, {}, {std::vector<int32_t>(n_used), 0, CellTable::Columns(pairs * n_cells), {}}};
+    if (kind.observe & KVMERGE_OBSERVE_QUERIES) {
+        const size_t n = size_t(kind.n_head_kv) * dim;
+        content.moments.resize(size_t(kind.n_layer), {0, 1, std::vector<float>(n), std::vector<float>(n * dim)});
+    }
+    if (kind.bias == KVMERGE_BIAS_EXACT) {
+        content.bias.resize(pairs * n_used);
+    }
+    if (kind.record_fates) {
+        content.table.fates.resize(pairs, std::vector<int32_t>(n_tokens));
+    }
+    return content;
+}
+
+// Throws ARGUMENT where the table is none.
+void check(const Content & content, const Header & h, const CellTable::Shape & shape) {
+    const auto ok = [](bool condition) { require(condition, "the state's table contradicts itself"); };
+    const auto finite = [&](const std::vector<float> & x) {
+        ok(std::all_of(x.begin(), x.end(), [](float e) { return std::isfinite(e); }));
+    };
+    for (const Moments & m : content.moments) {
+        ok(std::isfinite(m.weight) && m.weight >= 0 && m.keep >= 0 && m.keep <= 1);
+        finite(m.sum);
+        finite(m.second);
+    }
+    finite(content.bias);
+    const CellTable::State & t = content.table;
+    std::vector<int32_t> seen(size_t(shape.n_cells), -1); // the last pair that has the cell; -2: it is held
+    for (const int32_t cell : t.held) {
+        ok(cell >= 0 && cell < shape.n_cells && seen[size_t(cell)] == -1);
+        seen[size_t(cell)] = -2;
+    }
+    for (int pair = 0; pair < shape.pairs(); pair++) {
+        const size_t base = size_t(pair) * size_t(shape.n_cells);
+        for (size_t i = base; i < base + t.held.size(); i++) {
+            const CellTable::Columns & c = t.columns;
+            ok(c.cell[i] >= 0 && c.cell[i] < shape.n_cells);
+            int32_t & last = seen[size_t(c.cell[i])];
+            ok(last == (pair == 0 ? -2 : pair - 1));
+            last = pair;
+            ok(c.position[i] >= 0 && c.position[i] < h.n_tokens && (i == base || c.position[i - 1] < c.position[i]));
+            ok(c.frame[i] >= 0 && c.frame[i] < h.position && c.count[i] > 0);
+            ok(c.mass[i] >= 0 && c.exposure[i] > 0 && std::isfinite(c.mass[i]) && std::isfinite(c.exposure[i]));
+            ok(std::isfinite(c.entropy[i]) && std::isfinite(c.prior[i]));
+        }
+    }
+    for (const auto & fates : t.fates) {
+        for (const int32_t fate : fates) {
+            ok(fate == -1 || (fate >= 0 && fate < h.n_tokens && fates[size_t(fate)] == fate));
+        }
+    }
+}
+
+void take_moments(const kvmerge_observer & o, Content & content) {
+    for (size_t i = 0; i < content.moments.size(); i++) {
+        const auto & l = o.layers[i];
+        Moments & m = content.moments[i];
+        m.weight = l.query_weight;
+        m.keep = l.query_keep;
+        if (l.query_sum.size() == m.sum.size()) {
+            l.query_sum.download(m.sum.data(), m.sum.size());
+            l.query_second.download(m.second.data(), m.second.size());
+            kvmerge::check(*l.stats_device);
+        }
+    }
+}
+
+void give_moments(kvmerge_observer & o, const Content & content) {
+    for (size_t i = 0; i < content.moments.size(); i++) {
+        auto & l = o.layers[i];
+        const Moments & m = content.moments[i];
+        if (l.query_sum.size() == m.sum.size()) {
+            l.query_sum.upload(m.sum.data(), m.sum.size());
+            l.query_second.upload(m.second.data(), m.second.size());
+            kvmerge::check(*l.stats_device);
+        }
+        l.query_weight = m.weight;
+        l.query_keep = m.keep;
+    }
+}
+
+// Visits exact biases, which the observer keeps by cell.
+template <class Body>
+void each_bias(const CellTable::Shape & shape, const CellTable::Columns & columns, size_t used, Body && body) {
+    for (int pair = 0; pair < shape.pairs(); pair++) {
+        const size_t base = size_t(pair) * size_t(shape.n_cells);
+        for (size_t i = 0; i < used; i++) {
+            body(size_t(pair) * used + i, base + size_t(columns.cell[base + i]));
+        }
+    }
+}
+
+} // namespace
+
+void kvmerge::forget_queries(kvmerge_observer & o) {
+    for (auto & l : o.layers) {
+        l.n_queries = 0;
+        l.query_weight = 0;
+        l.query_keep = 1;
+        if (l.query_sum.size()) {
+            l.query_sum.zero();
+            l.query_second.zero();
+        }
+        o.distrust(l);
+    }
+    o.bias.clear();
+    o.any_bias = false;
+    o.in_sequence.clear();
+}
+
+size_t kvmerge_cache::state_size() {
+    require_whole();
+    if (params.keep_newest) {
+        throw Error(KVMERGE_E_UNSUPPORTED, "the state of a model with sliding windows is not saved: llama.cpp does not "
+                                           "say in which cells its windows lie");
+    }
+    take_pending();
+    if (table.used() == 0) {
+        throw Error(KVMERGE_E_STATE, "there is no state yet: decode something first");
+    }
+    size_t size = sizeof(Header) + params.llama.state_seq_get_size(context, seq_id);
+    const Kind kind = kind_of(*this);
+    Content content = content_for(kind, size_t(table.used()), size_t(n_tokens), size_t(table.shape().n_cells));
+    const auto count = [&](auto * x, size_t n) { size += n * sizeof *x; };
+    visit(content, count);
+    visit_columns(content.table.columns, size_t(table.shape().pairs()), 0, size_t(table.used()), count);
+    return size;
+}
+
+void kvmerge_cache::save(char * to, size_t size) {
+    require(to && size == state_size(), "the bytes must be as many as kvmerge_cache_state_size says");
+    Header h = {};
+    std::memcpy(h.magic, MAGIC, sizeof MAGIC);
+    h.version = VERSION;
+    h.bytes = size;
+    h.kind = kind_of(*this);
+    h.n_used = table.used(), h.n_pinned = table.pinned(), h.n_tokens = n_tokens, h.position = position;
+    h.llama_bytes = params.llama.state_seq_get_size(context, seq_id);
+    const CellTable::Shape & shape = table.shape();
+    const size_t used = size_t(h.n_used), pairs = size_t(shape.pairs());
+    Content content = content_for(h.kind, used, size_t(n_tokens), size_t(shape.n_cells));
+    content.table.held = table.held();
+    content.table.columns = table.columns();
+    for (size_t pair = 0; pair < content.table.fates.size(); pair++) {
+        table.fates(int(pair), 0, n_tokens, content.table.fates[pair].data());
+    }
+    in_observer(observer, [&](kvmerge_observer & o) {
+        o.add_captured();
+        o.add_waiting_queries();
+        take_moments(o, content);
+        if (o.any_bias) {
+            each_bias(shape, content.table.columns, content.bias.empty() ? 0 : used,
+                      [&](size_t i, size_t of_cell) { content.bias[i] = o.bias[of_cell]; });
+        }
+    });
+    char * at = to + sizeof h;
+    const auto write = [&](auto * x, size_t n) {
+        if (n > 0) {
+            std::memcpy(at, x, n * sizeof *x);
+            at += n * sizeof *x;
+        }
+    };
+    visit(content, write);
+    visit_columns(content.table.columns, pairs, size_t(shape.n_cells), used, write);
+    const size_t left = size_t(to + size - at);
+    if (left != h.llama_bytes ||
+        params.llama.state_seq_get_data(context, reinterpret_cast<uint8_t *>(at), left, seq_id) != left) {
+        throw Error(KVMERGE_E_STATE, "llama.cpp does not give the sequence's state");
+    }
+    std::memcpy(to, &h, sizeof h);
+    h.sum = sum_of(to + SUMMED, size - SUMMED);
+    std::memcpy(to, &h, sizeof h);
+}
+
+// Lets the observer see where the cells lie. The token that this takes is forgotten.
+void kvmerge_cache::become_known() {
+    bool known = false;
+    in_observer(observer, [&](const kvmerge_observer & o) { known = o.layers[0].v.tensor() != nullptr; });
+    if (known) {
+        return;
+    }
+    const int32_t token = 0;
+    pass(kvmerge_observer_begin(observer));
+    decode_batch(&token, 1, false);
+    clear();
+}
+
+void kvmerge_cache::restore(const char * from, size_t size) {
+    Header h;
+    require(from && size >= sizeof h, "there are no bytes, or fewer than a state has");
+    std::memcpy(&h, from, sizeof h);
+    require(std::memcmp(h.magic, MAGIC, sizeof MAGIC) == 0, "the bytes are no state of a cache");
+    if (h.version != VERSION) {
+        throw Error(KVMERGE_E_ARGUMENT,
+                    text("the state has version %u, and this library reads %u", h.version, VERSION));
+    }
+    if (h.bytes != size) {
+        throw Error(KVMERGE_E_ARGUMENT, text("the state is cut short, or goes on: it has %zu bytes of %llu", size,
+                                             static_cast<unsigned long long>(h.bytes)));
+    }
+    require(sum_of(from + SUMMED, size - SUMMED) == h.sum, "the state is damaged: its bytes do not have their sum");
+    if (params.keep_newest) {
+        throw Error(KVMERGE_E_UNSUPPORTED, "a model with sliding windows restores no state");
+    }
+    if (broken.empty()) {
+        become_known();
+    }
+    require_same(h.kind, kind_of(*this));
+    const CellTable::Shape & shape = table.shape();
+    const size_t used = size_t(h.n_used), pairs = size_t(shape.pairs());
+    require(h.n_used > 0 && h.n_used <= shape.n_cells && h.n_pinned >= 0 && h.n_pinned <= h.n_used &&
+                h.n_tokens >= h.n_used && h.position >= h.n_used && size_t(h.n_tokens) <= size,
+            "the state's table contradicts itself");
+    require(params.n_cells == 0 || h.n_used <= params.n_cells + params.n_block,
+            "the state has more cells in use than this cache has: use a larger n_block");
+    Content content = content_for(h.kind, used, size_t(h.n_tokens), size_t(shape.n_cells));
+    content.table.pinned = h.n_pinned;
+    const char * at = from + sizeof h;
+    const auto read = [&](auto * x, size_t n) {
+        require(n * sizeof *x <= size_t(from + size - at), "the state is shorter than its table");
+        if (n > 0) {
+            std::memcpy(x, at, n * sizeof *x);
+            at += n * sizeof *x;
+        }
+    };
+    visit(content, read);
+    visit_columns(content.table.columns, pairs, size_t(shape.n_cells), used, read);
+    check(content, h, shape);
+    require(size_t(from + size - at) == h.llama_bytes, "the state is longer than its table");
+    std::vector<char> own(params.llama.state_seq_get_size(context, seq_id));
+    own.resize(params.llama.state_seq_get_data(context, reinterpret_cast<uint8_t *>(own.data()), own.size(), seq_id));
+    std::vector<int32_t> held = content.table.held;
+    std::sort(held.begin(), held.end());
+    const SequenceState state = with_gaps(at, size_t(h.llama_bytes), held, h.position, own);
+    std::vector<float> biases(content.bias.empty() ? 0 : pairs * size_t(shape.n_cells));
+    each_bias(shape, content.table.columns, content.bias.empty() ? 0 : used,
+              [&](size_t i, size_t of_cell) { biases[of_cell] = content.bias[i]; });
+
+    clear(); // from here on, what fails leaves the cache broken
+    broken = "a state was restored by half";
+    const auto data = reinterpret_cast<const uint8_t *>(state.bytes.data());
+    llama_memory_i * const memory = params.llama.get_memory(context);
+    if (params.llama.state_seq_set_data(context, data, state.bytes.size(), seq_id) != state.bytes.size() ||
+        !params.llama.memory_seq_rm(memory, seq_id, h.position, h.position + state.gaps) ||
+        params.llama.memory_seq_pos_max(memory, seq_id) != h.position - 1) {
+        throw Error(KVMERGE_E_STATE, "llama.cpp does not take the state: is it of this model?");
+    }
+    in_observer(observer, [&](kvmerge_observer & o) {
+        give_moments(o, content);
+        for (auto & l : o.layers) {
+            o.distrust(l);
+        }
+        o.any_bias = std::any_of(biases.begin(), biases.end(), [](float b) { return b != 0; });
+        o.bias.swap(biases);
+    });
+    table.replace(std::move(content.table));
+    n_tokens = h.n_tokens;
+    position = h.position;
+    expect_plans();
+    broken.clear();
+}

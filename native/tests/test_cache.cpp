@@ -1,0 +1,364 @@
+// A cache in the real llama.cpp: it stays within its cells, what is pinned stays, and a state that is saved goes on by
+// the bit.
+#include "isa.hpp"
+#include "real_llama.hpp"
+
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace {
+
+constexpr int CELLS = 40, BLOCK = 16, THERE = 256, PAIRS = TinyGguf::LAYERS * TinyGguf::KV_HEADS;
+
+struct Case {
+    const char * name;
+    bool flash;
+    ggml_type type;
+    int bias, observe, position_range;
+    bool calibrated;
+};
+
+bool frees = true, decodes = true; // what the entry points below answer
+bool seq_rm(llama_memory_i * memory, int32_t seq_id, int32_t from, int32_t to) {
+    return frees && llama.llama_memory_seq_rm(memory, seq_id, from, to);
+}
+int32_t decode(llama_context * context, llama_batch batch) {
+    return decodes ? llama.llama_decode(context, batch) : 2;
+}
+
+// A context with an observer and a cache of it.
+struct Run {
+    kvmerge_observer * observer = nullptr;
+    llama_context * context = nullptr;
+    kvmerge_cache * cache = nullptr;
+
+    Run(llama_model * model, const Case & c, const std::function<void(kvmerge_cache_params &)> & change = {}) {
+        kvmerge_observer_params p = {};
+        p.n_layer = TinyGguf::LAYERS;
+        p.n_head = TinyGguf::HEADS;
+        p.n_head_kv = TinyGguf::KV_HEADS;
+        p.n_cells = THERE;
+        p.n_tokens = BLOCK;
+        p.observe = KVMERGE_OBSERVE_MASS | c.observe;
+        p.bias = c.bias;
+        p.mass_power = c.calibrated ? 1 : 1.5f;
+        p.query_decay = .7f;
+        p.ridge = .05f;
+        p.n_threads = 2;
+        p.ggml = {llama.ggml_backend_tensor_get, llama.ggml_backend_tensor_set, llama.ggml_backend_buffer_is_host};
+        ok(kvmerge_observer_create(&p, &observer));
+        llama_context_params cp = llama.llama_context_default_params();
+        cp.n_ctx = THERE;
+        cp.n_batch = cp.n_ubatch = BLOCK;
+        cp.n_threads = cp.n_threads_batch = 1; // more would spin while they wait, on a machine that is busy
+        cp.flash_attn_type = c.flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+        cp.type_k = cp.type_v = c.type;
+        cp.cb_eval = kvmerge_eval_callback;
+        cp.cb_eval_user_data = observer;
+        context = llama.llama_init_from_model(model, cp);
+        CHECK(context);
+        kvmerge_cache_params q;
+        ok(kvmerge_cache_defaults(&q));
+        q.n_cells = CELLS;
+        q.n_block = BLOCK;
+        q.position_range = c.position_range;
+        q.record_fates = 1;
+        q.llama = {reinterpret_cast<void (*)()>(decode),
+                   llama.llama_synchronize,
+                   llama.llama_n_ctx_seq,
+                   llama.llama_n_batch,
+                   llama.llama_get_logits_ith,
+                   llama.llama_get_memory,
+                   seq_rm,
+                   llama.llama_memory_seq_pos_max,
+                   llama.llama_state_seq_get_size,
+                   llama.llama_state_seq_get_data,
+                   llama.llama_state_seq_set_data};
+        std::vector<float> calibration;
+        if (c.calibrated) {
+            calibration = Random(5).normals(size_t(PAIRS) * (6 + TinyGguf::HEAD_SIZE));
+            for (float & w : calibration) {
+                w *= .3f;
+            }
+            q.calibration = calibration.data();
+            q.calibration_dim = TinyGguf::HEAD_SIZE;
+            q.key_cost = .8;
+        }
+        if (change) {
+            change(q);
+        }
+        ok(kvmerge_cache_create(&q, observer, context, 0, &cache));
+    }
+    Run(const Run &) = delete;
+    ~Run() {
+        kvmerge_cache_free(cache);
+        llama.llama_free(context);
+        kvmerge_observer_free(observer);
+    }
+
+    std::vector<float> read(const llama_token * tokens, int n) {
+        const float * logits = nullptr;
+        ok(kvmerge_cache_decode(cache, tokens, n, &logits));
+        CHECK(logits);
+        return std::vector<float>(logits, logits + TinyGguf::VOCABULARY);
+    }
+    kvmerge_cache_used usage() const {
+        kvmerge_cache_used used;
+        ok(kvmerge_cache_usage(cache, &used));
+        return used;
+    }
+    std::vector<char> state() const {
+        size_t size;
+        ok(kvmerge_cache_state_size(cache, &size));
+        std::vector<char> bytes(size);
+        ok(kvmerge_cache_save(cache, bytes.data(), size));
+        return bytes;
+    }
+    std::vector<int32_t> fates(int pair) const {
+        std::vector<int32_t> all(size_t(usage().n_tokens));
+        ok(kvmerge_cache_fates(cache, pair / TinyGguf::KV_HEADS, pair % TinyGguf::KV_HEADS, 0, int32_t(all.size()),
+                               all.data()));
+        return all;
+    }
+    kvmerge_cache_column columns(int pair) const {
+        kvmerge_cache_column column;
+        ok(kvmerge_cache_columns(cache, pair / TinyGguf::KV_HEADS, pair % TinyGguf::KV_HEADS, &column));
+        return column;
+    }
+};
+
+std::vector<llama_token> tokens_of(unsigned seed, int n) {
+    Random random(seed);
+    std::vector<llama_token> tokens;
+    for (int i = 0; i < n; i++) {
+        tokens.push_back(random.integer(0, TinyGguf::VOCABULARY - 1));
+    }
+    return tokens;
+}
+
+void refused(kvmerge_status status, kvmerge_status expected, const char * why) {
+    if (status != expected || !std::strstr(kvmerge_last_error(), why)) {
+        std::printf("status %d, '%s' where '%s' was expected\n", status, kvmerge_last_error(), why);
+        std::exit(1);
+    }
+}
+
+// Text of any length, in any pieces: the cells stay within the budget, and every token has a fate.
+void stays_within_its_cells(llama_model * model, const Case & c) {
+    Run run(model, c);
+    Random random(3);
+    const std::vector<llama_token> tokens = tokens_of(1, 300);
+    for (int at = 0; at < 300;) {
+        const int n = std::min(300 - at, random.integer(1, 2 * BLOCK + 3));
+        run.read(tokens.data() + at, n);
+        at += n;
+        const kvmerge_cache_used used = run.usage();
+        CHECK(used.n_tokens == at && used.n_used <= CELLS + BLOCK - 1 && !used.over && !used.broken);
+        CHECK(c.position_range > 0 ? used.position <= c.position_range + BLOCK : used.position == at);
+    }
+    ok(kvmerge_cache_flush(run.cache));
+    int merged = 0;
+    for (int pair = 0; pair < PAIRS; pair++) {
+        const kvmerge_cache_column cells = run.columns(pair);
+        const std::vector<int32_t> fates = run.fates(pair);
+        std::vector<int> count(fates.size(), 0);
+        for (const int32_t fate : fates) {
+            if (fate >= 0) {
+                count[size_t(fate)]++;
+            }
+        }
+        int kept = 0;
+        for (int i = 0; i < cells.n; i++) {
+            CHECK(fates[size_t(cells.position[i])] == cells.position[i]);
+            CHECK(count[size_t(cells.position[i])] == cells.count[i]);
+            kept += cells.count[i];
+            merged += cells.count[i] > 1;
+        }
+        CHECK(kept <= 300 && cells.position[cells.n - 1] == 299);
+    }
+    CHECK(merged > 0);
+}
+
+// Saved at several points of a block, restored in a new context, in one that has read something else, and in itself.
+void goes_on_from_a_state(llama_model * model, const Case & c) {
+    const std::vector<llama_token> tokens = tokens_of(1, 400);
+    for (const int at : {1, BLOCK - 1, BLOCK, 57, CELLS + BLOCK, 100, 8 * BLOCK + 3}) {
+        Run saved(model, c), fresh(model, c), other(model, c);
+        saved.read(tokens.data(), at);
+        other.read(tokens.data() + 200, 77);
+        const std::vector<char> state = saved.state();
+        CHECK(state == saved.state());
+        ok(kvmerge_cache_restore(fresh.cache, state.data(), state.size()));
+        ok(kvmerge_cache_restore(other.cache, state.data(), state.size()));
+        CHECK(fresh.usage().n_used == saved.usage().n_used && fresh.usage().n_tokens == at);
+        CHECK(state == fresh.state() && state == other.state());
+        std::vector<std::vector<float>> expected;
+        for (int i = 0; i < 3 * BLOCK; i++) {
+            expected.push_back(saved.read(tokens.data() + at + i, 1));
+            CHECK(expected.back() == fresh.read(tokens.data() + at + i, 1));
+            CHECK(expected.back() == other.read(tokens.data() + at + i, 1));
+        }
+        CHECK(saved.state() == fresh.state());
+        ok(kvmerge_cache_restore(saved.cache, state.data(), state.size()));
+        for (int i = 0; i < 3 * BLOCK; i++) {
+            CHECK(expected[size_t(i)] == saved.read(tokens.data() + at + i, 1));
+        }
+    }
+}
+
+void refuses_what_is_no_state(llama_model * model, const Case & c) {
+    const std::vector<llama_token> tokens = tokens_of(1, 200);
+    Run saved(model, c), run(model, c), never(model, c);
+    size_t size;
+    refused(kvmerge_cache_state_size(saved.cache, &size), KVMERGE_E_STATE, "decode something first");
+    saved.read(tokens.data(), 100);
+    const std::vector<char> state = saved.state();
+    run.read(tokens.data(), 70);
+    never.read(tokens.data(), 70);
+    for (const size_t n : {size_t(0), size_t(7), size_t(100), state.size() / 2, state.size() - 1}) {
+        refused(kvmerge_cache_restore(run.cache, state.data(), n), KVMERGE_E_ARGUMENT, n < 300 ? "bytes" : "cut short");
+    }
+    Random random(9);
+    for (int i = 0; i < 200; i++) {
+        std::vector<char> damaged = state;
+        damaged[size_t(random.integer(0, int(state.size()) - 1))] ^= char(1 << random.integer(0, 7));
+        if (damaged != state) {
+            const kvmerge_status status = kvmerge_cache_restore(run.cache, damaged.data(), damaged.size());
+            CHECK(status == KVMERGE_E_ARGUMENT || damaged[12] != state[12] || damaged[13] != state[13] ||
+                  damaged[14] != state[14] || damaged[15] != state[15]);
+        }
+    }
+    Case f32 = c;
+    f32.type = GGML_TYPE_F32;
+    Run type(model, f32), range(model, c, [](auto &p) { p.position_range = 64; }),
+        cells(model, c, [](auto &p) { p.n_cells = 41; }), decay(model, c, [](auto &p) { p.mass_decay = .8; }),
+        fates(model, c, [](auto &p) { p.record_fates = 0; });
+    refused(kvmerge_cache_restore(type.cache, state.data(), state.size()), KVMERGE_E_ARGUMENT, "cells of type f16");
+    refused(kvmerge_cache_restore(range.cache, state.data(), state.size()), KVMERGE_E_ARGUMENT,
+            "a position range of 0");
+    refused(kvmerge_cache_restore(cells.cache, state.data(), state.size()), KVMERGE_E_ARGUMENT, "cells that stay: 40");
+    refused(kvmerge_cache_restore(decay.cache, state.data(), state.size()), KVMERGE_E_ARGUMENT, "a mass decay of 0.9");
+    refused(kvmerge_cache_restore(fates.cache, state.data(), state.size()), KVMERGE_E_ARGUMENT, "a record of fates: 1");
+    Run plain(model, f32); // the token by which a context became known has left no trace
+    CHECK(plain.read(tokens.data(), 90) == type.read(tokens.data(), 90));
+    for (int i = 70; i < 140; i++) { // as if nothing had been
+        CHECK(run.read(tokens.data() + i, 1) == never.read(tokens.data() + i, 1));
+    }
+    ok(kvmerge_cache_clear(run.cache));
+    CHECK(run.usage().n_tokens == 0 && run.usage().n_used == 0);
+    Run fresh(model, c);
+    CHECK(run.read(tokens.data(), 123) == fresh.read(tokens.data(), 123));
+}
+
+void keeps_what_is_pinned(llama_model * model, const Case & c) {
+    const std::vector<llama_token> tokens = tokens_of(1, 300);
+    Run run(model, c);
+    run.read(tokens.data(), 21);
+    refused(kvmerge_cache_pin(run.cache, 20), KVMERGE_E_ARGUMENT, "they would leave 19 of 40, fewer than the 20");
+    ok(kvmerge_cache_pin(run.cache, 19));
+    for (int at = 21; at < 300; at += 9) {
+        run.read(tokens.data() + at, 9);
+    }
+    ok(kvmerge_cache_flush(run.cache));
+    CHECK(run.usage().n_pinned == 21);
+    for (int pair = 0; pair < PAIRS; pair++) {
+        const kvmerge_cache_column cells = run.columns(pair);
+        const std::vector<int32_t> fates = run.fates(pair);
+        CHECK(cells.n_pinned == 21);
+        for (int i = 0; i < 21; i++) {
+            CHECK(fates[size_t(i)] == i && cells.position[i] == i && cells.frame[i] == i && cells.count[i] == 1);
+            CHECK(cells.exposure[i] > 50); // statistics go on
+        }
+        for (const int32_t fate : std::vector<int32_t>(fates.begin() + 21, fates.end())) {
+            CHECK(fate == -1 || fate >= 21); // nothing is merged into it
+        }
+    }
+    ok(kvmerge_cache_clear(run.cache));
+    CHECK(run.usage().n_pinned == 0);
+}
+
+void is_broken_by_halves_only(llama_model * model, const Case & c) {
+    const std::vector<llama_token> tokens = tokens_of(1, 300);
+    Run run(model, c), never(model, c);
+    run.read(tokens.data(), 50);
+    never.read(tokens.data(), 50);
+    decodes = false;
+    refused(kvmerge_cache_decode(run.cache, tokens.data() + 50, 1, nullptr), KVMERGE_E_STATE, "llama_decode failed");
+    decodes = true;
+    const llama_token none = TinyGguf::VOCABULARY;
+    refused(kvmerge_cache_decode(run.cache, &none, 1, nullptr), KVMERGE_E_STATE, "llama_decode failed");
+    CHECK(!run.usage().broken && run.read(tokens.data() + 50, 1) == never.read(tokens.data() + 50, 1));
+    frees = false;
+    refused(kvmerge_cache_decode(run.cache, tokens.data() + 51, 30, nullptr), KVMERGE_E_STATE, "cannot free the pos");
+    frees = true;
+    CHECK(run.usage().broken);
+    kvmerge_cache_column column;
+    refused(kvmerge_cache_columns(run.cache, 0, 0, &column), KVMERGE_E_STATE, "the cache is broken");
+    refused(kvmerge_cache_decode(run.cache, tokens.data(), 1, nullptr), KVMERGE_E_STATE, "cannot free the positions");
+    const std::vector<char> state = never.state();
+    ok(kvmerge_cache_restore(run.cache, state.data(), state.size()));
+    CHECK(!run.usage().broken && run.read(tokens.data() + 51, 60) == never.read(tokens.data() + 51, 60));
+}
+
+// A caller that decodes itself, plans with kvmerge_cache_plan and commits gets what kvmerge_cache_decode gives.
+void a_caller_may_decode_itself(llama_model * model, const Case & c) {
+    const std::vector<llama_token> tokens = tokens_of(1, 200);
+    Run own(model, c), whole(model, c);
+    for (int at = 0; at + BLOCK <= 200; at += BLOCK) {
+        ok(kvmerge_observer_begin(own.observer));
+        std::vector<llama_token> block(tokens.begin() + at, tokens.begin() + at + BLOCK);
+        const kvmerge_cache_used before = own.usage();
+        std::vector<llama_pos> position;
+        for (int i = 0; i < BLOCK; i++) {
+            position.push_back(before.position + i);
+        }
+        llama_batch batch = llama.llama_batch_get_one(block.data(), BLOCK);
+        batch.pos = position.data();
+        CHECK(llama.llama_decode(own.context, batch) == 0);
+        llama.llama_synchronize(own.context);
+        kvmerge_block_stats stats;
+        ok(kvmerge_cache_take(own.cache, BLOCK, &stats));
+        CHECK(stats.n_tokens == BLOCK && stats.mass);
+        refused(kvmerge_cache_take(own.cache, BLOCK - 1, nullptr), KVMERGE_E_UNSUPPORTED, "16 cache writes for 15");
+        if (own.usage().over) {
+            refused(kvmerge_cache_commit(own.cache), KVMERGE_E_STATE, "has no plan yet");
+            ok(kvmerge_cache_plan(own.cache));
+            ok(kvmerge_cache_commit(own.cache));
+        } else {
+            refused(kvmerge_cache_plan(own.cache), KVMERGE_E_STATE, "no compression is due");
+        }
+        whole.read(tokens.data() + at, BLOCK);
+    }
+    CHECK(own.state() == whole.state());
+}
+
+} // namespace
+
+int main(int argc, char ** argv) {
+    if (argc != 2) {
+        std::printf("usage: test_cache FOLDER-OF-LLAMA.CPP'S-LIBRARIES\n");
+        return 2;
+    }
+    skip_without_isa();
+    load(argv[1]);
+    llama_model * const model = load_tiny_model();
+    const Case cases[] = {{"F16", false, GGML_TYPE_F16, KVMERGE_BIAS_FOLDED, 0, 0, false},
+                          {"F16, flash, calibrated", true, GGML_TYPE_F16, KVMERGE_BIAS_FOLDED, 0, 0, true},
+                          {"Q8_0, flash", true, GGML_TYPE_Q8_0, KVMERGE_BIAS_FOLDED, KVMERGE_OBSERVE_ENTROPY, 0, false},
+                          {"F32, exact bias", false, GGML_TYPE_F32, KVMERGE_BIAS_EXACT, 0, 0, false},
+                          {"F16, flash, position range", true, GGML_TYPE_F16, KVMERGE_BIAS_FOLDED, 0, 64, false},
+                          {"F16, stopped", true, GGML_TYPE_F16, KVMERGE_BIAS_NONE, KVMERGE_OBSERVE_STOP, 0, false}};
+    for (const Case & c : cases) {
+        std::printf("%s\n", c.name);
+        stays_within_its_cells(model, c);
+        goes_on_from_a_state(model, c);
+        keeps_what_is_pinned(model, c);
+        a_caller_may_decode_itself(model, c);
+    }
+    refuses_what_is_no_state(model, cases[0]);
+    is_broken_by_halves_only(model, cases[0]);
+    llama.llama_model_free(model);
+    std::printf("ok\n");
+}
