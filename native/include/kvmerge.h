@@ -498,8 +498,8 @@ KVMERGE_API kvmerge_status kvmerge_cache_pin(kvmerge_cache * cache, int32_t n_fe
 KVMERGE_API kvmerge_status kvmerge_cache_clear(kvmerge_cache * cache);
 
 /* What became of tokens [first, first + n) of the text, for one layer and KV head. fate: [n], the token's own number
- * where it is kept; the number of the token into whose cell it was merged; -1 where it is dropped, by itself or with
- * that cell. Errors: STATE when fates are not recorded, ARGUMENT. */
+ * where it is kept, as all of a block that is not full yet; the number of the token into whose cell it was merged; -1
+ * where it is dropped, by itself or with that cell. Errors: STATE when fates are not recorded, ARGUMENT. */
 KVMERGE_API kvmerge_status kvmerge_cache_fates(kvmerge_cache * cache, int32_t layer, int32_t kv_head, int32_t first,
                                                int32_t n, int32_t * fate);
 

@@ -61,8 +61,9 @@ void kvmerge_cache::decode(const int32_t * tokens, int32_t n, const float ** log
         }
         const int32_t m = std::min({n - at, params.n_block - pending, n_batch});
         require(table.used() + pending + m <= table.shape().n_cells, "there are no free cells for so many tokens");
-        if (pending == 0) {
+        if (pending == 0 && !begun) {
             pass(kvmerge_observer_begin(observer));
+            begun = true;
         }
         decode_batch(tokens + at, m, at + m == n);
         pending += m;
@@ -93,7 +94,10 @@ void kvmerge_cache::decode_batch(const int32_t * tokens, int32_t n, bool last_lo
     if (status != 0) {
         const std::string why = text("llama_decode failed with status %d%s", status,
                                      status == 1 ? ": no free cells for the batch" : "; its log says why");
-        if (params.llama.memory_seq_pos_max(params.llama.get_memory(context), seq_id) != first - 1) {
+        llama_memory_i * const memory = params.llama.get_memory(context);
+        if (!params.llama.memory_seq_rm(memory, seq_id, first, first + n) ||
+            (pending == 0 && kvmerge_observer_forget(observer) != KVMERGE_OK) ||
+            params.llama.memory_seq_pos_max(memory, seq_id) != first - 1) {
             broken = why;
         }
         throw Error(KVMERGE_E_STATE, why);
@@ -114,6 +118,7 @@ void kvmerge_cache::take_pending() {
         const int32_t n = pending;
         take(n, nullptr);
         pending = 0;
+        begun = false;
     }
 }
 
@@ -255,5 +260,6 @@ void kvmerge_cache::clear() {
     in_observer(observer, [](kvmerge_observer & o) { forget_queries(o); });
     table.clear();
     n_tokens = position = pending = 0;
+    begun = false;
     broken.clear();
 }

@@ -22,6 +22,7 @@ struct kvmerge_cache {
     int32_t n_tokens = 0; // in the table
     int32_t position = 0; // of the next token behind the table's, for llama.cpp
     int32_t pending = 0;  // decoded by decode(), and not in the table yet
+    bool begun = false;   // a block of the observer, in which nothing was decoded if nothing is pending
     std::string broken;   // why it is; empty: it is not
 
     kvmerge_cache(const kvmerge_cache_params & params, const kvmerge_observer & observer, kvmerge_observer * handle,
@@ -80,7 +81,7 @@ kvmerge_status on_cache(const char * entry, kvmerge_cache * handle, Access acces
 template <class Body>
 void in_observer(kvmerge_observer * handle, Body && body) {
     const Handles<kvmerge_observer>::Use use(observers(), handle, Access::ALONE);
-    body(observers().entered(use));
+    body(observers().entered(use)); // create() has seen that it is no group's
 }
 
 } // namespace kvmerge

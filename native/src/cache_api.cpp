@@ -1,6 +1,7 @@
 // The functions of kvmerge.h on a cache. They check handles and arguments, and nothing is thrown across the border.
 #include "cache.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 
@@ -76,6 +77,7 @@ kvmerge_status kvmerge_cache_create(const kvmerge_cache_params * params, kvmerge
         require(seq_id >= 0, "seq_id must not be negative");
         const Handles<kvmerge_observer>::Use use(observers(), observer, Access::SHARED);
         const kvmerge_observer & o = observers().entered(use);
+        require(!o.group, "this observer's handle is a group's: give a stream's");
         check(*params, o, context);
         auto made = std::make_unique<kvmerge_cache>(*params, o, observer, context, seq_id);
         const kvmerge_llama & llama = params->llama;
@@ -168,9 +170,13 @@ kvmerge_status kvmerge_cache_fates(kvmerge_cache * cache, int32_t layer, int32_t
         if (!c.params.record_fates) {
             throw Error(KVMERGE_E_STATE, "fates are not recorded: make the cache with record_fates");
         }
-        require(first >= 0 && n >= 0 && int64_t(first) + n <= c.n_tokens, "no such tokens in the table");
+        require(first >= 0 && n >= 0 && int64_t(first) + n <= int64_t(c.n_tokens) + c.pending, "no such tokens");
         require(fate || n == 0, "fate is null");
-        c.table.fates(pair, first, n, fate);
+        const int32_t in_table = std::clamp(c.n_tokens - first, 0, n);
+        c.table.fates(pair, first, in_table, fate);
+        for (int32_t i = in_table; i < n; i++) {
+            fate[i] = first + i;
+        }
     });
 }
 

@@ -156,6 +156,7 @@ void stays_within_its_cells(llama_model * model, const Case & c) {
         at += n;
         const kvmerge_cache_used used = run.usage();
         CHECK(used.n_tokens == at && used.n_used <= CELLS + BLOCK - 1 && !used.over && !used.broken);
+        CHECK(run.fates(1).back() == at - 1); // also in the midst of a block
         CHECK(c.position_range > 0 ? used.position <= c.position_range + BLOCK : used.position == at);
     }
     ok(kvmerge_cache_flush(run.cache));

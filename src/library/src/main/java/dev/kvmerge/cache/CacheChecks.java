@@ -10,8 +10,8 @@ import dev.kvmerge.llama.Model;
 
 /** What a {@link CompressedContext} cannot be, refused before anything is made. */
 public final class CacheChecks {
-    private static final long MIB = 1 << 20;
-    private static final int MOST_ENTRIES = Integer.MAX_VALUE - 8; // of an array
+    private static final int TABLE_BYTES = 2 * 8 * 4 + 4 * 4; // an entry's columns now and next, and its moves
+    private static final int MOST_ENTRIES = Integer.MAX_VALUE - 8; // of an array, such as a block's mass
 
     private final Model model;
     private final Planner planner;
@@ -118,31 +118,14 @@ public final class CacheChecks {
         }
     }
 
-    /** Refuses tables that the machine, or the JVM's heap, has not the memory for. */
-    static void checkMemory(Model model, ContextOptions options, long entries) {
-        model.checkMemory(options, entries * (CellTable.ENTRY_BYTES + Observer.ENTRY_BYTES));
+    /** Refuses tables that the machine has not the memory for. */
+    static void checkMemory(Model model, CacheOptions options, ContextOptions made) {
+        long entries = (long) model.shape().pairs() * options.allocated();
+        int fates = options.fates() ? Integer.BYTES : 0;
+        model.checkMemory(made, entries * (TABLE_BYTES + fates + Observer.ENTRY_BYTES));
         if (entries > MOST_ENTRIES) {
-            throw new KvmergeException("the tables of " + options.cells() + " cells have " + entries
+            throw new KvmergeException("the tables of " + made.cells() + " cells have " + entries
                     + " entries, more than an array can: use fewer --cells");
         }
-        checkHeap(options.cells(), entries * CellTable.ENTRY_BYTES);
-    }
-
-    /** Refuses tables of so many bytes where the heap has not so much left, also after its garbage is collected. */
-    static void checkHeap(int cells, long bytes) {
-        if (bytes > heapLeft()) {
-            System.gc(); // the tables of contexts that were closed may fill it
-        }
-        long left = heapLeft();
-        if (bytes > left) {
-            throw new KvmergeException("the tables of " + cells + " cells take " + bytes / MIB
-                    + " MiB of the JVM's heap, which has " + left / MIB
-                    + " MiB left: use fewer --cells, or give java a larger -Xmx");
-        }
-    }
-
-    private static long heapLeft() {
-        Runtime jvm = Runtime.getRuntime();
-        return jvm.maxMemory() - jvm.totalMemory() + jvm.freeMemory();
     }
 }

@@ -17,8 +17,11 @@ import java.util.Objects;
  *     start are numbered 0, 1, 2, ..., their keys rotated to match. So a text may be longer than the positions that the
  *     model was trained on. A range of {@code cells} is Xiao et al.'s (2024)
  * @param compute how llama.cpp computes
+ * @param fates whether it is recorded what became of each token, for {@link CompressedContext#fates}: 4 bytes a token,
+ *     layer and KV head
  */
-public record CacheOptions(int cells, int block, int capacity, int positionRange, ComputeSettings compute) {
+public record CacheOptions(
+        int cells, int block, int capacity, int positionRange, ComputeSettings compute, boolean fates) {
     public CacheOptions {
         Objects.requireNonNull(compute, "compute");
         if (block <= 0) {
@@ -36,6 +39,11 @@ public record CacheOptions(int cells, int block, int capacity, int positionRange
             throw new KvmergeException.Usage("the position range (--position-range) of " + positionRange
                     + " positions must hold the " + cells + " cells");
         }
+    }
+
+    /** Without a record of fates. */
+    public CacheOptions(int cells, int block, int capacity, int positionRange, ComputeSettings compute) {
+        this(cells, block, capacity, positionRange, compute, false);
     }
 
     /** A budget of cells, the rest as llama.cpp has it with flash attention off. */
@@ -60,7 +68,7 @@ public record CacheOptions(int cells, int block, int capacity, int positionRange
 
     /** The same within so many positions. */
     public CacheOptions withPositionRange(int positions) {
-        return new CacheOptions(cells, block, capacity, positions, compute);
+        return new CacheOptions(cells, block, capacity, positions, compute, fates);
     }
 
     /** The old name of {@link #withPositionRange}. */
@@ -69,13 +77,13 @@ public record CacheOptions(int cells, int block, int capacity, int positionRange
         return withPositionRange(positions);
     }
 
-    /** The same, which records what became of each token: 4 bytes a token, layer and KV head. */
+    /** The same, which records what became of each token. */
     public CacheOptions withFates() {
-        throw new UnsupportedOperationException("fates are not recorded yet");
+        return new CacheOptions(cells, block, capacity, positionRange, compute, true);
     }
 
     /** The same, computed otherwise. */
     public CacheOptions with(ComputeSettings settings) {
-        return new CacheOptions(cells, block, capacity, positionRange, settings);
+        return new CacheOptions(cells, block, capacity, positionRange, settings, fates);
     }
 }

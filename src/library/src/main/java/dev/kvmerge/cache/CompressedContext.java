@@ -1,21 +1,22 @@
 package dev.kvmerge.cache;
 
 import dev.kvmerge.KvmergeException;
-import dev.kvmerge.attention.Calibration;
 import dev.kvmerge.attention.CellStats;
 import dev.kvmerge.kernels.Bias;
+import dev.kvmerge.kernels.CellTable;
 import dev.kvmerge.kernels.CellVectors;
 import dev.kvmerge.kernels.Observer;
 import dev.kvmerge.llama.Context;
 import dev.kvmerge.llama.ContextOptions;
 import dev.kvmerge.llama.Guard;
-import dev.kvmerge.llama.LlamaCache;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.llama.Shape;
+import java.io.IOException;
+import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
+import java.nio.channels.ReadableByteChannel;
+import java.nio.channels.WritableByteChannel;
 import java.util.Objects;
-import java.util.function.IntConsumer;
-import java.util.function.Supplier;
 import java.util.stream.IntStream;
 
 /**
@@ -25,23 +26,18 @@ import java.util.stream.IntStream;
  */
 public final class CompressedContext implements AutoCloseable {
     private final Planner planner;
-    private final Needs needs; // the planner's
     private final CacheOptions options;
-    private final CellTable.Shown observed; // by a caller; a planner is shown no more than it declares
+    private final Compressor.Shown observed; // by a caller; a planner is shown no more than it declares
+    private final boolean remembers; // what was observed of the last block
     private final Observer observer;
     private final Context context;
-    private final CellTable table;
+    private final Compressor compressor;
     private final Shape shape;
-    private final boolean windows; // some of the model's layers have sliding windows
     private final Timings timings = new Timings();
-    private final ThreadLocal<CellVectors.Buffer> buffers = ThreadLocal.withInitial(CellVectors.Buffer::new);
-    private Observer.CacheInfo info;
     private Observer.Stats lastStats;
-    private int decoded; // tokens so far
-    private int position; // of the next token, as llama.cpp knows it: the same but in a context with a position range
     private int pending; // tokens decoded that the table does not have yet
     private boolean begun; // a block of the observer, in which nothing was decoded if nothing is pending
-    private int[] unforeseen = {}; // cells of the newest tokens that a calibration has yet to be asked about
+    private long decodedNanos; // of those
     private final int trained; // positions; past them the model gets worse by itself
     private boolean warned;
     private boolean planning; // a compression was begun, and its planner threw
@@ -50,7 +46,6 @@ public final class CompressedContext implements AutoCloseable {
     private boolean abortable; // the decode that runs
     private Throwable broken; // what left llama.cpp's cells and the table disagreeing
     private final Guard guard = new Guard("the compressed context");
-    private long decodedNanos; // of those
 
     /** Where the time went, in nanoseconds. */
     public static final class Timings {
@@ -99,7 +94,7 @@ public final class CompressedContext implements AutoCloseable {
      * @throws KvmergeException if the planner needs what the options do not give, or llama.cpp cannot make the context
      */
     public CompressedContext(Model model, Planner planner, CacheOptions options) {
-        this(model, planner, options, observing(model, planner, options));
+        this(model, planner, options, observing(model, planner, options), false);
     }
 
     /**
@@ -108,21 +103,25 @@ public final class CompressedContext implements AutoCloseable {
      * @throws KvmergeException.Usage also if less is observed than the planner needs
      */
     public CompressedContext(Model model, Planner planner, CacheOptions options, Observer.Options observe) {
+        this(model, planner, options, observe, true);
+    }
+
+    private CompressedContext(
+            Model model, Planner planner, CacheOptions options, Observer.Options observe, boolean remembers) {
         this.planner = given(planner);
-        this.needs = planner.needs();
         this.options = options;
+        this.remembers = remembers;
         this.shape = model.shape();
-        this.windows = model.slidingWindow() > 0;
         new CacheChecks(model, planner, options).check(observe);
-        this.observed = new CellTable.Shown(
+        this.observed = new Compressor.Shown(
                 observe.mass(),
                 observe.entropy(),
                 observe.queries() || observe.bias() == Bias.FOLDED,
-                needs.calibration() != null);
+                planner.needs().calibration() != null);
         this.trained = model.trainedContext();
-        int cells = LlamaCache.padded(options.wanted());
+        int cells = options.allocated();
         ContextOptions contextOptions = ContextOptions.of(options.wanted(), options.block(), options.compute());
-        CacheChecks.checkMemory(model, contextOptions, CellTable.entries(shape, cells));
+        CacheChecks.checkMemory(model, options, contextOptions);
         this.observer = new Observer(shape, cells, options.block(), observe);
         Context made = null;
         try {
@@ -131,7 +130,7 @@ public final class CompressedContext implements AutoCloseable {
                 throw new KvmergeException(
                         "llama.cpp made " + made.cells() + " cells where " + cells + " were expected");
             }
-            this.table = new CellTable(shape, cells, windows);
+            this.compressor = new Compressor(planner, options, model.slidingWindow() > 0, observer, made, 0);
         } catch (RuntimeException | Error e) {
             if (made != null) {
                 made.close();
@@ -197,8 +196,6 @@ public final class CompressedContext implements AutoCloseable {
             decodeOrBreak(tokens, allLogits);
             decodedNanos += System.nanoTime() - start;
             pending += tokens.length;
-            position += tokens.length;
-            decoded += tokens.length;
             warnPastTraining();
             if (pending == options.block()) {
                 settle();
@@ -206,11 +203,17 @@ public final class CompressedContext implements AutoCloseable {
         }
     }
 
+    /** As llama.cpp knows it: of the next token. */
+    private int nextPosition() {
+        return compressor.usage().position() + pending;
+    }
+
     /**
      * A decode that failed has changed nothing: tokens of it that are in the cache are freed, and what was seen of them
      * is forgotten.
      */
     private void decodeOrBreak(int[] tokens, boolean allLogits) {
+        int position = nextPosition();
         arm(pending == 0);
         try {
             context.decode(tokens, position, allLogits);
@@ -251,7 +254,7 @@ public final class CompressedContext implements AutoCloseable {
     }
 
     private void warnPastTraining() {
-        if (position > trained && !warned) {
+        if (!warned && nextPosition() > trained) {
             warned = true;
             System.getLogger("dev.kvmerge")
                     .log(
@@ -303,12 +306,11 @@ public final class CompressedContext implements AutoCloseable {
         if (!isSettled()) {
             take();
             compressIfFull();
-            foresee();
         }
     }
 
     private void compressIfFull() {
-        if (!planner.keepsAll() && table.used() > options.cells()) {
+        if (compressor.isFull()) {
             compress();
         }
     }
@@ -318,64 +320,13 @@ public final class CompressedContext implements AutoCloseable {
         if (pending == 0) {
             return;
         }
-        Observer.Stats stats = observer.stats();
-        timings.observe += stats.nanos();
-        timings.decode += decodedNanos - stats.nanos();
+        long nanos = compressor.take(pending);
+        timings.observe += nanos;
+        timings.decode += decodedNanos - nanos;
         decodedNanos = 0;
-        if (stats.tokenCell().length != pending) {
-            throw new KvmergeException("the graph showed " + stats.tokenCell().length + " cache writes for " + pending
-                    + " tokens: this model's attention is not the ordinary one");
-        }
-        if (stats.mass() != null && stats.layersSeen() != shape.layers()) {
-            throw new KvmergeException("the attention of " + (shape.layers() - stats.layersSeen()) + " of "
-                    + shape.layers() + " layers could not be observed: this model's attention is not the ordinary one");
-        }
-        if (info == null) {
-            info = observer.cacheInfo();
-            if (needs.calibration() != null) {
-                needs.calibration().checkKeys(info.keyDimension());
-            }
-        }
-        lastStats = stats;
-        table.add(stats.tokenCell(), decoded - pending, position - pending, stats, needs.massDecay());
         pending = 0;
         begun = false;
-        unforeseen = IntStream.concat(IntStream.of(unforeseen), IntStream.of(stats.tokenCell()))
-                .toArray();
-    }
-
-    private void foresee() {
-        if (needs.calibration() != null && unforeseen.length > 0) {
-            long start = System.nanoTime();
-            int[] positions = positions(unforeseen);
-            each(pair -> foresee(pair, positions));
-            timings.plan += System.nanoTime() - start;
-        }
-        unforeseen = new int[0];
-    }
-
-    /** Calls body for every layer and KV head, on as many threads as the context computes on. */
-    private void each(IntConsumer body) {
-        Parallel.each(shape.pairs(), options.compute().threads(), body);
-    }
-
-    private int[] positions(int[] newest) {
-        return IntStream.range(position - newest.length, position).toArray();
-    }
-
-    private void foresee(int pair, int[] positions) {
-        Calibration calibration = needs.calibration();
-        if (calibration == null || positions.length == 0) {
-            return;
-        }
-        Observer.Projection seen = observer.project(
-                pair / shape.kvHeads(),
-                pair % shape.kvHeads(),
-                unforeseen,
-                positions,
-                calibration.keyWeights(pair),
-                info);
-        table.foresee(pair, calibration.prior(pair, seen.products(), seen.lengths()));
+        lastStats = remembers ? observer.stats() : null;
     }
 
     /**
@@ -385,82 +336,24 @@ public final class CompressedContext implements AutoCloseable {
     public void account() {
         try (Guard.Use _ = enter()) {
             take();
-            foresee();
         }
     }
 
-    /**
-     * Plans, rewrites the cells, and moves the table last: what throws before the first cell is written changes
-     * nothing.
-     */
+    /** What throws before the first cell is written changes nothing. */
     private void compress() {
         planning = true;
-        int budget = options.cells();
-        int back = options.positionRange() > 0 ? Math.max(0, position - options.positionRange()) : 0;
         long start = System.nanoTime();
-        CellTable.Rewrite rewrite = table.rewrite(budget, back);
-        int[] positions = positions(unforeseen);
-        CellTable.Shown declared =
-                new CellTable.Shown(needs.mass(), needs.entropy(), needs.queries(), needs.calibration() != null);
-        Plan[] plans = new Plan[shape.pairs()];
-        int[][] adding = new int[plans.length][]; // the cells' numbers, in the order that the plans know them by
-        each(pair -> {
-            foresee(pair, positions);
-            plans[pair] = planner.plan(stats(pair, buffers::get, declared), budget);
-            rewrite.stage(pair, plans[pair]);
-            Rewriting.checkAdded(shape, pair, plans[pair], table.used() * info.valueDimension());
-            adding[pair] = plans[pair].addedValues() != null ? table.order(pair) : null;
-        });
+        Plan[] plans = compressor.plan();
         long planned = System.nanoTime();
         timings.plan += planned - start;
-        CellTable.Moves moves = rewrite.moves();
-        Rewriting rewriting = new Rewriting(observer, shape, info);
         try {
-            rewriting.write(moves, needs.pivotFrame());
+            compressor.carryOut(plans);
         } catch (RuntimeException | Error e) {
-            broken = isUntouched(e) ? null : e;
+            broken = compressor.usage().broken() || !compressor.isFull() ? e : null;
             throw e;
         }
-        try {
-            for (int pair = 0; pair < plans.length; pair++) {
-                if (adding[pair] != null) {
-                    rewriting.addValues(pair, plans[pair], adding[pair], moves);
-                }
-            }
-            free(budget, back);
-        } catch (RuntimeException | Error e) {
-            broken = e;
-            throw e;
-        }
-        rewrite.commit();
         planning = false;
-        unforeseen = new int[0];
         timings.apply += System.nanoTime() - planned;
-    }
-
-    /** Whether a rewriting that failed had not begun to write. */
-    private boolean isUntouched(Throwable failure) {
-        try {
-            return observer.isWhole();
-        } catch (IllegalStateException e) { // another thread is inside: what it kept out wrote nothing
-            return failure instanceof IllegalStateException;
-        }
-    }
-
-    /** Frees the cells that do not stay in llama.cpp's record. */
-    private void free(int budget, int back) {
-        if (windows) {
-            context.removePositions(0, position - budget);
-            return;
-        }
-        // llama.cpp's record: cells 0 .. budget-2 keep the positions they first had, which are those numbers. Behind
-        // them one cell stays, and the text goes on after its position: in a context with a position range that is not
-        // the newest one. So llama.cpp never shifts positions, and never rotates keys: its shift would multiply all
-        // keys
-        // by YaRN's factor each time.
-        position -= back;
-        context.removePositions(budget - 1, position - 1);
-        context.removePositions(position, position + back);
     }
 
     /** The last block's logits: F32 [tokens][vocabulary]; valid until the next decode. */
@@ -471,17 +364,40 @@ public final class CompressedContext implements AutoCloseable {
     }
 
     /**
-     * What was decoded so far is never dropped or merged from now on: planners see only what comes after it.
+     * What was decoded so far is never dropped or merged from now on: planners see only what comes after it, and have
+     * the cells that it leaves. Its attention is observed as before.
      *
      * @throws KvmergeException.Usage if that would leave the planner fewer cells than it needs; nothing changes then
      */
     public void pin() {
-        throw new UnsupportedOperationException("pinning does not work yet");
+        try (Guard.Use _ = enter()) {
+            take();
+            table().pin(planner.fewestCells(1));
+            compressor.look();
+        }
     }
 
     /** Cells that are pinned. */
     public int pinned() {
-        return 0;
+        return compressor.usage().pinned();
+    }
+
+    /** Forgets everything that was decoded, pins too: as a new context. */
+    public void clear() {
+        try (Guard.Use _ = guard.exclusive()) {
+            table().clear();
+            begin();
+        }
+    }
+
+    private void begin() {
+        compressor.look();
+        pending = 0;
+        begun = false;
+        decodedNanos = 0;
+        lastStats = null;
+        planning = false;
+        broken = null;
     }
 
     /**
@@ -489,58 +405,93 @@ public final class CompressedContext implements AutoCloseable {
      * decoded since the last compression is taken account of first. A context of the same model, planner and options
      * that restores it goes on with the same bits.
      *
-     * @throws java.io.IOException if the channel cannot take it
-     * @throws KvmergeException.Usage if the model has sliding windows
+     * @throws IOException if the channel cannot take it
+     * @throws KvmergeException if nothing is decoded yet, or the model has sliding windows
      */
-    public void saveState(java.nio.channels.WritableByteChannel to) throws java.io.IOException {
-        throw new UnsupportedOperationException("saving does not work yet");
+    public void saveState(WritableByteChannel to) throws IOException {
+        try (Arena local = Arena.ofConfined()) {
+            State.write(state(local), to);
+        }
+    }
+
+    private MemorySegment state(Arena arena) {
+        try (Guard.Use _ = enter()) {
+            take();
+            return table().save(arena);
+        }
     }
 
     /**
      * Takes over a state that {@link #saveState} wrote, in place of what there is. Reads no more than that from the
      * channel. Logits are there after the next decode.
      *
-     * @throws java.io.IOException if the channel ends before the state does, or cannot be read
+     * @throws IOException if the channel ends before the state does, or cannot be read
      * @throws KvmergeException if the state is another kind of context's, or damaged; nothing changes then
      */
-    public void restoreState(java.nio.channels.ReadableByteChannel from) throws java.io.IOException {
-        throw new UnsupportedOperationException("restoring does not work yet");
+    public void restoreState(ReadableByteChannel from) throws IOException {
+        try (Arena local = Arena.ofConfined()) {
+            restore(State.read(from, local));
+        }
+    }
+
+    private void restore(MemorySegment state) {
+        try (Guard.Use _ = guard.exclusive()) {
+            try {
+                table().restore(state);
+            } catch (KvmergeException e) {
+                compressor.look();
+                broken = compressor.usage().broken() && broken == null ? e : broken;
+                throw e;
+            }
+            begin();
+        }
     }
 
     /** Gives another context of the same model, planner and options this one's state. */
     public void forkInto(CompressedContext other) {
-        throw new UnsupportedOperationException("forking does not work yet");
+        if (used() == 0) {
+            other.clear();
+            return;
+        }
+        try (Arena local = Arena.ofConfined()) {
+            other.restore(state(local));
+        }
     }
 
     /**
-     * What became of every token that was read, for a layer and KV head, after a {@link #flush}: its own number where
-     * it is kept; the number of the token into whose cell it was merged; -1 where it is dropped, by itself or in the
-     * cell that it was merged into.
+     * What became of every token that was decoded, for a layer and KV head: its own number where it is kept, as all of a
+     * block that is not full yet; the number of the token into whose cell it was merged; -1 where it is dropped, by
+     * itself or in the cell that it was merged into.
      *
-     * @throws IllegalStateException if the options do not ask for it ({@link CacheOptions#withFates})
+     * @throws KvmergeException if the options do not ask for it ({@link CacheOptions#withFates})
      */
     public int[] fates(int layer, int kvHead) {
-        throw new UnsupportedOperationException("fates are not recorded yet");
+        int pair = pair(layer, kvHead);
+        try (Guard.Use _ = read()) {
+            int[] fates = table().fates(pair);
+            return IntStream.concat(IntStream.of(fates), IntStream.range(fates.length, position()))
+                    .toArray();
+        }
     }
 
     /** Tokens decoded so far. */
     public int position() {
-        return decoded;
+        return compressor.usage().tokens() + pending;
     }
 
     /** Cells in use. */
     public int used() {
-        return table.used() + pending;
+        return compressor.usage().cells() + pending;
     }
 
     /** Where the cells lie and how many bytes they take. */
     public Observer.CacheInfo info() {
-        return info == null ? observer.cacheInfo() : info;
+        return compressor.info();
     }
 
-    /** Bytes of the Java heap that the table of the cells takes. */
+    /** Bytes of native memory that the table of the cells takes. */
     public long tableBytes() {
-        return table.bytes();
+        return compressor.usage().bytes();
     }
 
     /** What was observed of the last block that was flushed, before its compression. */
@@ -554,19 +505,24 @@ public final class CompressedContext implements AutoCloseable {
 
     /** What is known of the cells of a layer and KV head, after a {@link #flush}. Then several threads may ask. */
     public CellStats cells(int layer, int kvHead) {
-        if (layer < 0 || layer >= shape.layers() || kvHead < 0 || kvHead >= shape.kvHeads()) {
-            throw new IllegalArgumentException("no KV head " + kvHead + " of layer " + layer + ": there are "
-                    + shape.kvHeads() + " in each of " + shape.layers() + " layers that are compressed");
-        }
+        int pair = pair(layer, kvHead);
         if (!isSettled()) {
             flush();
         }
         try (Guard.Use _ = read()) {
-            if (table.used() == 0) {
+            if (compressor.usage().cells() == 0) {
                 throw new IllegalStateException("no cells yet: decode something first");
             }
-            return stats(layer * shape.kvHeads() + kvHead, CellVectors.Buffer::new, observed);
+            return compressor.stats(pair, CellVectors.Buffer::new, observed, true);
         }
+    }
+
+    private int pair(int layer, int kvHead) {
+        if (layer < 0 || layer >= shape.layers() || kvHead < 0 || kvHead >= shape.kvHeads()) {
+            throw new IllegalArgumentException("no KV head " + kvHead + " of layer " + layer + ": there are "
+                    + shape.kvHeads() + " in each of " + shape.layers() + " layers that are compressed");
+        }
+        return layer * shape.kvHeads() + kvHead;
     }
 
     /**
@@ -581,16 +537,8 @@ public final class CompressedContext implements AutoCloseable {
                     "the keys of a context with a position range carry other positions than the text's");
         }
         CellStats cells = cells(layer, kvHead);
-        observer.keyRotation(layer, info).undo(cells.position(), cells.keys());
+        observer.keyRotation(layer, info()).undo(cells.position(), cells.keys());
         return cells;
-    }
-
-    private CellStats stats(int pair, Supplier<CellVectors.Buffer> buffer, CellTable.Shown shown) {
-        return table.stats(
-                pair,
-                shown,
-                cells -> observer.cells(pair / shape.kvHeads(), pair % shape.kvHeads(), cells, info, buffer),
-                () -> observer.queryMoments(pair / shape.kvHeads(), pair % shape.kvHeads(), info));
     }
 
     Context context() {
@@ -602,7 +550,7 @@ public final class CompressedContext implements AutoCloseable {
     }
 
     CellTable table() {
-        return table;
+        return compressor.table();
     }
 
     /**
@@ -613,6 +561,7 @@ public final class CompressedContext implements AutoCloseable {
     @Override
     public void close() {
         guard.close(() -> {
+            compressor.close();
             context.close();
             observer.close();
         });

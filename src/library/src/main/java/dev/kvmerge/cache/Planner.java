@@ -1,10 +1,12 @@
 package dev.kvmerge.cache;
 
 import dev.kvmerge.attention.CellStats;
+import dev.kvmerge.kernels.EntropyMerging;
 
 /**
  * Decides what becomes of the cells. A planner is a pure function from statistics to plan: no native code, no file, no
- * clock. It is called once a block for each layer and KV head, from several threads.
+ * clock. It is called once a block for each layer and KV head, from several threads. It does not see cells that are
+ * pinned.
  */
 @FunctionalInterface
 public interface Planner {
@@ -24,6 +26,14 @@ public interface Planner {
     /** What it reads of the cells and how its merges are written; asked once for a context. */
     default Needs needs() {
         return Needs.NOTHING;
+    }
+
+    /**
+     * For a planner whose plans the native library makes itself, to the same bits, all heads at once: its parameters.
+     * Null: {@link #plan} is asked.
+     */
+    default EntropyMerging merging() {
+        return null;
     }
 
     /** Whether every cell stays: then there is no budget, and nothing is planned. */

@@ -123,7 +123,7 @@ public final class Observer implements AutoCloseable {
     }
 
     /** Bytes that an entry of a layer, KV head and cell takes here and on the native side, about. */
-    public static final int ENTRY_BYTES = 41;
+    public static final int ENTRY_BYTES = 25;
 
     private final Shape shape;
     private final int cells;
@@ -133,10 +133,6 @@ public final class Observer implements AutoCloseable {
     private final ContextOptions.EvalCallback callback;
     private final Arena arena = Arena.ofShared();
     private final MemorySegment stats = kvmerge_block_stats.allocate(arena);
-    private final MemorySegment target;
-    private final MemorySegment weight;
-    private final MemorySegment position;
-    private final MemorySegment destination;
     private final Guard guard = new Guard("the observer");
     private volatile CacheInfo cacheInfo; // once it is known
     private final Object moments =
@@ -154,12 +150,7 @@ public final class Observer implements AutoCloseable {
         this.block = block;
         this.entropies = options.entropy();
         NativeLibrary.require();
-        long entries = (long) shape.pairs() * cells;
         try {
-            target = arena.allocate(ValueLayout.JAVA_INT, entries);
-            weight = arena.allocate(ValueLayout.JAVA_FLOAT, entries);
-            position = arena.allocate(ValueLayout.JAVA_INT, entries);
-            destination = arena.allocate(ValueLayout.JAVA_INT, entries);
             handle = create(options);
         } catch (RuntimeException | Error e) {
             arena.close();
@@ -227,6 +218,18 @@ public final class Observer implements AutoCloseable {
             throw new IllegalStateException("the observer is closed");
         }
         return callback;
+    }
+
+    MemorySegment handle() {
+        return handle;
+    }
+
+    Guard guard() {
+        return guard;
+    }
+
+    Shape shape() {
+        return shape;
     }
 
     /** Starts a block: forgets the last one's tokens, mass and entropies, decays the query moments. */
@@ -449,15 +452,6 @@ public final class Observer implements AutoCloseable {
         }
     }
 
-    /** Whether the cells hold what was written: not after a call that failed while it wrote them. */
-    public boolean isWhole() {
-        try (Guard.Use _ = guard.shared();
-                Arena local = Arena.ofConfined()) {
-            MemorySegment none = local.allocate(ValueLayout.JAVA_INT);
-            return Kvmerge_h.kvmerge_read_cells(handle, 0, 0, none, 0, none, none) == Kvmerge_h.KVMERGE_OK();
-        }
-    }
-
     /**
      * What a log-linear model of attention takes from cells themselves.
      *
@@ -552,40 +546,33 @@ public final class Observer implements AutoCloseable {
             int[] destinations,
             int[] newPositions,
             boolean pivotFrame) {
-        if (weights.length != (int) (weight.byteSize() / 4)
-                || (valueWeights != null && valueWeights.length != weights.length)
-                || (newPositions != null && newPositions.length != weights.length)) {
-            throw new IllegalArgumentException("weights of another shape than the cache");
+        int entries = shape.pairs() * cells;
+        if (targets.length != entries
+                || weights.length != entries
+                || positions.length != entries
+                || destinations.length != entries
+                || (valueWeights != null && valueWeights.length != entries)
+                || (newPositions != null && newPositions.length != entries)) {
+            throw new IllegalArgumentException("a plan of another shape than the cache");
         }
         try (Guard.Use _ = guard.exclusive();
                 Arena local = Arena.ofConfined()) {
-            copy(targets, target);
-            copy(positions, position);
-            copy(destinations, destination);
-            MemorySegment.copy(weights, 0, weight, ValueLayout.JAVA_FLOAT, 0, weights.length);
             MemorySegment moves = kvmerge_moves.allocate(local);
-            kvmerge_moves.target(moves, target);
-            kvmerge_moves.weight(moves, weight);
+            kvmerge_moves.target(moves, local.allocateFrom(ValueLayout.JAVA_INT, targets));
+            kvmerge_moves.weight(moves, local.allocateFrom(ValueLayout.JAVA_FLOAT, weights));
             kvmerge_moves.value_weight(
                     moves,
                     valueWeights == null
                             ? MemorySegment.NULL
                             : local.allocateFrom(ValueLayout.JAVA_FLOAT, valueWeights));
-            kvmerge_moves.position(moves, position);
-            kvmerge_moves.dest(moves, destination);
+            kvmerge_moves.position(moves, local.allocateFrom(ValueLayout.JAVA_INT, positions));
+            kvmerge_moves.dest(moves, local.allocateFrom(ValueLayout.JAVA_INT, destinations));
             kvmerge_moves.new_position(
                     moves,
                     newPositions == null ? MemorySegment.NULL : local.allocateFrom(ValueLayout.JAVA_INT, newPositions));
             kvmerge_moves.pivot_frame(moves, pivotFrame ? 1 : 0);
             Kvmerge.check(Kvmerge_h.kvmerge_apply(handle, moves));
         }
-    }
-
-    private static void copy(int[] from, MemorySegment to) {
-        if (from.length != (int) (to.byteSize() / 4)) {
-            throw new IllegalArgumentException("a plan of another shape than the cache");
-        }
-        MemorySegment.copy(from, 0, to, ValueLayout.JAVA_INT, 0, from.length);
     }
 
     /**

@@ -9,6 +9,7 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.lang.invoke.VarHandle;
+import java.util.function.Consumer;
 
 /**
  * A llama.cpp context: a model's KV cache and its last logits. One thread at a time: a call that meets another
@@ -273,6 +274,22 @@ public final class Context implements AutoCloseable {
             logitsLife = null;
         }
         outputRows = 0;
+    }
+
+    /**
+     * Runs what works on this context by its address: alone, as a decode.
+     *
+     * @param endsLogits whether {@link #logits()} are over then
+     * @throws IllegalStateException if the context is closed or another thread uses it
+     */
+    public void alone(boolean endsLogits, Consumer<MemorySegment> body) {
+        try (Guard.Use _ = guard.exclusive();
+                Guard.Use _ = callback == null ? null : callback.guard().exclusive()) {
+            if (endsLogits) {
+                endLogits();
+            }
+            body.accept(handle);
+        }
     }
 
     /** Rows of {@link #logits()}. */

@@ -9,7 +9,7 @@ import java.util.List;
  * How much memory the process may still take: what the system has, and what its control groups (versions 1 and 2)
  * leave. What is cached of files counts as free.
  */
-final class FreeMemory {
+public final class FreeMemory {
     private static final long UNKNOWN = Long.MAX_VALUE;
 
     private final Path root;
@@ -19,7 +19,7 @@ final class FreeMemory {
     }
 
     /** In bytes; Long.MAX_VALUE where nobody says. */
-    static long bytes() {
+    public static long bytes() {
         return bytes(Path.of("/"));
     }
 

@@ -6,6 +6,7 @@ import dev.kvmerge.attention.CellStats;
 import dev.kvmerge.cache.Needs;
 import dev.kvmerge.cache.Plan;
 import dev.kvmerge.kernels.Bias;
+import dev.kvmerge.kernels.EntropyMerging;
 import java.util.Objects;
 
 /**
@@ -90,6 +91,11 @@ public record EntropyMerged(
                 .withMassPower(massPower)
                 .withBias(bias)
                 .withCalibration(calibration);
+    }
+
+    @Override
+    public EntropyMerging merging() {
+        return new EntropyMerging(sinks, recentShare, largestGroup, keyCost);
     }
 
     @Override

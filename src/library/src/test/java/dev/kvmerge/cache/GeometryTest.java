@@ -78,7 +78,7 @@ class GeometryTest {
                 int[] destinations = new int[targets.length];
                 int[] moved = new int[targets.length];
                 float[] weights = new float[targets.length];
-                java.util.Arrays.fill(targets, CellTable.NONE);
+                java.util.Arrays.fill(targets, Plan.EVICTED);
                 for (int pair = 0; pair < pairs; pair++) {
                     for (int c = 0; c < 32; c++) {
                         int at = pair * cells + c;

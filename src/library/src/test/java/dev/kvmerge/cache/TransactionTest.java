@@ -191,8 +191,9 @@ class TransactionTest {
                 "the observer is in use by");
     }
 
+    /** Another call inside the context keeps the rewriting out, before it has written anything. */
     @Test
-    void aContextWhoseCellsWereRewrittenByHalfSaysSoEverAfter() throws Exception {
+    void aContextThatIsBusyKeepsTheRewritingOut() throws Exception {
         CountDownLatch inside = new CountDownLatch(1);
         CountDownLatch goOn = new CountDownLatch(1);
         List<CompressedContext> self = new ArrayList<>();
@@ -207,8 +208,9 @@ class TransactionTest {
                     throw new IllegalArgumentException("no token after all");
                 }),
                 null);
+        AtomicInteger plans = new AtomicInteger();
         Planner planner = (cells, budget) -> {
-            if (cells.layer() == 1 && cells.kvHead() == 1) { // the last: freeing positions will fail
+            if (plans.incrementAndGet() == 4) { // the last head's
                 new Thread(intruder).start();
                 try {
                     inside.await();
@@ -218,26 +220,52 @@ class TransactionTest {
             }
             return window(cells, budget);
         };
-        CompressedContext context = new CompressedContext(model, planner, options(1));
-        self.add(context);
-        context.decode(tokens(BLOCK));
-        Exception cause = assertThrows(IllegalStateException.class, () -> context.decode(tokens(BLOCK)));
-        assertTrue(cause.getMessage().contains("the context is in use by"), cause.getMessage());
-        goOn.countDown();
-        assertThrows(Exception.class, intruder::get);
-        assertEquals(2 * BLOCK, context.used(), "the table was not moved");
-        for (Runnable call : new Runnable[] {
-            () -> context.decode(tokens(1)),
-            context::flush,
-            context::account,
-            context::logits,
-            () -> context.cells(0, 0)
-        }) {
-            IllegalStateException broken = assertThrows(IllegalStateException.class, call::run);
-            assertTrue(broken.getMessage().contains("is broken"), broken.getMessage());
-            assertSame(cause, broken.getCause());
+        try (CompressedContext context = new CompressedContext(model, planner, options(1));
+                CompressedContext never = context(TransactionTest::window)) {
+            self.add(context);
+            int[][] tokens = {tokens(BLOCK), tokens(BLOCK), tokens(BLOCK)};
+            context.decode(tokens[0]);
+            Exception cause = assertThrows(IllegalStateException.class, () -> context.decode(tokens[1]));
+            assertTrue(cause.getMessage().contains("the context is in use by"), cause.getMessage());
+            goOn.countDown();
+            assertThrows(Exception.class, intruder::get);
+            assertEquals(2 * BLOCK, context.used(), "nothing has changed");
+            context.decode(tokens[2]);
+            for (int[] block : tokens) {
+                never.decode(block);
+            }
+            assertArrayEquals(logits(never), logits(context));
         }
-        context.close();
+    }
+
+    @Test
+    void aContextWhoseCellsAndTableDisagreeSaysSoUntilItIsCleared() {
+        try (CompressedContext context = context(TransactionTest::window);
+                CompressedContext never = context(TransactionTest::window)) {
+            context.decode(tokens(5));
+            context.context().decode(tokens(1), 5); // behind its back
+            Exception cause = assertThrows(KvmergeException.class, () -> context.decode(tokens(1)));
+            assertEquals(5, context.used(), "the table was not moved");
+            for (Runnable call : new Runnable[] {
+                () -> context.decode(tokens(1)),
+                context::flush,
+                context::account,
+                context::pin,
+                context::logits,
+                () -> context.forkInto(never),
+                () -> context.fates(0, 0),
+                () -> context.cells(0, 0)
+            }) {
+                IllegalStateException broken = assertThrows(IllegalStateException.class, call::run);
+                assertTrue(broken.getMessage().contains("is broken"), broken.getMessage());
+                assertSame(cause, broken.getCause());
+            }
+            context.clear();
+            int[] tokens = tokens(BLOCK);
+            context.decode(tokens);
+            never.decode(tokens);
+            assertArrayEquals(logits(never), logits(context), "as a new one");
+        }
     }
 
     @Test
