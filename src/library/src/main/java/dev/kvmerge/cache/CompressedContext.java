@@ -459,8 +459,8 @@ public final class CompressedContext implements AutoCloseable {
     }
 
     /**
-     * What became of every token that was decoded, for a layer and KV head: its own number where it is kept, as all of a
-     * block that is not full yet; the number of the token into whose cell it was merged; -1 where it is dropped, by
+     * What became of every token that was decoded, for a layer and KV head: its own number where it is kept, as all of
+     * a block that is not full yet; the number of the token into whose cell it was merged; -1 where it is dropped, by
      * itself or in the cell that it was merged into.
      *
      * @throws KvmergeException if the options do not ask for it ({@link CacheOptions#withFates})

@@ -243,7 +243,7 @@ class TransactionTest {
         try (CompressedContext context = context(TransactionTest::window);
                 CompressedContext never = context(TransactionTest::window)) {
             context.decode(tokens(5));
-            context.context().decode(tokens(1), 5); // behind its back
+            context.context().decode(tokens(3), 5); // behind its back
             Exception cause = assertThrows(KvmergeException.class, () -> context.decode(tokens(1)));
             assertEquals(5, context.used(), "the table was not moved");
             for (Runnable call : new Runnable[] {
