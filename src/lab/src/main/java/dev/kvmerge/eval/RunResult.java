@@ -23,7 +23,7 @@ import java.util.Map;
  * @param kvBytes K and V tensors of all layers, as allocated
  * @param kvBytesFull the same for the full cache
  * @param cellsAllocated cells that llama.cpp allocated: the budget and a block, rounded up to 256
- * @param tableBytes what kvmerge's own table of the cells takes of the Java heap; null where nothing is planned
+ * @param tableBytes what kvmerge's own table of the cells takes of memory; null where nothing is planned
  * @param peakRssBytes highest resident memory of the process in the run
  * @param secondsTotal wall clock, scoring included
  * @param secondsDecode in llama.cpp
