@@ -2,49 +2,57 @@ package dev.kvmerge.engine;
 
 import dev.kvmerge.cache.CompressedContext;
 import dev.kvmerge.llama.Model;
+import dev.kvmerge.llama.Shape;
 
 /**
- * What the cache holds of a session: for every token read whether a layer's KV head has kept it, merged it into
- * another, or dropped it. A picture of one moment: it does not follow the session.
+ * What the cache holds of a session: for every token read whether a layer's KV head has kept it, merged it into another,
+ * or dropped it. A picture of one moment: it does not follow the session.
  */
 public final class CellsView {
     /** What became of a token in a layer's KV head. */
     public enum Fate {
-        /** It has a cell of its own. */
+        /** It has a cell, into which others may have been merged. */
         KEPT,
-        /** Its cell is a weighted mean with other tokens'. */
+        /** It was merged into another token's cell. */
         MERGED,
         /** It is forgotten. */
         DROPPED
     }
 
+    private static final int GONE = -1;
+
     private final int tokens;
     private final int used;
     private final int allocated;
     private final long bytes;
-    private final int layers;
-    private final int kvHeads;
+    private final Shape shape;
+    private final int[][] fates; // [layer * kvHeads + kvHead][token]: whose cell it is in
+
+    private CellsView(int tokens, int used, int allocated, long bytes, Shape shape, int[][] fates) {
+        this.tokens = tokens;
+        this.used = used;
+        this.allocated = allocated;
+        this.bytes = bytes;
+        this.shape = shape;
+        this.fates = fates;
+    }
 
     /** On the scheduler's thread. */
     static CellsView of(Model model, Sequence sequence) {
         CompressedContext context = sequence.context();
+        Shape shape = model.shape();
         int tokens = context.position();
+        int[][] fates = new int[shape.pairs()][0];
+        for (int pair = 0; tokens > 0 && pair < fates.length; pair++) {
+            fates[pair] = context.fates(pair / shape.kvHeads(), pair % shape.kvHeads());
+        }
         return new CellsView(
                 tokens,
                 context.used(),
                 sequence.options().allocated(),
                 tokens == 0 ? 0 : context.info().bytes(),
-                model.shape().layers(),
-                model.shape().kvHeads());
-    }
-
-    private CellsView(int tokens, int used, int allocated, long bytes, int layers, int kvHeads) {
-        this.tokens = tokens;
-        this.used = used;
-        this.allocated = allocated;
-        this.bytes = bytes;
-        this.layers = layers;
-        this.kvHeads = kvHeads;
+                shape,
+                fates);
     }
 
     /** Tokens that the cache has had. */
@@ -69,30 +77,47 @@ public final class CellsView {
 
     /** Layers that are compressed. */
     public int layers() {
-        return layers;
+        return shape.layers();
     }
 
     /** KV heads of a layer. */
     public int kvHeads() {
-        return kvHeads;
+        return shape.kvHeads();
     }
 
     /** What became of a token, 0 being the first that was read. */
     public Fate fate(int layer, int kvHead, int token) {
-        throw notYet();
+        int in = into(layer, kvHead, token);
+        return in == GONE ? Fate.DROPPED : in == token ? Fate.KEPT : Fate.MERGED;
     }
 
-    /** Of a merged token, the number of the token whose position its cell has; else the token's own. */
+    /** Of a merged token, the number of the token whose cell it is in; else the token's own. */
     public int pivot(int layer, int kvHead, int token) {
-        throw notYet();
+        int in = into(layer, kvHead, token);
+        return in == GONE ? token : in;
     }
 
     /** Shares of all layers and KV heads that have kept, merged and dropped a token; they sum to 1. */
     public double[] shares(int token) {
-        throw notYet();
+        int[] count = new int[Fate.values().length];
+        for (int layer = 0; layer < layers(); layer++) {
+            for (int kvHead = 0; kvHead < kvHeads(); kvHead++) {
+                count[fate(layer, kvHead, token).ordinal()]++;
+            }
+        }
+        double[] shares = new double[count.length];
+        for (int i = 0; i < count.length; i++) {
+            shares[i] = count[i] / (double) fates.length;
+        }
+        return shares;
     }
 
-    private static UnsupportedOperationException notYet() {
-        return new UnsupportedOperationException("the fates of tokens are not recorded yet");
+    private int into(int layer, int kvHead, int token) {
+        if (layer < 0 || layer >= layers() || kvHead < 0 || kvHead >= kvHeads() || token < 0 || token >= tokens) {
+            throw new IllegalArgumentException("no token " + token + " of layer " + layer + " and KV head " + kvHead
+                    + ": there are " + tokens + " tokens, " + layers() + " layers that are compressed and " + kvHeads()
+                    + " KV heads in each");
+        }
+        return fates[layer * kvHeads() + kvHead][token];
     }
 }

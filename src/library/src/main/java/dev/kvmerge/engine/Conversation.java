@@ -56,19 +56,33 @@ final class Conversation {
     /** Answers the last message of a whole conversation. */
     Generation answer(Call running, List<ChatMessage> all, GenerateOptions options, Consumer<String> onText) {
         ChatTemplate template = session.engine().chatTemplate();
-        Model model = session.engine().model();
-        List<Recognition.Part> parts = Recognition.parts(template.render(List.copyOf(all), true), model);
-        int[] wanted = Recognition.tokens(parts);
-        if (wanted.length == 0) {
+        List<Recognition.Part> parts =
+                Recognition.parts(template.render(List.copyOf(all), true), session.engine().model());
+        if (Recognition.tokens(parts).length == 0) {
             throw new KvmergeException.Usage("the chat template makes nothing of the conversation");
         }
+        return complete(running, parts, all, options, onText);
+    }
+
+    /**
+     * Generates after a whole text.
+     *
+     * @param all the conversation that it is of, empty for none
+     */
+    Generation complete(
+            Call running,
+            List<Recognition.Part> parts,
+            List<ChatMessage> all,
+            GenerateOptions options,
+            Consumer<String> onText) {
+        int[] wanted = Recognition.tokens(parts);
         History history = session.history();
         Recognition known = Recognition.of(
                 parts,
                 history.tokens(),
                 history.decoded(),
                 session.pinned().state() == null ? 0 : session.pinned().tokens(),
-                Recognition.Words.of(model));
+                Recognition.Words.of(session.engine().model()));
         int[] fresh = known.fresh();
         int begun = 0; // tokens read here before the others
         switch (known.from()) {

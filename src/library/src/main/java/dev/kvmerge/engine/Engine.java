@@ -71,7 +71,14 @@ public final class Engine implements AutoCloseable {
      * @throws KvmergeException if the file is truncated, of another model or other options, or of another version
      */
     public Session restore(Path saved) {
-        return SessionFile.read(saved, this);
+        Session session = open();
+        try {
+            session.load(saved);
+            return session;
+        } catch (RuntimeException | Error e) {
+            session.close();
+            throw e;
+        }
     }
 
     public Model model() {

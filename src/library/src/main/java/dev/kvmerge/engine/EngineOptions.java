@@ -106,9 +106,14 @@ public record EngineOptions(
     /** How a session of a model has its cells. */
     CacheOptions cache(Model model, Planner planner) {
         if (planner.keepsAll()) {
-            return CacheOptions.unlimited(Math.addExact(cells, block), block).with(compute);
+            return CacheOptions.unlimited(Math.addExact(cells, block), block)
+                    .withFates()
+                    .with(compute);
         }
-        return CacheOptions.of(cells, block).withPositionRange(positions(model)).with(compute);
+        return CacheOptions.of(cells, block)
+                .withPositionRange(positions(model))
+                .withFates()
+                .with(compute);
     }
 
     private int positions(Model model) {

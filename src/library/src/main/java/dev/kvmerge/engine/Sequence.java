@@ -12,16 +12,14 @@ import java.lang.foreign.ValueLayout;
 
 /** The cells of a session and the logits of its newest token. The scheduler's thread alone works with the cells. */
 final class Sequence implements AutoCloseable {
-    private final Model model;
     private final Planner planner;
     private final CacheOptions options;
     private final Arena arena = Arena.ofShared();
     private final MemorySegment logits;
-    private CompressedContext context;
+    private final CompressedContext context;
     private volatile boolean hasLogits;
 
     Sequence(Model model, EngineOptions engine) {
-        this.model = model;
         this.planner = engine.strategy().apply(model);
         this.options = engine.cache(model, planner);
         this.logits = arena.allocate(ValueLayout.JAVA_FLOAT, model.vocabularySize());
@@ -80,8 +78,7 @@ final class Sequence implements AutoCloseable {
     /** Forgets all. */
     void clear() {
         hasLogits = false;
-        context.close();
-        context = new CompressedContext(model, planner, options);
+        context.clear();
     }
 
     CompressedContext context() {

@@ -115,6 +115,23 @@ public final class Session implements AutoCloseable {
         return inCall(new Call(options.timeout()), running -> run(running, prompt, prompt.length, options, onText));
     }
 
+    /**
+     * Generates after a whole text, given as tokens with all that comes before: what the session has read of it is
+     * recognised, and only what is new is read, as {@link #chat(List, GenerateOptions, Consumer)} does with a
+     * conversation.
+     */
+    public Generation complete(int[] whole, GenerateOptions options, Consumer<String> onText) {
+        Objects.requireNonNull(onText, "onText");
+        if (whole.length == 0) {
+            throw new KvmergeException.Usage("nothing to go on from: give a prompt");
+        }
+        return inCall(new Call(options.timeout()), running -> {
+            checkTokens(whole);
+            return conversation.complete(
+                    running, List.of(new Recognition.Part(whole, options.special())), List.of(), options, onText);
+        });
+    }
+
     /** Inside a call. */
     Generation run(Call running, int[] fresh, int promptTokens, GenerateOptions options, Consumer<String> onText) {
         for (int token : fresh) {
@@ -137,6 +154,15 @@ public final class Session implements AutoCloseable {
                     .run(first, promptTokens, () -> prepare(options, true));
         } finally {
             engine.scheduler().leave(sequence);
+        }
+    }
+
+    private void checkTokens(int[] tokens) {
+        for (int token : tokens) {
+            if (token < 0 || token >= model.vocabularySize()) {
+                throw new KvmergeException.Usage("the prompt's token " + token + " is outside the model's vocabulary of "
+                        + model.vocabularySize());
+            }
         }
     }
 
@@ -297,6 +323,19 @@ public final class Session implements AutoCloseable {
     public void save(Path file) {
         inCall(new Call(null), running -> {
             SessionFile.write(file, engine, this);
+            return null;
+        });
+    }
+
+    /**
+     * Takes over what {@link #save} wrote of a session, in place of what this one has.
+     *
+     * @throws KvmergeException if the file is truncated, of another model, other options or another version; nothing
+     *     changes then
+     */
+    public void load(Path file) {
+        inCall(new Call(null), running -> {
+            SessionFile.read(file, engine, this);
             return null;
         });
     }

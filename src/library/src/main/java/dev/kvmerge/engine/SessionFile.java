@@ -106,28 +106,16 @@ final class SessionFile {
     private record Failure(IOException of) {}
 
     /**
-     * A new session from a file.
+     * Gives a session what a file has of another, in place of what it has.
      *
-     * @throws KvmergeException if it is none, or another engine's; no session was opened then
+     * @throws KvmergeException if it is none, or another engine's; nothing changes then
      */
-    static Session read(Path file, Engine engine) {
+    static void read(Path file, Engine engine, Session session) {
         try {
             checkWhole(file);
             try (DataInputStream in = new DataInputStream(new BufferedInputStream(Files.newInputStream(file)))) {
                 in.skipNBytes(MAGIC.length + Integer.BYTES);
-                if (!readText(in).equals(fingerprint(engine.model()))) {
-                    throw new KvmergeException("the saved session " + file + " is of another model than "
-                            + engine.model().path() + ": load the one that it was saved with");
-                }
-                String saved = readText(in);
-                Session session = engine.open();
-                try {
-                    take(file, engine, session, saved, in);
-                    return session;
-                } catch (RuntimeException | Error | IOException e) {
-                    session.close();
-                    throw e;
-                }
+                take(file, engine, session, in);
             }
         } catch (NoSuchFileException e) {
             throw new KvmergeException("there is no saved session " + file, e);
@@ -136,24 +124,30 @@ final class SessionFile {
         }
     }
 
-    private static void take(Path file, Engine engine, Session session, String saved, DataInputStream in)
-            throws IOException {
+    private static void take(Path file, Engine engine, Session session, DataInputStream in) throws IOException {
+        if (!readText(in).equals(fingerprint(engine.model()))) {
+            throw new KvmergeException("the saved session " + file + " is of another model than "
+                    + engine.model().path() + ": load the one that it was saved with");
+        }
+        String saved = readText(in);
         String wanted = description(engine, session);
         if (!saved.equals(wanted)) {
             throw new KvmergeException("the saved session " + file + " was made with other options (" + saved
                     + ") than these (" + wanted + "): give the same ones");
         }
         Session.Saved rest = readSaved(in);
-        IOException failed = engine.scheduler()
-                .call(() -> {
-                    try {
-                        session.sequence().context().restoreState(Channels.newChannel(in));
-                        return new Failure(null);
-                    } catch (IOException e) {
-                        return new Failure(e);
-                    }
-                })
-                .of;
+        IOException failed = engine.scheduler().call(() -> {
+            try {
+                if (rest.decoded() > 0) {
+                    session.sequence().context().restoreState(Channels.newChannel(in));
+                } else {
+                    session.sequence().clear();
+                }
+                return new Failure(null);
+            } catch (IOException e) {
+                return new Failure(e);
+            }
+        }).of;
         if (failed != null) {
             throw failed;
         }

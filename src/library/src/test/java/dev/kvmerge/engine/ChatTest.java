@@ -129,6 +129,35 @@ class ChatTest extends TinyEngine {
     }
 
     @Test
+    void theSystemPromptIsPinnedAndAnEditedHistoryGoesBackToIt() {
+        try (Engine engine = chatting(2);
+                Session session = engine.open();
+                Session byList = engine.open()) {
+            session.system("be brief");
+            int pinned = session.tokens().length;
+            assertTrue(pinned > 10);
+            for (int turn = 0; turn < 4; turn++) {
+                Generation g = session.chat("question " + turn, WORDS, t -> {});
+                assertTrue(g.readTokens() < g.promptTokens(), "the system prompt is known");
+                byList.chat(session.conversation().subList(0, session.conversation().size() - 1), WORDS, t -> {});
+            }
+            List<ChatMessage> edited = List.of(ChatMessage.system("be brief"), ChatMessage.user("another"));
+            for (Session one : List.of(session, byList)) {
+                for (int token = 0; token < pinned; token++) {
+                    assertArrayEquals(new double[] {1, 0, 0}, one.cells().shares(token));
+                }
+                Generation again = one.chat(edited, WORDS, t -> {});
+                assertEquals(again.promptTokens() - pinned, again.readTokens(), "read again from the pinned prefix");
+            }
+            assertArrayEquals(session.tokens(), byList.tokens());
+            session.clear();
+            assertEquals(List.of(), session.conversation());
+            session.chat(edited, WORDS, t -> {});
+            assertArrayEquals(byList.tokens(), session.tokens(), "as if it had read nothing else");
+        }
+    }
+
+    @Test
     void aModelWithoutATemplateSaysWhatToDo() {
         try (Engine engine = engine(1);
                 Session session = engine.open()) {
