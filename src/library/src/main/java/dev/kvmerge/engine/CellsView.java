@@ -5,8 +5,8 @@ import dev.kvmerge.llama.Model;
 import dev.kvmerge.llama.Shape;
 
 /**
- * What the cache holds of a session: for every token read whether a layer's KV head has kept it, merged it into another,
- * or dropped it. A picture of one moment: it does not follow the session.
+ * What the cache holds of a session: for every token read whether a layer's KV head has kept it, merged it into
+ * another, or dropped it. A picture of one moment: it does not follow the session.
  */
 public final class CellsView {
     /** What became of a token in a layer's KV head. */

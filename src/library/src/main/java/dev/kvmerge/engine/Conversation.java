@@ -56,8 +56,8 @@ final class Conversation {
     /** Answers the last message of a whole conversation. */
     Generation answer(Call running, List<ChatMessage> all, GenerateOptions options, Consumer<String> onText) {
         ChatTemplate template = session.engine().chatTemplate();
-        List<Recognition.Part> parts =
-                Recognition.parts(template.render(List.copyOf(all), true), session.engine().model());
+        List<Recognition.Part> parts = Recognition.parts(
+                template.render(List.copyOf(all), true), session.engine().model());
         if (Recognition.tokens(parts).length == 0) {
             throw new KvmergeException.Usage("the chat template makes nothing of the conversation");
         }

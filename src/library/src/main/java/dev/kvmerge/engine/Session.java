@@ -160,8 +160,8 @@ public final class Session implements AutoCloseable {
     private void checkTokens(int[] tokens) {
         for (int token : tokens) {
             if (token < 0 || token >= model.vocabularySize()) {
-                throw new KvmergeException.Usage("the prompt's token " + token + " is outside the model's vocabulary of "
-                        + model.vocabularySize());
+                throw new KvmergeException.Usage("the prompt's token " + token
+                        + " is outside the model's vocabulary of " + model.vocabularySize());
             }
         }
     }

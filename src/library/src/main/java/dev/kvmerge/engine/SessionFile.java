@@ -15,6 +15,7 @@ import java.io.EOFException;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
+import java.io.UncheckedIOException;
 import java.nio.channels.Channels;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
@@ -77,18 +78,8 @@ final class SessionFile {
                     writeText(out, fingerprint(engine.model()));
                     writeText(out, description(engine, session));
                     write(out, session.saved());
-                    IOException failed = engine.scheduler()
-                            .call(() -> {
-                                try {
-                                    session.sequence().context().saveState(Channels.newChannel(out));
-                                    return new Failure(null);
-                                } catch (IOException e) {
-                                    return new Failure(e);
-                                }
-                            })
-                            .of;
-                    if (failed != null) {
-                        throw failed;
+                    if (session.history().decoded() > 0) {
+                        onScheduler(engine, () -> session.sequence().context().saveState(Channels.newChannel(out)));
                     }
                     out.flush();
                     all.on(false);
@@ -103,7 +94,24 @@ final class SessionFile {
         }
     }
 
-    private record Failure(IOException of) {}
+    private interface Transfer {
+        void run() throws IOException;
+    }
+
+    private static void onScheduler(Engine engine, Transfer transfer) throws IOException {
+        try {
+            engine.scheduler().call(() -> {
+                try {
+                    transfer.run();
+                    return true;
+                } catch (IOException e) {
+                    throw new UncheckedIOException(e);
+                }
+            });
+        } catch (UncheckedIOException e) {
+            throw e.getCause();
+        }
+    }
 
     /**
      * Gives a session what a file has of another, in place of what it has.
@@ -136,21 +144,13 @@ final class SessionFile {
                     + ") than these (" + wanted + "): give the same ones");
         }
         Session.Saved rest = readSaved(in);
-        IOException failed = engine.scheduler().call(() -> {
-            try {
-                if (rest.decoded() > 0) {
-                    session.sequence().context().restoreState(Channels.newChannel(in));
-                } else {
-                    session.sequence().clear();
-                }
-                return new Failure(null);
-            } catch (IOException e) {
-                return new Failure(e);
+        onScheduler(engine, () -> {
+            if (rest.decoded() > 0) {
+                session.sequence().context().restoreState(Channels.newChannel(in));
+            } else {
+                session.sequence().clear();
             }
-        }).of;
-        if (failed != null) {
-            throw failed;
-        }
+        });
         session.takeOver(rest);
     }
 

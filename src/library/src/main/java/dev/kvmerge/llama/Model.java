@@ -298,11 +298,15 @@ public final class Model implements AutoCloseable {
         try (Guard.Use _ = guard.shared();
                 Arena arena = Arena.ofConfined()) {
             byte[] bytes = text.getBytes(StandardCharsets.UTF_8);
-            int most = Math.addExact(bytes.length, 16); // a token is a byte at least, but for the special ones
+            int most = Math.addExact(bytes.length, 16); // nearly always: a token is a byte or more
             MemorySegment in = arena.allocate(bytes.length + 1L);
             MemorySegment.copy(bytes, 0, in, ValueLayout.JAVA_BYTE, 0, bytes.length);
             MemorySegment out = arena.allocate(ValueLayout.JAVA_INT, most);
             int n = Llama_h.llama_tokenize(words(), in, bytes.length, out, most, addSpecial, parseSpecial);
+            if (n < 0 && n != Integer.MIN_VALUE) { // it needs so many: a space may be three tokens of bytes
+                out = arena.allocate(ValueLayout.JAVA_INT, -n);
+                n = Llama_h.llama_tokenize(words(), in, bytes.length, out, -n, addSpecial, parseSpecial);
+            }
             if (n < 0) {
                 throw new KvmergeException("llama.cpp cannot tokenize a text of " + bytes.length + " bytes");
             }

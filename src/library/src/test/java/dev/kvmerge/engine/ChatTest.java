@@ -139,7 +139,8 @@ class ChatTest extends TinyEngine {
             for (int turn = 0; turn < 4; turn++) {
                 Generation g = session.chat("question " + turn, WORDS, t -> {});
                 assertTrue(g.readTokens() < g.promptTokens(), "the system prompt is known");
-                byList.chat(session.conversation().subList(0, session.conversation().size() - 1), WORDS, t -> {});
+                byList.chat(
+                        session.conversation().subList(0, session.conversation().size() - 1), WORDS, t -> {});
             }
             List<ChatMessage> edited = List.of(ChatMessage.system("be brief"), ChatMessage.user("another"));
             for (Session one : List.of(session, byList)) {

@@ -78,6 +78,15 @@ class EngineTest extends TinyEngine {
     }
 
     @Test
+    void aTextOfMoreTokensThanBytesIsRead() {
+        String spaces =
+                " ".repeat(100); // three bytes each to SentencePiece, of which this vocabulary has no longer words
+        int[] tokens = model.tokenize(spaces, false, false);
+        assertEquals(300, tokens.length);
+        assertEquals(spaces, whole(tokens).replace('\u2581', ' '));
+    }
+
+    @Test
     void theSameSeedDrawsTheSameAndGoesOnWhereItEnded() {
         try (Engine engine = engine(3);
                 Session one = engine.open();

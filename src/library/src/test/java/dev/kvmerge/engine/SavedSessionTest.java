@@ -22,7 +22,9 @@ import java.util.List;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 
-/** A session that was saved or forked goes on as the one that it was of, bit for bit; what is no such file is refused. */
+/**
+ * A session that was saved or forked goes on as the one that it was of, bit for bit; what is no such file is refused.
+ */
 @Tag("native")
 class SavedSessionTest extends TinyEngine {
     private static GenerateOptions drawn(int n) {
@@ -36,7 +38,8 @@ class SavedSessionTest extends TinyEngine {
     /** Half-way through a generation, in the middle of a block. */
     private static Session begun(Engine engine) {
         Session session = engine.open();
-        session.read("a text that is read before anything is generated, longer than there are cells for it: ".repeat(2));
+        session.read(
+                "a text that is read before anything is generated, longer than there are cells for it: ".repeat(2));
         session.generate("", drawn(41), t -> {});
         return session;
     }
@@ -48,7 +51,8 @@ class SavedSessionTest extends TinyEngine {
         assertArrayEquals(expected.tokens(), seen.tokens());
         assertEquals(expected.text(), seen.text());
         for (int i = 0; i < 70; i++) {
-            assertEquals(expected.logprobs().get(i).logprob(), seen.logprobs().get(i).logprob(), 0.0);
+            assertEquals(
+                    expected.logprobs().get(i).logprob(), seen.logprobs().get(i).logprob(), 0.0);
         }
         assertEquals(one.cells().cellsInUse(), other.cells().cellsInUse());
     }
@@ -161,7 +165,8 @@ class SavedSessionTest extends TinyEngine {
     }
 
     private static void refused(Engine engine, Path file, String why) {
-        String message = assertThrows(KvmergeException.class, () -> engine.restore(file)).getMessage();
+        String message =
+                assertThrows(KvmergeException.class, () -> engine.restore(file)).getMessage();
         assertTrue(message.contains(why) && message.contains(file.toString()), message);
         assertEquals(engine.options().sessions(), engine.freeSessions(), "no session is left");
     }
@@ -198,10 +203,7 @@ class SavedSessionTest extends TinyEngine {
         }
         Geometry another = new Geometry("llama", 4, 2, 16, 20000, "none", 16, false);
         try (Model foreign = Model.load(
-                        model.library(),
-                        TinyGguf.writeWords(folder.resolve("another.gguf"), another),
-                        Backend.CPU,
-                        0);
+                        model.library(), TinyGguf.writeWords(folder.resolve("another.gguf"), another), Backend.CPU, 0);
                 Engine other = Engine.of(foreign, options(1))) {
             refused(other, file, "another model");
         }
