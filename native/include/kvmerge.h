@@ -232,6 +232,8 @@ KVMERGE_API kvmerge_status kvmerge_observer_free(kvmerge_observer * observer);
  *     kvmerge_observer_stats(streams[3], &stats);  kvmerge_apply(streams[3], &moves);
  *     llama_memory_seq_rm(memory, 3, ...);  kvmerge_observer_begin(streams[3]);
  *
+ * or with a cache of each: kvmerge_cache_create(&p, streams[3], context, 3, &cache).
+ *
  * The group's handle is for llama.cpp and kvmerge_observer_free; other calls answer ARGUMENT to it. The callback
  * enters the observers of the sequences that llama.cpp decodes, and all of them as a ubatch begins: none may be inside
  * a call then. One that is misses it, which is its own next error (STATE) and nobody else's. Between decodes, different

@@ -78,6 +78,7 @@ kvmerge_status kvmerge_cache_create(const kvmerge_cache_params * params, kvmerge
         const Handles<kvmerge_observer>::Use use(observers(), observer, Access::SHARED);
         const kvmerge_observer & o = observers().entered(use);
         require(!o.group, "this observer's handle is a group's: give a stream's");
+        require(!o.in_group || seq_id == o.stream, "seq_id is not the observer's stream");
         check(*params, o, context);
         auto made = std::make_unique<kvmerge_cache>(*params, o, observer, context, seq_id);
         const kvmerge_llama & llama = params->llama;

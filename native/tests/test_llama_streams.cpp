@@ -207,6 +207,55 @@ void test(llama_model * model, const Settings & s) {
     std::printf("%-20s logits of a sequence together and alone: at most %g apart\n", s.name, furthest);
 }
 
+// A cache of each stream: to the bit what a cache of a context of its own does, when it is decoded by itself.
+void test_caches(llama_model * model) {
+    const Settings s = {"caches"};
+    Context together(model, s, 2, 1), alone(model, s, 1, 2);
+    kvmerge_cache_params p;
+    ok(kvmerge_cache_defaults(&p));
+    p.n_cells = 40;
+    p.n_block = 16;
+    p.llama = {reinterpret_cast<void (*)()>(llama.llama_decode),
+               llama.llama_synchronize,
+               llama.llama_n_ctx_seq,
+               llama.llama_n_batch,
+               llama.llama_get_logits_ith,
+               llama.llama_get_memory,
+               llama.llama_memory_seq_rm,
+               llama.llama_memory_seq_pos_max,
+               llama.llama_state_seq_get_size,
+               llama.llama_state_seq_get_data,
+               llama.llama_state_seq_set_data};
+    kvmerge_cache *first = nullptr, *second = nullptr, *own = nullptr;
+    CHECK(kvmerge_cache_create(&p, together.handle, together.context, 0, &first) == KVMERGE_E_ARGUMENT);
+    CHECK(kvmerge_cache_create(&p, together.streams[0], together.context, 1, &first) == KVMERGE_E_ARGUMENT);
+    CHECK(std::strstr(kvmerge_last_error(), "seq_id is not the observer's stream"));
+    ok(kvmerge_cache_create(&p, together.streams[0], together.context, 0, &first));
+    ok(kvmerge_cache_create(&p, together.streams[1], together.context, 1, &second));
+    ok(kvmerge_cache_create(&p, alone.handle, alone.context, 0, &own));
+    Random random(4);
+    for (int piece = 0; piece < 30; piece++) {
+        std::vector<llama_token> tokens(size_t(random.integer(1, 16))), other(size_t(random.integer(1, 16)));
+        for (llama_token & t : tokens) {
+            t = random.integer(0, TinyGguf::VOCABULARY - 1);
+        }
+        for (llama_token & t : other) {
+            t = random.integer(0, TinyGguf::VOCABULARY - 1);
+        }
+        const float *a, *b;
+        ok(kvmerge_cache_decode(first, other.data(), int32_t(other.size()), nullptr));
+        ok(kvmerge_cache_decode(second, tokens.data(), int32_t(tokens.size()), &a));
+        ok(kvmerge_cache_decode(own, tokens.data(), int32_t(tokens.size()), &b));
+        CHECK(std::memcmp(a, b, TinyGguf::VOCABULARY * sizeof(float)) == 0);
+        if (piece == 20) { // one sequence is freed, and the other goes on
+            ok(kvmerge_cache_clear(first));
+        }
+    }
+    for (kvmerge_cache * cache : {first, second, own}) {
+        ok(kvmerge_cache_free(cache));
+    }
+}
+
 } // namespace
 
 int main(int argc, char ** argv) {
@@ -227,6 +276,7 @@ int main(int argc, char ** argv) {
     for (const Settings & s : settings) {
         test(model, s);
     }
+    test_caches(model);
     llama.llama_model_free(model);
     std::printf("ok\n");
 }

@@ -2,10 +2,12 @@ package dev.kvmerge.cli;
 
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.eval.Cache;
+import dev.kvmerge.eval.SequencesBench;
 import dev.kvmerge.eval.SpeedBench;
 import dev.kvmerge.eval.Text;
 import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.llama.ComputeSettings;
+import dev.kvmerge.llama.ContextOptions;
 import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
@@ -14,6 +16,7 @@ import dev.kvmerge.report.SpeedTable;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.function.Consumer;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
@@ -29,9 +32,16 @@ import picocli.CommandLine.Spec;
             "Speeds are ratios to llama.cpp alone in the same turn, at its fastest setting of flash attention for that"
                     + " test; medians over turns. Without -fa, or with -fa auto, compressed caches run with both"
                     + " settings too and the faster counts.",
-            "Overhead is observing, planning and rewriting as a share of the time in llama.cpp."
+            "Overhead is observing, planning and rewriting as a share of the time in llama.cpp.",
+            "With --sequences, generations of several sequences in one context are timed instead, with -fa on unless"
+                    + " it is given. Speeds are all their tokens a second, as ratios to the first number of sequences."
         },
-        footer = {"", "Example:", "  kvmerge bench -p 2048,8192 -n 64 --compression 0.7 -o md"})
+        footer = {
+            "",
+            "Examples:",
+            "  kvmerge bench -p 2048,8192 -n 64 --compression 0.7 -o md",
+            "  kvmerge bench -p 2048 --compression 0.5 --sequences 1,8"
+        })
 final class BenchCommand implements Runnable {
     @Spec
     private CommandSpec command;
@@ -99,6 +109,13 @@ final class BenchCommand implements Runnable {
     }
 
     @Option(
+            names = "--sequences",
+            paramLabel = "N",
+            split = ",",
+            description = "numbers of sequences to generate at once, each after a prompt of its own")
+    private int[] sequences;
+
+    @Option(
             names = {"-o", "--output"},
             paramLabel = "md|csv|json",
             defaultValue = "md",
@@ -125,18 +142,12 @@ final class BenchCommand implements Runnable {
         int longest = Arrays.stream(prompts).max().orElseThrow();
         try (Model loaded = model.load(catalogue)) {
             int[] tokens = TextOptions.slice(loaded, source, 0, longest + generated);
-            SpeedBench.Setup setup = new SpeedBench.Setup(
-                    prompts,
-                    generated,
-                    repetitions,
-                    block,
-                    compute,
-                    settings(loaded, null),
-                    settings(loaded, settings.bias));
             List<SpeedBench.Row> rows;
             try (Progress progress = new Progress("bench")) {
-                rows = new SpeedBench(loaded, setup, caches, tokens)
-                        .run(what -> progress.update(-1, what), Interrupt::requested);
+                Consumer<String> told = what -> progress.update(-1, what);
+                rows = sequences == null
+                        ? alone(loaded, compute, caches, tokens).run(told, Interrupt::requested)
+                        : together(loaded, compute, caches, tokens).run(told, Interrupt::requested);
             }
             System.out.print(SpeedTable.of(
                     rows,
@@ -148,6 +159,28 @@ final class BenchCommand implements Runnable {
                             compute.threads()),
                     output));
         }
+    }
+
+    private SpeedBench alone(Model loaded, ComputeSettings compute, List<Cache> caches, int[] tokens) {
+        SpeedBench.Setup setup = new SpeedBench.Setup(
+                prompts,
+                generated,
+                repetitions,
+                block,
+                compute,
+                settings(loaded, null),
+                settings(loaded, settings.bias));
+        return new SpeedBench(loaded, setup, caches, tokens);
+    }
+
+    private SequencesBench together(Model loaded, ComputeSettings compute, List<Cache> caches, int[] tokens) {
+        FlashAttention setting = settings(loaded, settings.bias).getLast(); // on, if it can be
+        return new SequencesBench(
+                loaded,
+                new SequencesBench.Setup(
+                        prompts, generated, repetitions, block, compute.withFlashAttention(setting), sequences),
+                caches,
+                tokens);
     }
 
     /**
@@ -181,6 +214,13 @@ final class BenchCommand implements Runnable {
         }
         if (block < 1) {
             throw new KvmergeException.Usage("--block must be positive, not " + block);
+        }
+        if (sequences != null
+                && (generated == 0
+                        || sequences.length == 0
+                        || Arrays.stream(sequences).anyMatch(n -> n < 1 || n > ContextOptions.MOST_SEQUENCES))) {
+            throw new KvmergeException.Usage("--sequences are 1 to " + ContextOptions.MOST_SEQUENCES
+                    + " each, and need tokens to generate (-n)");
         }
         if (!List.of("md", "csv", "json").contains(output)) {
             throw new KvmergeException.Usage("-o is md, csv or json, not '" + output + "'");

@@ -120,9 +120,9 @@ public final class CacheChecks {
 
     /** Refuses tables that the machine has not the memory for. */
     static void checkMemory(Model model, CacheOptions options, ContextOptions made) {
-        long entries = (long) model.shape().pairs() * options.allocated();
+        long entries = (long) model.shape().pairs() * options.allocated(); // of a sequence
         int fates = options.fates() ? Integer.BYTES : 0;
-        model.checkMemory(made, entries * (TABLE_BYTES + fates + Observer.ENTRY_BYTES));
+        model.checkMemory(made, made.sequences() * entries * (TABLE_BYTES + fates + Observer.ENTRY_BYTES));
         if (entries > MOST_ENTRIES) {
             throw new KvmergeException("the tables of " + made.cells() + " cells have " + entries
                     + " entries, more than an array can: use fewer --cells");

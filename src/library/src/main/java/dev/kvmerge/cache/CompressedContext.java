@@ -22,7 +22,7 @@ import java.util.stream.IntStream;
 /**
  * A llama.cpp context that never holds more than a number of KV cells: text of any length goes in, a block at a time,
  * and after each block a {@link Planner} decides for every layer and KV head what stays. One sequence, one thread at a
- * time.
+ * time. Several sequences in one llama.cpp context: {@link SequenceGroup}.
  */
 public final class CompressedContext implements AutoCloseable {
     private final Planner planner;
@@ -31,6 +31,8 @@ public final class CompressedContext implements AutoCloseable {
     private final boolean remembers; // what was observed of the last block
     private final Observer observer;
     private final Context context;
+    private final int sequence; // of the context
+    private final boolean owner; // of observer and context, which else are a group's
     private final Compressor compressor;
     private final Shape shape;
     private final Timings timings = new Timings();
@@ -111,13 +113,11 @@ public final class CompressedContext implements AutoCloseable {
         this.planner = given(planner);
         this.options = options;
         this.remembers = remembers;
+        this.sequence = 0;
+        this.owner = true;
         this.shape = model.shape();
         new CacheChecks(model, planner, options).check(observe);
-        this.observed = new Compressor.Shown(
-                observe.mass(),
-                observe.entropy(),
-                observe.queries() || observe.bias() == Bias.FOLDED,
-                planner.needs().calibration() != null);
+        this.observed = shown(planner, observe);
         this.trained = model.trainedContext();
         int cells = options.allocated();
         ContextOptions contextOptions = ContextOptions.of(options.wanted(), options.block(), options.compute());
@@ -141,11 +141,41 @@ public final class CompressedContext implements AutoCloseable {
         this.context = made;
     }
 
+    /** A sequence of a group's context, and the group's observer of it. */
+    CompressedContext(
+            Planner planner,
+            CacheOptions options,
+            Observer.Options observe,
+            Observer observer,
+            Context context,
+            int sequence) {
+        Model model = context.model();
+        this.planner = planner;
+        this.options = options;
+        this.remembers = false;
+        this.sequence = sequence;
+        this.owner = false;
+        this.shape = model.shape();
+        this.observed = shown(planner, observe);
+        this.trained = model.trainedContext();
+        this.observer = observer;
+        this.context = context;
+        this.compressor = new Compressor(planner, options, model.slidingWindow() > 0, observer, context, sequence);
+    }
+
+    private static Compressor.Shown shown(Planner planner, Observer.Options observe) {
+        return new Compressor.Shown(
+                observe.mass(),
+                observe.entropy(),
+                observe.queries() || observe.bias() == Bias.FOLDED,
+                planner.needs().calibration() != null);
+    }
+
     private static Planner given(Planner planner) {
         return Objects.requireNonNull(planner, "no planner: new Full() keeps every cell");
     }
 
-    private static Observer.Options observing(Model model, Planner planner, CacheOptions options) {
+    static Observer.Options observing(Model model, Planner planner, CacheOptions options) {
         Needs needs = given(planner).needs();
         return Observer.Options.of(
                         needs.mass(),
@@ -179,58 +209,78 @@ public final class CompressedContext implements AutoCloseable {
      *     cells that failed half-way
      */
     public void decode(int[] tokens, boolean allLogits) {
-        if (tokens.length == 0 || tokens.length > options.block()) {
-            throw new IllegalArgumentException(
-                    "a block of " + tokens.length + " tokens; it takes 1 to " + options.block());
-        }
+        checkBlock(tokens.length);
         try (Guard.Use _ = enter()) {
-            if (pending + tokens.length > options.block()) {
-                settle();
-            }
-            compressIfFull(); // what a planner that threw, or an account, has left
-            if (pending == 0 && !begun) {
-                observer.begin();
-                begun = true;
-            }
+            prepare(tokens.length);
+            int position = nextPosition();
             long start = System.nanoTime();
-            decodeOrBreak(tokens, allLogits);
-            decodedNanos += System.nanoTime() - start;
-            pending += tokens.length;
-            warnPastTraining();
-            if (pending == options.block()) {
-                settle();
+            arm(pending == 0);
+            try {
+                int last = tokens.length - 1;
+                context.decode(
+                        tokens.length,
+                        i -> new Context.Item(tokens[i], position + i, sequence, allLogits || i == last));
+            } catch (KvmergeException e) {
+                undo(tokens.length, e);
+                throw e;
+            } finally {
+                arm(false);
             }
+            decoded(tokens.length, System.nanoTime() - start);
+        }
+    }
+
+    /** Refuses a number of tokens that no decode takes. */
+    void checkBlock(int n) {
+        if (n == 0 || n > options.block()) {
+            throw new IllegalArgumentException("a block of " + n + " tokens; it takes 1 to " + options.block());
+        }
+    }
+
+    /** Before a decode of n tokens: has room for them, in the cells and in the block. */
+    void prepare(int n) {
+        if (pending + n > options.block()) {
+            settle();
+        }
+        compressIfFull(); // what a planner that threw, or an account, has left
+        if (pending == 0 && !begun) {
+            observer.begin();
+            begun = true;
+        }
+    }
+
+    /** After a decode of n tokens: compresses when they have filled the block. */
+    void decoded(int n, long nanos) {
+        decodedNanos += nanos;
+        pending += n;
+        warnPastTraining();
+        if (pending == options.block()) {
+            settle();
         }
     }
 
     /** As llama.cpp knows it: of the next token. */
-    private int nextPosition() {
+    int nextPosition() {
         return compressor.usage().position() + pending;
     }
 
     /**
-     * A decode that failed has changed nothing: tokens of it that are in the cache are freed, and what was seen of them
-     * is forgotten.
+     * After a decode of n tokens that failed, which has changed nothing then: tokens of it that are in the cache are
+     * freed, and what was seen of them is forgotten.
      */
-    private void decodeOrBreak(int[] tokens, boolean allLogits) {
+    void undo(int n, KvmergeException e) {
         int position = nextPosition();
-        arm(pending == 0);
         try {
-            context.decode(tokens, position, allLogits);
-        } catch (KvmergeException e) {
-            try {
-                context.removePositions(position, position + tokens.length);
-                if (pending == 0) {
-                    observer.forget();
-                }
-                if (context.newestPosition() != position - 1) {
-                    broken = e;
-                }
-            } catch (RuntimeException | Error worse) {
-                broken = e;
-                e.addSuppressed(worse);
+            context.removePositions(sequence, position, position + n);
+            if (pending == 0) {
+                observer.forget();
             }
-            throw e;
+            if (context.newestPosition(sequence) != position - 1) {
+                broken = e;
+            }
+        } catch (RuntimeException | Error worse) {
+            broken = e;
+            e.addSuppressed(worse);
         }
     }
 
@@ -268,7 +318,7 @@ public final class CompressedContext implements AutoCloseable {
     }
 
     /** Enters alone; refused when the cells and the table no longer agree. */
-    private Guard.Use enter() {
+    Guard.Use enter() {
         return whole(guard.exclusive());
     }
 
@@ -554,16 +604,24 @@ public final class CompressedContext implements AutoCloseable {
     }
 
     /**
-     * Frees the context.
+     * Frees the context. A sequence of a group is closed with the group.
      *
      * @throws IllegalStateException if a thread is inside; it stays open then
      */
     @Override
     public void close() {
+        if (owner) {
+            free();
+        }
+    }
+
+    void free() {
         guard.close(() -> {
             compressor.close();
-            context.close();
-            observer.close();
+            if (owner) {
+                context.close();
+                observer.close();
+            }
         });
     }
 }

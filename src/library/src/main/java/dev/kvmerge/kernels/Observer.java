@@ -22,10 +22,11 @@ import java.util.Objects;
 import java.util.function.Supplier;
 
 /**
- * The native observer of one llama.cpp context: hand {@link #callback()} to the context, {@link #begin()} a block,
- * decode it, read {@link #stats()}, {@link #apply} a plan. Close it after its context. One thread at a time, but for
- * {@link #readCells}, {@link #project}, {@link #queryMoments} and {@link #cells}, which may run on several; a call that
- * meets one it cannot run beside, a decode among them, or the closed observer, gets an {@link IllegalStateException}.
+ * The native observer of one llama.cpp context, or of a sequence of it ({@link ObserverGroup}): hand
+ * {@link #callback()} to the context, {@link #begin()} a block, decode it, read {@link #stats()}, {@link #apply} a
+ * plan. Close it after its context. One thread at a time, but for {@link #readCells}, {@link #project},
+ * {@link #queryMoments} and {@link #cells}, which may run on several; a call that meets one it cannot run beside, a
+ * decode among them, or the closed observer, gets an {@link IllegalStateException}.
  */
 public final class Observer implements AutoCloseable {
     /**
@@ -133,7 +134,8 @@ public final class Observer implements AutoCloseable {
     private final ContextOptions.EvalCallback callback;
     private final Arena arena = Arena.ofShared();
     private final MemorySegment stats = kvmerge_block_stats.allocate(arena);
-    private final Guard guard = new Guard("the observer");
+    private final Guard guard;
+    private final ObserverGroup group; // null: it is alone
     private volatile CacheInfo cacheInfo; // once it is known
     private final Object moments =
             new Object(); // reading query moments adds up those that wait, for all heads of a layer
@@ -149,9 +151,11 @@ public final class Observer implements AutoCloseable {
         this.cells = cells;
         this.block = block;
         this.entropies = options.entropy();
+        this.guard = new Guard("the observer");
+        this.group = null;
         NativeLibrary.require();
         try {
-            handle = create(options);
+            handle = create(shape, cells, block, options);
         } catch (RuntimeException | Error e) {
             arena.close();
             throw e;
@@ -159,53 +163,68 @@ public final class Observer implements AutoCloseable {
         callback = new ContextOptions.EvalCallback(Kvmerge_h.kvmerge_eval_callback$address(), handle, guard);
     }
 
-    private MemorySegment create(Options options) {
+    /** Of a group: the native observer is the group's, which frees it. */
+    Observer(Shape shape, int cells, int block, Options options, MemorySegment handle, ObserverGroup group) {
+        this.shape = shape;
+        this.cells = cells;
+        this.block = block;
+        this.entropies = options.entropy();
+        this.handle = handle;
+        this.group = group;
+        this.guard = group.guard();
+        this.callback = group.callback();
+    }
+
+    private static MemorySegment create(Shape shape, int cells, int block, Options options) {
         try (Arena local = Arena.ofConfined()) {
-            MemorySegment params = kvmerge_observer_params.allocate(local);
-            kvmerge_observer_params.n_layer(params, shape.layers());
-            kvmerge_observer_params.layers(
-                    params,
-                    local.allocateFrom(
-                            ValueLayout.JAVA_INT,
-                            shape.layerNumbers().stream()
-                                    .mapToInt(Integer::intValue)
-                                    .toArray()));
-            kvmerge_observer_params.n_head(params, shape.heads());
-            kvmerge_observer_params.n_head_kv(params, shape.kvHeads());
-            kvmerge_observer_params.n_cells(params, cells);
-            kvmerge_observer_params.n_tokens(params, block);
-            kvmerge_observer_params.observe(
-                    params,
-                    (options.mass() ? Kvmerge_h.KVMERGE_OBSERVE_MASS() : 0)
-                            | (options.entropy() ? Kvmerge_h.KVMERGE_OBSERVE_ENTROPY() : 0)
-                            | (options.queries() ? Kvmerge_h.KVMERGE_OBSERVE_QUERIES() : 0)
-                            | (options.observation() == Observation.STOP ? Kvmerge_h.KVMERGE_OBSERVE_STOP() : 0));
-            kvmerge_observer_params.mass_power(params, (float) options.massPower());
-            kvmerge_observer_params.mass_queries(params, options.massQueries());
-            kvmerge_observer_params.bias(
-                    params,
-                    switch (options.bias()) {
-                        case NONE -> Kvmerge_h.KVMERGE_BIAS_NONE();
-                        case FOLDED -> Kvmerge_h.KVMERGE_BIAS_FOLDED();
-                        case EXACT -> Kvmerge_h.KVMERGE_BIAS_EXACT();
-                    });
-            kvmerge_observer_params.query_decay(params, (float) options.queryDecay());
-            kvmerge_observer_params.ridge(params, (float) options.ridge());
-            kvmerge_observer_params.device(
-                    params,
-                    options.backend() == Backend.CUDA
-                            ? Kvmerge_h.KVMERGE_DEVICE_CUDA()
-                            : Kvmerge_h.KVMERGE_DEVICE_CPU());
-            kvmerge_observer_params.n_threads(params, options.threads());
-            SymbolLookup ggml = SymbolLookup.loaderLookup();
-            MemorySegment entries3 = kvmerge_observer_params.ggml(params);
-            kvmerge_ggml.tensor_get(entries3, symbol(ggml, "ggml_backend_tensor_get"));
-            kvmerge_ggml.tensor_set(entries3, symbol(ggml, "ggml_backend_tensor_set"));
-            kvmerge_ggml.buffer_is_host(entries3, symbol(ggml, "ggml_backend_buffer_is_host"));
             MemorySegment out = local.allocate(ValueLayout.ADDRESS);
-            Kvmerge.check(Kvmerge_h.kvmerge_observer_create(params, out));
+            Kvmerge.check(Kvmerge_h.kvmerge_observer_create(params(local, shape, cells, block, options), out));
             return out.get(ValueLayout.ADDRESS, 0);
         }
+    }
+
+    /** What the native library makes an observer of. */
+    static MemorySegment params(Arena local, Shape shape, int cells, int block, Options options) {
+        MemorySegment params = kvmerge_observer_params.allocate(local);
+        kvmerge_observer_params.n_layer(params, shape.layers());
+        kvmerge_observer_params.layers(
+                params,
+                local.allocateFrom(
+                        ValueLayout.JAVA_INT,
+                        shape.layerNumbers().stream()
+                                .mapToInt(Integer::intValue)
+                                .toArray()));
+        kvmerge_observer_params.n_head(params, shape.heads());
+        kvmerge_observer_params.n_head_kv(params, shape.kvHeads());
+        kvmerge_observer_params.n_cells(params, cells);
+        kvmerge_observer_params.n_tokens(params, block);
+        kvmerge_observer_params.observe(
+                params,
+                (options.mass() ? Kvmerge_h.KVMERGE_OBSERVE_MASS() : 0)
+                        | (options.entropy() ? Kvmerge_h.KVMERGE_OBSERVE_ENTROPY() : 0)
+                        | (options.queries() ? Kvmerge_h.KVMERGE_OBSERVE_QUERIES() : 0)
+                        | (options.observation() == Observation.STOP ? Kvmerge_h.KVMERGE_OBSERVE_STOP() : 0));
+        kvmerge_observer_params.mass_power(params, (float) options.massPower());
+        kvmerge_observer_params.mass_queries(params, options.massQueries());
+        kvmerge_observer_params.bias(
+                params,
+                switch (options.bias()) {
+                    case NONE -> Kvmerge_h.KVMERGE_BIAS_NONE();
+                    case FOLDED -> Kvmerge_h.KVMERGE_BIAS_FOLDED();
+                    case EXACT -> Kvmerge_h.KVMERGE_BIAS_EXACT();
+                });
+        kvmerge_observer_params.query_decay(params, (float) options.queryDecay());
+        kvmerge_observer_params.ridge(params, (float) options.ridge());
+        kvmerge_observer_params.device(
+                params,
+                options.backend() == Backend.CUDA ? Kvmerge_h.KVMERGE_DEVICE_CUDA() : Kvmerge_h.KVMERGE_DEVICE_CPU());
+        kvmerge_observer_params.n_threads(params, options.threads());
+        SymbolLookup ggml = SymbolLookup.loaderLookup();
+        MemorySegment entries3 = kvmerge_observer_params.ggml(params);
+        kvmerge_ggml.tensor_get(entries3, symbol(ggml, "ggml_backend_tensor_get"));
+        kvmerge_ggml.tensor_set(entries3, symbol(ggml, "ggml_backend_tensor_set"));
+        kvmerge_ggml.buffer_is_host(entries3, symbol(ggml, "ggml_backend_buffer_is_host"));
+        return params;
     }
 
     private static MemorySegment symbol(SymbolLookup lookup, String name) {
@@ -576,12 +595,15 @@ public final class Observer implements AutoCloseable {
     }
 
     /**
-     * Frees the observer.
+     * Frees the observer; one of a group is freed with its group.
      *
      * @throws IllegalStateException if a context that calls it is still open, or a thread is inside; it stays open then
      */
     @Override
     public void close() {
+        if (group != null) {
+            return; // with its group
+        }
         guard.close(() -> {
             if (callback.inUse()) {
                 throw new IllegalStateException("the observer's context is still open: close that first");
@@ -589,5 +611,10 @@ public final class Observer implements AutoCloseable {
             Kvmerge.check(Kvmerge_h.kvmerge_observer_free(handle));
             arena.close();
         });
+    }
+
+    /** When the group's native observers are gone. */
+    void free() {
+        arena.close();
     }
 }

@@ -106,6 +106,7 @@ public final class Context implements AutoCloseable {
         llama_context_params.n_batch(params, batch);
         llama_context_params.n_ubatch(params, Math.min(options.ubatch(), batch));
         llama_context_params.n_seq_max(params, options.sequences());
+        llama_context_params.kv_unified(params, false); // sequences have cells of their own
         llama_context_params.n_threads(params, compute.threads());
         llama_context_params.n_threads_batch(params, compute.threads());
         llama_context_params.flash_attn_type(
@@ -141,9 +142,19 @@ public final class Context implements AutoCloseable {
         return model;
     }
 
-    /** KV cells allocated: those asked for, rounded up to llama.cpp's padding. */
+    /** KV cells allocated, of all sequences: those asked for, rounded up to llama.cpp's padding. */
     public int cells() {
         return cells;
+    }
+
+    /** KV cells of each sequence. */
+    public int cellsOfSequence() {
+        return cells / sequences;
+    }
+
+    /** Sequences side by side. */
+    public int sequences() {
+        return sequences;
     }
 
     /** Most tokens a decode. */
@@ -234,7 +245,8 @@ public final class Context implements AutoCloseable {
         int rows = 0;
         for (int i = 0; i < n; i++) {
             Item item = items.get(i);
-            if (item.position() < 0 || item.sequence() < 0 || item.sequence() >= sequences) {
+            checkSequence(item.sequence());
+            if (item.position() < 0) {
                 throw new IllegalArgumentException("no such place in the cache: " + item);
             }
             tokens.setAtIndex(ValueLayout.JAVA_INT, i, model.checkToken(item.token()));
@@ -299,20 +311,44 @@ public final class Context implements AutoCloseable {
 
     /** Frees the cells of sequence 0 with positions in [from, to). */
     public void removePositions(int from, int to) {
+        removePositions(0, from, to);
+    }
+
+    /** Frees the cells of a sequence with positions in [from, to). */
+    public void removePositions(int sequence, int from, int to) {
+        checkSequence(sequence);
         if (from < 0 || to < from) {
             throw new IllegalArgumentException("not a range of positions: [" + from + ", " + to + ")");
         }
         try (Guard.Use _ = guard.exclusive()) {
-            if (from < to && !Llama_h.llama_memory_seq_rm(memory(), 0, from, to)) {
-                throw new KvmergeException("llama.cpp cannot free the positions [" + from + ", " + to + ")");
+            if (from < to && !Llama_h.llama_memory_seq_rm(memory(), sequence, from, to)) {
+                throw new KvmergeException(
+                        "llama.cpp cannot free the positions [" + from + ", " + to + ") of sequence " + sequence);
             }
         }
     }
 
-    /** The newest position in the cache, or -1 when it is empty. */
+    /** The newest position of sequence 0 in the cache, or -1 when it is empty. */
     public int newestPosition() {
+        return newestPosition(0);
+    }
+
+    /** The newest position of a sequence in the cache, or -1 when it is empty. */
+    public int newestPosition(int sequence) {
+        checkSequence(sequence);
         try (Guard.Use _ = guard.exclusive()) {
-            return Llama_h.llama_memory_seq_pos_max(memory(), 0);
+            return Llama_h.llama_memory_seq_pos_max(memory(), sequence);
+        }
+    }
+
+    /** Frees all cells of a sequence, and no others. */
+    public void clear(int sequence) {
+        removePositions(sequence, 0, Integer.MAX_VALUE);
+    }
+
+    private void checkSequence(int sequence) {
+        if (sequence < 0 || sequence >= sequences) {
+            throw new IllegalArgumentException("no sequence " + sequence + ": there are " + sequences);
         }
     }
 

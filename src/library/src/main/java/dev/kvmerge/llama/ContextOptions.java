@@ -8,9 +8,9 @@ import java.util.concurrent.atomic.AtomicInteger;
 /**
  * How to make a llama.cpp context.
  *
- * @param cells KV cells (-c); llama.cpp rounds up to a multiple of 256
+ * @param cells KV cells of all sequences together (-c); llama.cpp gives each as many, rounded up to a multiple of 256
  * @param batch most tokens a decode (-b); more than the cells is of no use, and counts as so many
- * @param sequences sequences side by side, at most 256
+ * @param sequences sequences side by side, at most 256. Each has cells of its own: a stream of llama.cpp's
  * @param compute how llama.cpp computes
  */
 public record ContextOptions(int cells, int batch, int sequences, ComputeSettings compute) {
@@ -26,7 +26,8 @@ public record ContextOptions(int cells, int batch, int sequences, ComputeSetting
         Objects.requireNonNull(compute, "compute");
     }
 
-    static void range(String name, int value, int most) {
+    /** Refuses a value that is not in 1..most. */
+    public static void range(String name, int value, int most) {
         if (value <= 0) {
             throw new KvmergeException.Usage(name + " must be positive, not " + value);
         }
@@ -38,6 +39,16 @@ public record ContextOptions(int cells, int batch, int sequences, ComputeSetting
     /** One sequence. */
     public static ContextOptions of(int cells, int batch, ComputeSettings compute) {
         return new ContextOptions(cells, batch, 1, compute);
+    }
+
+    /** Several sequences, of so many cells each. */
+    public static ContextOptions of(int cells, int batch, int sequences, ComputeSettings compute) {
+        long all = (long) LlamaCache.padded(cells) * sequences;
+        if (all > MOST_CELLS) {
+            throw new KvmergeException.Usage(sequences + " sequences of " + cells + " cells are more than a context of "
+                    + MOST_CELLS + " holds: use fewer");
+        }
+        return new ContextOptions((int) all, batch, sequences, compute);
     }
 
     /** Most tokens computed at once: no more than are decoded. */
