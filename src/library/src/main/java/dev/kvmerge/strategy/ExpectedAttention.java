@@ -42,7 +42,7 @@ public record ExpectedAttention(int sinks, double epsilon) implements Strategy {
     @Override
     public Plan plan(CellStats cells, int budget) {
         int n = cells.size();
-        double[] expected = probabilities(cells.keys(), cells.queries(), n);
+        double[] expected = probabilities(cells.keys(), cells.queries(), n, Math.min(sinks, n - 1));
         float[] values = cells.values();
         int dim = values.length / n;
         double[] score = new double[n];
@@ -54,12 +54,12 @@ public record ExpectedAttention(int sinks, double epsilon) implements Strategy {
     }
 
     /** softmax over cells of the log of E[exp(q.k / sqrt(d))]. */
-    static double[] probabilities(float[] keys, Observer.QueryMoments queries, int n) {
+    static double[] probabilities(float[] keys, Observer.QueryMoments queries, int n, int from) {
         float[] mu = queries.mean();
         int d = mu.length;
         double[] log = new double[n];
         double max = Double.NEGATIVE_INFINITY;
-        for (int i = 0; i < n; i++) {
+        for (int i = from; i < n; i++) {
             double mean = 0;
             double square = 0; // k' E[qq'] k
             for (int a = 0; a < d; a++) {
@@ -75,11 +75,11 @@ public record ExpectedAttention(int sinks, double epsilon) implements Strategy {
             max = Math.max(max, log[i]);
         }
         double sum = 0;
-        for (int i = 0; i < n; i++) {
+        for (int i = from; i < n; i++) {
             log[i] = Math.exp(log[i] - max);
             sum += log[i];
         }
-        for (int i = 0; i < n; i++) {
+        for (int i = from; i < n; i++) {
             log[i] /= sum;
         }
         return log;

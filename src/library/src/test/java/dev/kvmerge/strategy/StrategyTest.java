@@ -428,7 +428,7 @@ class StrategyTest {
         float[] mean = {1, 0, 0, 0};
         float[] second = new float[16];
         second[0] = 3;
-        double[] p = ExpectedAttention.probabilities(keys, new Observer.QueryMoments(mean, second), 4);
+        double[] p = ExpectedAttention.probabilities(keys, new Observer.QueryMoments(mean, second), 4, 0);
         double sum = Arrays.stream(k).map(x -> Math.exp(x / 2 + x * x / 4)).sum();
         for (int i = 0; i < 4; i++) {
             assertEquals(Math.exp(k[i] / 2 + k[i] * k[i] / 4) / sum, p[i], 1e-9);
