@@ -28,13 +28,22 @@ int32_t decode(llama_context * context, llama_batch batch) {
     return decodes ? llama.llama_decode(context, batch) : 2;
 }
 
+void refused(kvmerge_status status, kvmerge_status expected, const char * why) {
+    if (status != expected || !std::strstr(kvmerge_last_error(), why)) {
+        std::printf("status %d, '%s' where '%s' was expected\n", status, kvmerge_last_error(), why);
+        std::exit(1);
+    }
+}
+
 // A context with an observer and a cache of it.
 struct Run {
     kvmerge_observer * observer = nullptr;
     llama_context * context = nullptr;
     kvmerge_cache * cache = nullptr;
 
-    Run(llama_model * model, const Case & c, const std::function<void(kvmerge_cache_params &)> & change = {}) {
+    // A sequence alone, or the second of three in streams of their own.
+    Run(llama_model * model, const Case & c, const std::function<void(kvmerge_cache_params &)> & change = {},
+        bool of_three = false) {
         kvmerge_observer_params p = {};
         p.n_layer = TinyGguf::LAYERS;
         p.n_head = TinyGguf::HEADS;
@@ -48,9 +57,17 @@ struct Run {
         p.ridge = .05f;
         p.n_threads = 2;
         p.ggml = {llama.ggml_backend_tensor_get, llama.ggml_backend_tensor_set, llama.ggml_backend_buffer_is_host};
-        ok(kvmerge_observer_create(&p, &observer));
+        kvmerge_observer * streams[3] = {};
+        if (of_three) {
+            ok(kvmerge_observer_create_group(&p, 3, &observer, streams));
+        } else {
+            ok(kvmerge_observer_create(&p, &observer));
+            streams[0] = observer;
+        }
         llama_context_params cp = llama.llama_context_default_params();
-        cp.n_ctx = THERE;
+        cp.n_ctx = of_three ? 3 * THERE : THERE;
+        cp.n_seq_max = of_three ? 3 : 1;
+        cp.kv_unified = false;
         cp.n_batch = cp.n_ubatch = BLOCK;
         cp.n_threads = cp.n_threads_batch = 1; // more would spin while they wait, on a machine that is busy
         cp.flash_attn_type = c.flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
@@ -89,7 +106,10 @@ struct Run {
         if (change) {
             change(q);
         }
-        ok(kvmerge_cache_create(&q, observer, context, 0, &cache));
+        if (of_three) {
+            refused(kvmerge_cache_create(&q, observer, context, 1, &cache), KVMERGE_E_ARGUMENT, "is a group's");
+        }
+        ok(kvmerge_cache_create(&q, streams[of_three], context, of_three, &cache));
     }
     Run(const Run &) = delete;
     ~Run() {
@@ -136,13 +156,6 @@ std::vector<llama_token> tokens_of(unsigned seed, int n) {
         tokens.push_back(random.integer(0, TinyGguf::VOCABULARY - 1));
     }
     return tokens;
-}
-
-void refused(kvmerge_status status, kvmerge_status expected, const char * why) {
-    if (status != expected || !std::strstr(kvmerge_last_error(), why)) {
-        std::printf("status %d, '%s' where '%s' was expected\n", status, kvmerge_last_error(), why);
-        std::exit(1);
-    }
 }
 
 // Text of any length, in any pieces: the cells stay within the budget, and every token has a fate.
@@ -335,6 +348,20 @@ void a_caller_may_decode_itself(llama_model * model, const Case & c) {
     CHECK(own.state() == whole.state());
 }
 
+// A cache of a stream gives what one of a context of its own gives, and they take each other's states.
+void holds_a_stream(llama_model * model, const Case & c) {
+    const std::vector<llama_token> tokens = tokens_of(1, 300);
+    Run alone(model, c), stream(model, c, {}, true), other(model, c, {}, true);
+    CHECK(alone.read(tokens.data(), 150) == stream.read(tokens.data(), 150));
+    const std::vector<char> state = alone.state(), of_stream = stream.state();
+    ok(kvmerge_cache_restore(other.cache, state.data(), state.size()));
+    ok(kvmerge_cache_restore(alone.cache, of_stream.data(), of_stream.size()));
+    for (int i = 150; i < 230; i++) {
+        const std::vector<float> expected = stream.read(tokens.data() + i, 1);
+        CHECK(expected == alone.read(tokens.data() + i, 1) && expected == other.read(tokens.data() + i, 1));
+    }
+}
+
 } // namespace
 
 int main(int argc, char ** argv) {
@@ -357,6 +384,7 @@ int main(int argc, char ** argv) {
         goes_on_from_a_state(model, c);
         keeps_what_is_pinned(model, c);
         a_caller_may_decode_itself(model, c);
+        holds_a_stream(model, c);
     }
     refuses_what_is_no_state(model, cases[0]);
     is_broken_by_halves_only(model, cases[0]);
