@@ -160,9 +160,7 @@ final class Chat implements AutoCloseable {
     }
 
     private void load(Path file) {
-        Session loaded = engine.restore(file);
-        session.close();
-        session = loaded;
+        session.load(file);
         input.print("Going on with " + file + ": " + session.conversation().size() + " messages, "
                 + session.tokens().length + " tokens.\n");
     }

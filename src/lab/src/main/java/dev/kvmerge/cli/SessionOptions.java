@@ -17,8 +17,6 @@ import picocli.CommandLine.Option;
 
 /** A bounded session, for the commands that generate. */
 final class SessionOptions {
-    private static final int SESSIONS = 2; // a saved one is loaded before the other is let go
-
     @Mixin
     private ModelOptions model;
 
@@ -68,7 +66,6 @@ final class SessionOptions {
         EngineOptions options = EngineOptions.usual()
                 .withCells(cells)
                 .withBlock(block)
-                .withSessions(SESSIONS)
                 .withStrategy(m -> chosen)
                 .withCompute(compute);
         String source = template == null ? null : SamplingOptions.text("--chat-template-file", template);

@@ -1,7 +1,6 @@
 package dev.kvmerge.engine;
 
 import dev.kvmerge.cache.CompressedContext;
-import dev.kvmerge.llama.Model;
 import dev.kvmerge.llama.Shape;
 
 /**
@@ -38,9 +37,9 @@ public final class CellsView {
     }
 
     /** On the scheduler's thread. */
-    static CellsView of(Model model, Sequence sequence) {
+    static CellsView of(Engine engine, Sequence sequence) {
         CompressedContext context = sequence.context();
-        Shape shape = model.shape();
+        Shape shape = engine.model().shape();
         int tokens = context.position();
         int[][] fates = new int[shape.pairs()][0];
         for (int pair = 0; tokens > 0 && pair < fates.length; pair++) {
@@ -49,7 +48,7 @@ public final class CellsView {
         return new CellsView(
                 tokens,
                 context.used(),
-                sequence.options().allocated(),
+                engine.cache().allocated(),
                 tokens == 0 ? 0 : context.info().bytes(),
                 shape,
                 fates);

@@ -97,6 +97,7 @@ final class Conversation {
                 fresh = Arrays.copyOfRange(wanted, begun, wanted.length);
             }
         }
+        session.drawAnew(); // an answer is of its own seed, also where nothing had to be read
         Generation answer = session.run(running, fresh, wanted.length, options, onText);
         return begun == 0 ? answer : withRead(answer, begun);
     }

@@ -1,10 +1,13 @@
 package dev.kvmerge.engine;
 
 import dev.kvmerge.KvmergeException;
+import dev.kvmerge.cache.CacheOptions;
+import dev.kvmerge.cache.Planner;
+import dev.kvmerge.cache.SequenceGroup;
 import dev.kvmerge.llama.LlamaLibrary;
 import dev.kvmerge.llama.Model;
 import java.nio.file.Path;
-import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Objects;
 import java.util.ServiceLoader;
@@ -14,8 +17,10 @@ public final class Engine implements AutoCloseable {
     private final Model model;
     private final boolean ownsModel;
     private final EngineOptions options;
-    private final List<Session> open = new ArrayList<>(); // guarded by itself
-    private final Scheduler scheduler = new Scheduler("kvmerge-engine");
+    private final Session[] open; // by their sequences; guarded by itself
+    private final Planner planner; // for the record; each sequence has its own
+    private final SequenceGroup group;
+    private final Scheduler scheduler;
     private boolean closed;
     private ChatTemplate template;
 
@@ -23,6 +28,11 @@ public final class Engine implements AutoCloseable {
         this.model = model;
         this.ownsModel = ownsModel;
         this.options = options;
+        this.planner = options.strategy().apply(model);
+        this.group = new SequenceGroup(
+                model, i -> options.strategy().apply(model), options.cache(model, planner), options.sessions());
+        this.open = new Session[options.sessions()];
+        this.scheduler = new Scheduler(group, "kvmerge-engine");
     }
 
     /** Loads a model with the usual options, and llama.cpp's libraries as {@link LlamaLibrary#load()} does. */
@@ -33,11 +43,17 @@ public final class Engine implements AutoCloseable {
     /**
      * Loads a model, and llama.cpp's libraries as {@link LlamaLibrary#load()} does. The engine closes the model.
      *
-     * @throws KvmergeException as {@link Model#load}
+     * @throws KvmergeException as {@link Model#load}, and if model, strategy and options do not go together, or the
+     *     machine has not the memory for so many sessions
      */
     public static Engine load(Path model, EngineOptions options) {
         Model loaded = Model.load(LlamaLibrary.load(), model, options.backend(), options.gpuLayers());
-        return new Engine(loaded, true, options);
+        try {
+            return new Engine(loaded, true, options);
+        } catch (RuntimeException | Error e) {
+            loaded.close();
+            throw e;
+        }
     }
 
     /** An engine over a model that is loaded already; it stays open when the engine is closed. */
@@ -49,19 +65,21 @@ public final class Engine implements AutoCloseable {
      * Opens a session, empty.
      *
      * @throws KvmergeException.Usage if all of {@link EngineOptions#sessions} are taken
-     * @throws KvmergeException if model, strategy and options do not go together, or the machine has not the memory
      */
     public Session open() {
         synchronized (open) {
-            checkOpen();
-            if (freeSessions() == 0) {
-                throw new KvmergeException.Usage("all " + options.sessions()
-                        + " sessions are open: close one, or make the engine with more (EngineOptions.withSessions,"
-                        + " --parallel)");
+            if (closed) {
+                throw new IllegalStateException("the engine is closed");
             }
-            Session session = new Session(this);
-            open.add(session);
-            return session;
+            for (int i = 0; i < open.length; i++) { // neighbours are computed together for less
+                if (open[i] == null) {
+                    open[i] = new Session(this, new Sequence(i, group.sequence(i), model.vocabularySize()));
+                    return open[i];
+                }
+            }
+            throw new KvmergeException.Usage("all " + options.sessions()
+                    + " sessions are open: close one, or make the engine with more (EngineOptions.withSessions,"
+                    + " --parallel)");
         }
     }
 
@@ -92,7 +110,7 @@ public final class Engine implements AutoCloseable {
     /** Sessions that can still be opened. */
     public int freeSessions() {
         synchronized (open) {
-            return options.sessions() - open.size();
+            return (int) Arrays.stream(open).filter(Objects::isNull).count();
         }
     }
 
@@ -138,15 +156,19 @@ public final class Engine implements AutoCloseable {
         return scheduler;
     }
 
-    void closed(Session session) {
-        synchronized (open) {
-            open.remove(session);
-        }
+    CacheOptions cache() {
+        return group.options();
     }
 
-    private void checkOpen() {
-        if (closed) {
-            throw new IllegalStateException("the engine is closed");
+    /** What its sequences are compressed by. */
+    String strategy() {
+        return planner.name();
+    }
+
+    /** A session has given its sequence back. */
+    void closed(Sequence sequence) {
+        synchronized (open) {
+            open[sequence.number()] = null;
         }
     }
 
@@ -158,7 +180,7 @@ public final class Engine implements AutoCloseable {
             if (closed) {
                 return;
             }
-            all = List.copyOf(open);
+            all = Arrays.stream(open).filter(Objects::nonNull).toList();
             if (all.stream().anyMatch(Session::isInCall)) {
                 throw new IllegalStateException("a session is in a call: what it calls back must not close the engine");
             }
@@ -167,6 +189,7 @@ public final class Engine implements AutoCloseable {
         all.forEach(Session::cancel);
         all.forEach(Session::close);
         scheduler.close();
+        group.close();
         if (ownsModel) {
             model.close();
         }

@@ -16,6 +16,7 @@ final class Generating {
     private final Sequence sequence;
     private final History history;
     private final Utf8 utf8;
+    private final int block;
     private final Call call;
     private final GenerateOptions options;
     private final Consumer<String> onText;
@@ -36,6 +37,7 @@ final class Generating {
         this.model = engine.model();
         this.scheduler = engine.scheduler();
         this.sequence = sequence;
+        this.block = engine.options().block();
         this.history = history;
         this.utf8 = utf8;
         this.call = call;
@@ -79,7 +81,6 @@ final class Generating {
 
     /** Why reading ended before all was read, or null. */
     private Ended read(int first, int all) {
-        int block = sequence.options().block();
         while (history.decoded() < history.size()) {
             Ended ended = call.ending();
             if (ended == null && !decode(history.next(block))) {
@@ -96,9 +97,7 @@ final class Generating {
     }
 
     private boolean decode(int[] tokens) {
-        boolean done = scheduler.decode(sequence, tokens, call);
-        history.decoded(done ? tokens.length : 0);
-        return done;
+        return scheduler.decode(sequence, tokens, call, history::decoded);
     }
 
     private Ended generate(Supplier<Drawing> sampler) {

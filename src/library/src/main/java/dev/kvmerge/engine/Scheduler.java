@@ -1,5 +1,10 @@
 package dev.kvmerge.engine;
 
+import dev.kvmerge.cache.SequenceGroup;
+import dev.kvmerge.cache.SequenceGroup.Decoded;
+import dev.kvmerge.cache.SequenceGroup.Logits;
+import dev.kvmerge.cache.SequenceGroup.Part;
+import dev.kvmerge.llama.Context;
 import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.Deque;
@@ -8,25 +13,34 @@ import java.util.List;
 import java.util.Set;
 import java.util.concurrent.locks.Condition;
 import java.util.concurrent.locks.ReentrantLock;
+import java.util.function.IntConsumer;
 import java.util.function.Supplier;
+import java.util.stream.Stream;
 
 /**
- * One thread that decodes what all sessions want. A round is the next token of every generation, and after them one
- * block of one prompt: so no generation waits for more than a block of another's prompt, and prompts take turns.
+ * One thread that decodes what all sessions want. A batch is the next token of every generation and one block of one
+ * prompt: so no generation waits for more than a block of another's prompt, and prompts take turns.
  */
 final class Scheduler implements AutoCloseable {
-    /** How long a round waits for generations whose last token has just been given out. */
-    private static final long GRACE_NANOS = 5_000_000;
+    /**
+     * A batch waits for generations that choose their next token, for a quarter of the last one's time; bounds of it.
+     */
+    private static final long LEAST_GRACE = 5_000_000; // nanoseconds
 
+    private static final long MOST_GRACE = 50_000_000;
+
+    private final SequenceGroup group;
     private final ReentrantLock lock = new ReentrantLock();
     private final Condition work = lock.newCondition();
     private final Deque<Job> queue = new ArrayDeque<>();
     private final Set<Sequence> awaited = new HashSet<>(); // generations that are choosing a token
     private final Thread thread;
-    private Job current;
+    private List<Job> running = List.of();
+    private long lastBatch; // nanoseconds
     private boolean closed;
 
-    Scheduler(String name) {
+    Scheduler(SequenceGroup group, String name) {
+        this.group = group;
         thread = Thread.ofPlatform().daemon().name(name).start(this::run);
     }
 
@@ -36,9 +50,9 @@ final class Scheduler implements AutoCloseable {
         final int[] tokens; // null for something else
         final Runnable operation;
         final Condition done = lock.newCondition();
-        boolean cancelled; // before it began, it is not done at all
+        boolean cancelled;
         boolean isDone;
-        boolean succeeded;
+        boolean isDecoded; // its tokens are in the cache, also if something was thrown after that
         Throwable failure;
 
         Job(Sequence sequence, int[] tokens, Runnable operation) {
@@ -51,11 +65,18 @@ final class Scheduler implements AutoCloseable {
             return tokens != null && tokens.length == 1;
         }
 
-        void finish(boolean success, Throwable thrown) {
+        boolean isPrompt() {
+            return tokens != null && tokens.length > 1;
+        }
+
+        void finish(boolean decoded, Throwable thrown) {
             isDone = true;
-            succeeded = success;
+            isDecoded = decoded;
             failure = thrown;
             done.signal();
+            if (decoded) {
+                awaited.add(sequence);
+            }
         }
     }
 
@@ -71,9 +92,10 @@ final class Scheduler implements AutoCloseable {
     /**
      * Decodes tokens after the sequence's others, and waits for it.
      *
-     * @return false if it was ended before it was done, and nothing of it counts
+     * @param counted told how many of the tokens are in the cache now, all or none, also if something is thrown
+     * @return false if it was ended before it was done
      */
-    boolean decode(Sequence sequence, int[] tokens, Ending ending) {
+    boolean decode(Sequence sequence, int[] tokens, Ending ending, IntConsumer counted) {
         Job job = new Job(sequence, tokens, null);
         lock.lock();
         try {
@@ -83,14 +105,15 @@ final class Scheduler implements AutoCloseable {
                 if (left <= 0 && !job.cancelled) {
                     cancel(job);
                 } else {
-                    await(job, job.cancelled ? Long.MAX_VALUE : left, ending);
+                    await(job, left, ending);
                 }
             }
         } finally {
             lock.unlock();
         }
+        counted.accept(job.isDecoded ? tokens.length : 0);
         rethrow(job.failure);
-        return job.succeeded;
+        return job.isDecoded;
     }
 
     private void await(Job job, long nanos, Ending ending) {
@@ -105,7 +128,7 @@ final class Scheduler implements AutoCloseable {
         }
     }
 
-    /** Does something with cells between two rounds, and waits for it. */
+    /** Does something with cells between two batches, and waits for it. */
     <T> T call(Supplier<T> operation) {
         List<T> result = new ArrayList<>();
         Job job = new Job(null, null, () -> result.add(operation.get()));
@@ -140,11 +163,14 @@ final class Scheduler implements AutoCloseable {
         }
     }
 
+    /**
+     * A job that waits is not done; a prompt's block that is decoded alone ends early. Others are done to their end.
+     */
     private void cancel(Job job) {
         job.cancelled = true;
         if (queue.remove(job)) {
             job.finish(false, null);
-        } else if (job == current) {
+        } else if (running.size() == 1 && running.getFirst() == job) {
             job.sequence.abort(true);
         }
     }
@@ -153,10 +179,9 @@ final class Scheduler implements AutoCloseable {
     void wake(Sequence sequence) {
         lock.lock();
         try {
-            if (current != null && current.sequence == sequence) {
-                current.done.signal();
-            }
-            queue.stream().filter(j -> j.sequence == sequence).forEach(j -> j.done.signal());
+            Stream.concat(running.stream(), queue.stream())
+                    .filter(j -> j.sequence == sequence)
+                    .forEach(j -> j.done.signal());
         } finally {
             lock.unlock();
         }
@@ -178,11 +203,7 @@ final class Scheduler implements AutoCloseable {
         lock.lock();
         try {
             while (await()) {
-                for (Job job : round()) {
-                    if (queue.remove(job)) { // else it was cancelled meanwhile
-                        perform(job);
-                    }
-                }
+                perform(next());
             }
         } finally {
             lock.unlock();
@@ -194,7 +215,7 @@ final class Scheduler implements AutoCloseable {
         while (queue.isEmpty() && !closed) {
             work.awaitUninterruptibly();
         }
-        long end = System.nanoTime() + GRACE_NANOS;
+        long end = System.nanoTime() + Math.clamp(lastBatch / 4, LEAST_GRACE, MOST_GRACE);
         while (!awaited.isEmpty() && !closed) {
             long left = end - System.nanoTime();
             if (left <= 0) {
@@ -210,41 +231,89 @@ final class Scheduler implements AutoCloseable {
         return !queue.isEmpty() || !closed;
     }
 
-    /** What is done next: what is no decoding, all tokens, and one block of a prompt, in the order they came. */
-    private List<Job> round() {
-        List<Job> round =
-                new ArrayList<>(queue.stream().filter(j -> j.tokens == null).toList());
-        queue.stream().filter(Job::isToken).forEach(round::add);
-        queue.stream().filter(j -> j.tokens != null && !j.isToken()).findFirst().ifPresent(round::add);
-        return round;
+    /** What is done next: what is no decoding, one by one, else all tokens and one block of a prompt. */
+    private List<Job> next() {
+        List<Job> jobs = queue.stream().filter(j -> j.tokens == null).limit(1).toList();
+        if (jobs.isEmpty()) {
+            jobs = new ArrayList<>(queue.stream().filter(Job::isToken).toList());
+            queue.stream().filter(Job::isPrompt).findFirst().ifPresent(jobs::add);
+        }
+        queue.removeAll(jobs);
+        return jobs;
     }
 
     /** Unlocked while it works. */
-    private void perform(Job job) {
-        current = job;
-        if (job.tokens != null) {
-            job.sequence.abort(false);
-        }
-        Throwable failure = null;
-        boolean success = false;
+    private void perform(List<Job> jobs) {
+        running = jobs;
+        jobs.stream().filter(j -> j.tokens != null).forEach(j -> j.sequence.abort(false));
         lock.unlock();
+        List<Runnable> ends = new ArrayList<>();
+        long start = System.nanoTime();
+        try {
+            if (jobs.size() == 1) {
+                ends.add(alone(jobs.getFirst()));
+            } else {
+                ends.addAll(together(jobs));
+            }
+        } finally {
+            lock.lock();
+            running = List.of();
+            lastBatch = System.nanoTime() - start;
+            ends.forEach(Runnable::run);
+        }
+    }
+
+    /** Returns how the job ends. */
+    private Runnable alone(Job job) {
+        int before = job.tokens == null ? 0 : job.sequence.context().position();
         try {
             if (job.tokens == null) {
                 job.operation.run();
-                success = true;
-            } else {
-                success = job.sequence.decode(job.tokens);
+                return () -> job.finish(false, null);
+            }
+            if (job.isPrompt()) {
+                job.sequence.flush();
+            }
+            job.sequence.decode(job.tokens);
+            return () -> job.finish(true, null);
+        } catch (Context.Aborted e) {
+            return () -> job.finish(false, null);
+        } catch (RuntimeException | Error e) {
+            boolean counts = job.tokens != null && job.sequence.context().position() > before;
+            return () -> job.finish(counts, e);
+        }
+    }
+
+    private List<Runnable> together(List<Job> jobs) {
+        List<Runnable> ends = new ArrayList<>();
+        List<Job> ready = new ArrayList<>();
+        for (Job job : jobs) {
+            try {
+                if (job.isPrompt()) {
+                    job.sequence.flush(); // as it would be alone
+                }
+                ready.add(job);
+            } catch (RuntimeException | Error e) {
+                ends.add(() -> job.finish(false, e));
+            }
+        }
+        try {
+            Decoded decoded = group.decode(ready.stream()
+                    .map(j -> new Part(j.sequence.number(), j.tokens, Logits.LAST))
+                    .toList());
+            for (int i = 0; i < ready.size(); i++) {
+                Job job = ready.get(i);
+                boolean counts = decoded.isDecoded(i);
+                Throwable failure = decoded.failure(i);
+                if (counts) {
+                    job.sequence.keep(decoded.logits(i));
+                }
+                ends.add(() -> job.finish(counts, failure));
             }
         } catch (RuntimeException | Error e) {
-            failure = e;
-        } finally {
-            lock.lock();
+            ready.forEach(job -> ends.add(() -> job.finish(false, e)));
         }
-        current = null;
-        job.finish(success, failure);
-        if (success && job.tokens != null) {
-            awaited.add(job.sequence);
-        }
+        return ends;
     }
 
     /** Does what is queued, and ends. */

@@ -1,54 +1,49 @@
 package dev.kvmerge.engine;
 
 import dev.kvmerge.KvmergeException;
-import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.cache.CompressedContext;
-import dev.kvmerge.cache.Planner;
 import dev.kvmerge.llama.Context;
-import dev.kvmerge.llama.Model;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 
 /** The cells of a session and the logits of its newest token. The scheduler's thread alone works with the cells. */
 final class Sequence implements AutoCloseable {
-    private final Planner planner;
-    private final CacheOptions options;
+    private final int number; // in the engine's group
+    private final CompressedContext context;
     private final Arena arena = Arena.ofShared();
     private final MemorySegment logits;
-    private final CompressedContext context;
     private volatile boolean hasLogits;
 
-    Sequence(Model model, EngineOptions engine) {
-        this.planner = engine.strategy().apply(model);
-        this.options = engine.cache(model, planner);
-        this.logits = arena.allocate(ValueLayout.JAVA_FLOAT, model.vocabularySize());
-        try {
-            this.context = new CompressedContext(model, planner, options);
-        } catch (RuntimeException | Error e) {
-            arena.close();
-            throw e;
-        }
+    Sequence(int number, CompressedContext context, int vocabulary) {
+        this.number = number;
+        this.context = context;
+        this.logits = arena.allocate(ValueLayout.JAVA_FLOAT, vocabulary);
+    }
+
+    int number() {
+        return number;
     }
 
     /**
-     * Decodes tokens, and keeps the logits of the last.
+     * Decodes tokens by themselves, and keeps the logits of the last.
      *
-     * @return false if it was aborted, and nothing of it counts
+     * @throws Context.Aborted if it was aborted, and nothing of it counts
      */
-    boolean decode(int[] tokens) {
-        if (tokens.length > 1) {
-            context.flush(); // so that it can be aborted
-        }
-        try {
-            context.decode(tokens, false);
-        } catch (Context.Aborted e) {
-            return false;
-        }
-        MemorySegment newest = context.logits();
-        MemorySegment.copy(newest, newest.byteSize() - logits.byteSize(), logits, 0, logits.byteSize());
+    void decode(int[] tokens) {
+        context.decode(tokens, false);
+        keep(context.logits());
+    }
+
+    /** Makes ready for a decode of several tokens: it can be aborted then. */
+    void flush() {
+        context.flush();
+    }
+
+    /** Keeps logits that end with the newest token's. */
+    void keep(MemorySegment all) {
+        MemorySegment.copy(all, all.byteSize() - logits.byteSize(), logits, 0, logits.byteSize());
         hasLogits = true;
-        return true;
     }
 
     /** Any thread. */
@@ -85,17 +80,10 @@ final class Sequence implements AutoCloseable {
         return context;
     }
 
-    CacheOptions options() {
-        return options;
-    }
-
-    String strategy() {
-        return planner.name();
-    }
-
+    /** Frees what is kept here; the cells are the group's. */
     @Override
     public void close() {
-        context.close();
+        context.clear();
         arena.close();
     }
 }

@@ -26,26 +26,17 @@ public final class Session implements AutoCloseable {
     private final Conversation conversation;
     private final Utf8 utf8 = new Utf8();
     private final ReentrantLock using = new ReentrantLock();
-    private Drawing drawing; // of the last generation, while nothing was read after it
-    private Pinned pinned = Pinned.NOTHING;
+    private final Drawings drawings;
+    private Saved.Pinned pinned = Saved.Pinned.NOTHING;
     private volatile Call call; // that runs
     private volatile boolean closed;
 
-    /**
-     * The prefix that is never dropped or merged.
-     *
-     * @param tokens how many
-     * @param state of the context when it had read no more; null where it cannot be had
-     */
-    record Pinned(int tokens, byte[] state) {
-        static final Pinned NOTHING = new Pinned(0, null);
-    }
-
-    Session(Engine engine) {
+    Session(Engine engine, Sequence sequence) {
         this.engine = engine;
         this.model = engine.model();
-        this.sequence = new Sequence(model, engine.options());
+        this.sequence = sequence;
         this.conversation = new Conversation(this);
+        this.drawings = new Drawings(model, history);
     }
 
     /**
@@ -141,17 +132,17 @@ public final class Session implements AutoCloseable {
             }
         }
         if (options.maxTokens() > 0) {
-            prepare(options, fresh.length == 0); // refused before anything is read
+            drawings.check(options); // refused before anything is read
         }
         int first = history.size();
         if (fresh.length > 0) {
             history.append(fresh);
             utf8.begin(new byte[0]);
-            dropDrawing();
+            drawings.drop();
         }
         try {
             return new Generating(engine, sequence, history, utf8, running, options, onText)
-                    .run(first, promptTokens, () -> prepare(options, true));
+                    .run(first, promptTokens, () -> drawings.of(options));
         } finally {
             engine.scheduler().leave(sequence);
         }
@@ -163,27 +154,6 @@ public final class Session implements AutoCloseable {
                 throw new KvmergeException.Usage("the prompt's token " + token
                         + " is outside the model's vocabulary of " + model.vocabularySize());
             }
-        }
-    }
-
-    /** A sampler for these options; the one that there is, where it goes on. */
-    private Drawing prepare(GenerateOptions options, boolean goesOn) {
-        if (!goesOn) { // its grammar and biases are looked at; made again when the prompt has been read
-            Drawing.begin(model, options.sampling(), options.ignoreEos(), new int[0])
-                    .close();
-            return null;
-        }
-        if (drawing == null || !drawing.isOf(options.sampling(), options.ignoreEos())) {
-            dropDrawing();
-            drawing = Drawing.begin(model, options.sampling(), options.ignoreEos(), history.tokens());
-        }
-        return drawing;
-    }
-
-    private void dropDrawing() {
-        if (drawing != null) {
-            drawing.close();
-            drawing = null;
         }
     }
 
@@ -244,7 +214,7 @@ public final class Session implements AutoCloseable {
         pinned = engine.scheduler().call(() -> {
             CompressedContext context = sequence.context();
             context.pin();
-            return new Pinned(history.decoded(), SessionFile.stateOf(context));
+            return new Saved.Pinned(history.decoded(), SessionFile.stateOf(model, context));
         });
     }
 
@@ -257,6 +227,11 @@ public final class Session implements AutoCloseable {
         });
     }
 
+    /** What comes is no going on of the last generation. */
+    void drawAnew() {
+        drawings.drop();
+    }
+
     void forget() {
         engine.scheduler().call(() -> {
             sequence.clear();
@@ -264,23 +239,23 @@ public final class Session implements AutoCloseable {
         });
         history.begin(new int[0], 0);
         utf8.begin(new byte[0]);
-        dropDrawing();
-        pinned = Pinned.NOTHING;
+        drawings.drop();
+        pinned = Saved.Pinned.NOTHING;
     }
 
     /** Goes back to the pinned prefix. */
     void backToPinned() {
         engine.scheduler().call(() -> {
-            SessionFile.restoreState(sequence.context(), pinned.state);
+            SessionFile.restoreState(sequence.context(), pinned.state());
             sequence.setLogits(new float[0]);
             return true;
         });
-        history.begin(history.tokens(), pinned.tokens);
+        history.begin(history.tokens(), pinned.tokens());
         utf8.begin(new byte[0]);
-        dropDrawing();
+        drawings.drop();
     }
 
-    Pinned pinned() {
+    Saved.Pinned pinned() {
         return pinned;
     }
 
@@ -310,7 +285,7 @@ public final class Session implements AutoCloseable {
     public CellsView cells() {
         return engine.scheduler().call(() -> {
             checkOpen();
-            return CellsView.of(model, sequence);
+            return CellsView.of(engine, sequence);
         });
     }
 
@@ -319,9 +294,11 @@ public final class Session implements AutoCloseable {
      * whole or not at all.
      *
      * @throws KvmergeException if it cannot be written
+     * @throws KvmergeException.Usage if the model has sliding windows
      */
     public void save(Path file) {
         inCall(new Call(null), running -> {
+            checkState("saved");
             SessionFile.write(file, engine, this);
             return null;
         });
@@ -343,10 +320,11 @@ public final class Session implements AutoCloseable {
     /**
      * A second session that has read what this one has, without reading it again.
      *
-     * @throws KvmergeException.Usage if all sessions of the engine are taken
+     * @throws KvmergeException.Usage if all sessions of the engine are taken, or the model has sliding windows
      */
     public Session fork() {
         return inCall(new Call(null), running -> {
+            checkState("forked");
             Session other = engine.open();
             try {
                 engine.scheduler().call(() -> {
@@ -362,23 +340,12 @@ public final class Session implements AutoCloseable {
         });
     }
 
-    /**
-     * All of a session but its context.
-     *
-     * @param tokens all of them
-     * @param decoded how many of them were decoded
-     * @param rest the beginning of a character
-     * @param logits of the newest token; none where nothing was decoded
-     * @param drawing null where nothing would go on
-     */
-    record Saved(
-            int[] tokens,
-            int decoded,
-            byte[] rest,
-            float[] logits,
-            Pinned pinned,
-            List<ChatMessage> messages,
-            Drawing.State drawing) {}
+    private void checkState(String what) {
+        if (model.slidingWindow() > 0) {
+            throw new KvmergeException.Usage("the model " + model.path() + " has layers with sliding windows, and its"
+                    + " sessions cannot be " + what + ": llama.cpp does not say in which cells the windows lie");
+        }
+    }
 
     Saved saved() {
         return new Saved(
@@ -388,19 +355,18 @@ public final class Session implements AutoCloseable {
                 sequence.hasLogits() ? sequence.logits().toArray(ValueLayout.JAVA_FLOAT) : new float[0],
                 pinned,
                 conversation.messages(),
-                drawing == null ? null : drawing.state());
+                drawings.state());
     }
 
     /** After the context has the state. */
     void takeOver(Saved saved) {
-        history.begin(Arrays.copyOf(saved.tokens, saved.decoded), saved.decoded);
-        history.append(Arrays.copyOfRange(saved.tokens, saved.decoded, saved.tokens.length));
-        utf8.begin(saved.rest);
-        sequence.setLogits(saved.logits);
-        pinned = saved.pinned;
-        conversation.set(saved.messages);
-        dropDrawing();
-        drawing = saved.drawing == null ? null : Drawing.resume(model, saved.drawing, saved.tokens);
+        history.begin(Arrays.copyOf(saved.tokens(), saved.decoded()), saved.decoded());
+        history.append(Arrays.copyOfRange(saved.tokens(), saved.decoded(), saved.tokens().length));
+        utf8.begin(saved.rest());
+        sequence.setLogits(saved.logits());
+        pinned = saved.pinned();
+        conversation.set(saved.messages());
+        drawings.resume(saved.drawing());
     }
 
     /**
@@ -461,12 +427,12 @@ public final class Session implements AutoCloseable {
         try {
             if (!closed) {
                 closed = true;
-                dropDrawing();
+                drawings.drop();
                 engine.scheduler().call(() -> {
                     sequence.close();
                     return true;
                 });
-                engine.closed(this);
+                engine.closed(sequence);
             }
         } finally {
             using.unlock();

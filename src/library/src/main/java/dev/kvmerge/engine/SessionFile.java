@@ -44,13 +44,14 @@ final class SessionFile {
 
     private SessionFile() {}
 
-    /** A context's state in memory; null where it cannot be had. */
-    static byte[] stateOf(CompressedContext context) {
+    /** A context's state in memory; null for a model whose contexts have none to give. */
+    static byte[] stateOf(Model model, CompressedContext context) {
+        if (model.slidingWindow() > 0) {
+            return null;
+        }
         ByteArrayOutputStream state = new ByteArrayOutputStream();
         try {
             context.saveState(Channels.newChannel(state));
-        } catch (KvmergeException.Usage e) { // sliding windows
-            return null;
         } catch (IOException e) {
             throw new IllegalStateException("memory takes everything", e);
         }
@@ -76,7 +77,7 @@ final class SessionFile {
                     out.write(MAGIC);
                     out.writeInt(VERSION);
                     writeText(out, fingerprint(engine.model()));
-                    writeText(out, description(engine, session));
+                    writeText(out, description(engine));
                     write(out, session.saved());
                     if (session.history().decoded() > 0) {
                         onScheduler(engine, () -> session.sequence().context().saveState(Channels.newChannel(out)));
@@ -138,12 +139,12 @@ final class SessionFile {
                     + engine.model().path() + ": load the one that it was saved with");
         }
         String saved = readText(in);
-        String wanted = description(engine, session);
+        String wanted = description(engine);
         if (!saved.equals(wanted)) {
             throw new KvmergeException("the saved session " + file + " was made with other options (" + saved
                     + ") than these (" + wanted + "): give the same ones");
         }
-        Session.Saved rest = readSaved(in);
+        Saved rest = readSaved(in);
         onScheduler(engine, () -> {
             if (rest.decoded() > 0) {
                 session.sequence().context().restoreState(Channels.newChannel(in));
@@ -207,16 +208,16 @@ final class SessionFile {
         }
     }
 
-    private static String description(Engine engine, Session session) {
+    private static String description(Engine engine) {
         ComputeSettings compute = engine.options().compute();
-        return "cells " + session.sequence().options().cells() + ", block "
-                + session.sequence().options().block() + ", position range "
-                + session.sequence().options().positionRange() + ", strategy "
-                + session.sequence().strategy() + ", K cells " + compute.keyType() + ", V cells " + compute.valueType()
+        return "cells " + engine.cache().cells() + ", block "
+                + engine.cache().block() + ", position range "
+                + engine.cache().positionRange() + ", strategy "
+                + engine.strategy() + ", K cells " + compute.keyType() + ", V cells " + compute.valueType()
                 + ", flash attention " + compute.flashAttention();
     }
 
-    private static void write(DataOutputStream out, Session.Saved saved) throws IOException {
+    private static void write(DataOutputStream out, Saved saved) throws IOException {
         writeInts(out, saved.tokens());
         out.writeInt(saved.decoded());
         writeBytes(out, saved.rest());
@@ -241,7 +242,7 @@ final class SessionFile {
         out.flush();
     }
 
-    private static Session.Saved readSaved(DataInputStream in) throws IOException {
+    private static Saved readSaved(DataInputStream in) throws IOException {
         int[] tokens = readInts(in);
         int decoded = in.readInt();
         byte[] rest = readBytes(in);
@@ -249,13 +250,12 @@ final class SessionFile {
         for (int i = 0; i < logits.length; i++) {
             logits[i] = in.readFloat();
         }
-        Session.Pinned pinned = new Session.Pinned(in.readInt(), in.readBoolean() ? readBytes(in) : null);
+        Saved.Pinned pinned = new Saved.Pinned(in.readInt(), in.readBoolean() ? readBytes(in) : null);
         List<ChatMessage> messages = new ArrayList<>();
         for (int n = in.readInt(); n > 0; n--) {
             messages.add(new ChatMessage(readText(in), readText(in)));
         }
-        return new Session.Saved(
-                tokens, decoded, rest, logits, pinned, messages, in.readBoolean() ? readDrawing(in) : null);
+        return new Saved(tokens, decoded, rest, logits, pinned, messages, in.readBoolean() ? readDrawing(in) : null);
     }
 
     private static void write(DataOutputStream out, Drawing.State state) throws IOException {

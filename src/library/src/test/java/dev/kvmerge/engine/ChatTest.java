@@ -10,6 +10,7 @@ import dev.kvmerge.engine.Generation.Ended;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
+import java.util.stream.IntStream;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 
@@ -106,6 +107,11 @@ class ChatTest extends TinyEngine {
             assertEquals(read.promptTokens(), read.readTokens());
             Generation answer = session.chat(asked, WORDS, t -> {});
             assertEquals(0, answer.readTokens(), "all was read, and its logits are there");
+            int[] all = session.tokens();
+            String one = session.complete(all, WORDS.withMaxTokens(9), t -> {}).text();
+            session.clear();
+            assertEquals(
+                    one, session.complete(all, WORDS.withMaxTokens(9), t -> {}).text(), "its own seed");
             assertEquals(answer.text(), session.chat(asked, WORDS, t -> {}).text(), "read again, and drawn again");
         }
     }
@@ -155,6 +161,26 @@ class ChatTest extends TinyEngine {
             assertEquals(List.of(), session.conversation());
             session.chat(edited, WORDS, t -> {});
             assertArrayEquals(byList.tokens(), session.tokens(), "as if it had read nothing else");
+        }
+    }
+
+    @Test
+    void aWholeTextIsRecognisedByItsTokens() {
+        try (Engine engine = engine(1);
+                Session session = engine.open()) {
+            int[] text = session.tokenize("a text that is longer than there are cells for it, all of it", false);
+            Generation first = session.complete(text, WORDS, t -> {});
+            assertEquals(text.length, first.readTokens());
+            int[] more = session.tokenize("more", false);
+            int[] all = IntStream.concat(IntStream.of(session.tokens()), IntStream.of(more))
+                    .toArray();
+            assertEquals(more.length, session.complete(all, WORDS, t -> {}).readTokens());
+            int[] known = session.tokens();
+            Generation again = session.complete(known, GenerateOptions.greedy(5).withIgnoreEos(true), t -> {});
+            assertEquals(0, again.readTokens(), "all is known");
+            all[3]++;
+            assertEquals(all.length, session.complete(all, WORDS, t -> {}).readTokens(), "another text");
+            assertThrows(KvmergeException.Usage.class, () -> session.complete(new int[0], WORDS, t -> {}));
         }
     }
 

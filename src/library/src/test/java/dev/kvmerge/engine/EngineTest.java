@@ -33,21 +33,6 @@ import org.junit.jupiter.api.Test;
 class EngineTest extends TinyEngine {
     private static final int MANY = 300;
 
-    private static String prompt(int n) {
-        StringBuilder text = new StringBuilder();
-        for (int i = 0; i < n; i++) {
-            text.append((char) ('a' + i * i % 26));
-        }
-        return text.toString();
-    }
-
-    private static GenerateOptions drawn(int n) {
-        return GenerateOptions.usual()
-                .withMaxTokens(n)
-                .withIgnoreEos(true)
-                .withSampling(Sampling.usual().withTemperature(2).withTopK(0).withSeed(7));
-    }
-
     private static String whole(int[] tokens) {
         ByteArrayOutputStream bytes = new ByteArrayOutputStream();
         for (int token : tokens) {
@@ -331,56 +316,6 @@ class EngineTest extends TinyEngine {
                     Arrays.copyOfRange(expected.tokens(), n, n + 10),
                     session.generate("", drawn(10), t -> {}).tokens());
         }
-    }
-
-    @Test
-    void anEngineThatIsClosedCancelsWhatRuns() throws Exception {
-        Engine engine = engine(2);
-        Session session = engine.open();
-        CountDownLatch begun = new CountDownLatch(1);
-        FutureTask<Generation> running =
-                new FutureTask<>(() -> session.generate(prompt(5), drawn(1_000_000), t -> begun.countDown()));
-        Thread.ofPlatform().start(running);
-        assertTrue(begun.await(60, TimeUnit.SECONDS));
-        engine.close();
-        assertEquals(Ended.CANCELLED, running.get(60, TimeUnit.SECONDS).ended());
-        assertThrows(IllegalStateException.class, () -> session.read("x"));
-        assertThrows(IllegalStateException.class, engine::open);
-        engine.close();
-    }
-
-    @Test
-    void aLongPromptDoesNotStarveAGenerationAndPromptsTakeTurns() throws Exception {
-        try (Engine engine = engine(3);
-                Session talking = engine.open();
-                Session reading = engine.open();
-                Session also = engine.open()) {
-            Generation alone = also.generate(prompt(20), drawn(40), t -> {});
-            also.clear();
-            List<String> order = Collections.synchronizedList(new ArrayList<>());
-            CountDownLatch begun = new CountDownLatch(2);
-            FutureTask<Integer> one =
-                    new FutureTask<>(() -> reading.read(new int[32 * 100], progress("r", order, begun)));
-            FutureTask<Integer> two = new FutureTask<>(() -> also.read(new int[32 * 100], progress("a", order, begun)));
-            Thread.ofPlatform().start(one);
-            Thread.ofPlatform().start(two);
-            assertTrue(begun.await(60, TimeUnit.SECONDS));
-            order.clear();
-            Generation g = talking.generate(prompt(20), drawn(40), t -> {});
-            int blocks = order.size();
-            assertArrayEquals(alone.tokens(), g.tokens());
-            assertTrue(blocks < 2 * 42, "at most a block a token: " + blocks);
-            reading.cancel();
-            also.cancel();
-            assertTrue(one.get(60, TimeUnit.SECONDS) + two.get(60, TimeUnit.SECONDS) > 0);
-        }
-    }
-
-    private static ReadOptions progress(String name, List<String> order, CountDownLatch begun) {
-        return ReadOptions.usual().withProgress((n, all) -> {
-            order.add(name);
-            begun.countDown();
-        });
     }
 
     @Test

@@ -27,7 +27,7 @@ import org.junit.jupiter.api.Test;
  */
 @Tag("native")
 class SavedSessionTest extends TinyEngine {
-    private static GenerateOptions drawn(int n) {
+    private static GenerateOptions penalised(int n) {
         return GenerateOptions.usual()
                 .withMaxTokens(n)
                 .withIgnoreEos(true)
@@ -40,14 +40,14 @@ class SavedSessionTest extends TinyEngine {
         Session session = engine.open();
         session.read(
                 "a text that is read before anything is generated, longer than there are cells for it: ".repeat(2));
-        session.generate("", drawn(41), t -> {});
+        session.generate("", penalised(41), t -> {});
         return session;
     }
 
     private static void goesOnAlike(Session one, Session other) {
         assertArrayEquals(one.tokens(), other.tokens());
-        Generation expected = one.generate("", drawn(70), t -> {});
-        Generation seen = other.generate("", drawn(70), t -> {});
+        Generation expected = one.generate("", penalised(70), t -> {});
+        Generation seen = other.generate("", penalised(70), t -> {});
         assertArrayEquals(expected.tokens(), seen.tokens());
         assertEquals(expected.text(), seen.text());
         for (int i = 0; i < 70; i++) {
@@ -76,6 +76,23 @@ class SavedSessionTest extends TinyEngine {
     }
 
     @Test
+    void aSessionTakesOverAnother() {
+        Path file = folder.resolve("other.session");
+        try (Engine engine = engine(2);
+                Session session = begun(engine);
+                Session other = engine.open()) {
+            session.save(file);
+            other.generate("it has something of its own", penalised(20), t -> {});
+            other.load(file);
+            goesOnAlike(session, other);
+            int[] before = other.tokens();
+            assertThrows(KvmergeException.class, () -> other.load(folder.resolve("none.session")));
+            assertArrayEquals(before, other.tokens());
+            goesOnAlike(session, other);
+        }
+    }
+
+    @Test
     void anEmptySessionCanBeSaved() {
         Path file = folder.resolve("empty.session");
         try (Engine engine = engine(3);
@@ -85,7 +102,7 @@ class SavedSessionTest extends TinyEngine {
                     Session fork = empty.fork()) {
                 for (Session session : List.of(restored, fork)) {
                     assertEquals(0, session.tokens().length);
-                    session.generate("a", drawn(3), t -> {});
+                    session.generate("a", penalised(3), t -> {});
                 }
             }
         }
@@ -98,7 +115,7 @@ class SavedSessionTest extends TinyEngine {
             try (Session fork = session.fork()) {
                 assertThrows(KvmergeException.Usage.class, session::fork, "all sessions are taken");
                 goesOnAlike(session, fork);
-                session.generate("one way", drawn(40), t -> {});
+                session.generate("one way", penalised(40), t -> {});
                 int before = fork.tokens().length;
                 assertEquals(before, fork.tokens().length);
             }
@@ -158,9 +175,33 @@ class SavedSessionTest extends TinyEngine {
             assertThrows(IllegalArgumentException.class, () -> cells.fate(2, 0, 0));
             assertThrows(IllegalArgumentException.class, () -> cells.fate(0, 0, n));
             int[] before = session.tokens();
-            session.generate("", drawn(10), t -> {});
+            session.generate("", penalised(10), t -> {});
             assertEquals(n, cells.tokens(), "a picture of one moment");
             assertEquals(before.length + 10, session.tokens().length);
+        }
+    }
+
+    @Test
+    void aModelWithSlidingWindowsGeneratesAndSaysThatItCannotBeSaved() {
+        Geometry gemma = new Geometry("gemma3", 4, 2, 16, 10000, "none", 16, false, 32, 2);
+        Path file = folder.resolve("windows.session");
+        try (Model windows = Model.load(
+                        model.library(), TinyGguf.writeWords(folder.resolve("windows.gguf"), gemma), Backend.CPU, 0);
+                Engine engine = Engine.of(windows, options(2));
+                Session session = engine.open()) {
+            session.read("pinned all the same");
+            session.pin();
+            session.read("x".repeat(300));
+            assertEquals(20, session.generate("", penalised(20), t -> {}).tokens().length);
+            assertArrayEquals(new double[] {1, 0, 0}, session.cells().shares(0));
+            for (KvmergeException refused : List.of(
+                    assertThrows(KvmergeException.class, () -> session.save(file)),
+                    assertThrows(KvmergeException.class, session::fork))) {
+                assertTrue(refused.getMessage().contains("sliding windows"), refused.getMessage());
+            }
+            assertFalse(Files.exists(file));
+            assertEquals(1, engine.freeSessions());
+            assertEquals(20, session.generate("", penalised(20), t -> {}).tokens().length);
         }
     }
 
@@ -213,7 +254,7 @@ class SavedSessionTest extends TinyEngine {
                             KvmergeException.class, () -> session.save(folder.resolve("no/such/folder.session")))
                     .getMessage();
             assertTrue(message.contains("cannot save"), message);
-            session.generate("it goes on", drawn(3), t -> {});
+            session.generate("it goes on", penalised(3), t -> {});
         }
     }
 

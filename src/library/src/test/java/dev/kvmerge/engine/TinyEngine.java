@@ -43,4 +43,19 @@ class TinyEngine {
     static Engine engine(int sessions) {
         return Engine.of(model, options(sessions));
     }
+
+    static String prompt(int n) {
+        StringBuilder text = new StringBuilder();
+        for (int i = 0; i < n; i++) {
+            text.append((char) ('a' + i * i % 26));
+        }
+        return text.toString();
+    }
+
+    static GenerateOptions drawn(int n) {
+        return GenerateOptions.usual()
+                .withMaxTokens(n)
+                .withIgnoreEos(true)
+                .withSampling(Sampling.usual().withTemperature(2).withTopK(0).withSeed(7));
+    }
 }

@@ -1,6 +1,5 @@
 package dev.kvmerge.server;
 
-import dev.kvmerge.KvmergeException;
 import dev.kvmerge.engine.CellsView;
 import dev.kvmerge.engine.ChatMessage;
 import dev.kvmerge.engine.ChatTemplate;
@@ -9,10 +8,7 @@ import dev.kvmerge.engine.GenerateOptions;
 import dev.kvmerge.engine.Generation;
 import dev.kvmerge.engine.Session;
 import dev.kvmerge.llama.Model;
-import java.io.IOException;
-import java.nio.file.Files;
 import java.nio.file.Path;
-import java.util.Arrays;
 import java.util.List;
 import java.util.Objects;
 import java.util.function.Consumer;
@@ -77,7 +73,7 @@ final class EngineInference implements Inference {
     }
 
     private final class Open implements Conversation {
-        private volatile Session session;
+        private final Session session;
 
         private Open(Session session) {
             this.session = session;
@@ -91,23 +87,7 @@ final class EngineInference implements Inference {
             if (prompt.messages() != null) {
                 return session.chat(prompt.messages(), options, onText);
             }
-            int[] tokens = prompt.tokens();
-            int known = session.tokens().length;
-            if (known >= tokens.length || session.reusable(tokens) < known) {
-                session.clear();
-                known = 0;
-            }
-            Generation g = session.generate(Arrays.copyOfRange(tokens, known, tokens.length), options, onText);
-            return new Generation(
-                    g.text(),
-                    g.tokens(),
-                    g.ended(),
-                    g.stop(),
-                    tokens.length,
-                    g.readTokens(),
-                    g.logprobs(),
-                    g.promptTime(),
-                    g.generationTime());
+            return session.complete(prompt.tokens(), options, onText);
         }
 
         @Override
@@ -130,35 +110,9 @@ final class EngineInference implements Inference {
             session.save(file);
         }
 
-        /** There may be no sequence left for a second session: the first goes to a file meanwhile. */
         @Override
         public void restore(Path file) {
-            Path kept = null;
-            try {
-                kept = Files.createTempFile("kvmerge-slot", ".bin");
-                session.save(kept);
-                session.close();
-                try {
-                    session = engine.restore(file);
-                } catch (RuntimeException | Error e) {
-                    session = engine.restore(kept);
-                    throw e;
-                }
-            } catch (IOException e) {
-                throw new KvmergeException("cannot keep the slot while another is read: " + e.getMessage(), e);
-            } finally {
-                delete(kept);
-            }
-        }
-
-        private static void delete(Path file) {
-            try {
-                if (file != null) {
-                    Files.deleteIfExists(file);
-                }
-            } catch (IOException e) {
-                file.toFile().deleteOnExit();
-            }
+            session.load(file);
         }
 
         @Override
