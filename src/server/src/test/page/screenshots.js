@@ -1,27 +1,38 @@
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { launch } from './setup.js';
-import { demo } from './demo.js';
-import { Mock } from './mock.js';
 import { smaller } from './png.js';
+import { mostMerged, serve, talk } from './serve.js';
+import { launch } from './setup.js';
 
-/** Makes the screenshots of docs: node screenshots.js FOLDER. */
+/** Makes the screenshots of docs, of a real conversation with SmolLM2: node screenshots.js FOLDER. */
 const folder = process.argv[2];
+const server = await serve();
 const browser = await launch();
-const mock = await new Mock().start();
-for (const [name, options] of [
-    ['page-light', { colorScheme: 'light', viewport: { width: 1280, height: 760 } }],
-    ['page-dark', { colorScheme: 'dark', viewport: { width: 1280, height: 760 } }],
-    ['page-narrow', { colorScheme: 'light', viewport: { width: 360, height: 740 }, narrow: true }],
-]) {
-    const page = await (await browser.newContext({ bypassCSP: true, ...options })).newPage();
-    await page.goto(mock.url);
-    // A font as desktops have it, where it is installed: Chromium without a desktop takes any for system-ui.
-    await page.addStyleTag({ content: ':root { font-family: Inter, system-ui, sans-serif }' });
-    await demo(page, mock, options.narrow);
-    await page.waitForTimeout(300);
-    await writeFile(join(folder, `${name}.png`), smaller(await page.screenshot()));
-    await page.context().close();
-}
-await mock.stop();
+const page = await (
+    await browser.newContext({ bypassCSP: true, viewport: { width: 1280, height: 760 } })
+).newPage();
+page.setDefaultTimeout(300_000);
+await page.goto(server.url);
+// A font as desktops have it, where it is installed: Chromium without a desktop takes any for system-ui.
+await page.addStyleTag({ content: ':root { font-family: Inter, system-ui, sans-serif }' });
+await talk(page);
+const [layer, head] = await mostMerged(server.url);
+await page.getByLabel('Layer').selectOption(String(layer));
+await page.getByLabel('KV head').selectOption(String(head));
+await page.locator('#tokens .merged').first().waitFor({ state: 'attached' });
+await page.locator('#tokens').press('Home');
+for (let i = 0; i < 6; i++) await page.keyboard.press('m');
+await page.getByLabel('Your message').click();
+
+const save = async (name) => writeFile(join(folder, `${name}.png`), smaller(await page.screenshot()));
+await save('page-light');
+await page.emulateMedia({ colorScheme: 'dark' });
+await page.waitForTimeout(300);
+await save('page-dark');
+await page.emulateMedia({ colorScheme: 'light' });
+await page.setViewportSize({ width: 360, height: 740 });
+await page.getByRole('button', { name: 'Cache', exact: true }).click();
+await page.waitForTimeout(300);
+await save('page-narrow');
 await browser.close();
+await server.stop();
