@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-ifneq ($(filter-out help clean check-lines screenshots,$(or $(MAKECMDGOALS),help)),) # these need no JDK
+ifneq ($(filter-out help clean check-lines,$(or $(MAKECMDGOALS),help)),) # these need no JDK
 JDK := $(shell bin/find-jdk)
 ifeq ($(JDK),)
 $(error no JDK 25: see above)
@@ -116,8 +116,8 @@ test-readme: build setup
 test-page: build setup
 	bin/test-page
 
-## screenshots: make the page's screenshots in docs/ anew
-screenshots:
+## screenshots: make the page's screenshots in docs/ anew, of a real conversation
+screenshots: build setup
 	bin/test-page --screenshots
 
 ## dist: a release in build/dist: jars, a tar that needs only a JRE, checksums

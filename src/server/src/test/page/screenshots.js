@@ -1,10 +1,10 @@
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { smaller } from './png.js';
-import { mostMerged, serve, talk } from './serve.js';
+import { mixed, serve, talk } from './serve.js';
 import { launch } from './setup.js';
 
-/** Makes the screenshots of docs, of a real conversation with SmolLM2: node screenshots.js FOLDER. */
+/** Makes the screenshots of docs, of a real conversation with SmolLM2: node screenshots.js FOLDER [SEED]. */
 const folder = process.argv[2];
 const server = await serve();
 const browser = await launch();
@@ -15,8 +15,8 @@ page.setDefaultTimeout(300_000);
 await page.goto(server.url);
 // A font as desktops have it, where it is installed: Chromium without a desktop takes any for system-ui.
 await page.addStyleTag({ content: ':root { font-family: Inter, system-ui, sans-serif }' });
-await talk(page);
-const [layer, head] = await mostMerged(server.url);
+await talk(page, { Seed: process.argv[3] ?? '3', 'Tokens at most': '100' });
+const [layer, head] = await mixed(server.url);
 await page.getByLabel('Layer').selectOption(String(layer));
 await page.getByLabel('KV head').selectOption(String(head));
 await page.locator('#tokens .merged').first().waitFor({ state: 'attached' });

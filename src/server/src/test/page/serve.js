@@ -43,12 +43,11 @@ export async function serve() {
 
 export const SYSTEM = 'You answer in one or two short sentences.';
 
-/** Talks until the conversation has outgrown its cells. */
-export async function talk(page) {
+/** Talks until the conversation has outgrown its cells. @param settings more of them, by their labels */
+export async function talk(page, settings) {
     await page.getByRole('button', { name: 'Settings' }).click();
     await page.getByLabel('System prompt').fill(SYSTEM);
-    await page.getByLabel('Temperature').fill('0');
-    await page.getByLabel('Tokens at most').fill('80');
+    for (const [label, value] of Object.entries(settings)) await page.getByLabel(label).fill(value);
     await page.getByRole('button', { name: 'Save' }).click();
     for (const message of [
         'Tell me about the sea, the tides and the moon.',
@@ -61,16 +60,18 @@ export async function talk(page) {
     }
 }
 
-/** The layer and head of the first slot in which most tokens are merged: [layer, head, how many]. */
-export async function mostMerged(url) {
+/** The layer and head of the first slot in which many tokens are merged and many dropped: [layer, head]. */
+export async function mixed(url) {
     const { layers, kv_heads: heads } = await (await fetch(`${url}slots/0/cells`)).json();
-    let most = [0, 0, 0];
+    let best = [0, 0];
+    let most = -1;
     for (let layer = 0; layer < layers; layer++) {
         for (let head = 0; head < heads; head++) {
             const { tokens } = await (await fetch(`${url}slots/0/cells?layer=${layer}&head=${head}`)).json();
-            const merged = tokens.filter((token) => token.fate === 'merged').length;
-            if (merged > most[2]) most = [layer, head, merged];
+            const count = (fate) => tokens.filter((token) => token.fate === fate).length;
+            const fewer = Math.min(count('merged'), count('dropped'));
+            if (fewer > most) [best, most] = [[layer, head], fewer];
         }
     }
-    return most;
+    return best;
 }

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
-import { missing, mostMerged, serve, SYSTEM, talk } from './serve.js';
+import { missing, mixed, serve, SYSTEM, talk } from './serve.js';
 import { launch } from './setup.js';
 
 // In CI it must be there.
@@ -26,7 +26,7 @@ test('a conversation with SmolLM2 outgrows its cells: some tokens are dropped, s
     page.setDefaultTimeout(300_000);
     await page.goto(server.url);
     await page.getByText('SmolLM2-135M-Instruct · 256 cells · entropy-merged').waitFor();
-    await talk(page);
+    await talk(page, { Temperature: '0', 'Tokens at most': '80' });
 
     const counted = async (kind) => Number(await page.locator(`#count-${kind}`).textContent());
     // The answer's last token is in the cache once something follows it.
@@ -52,7 +52,7 @@ test('a conversation with SmolLM2 outgrows its cells: some tokens are dropped, s
         [],
     );
 
-    const [layer, head] = await mostMerged(server.url);
+    const [layer, head] = await mixed(server.url);
     await page.getByLabel('Layer').selectOption(String(layer));
     await page.getByLabel('KV head').selectOption(String(head));
     await page.locator('#tokens .merged').first().waitFor({ state: 'attached' });
