@@ -11,7 +11,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <map>
+#include <memory>
 #include <string>
+
+#include "llama.h"
 
 static std::map<std::string, std::map<int, long>> answers; // by function and status
 static long calls = 0;
@@ -32,10 +35,24 @@ struct Watched {
     bool huge;                                      // made for more than a test should allocate
 };
 
+class Session;
+
+// A cache, and what its entry points of llama.cpp are given as a context.
+struct Held {
+    Session * session;
+    kvmerge_observer * observer;
+    kvmerge_cache * handle;
+    int32_t n_layer, n_head_kv, n_cells;
+    std::vector<char> saved;
+};
+
 class Session {
   public:
     explicit Session(Choices & c) : c_(c) { on_host = !c.one_in(3); }
     ~Session() {
+        for (const auto & held : held_) {
+            kvmerge_cache_free(held->handle);
+        }
         for (Watched & w : watched_) {
             kvmerge_observer_free(w.handle);
         }
@@ -53,7 +70,13 @@ class Session {
 
   private:
     void step() {
-        switch (c_.below(20)) {
+        switch (c_.below(24)) {
+        case 19:
+            return c_.one_in(2) ? hold() : use_cache();
+        case 20:
+        case 21:
+        case 22:
+            return use_cache();
         case 0:
             return c_.one_in(4) ? create() : decode();
         case 1:
@@ -211,7 +234,11 @@ class Session {
         if (c_.one_in(6)) {
             w->graphs[size_t(c_.below(int(w->graphs.size())))]->spoil(c_);
         }
-        for (auto & graph : w->graphs) {
+        run_graphs(*w, o);
+    }
+
+    void run_graphs(Watched & w, kvmerge_observer * o) {
+        for (auto & graph : w.graphs) {
             graph->next(c_);
             for (ggml_tensor * node : graph->order()) {
                 calls++;
@@ -540,8 +567,180 @@ class Session {
         CALL(kvmerge_device_check, c_.one_in(2) ? 0 : c_.wild_int());
     }
 
+    // llama.cpp's entry points: what they answer is right mostly, and what they are given is a Held.
+    static Held & of(const llama_context * context) {
+        return *reinterpret_cast<Held *>(const_cast<llama_context *>(context));
+    }
+    static int32_t llama_decodes(llama_context * context, llama_batch batch) {
+        Session & s = *of(context).session;
+        volatile int32_t sum = 0; // what it says is there
+        for (int32_t i = 0; i < batch.n_tokens; i++) {
+            sum = sum + batch.token[i] + batch.pos[i] + batch.seq_id[i][0] + batch.n_seq_id[i] + batch.logits[i];
+        }
+        for (Watched & w : s.watched_) {
+            if (!w.huge && (w.handle == of(context).observer ||
+                            std::count(w.streams.begin(), w.streams.end(), of(context).observer) > 0)) {
+                s.run_graphs(w, w.handle);
+            }
+        }
+        return s.c_.one_in(8) ? s.c_.wild_int() : 0;
+    }
+    static llama_memory_i * memory_of(const llama_context * context) {
+        return reinterpret_cast<llama_memory_i *>(const_cast<llama_context *>(context));
+    }
+    static Choices & choices_of(llama_memory_i * memory) { return reinterpret_cast<Held *>(memory)->session->c_; }
+    static size_t state_of(llama_context * context, uint8_t * to, size_t size, int32_t) {
+        std::fill(to, to + size, uint8_t(of(context).session->c_.below(3)));
+        return of(context).session->c_.one_in(10) ? 0 : size;
+    }
+
+    void hold() {
+        Watched * w;
+        kvmerge_observer * o = handle(w);
+        if (w && !w->streams.empty() && !c_.one_in(8)) {
+            o = w->streams[0];
+        }
+        if (held_.size() >= 3 || (w && w->huge)) {
+            return;
+        }
+        auto made = std::make_unique<Held>(Held{this, o, nullptr, 1, 1, 1, {}});
+        kvmerge_cache_params p;
+        CALL(kvmerge_cache_defaults, c_.one_in(20) ? nullptr : &p);
+        kvmerge_cache_defaults(&p);
+        p.n_cells = c_.one_in(5) ? 0 : c_.between(2, 6);
+        p.n_block = c_.between(1, 4);
+        p.position_range = p.n_cells > 0 && c_.one_in(3) ? p.n_cells + c_.below(5) : 0;
+        p.keep_newest = c_.one_in(4), p.record_fates = c_.below(2), p.pivot_frame = c_.below(2);
+        if (c_.one_in(3)) {
+            int32_t * const fields[] = {&p.n_cells, &p.n_block, &p.position_range, &p.sinks, &p.largest_group};
+            *fields[c_.below(5)] = c_.wild_int();
+            double * const doubles[] = {&p.mass_decay, &p.recent_share, &p.key_cost};
+            *doubles[c_.below(3)] = double(c_.wild_float());
+        }
+        std::vector<float> calibration = c_.floats(2 * 4 * (6 + 128), c_.one_in(8));
+        if (c_.one_in(3)) {
+            p.calibration = calibration.data();
+            p.calibration_dim = c_.one_in(8) ? c_.of<int>({0, -1, 65537, INT_MIN}) : dim_of(o, true);
+        }
+        p.llama.decode = reinterpret_cast<void (*)()>(llama_decodes);
+        p.llama.synchronize = [](llama_context *) {};
+        p.llama.n_ctx_seq = [](const llama_context *) { return 64u; };
+        p.llama.n_batch = [](const llama_context *) { return 3u; };
+        p.llama.get_logits_ith = [](llama_context *, int32_t) -> float * { return nullptr; };
+        p.llama.get_memory = memory_of;
+        p.llama.memory_seq_rm = [](llama_memory_i * m, int32_t, int32_t, int32_t) { return !choices_of(m).one_in(9); };
+        p.llama.memory_seq_pos_max = [](llama_memory_i * m, int32_t) { // empty while the cache is made
+            return reinterpret_cast<Held *>(m)->handle ? choices_of(m).below(3) - 1 : -1;
+        };
+        p.llama.state_seq_get_size = [](llama_context *, int32_t) { return size_t(72); };
+        p.llama.state_seq_get_data = state_of;
+        p.llama.state_seq_set_data = [](llama_context * context, const uint8_t *, size_t size, int32_t) {
+            return of(context).session->c_.one_in(4) ? 0 : size;
+        };
+        if (c_.one_in(20)) {
+            p.llama.get_memory = nullptr;
+        }
+        auto * const context = reinterpret_cast<llama_context *>(made.get());
+        if (CALL(kvmerge_cache_create, c_.one_in(30) ? nullptr : &p, o, c_.one_in(30) ? nullptr : context,
+                 c_.one_in(10) ? c_.wild_int() : 0, c_.one_in(30) ? nullptr : &made->handle) == KVMERGE_OK) {
+            if (w) {
+                made->n_layer = w->params.n_layer, made->n_head_kv = w->params.n_head_kv;
+                made->n_cells = w->params.n_cells;
+            }
+            held_.push_back(std::move(made));
+        }
+    }
+
+    void use_cache() {
+        if (held_.empty() && !c_.one_in(8)) {
+            return hold();
+        }
+        Held none{this, nullptr, nullptr, 1, 1, 1, {}};
+        Held & held = held_.empty() ? none : *held_[size_t(c_.below(int(held_.size())))];
+        kvmerge_cache * const cache = c_.one_in(20) ? reinterpret_cast<kvmerge_cache *>(held.observer) : held.handle;
+        kvmerge_cache_used used = {};
+        CALL(kvmerge_cache_usage, cache, c_.one_in(30) ? nullptr : &used);
+        switch (c_.below(12)) {
+        case 0:
+            if (CALL(kvmerge_cache_free, cache) == KVMERGE_OK) {
+                held_.erase(std::find_if(held_.begin(), held_.end(), [&](auto & h) { return h.get() == &held; }));
+            }
+            return;
+        case 1:
+            CALL(kvmerge_cache_flush, cache);
+            return;
+        case 2:
+            CALL(kvmerge_cache_pin, cache, c_.one_in(8) ? c_.wild_int() : 2);
+            return;
+        case 3:
+            CALL(kvmerge_cache_clear, cache);
+            return;
+        case 4: {
+            kvmerge_cache_column column;
+            if (CALL(kvmerge_cache_columns, cache, layer_number(), head_number(), &column) == KVMERGE_OK) {
+                volatile float sum = 0;
+                for (int i = 0; i < column.n; i++) {
+                    sum = sum + float(column.cell[i] + column.position[i] + column.frame[i] + column.count[i]) +
+                          column.mass[i] + column.exposure[i] + column.entropy[i] + column.prior[i];
+                }
+            }
+            std::vector<int32_t> fates(size_t(std::max(used.n_tokens, 0)));
+            CALL(kvmerge_cache_fates, cache, layer_number(), head_number(), c_.one_in(8) ? c_.wild_int() : 0,
+                 used.n_tokens, fates.data());
+            return;
+        }
+        case 5: {
+            size_t size = 0;
+            if (CALL(kvmerge_cache_state_size, cache, &size) == KVMERGE_OK) {
+                held.saved.resize(size);
+                CALL(kvmerge_cache_save, cache, held.saved.data(), c_.one_in(10) ? size - 1 : size);
+            }
+            return;
+        }
+        case 6: {
+            std::vector<char> state = held.saved;
+            if (!state.empty() && c_.one_in(2)) {
+                state[size_t(c_.below(int(state.size())))] ^= char(c_.byte());
+            }
+            CALL(kvmerge_cache_restore, cache, state.data(), state.size());
+            return;
+        }
+        case 7: {
+            kvmerge_block_stats stats;
+            CALL(kvmerge_cache_take, cache, c_.one_in(8) ? c_.wild_int() : c_.between(1, 3), &stats);
+            return;
+        }
+        case 8:
+            CALL(kvmerge_cache_plan, cache);
+            CALL(kvmerge_cache_commit, cache);
+            return;
+        case 9: {
+            const int n = std::clamp(used.n_used - used.n_pinned, 0, 64);
+            std::vector<int32_t> target = c_.ints(size_t(n), -1, n - 1, c_.one_in(4));
+            for (int i = 0; i < n && !c_.one_in(8); i++) { // the newest stay
+                target[size_t(i)] = i < n - 3 ? -1 : i;
+            }
+            const std::vector<float> weight(size_t(n), c_.one_in(8) ? c_.wild_float() : 1);
+            for (int32_t pair = 0; pair < std::min(held.n_layer * held.n_head_kv, 8); pair++) {
+                CALL(kvmerge_cache_stage, cache, pair / held.n_head_kv, pair % held.n_head_kv,
+                     c_.one_in(20) ? c_.wild_int() : n, target.data(), weight.data(),
+                     c_.one_in(2) ? nullptr : weight.data());
+            }
+            CALL(kvmerge_cache_commit, cache);
+            return;
+        }
+        default: {
+            const std::vector<int32_t> tokens = c_.ints(size_t(c_.between(1, 6)), 0, 90, c_.one_in(8));
+            const float * logits;
+            CALL(kvmerge_cache_decode, cache, c_.one_in(30) ? nullptr : tokens.data(),
+                 c_.one_in(20) ? -c_.byte() : int32_t(tokens.size()), &logits);
+        }
+        }
+    }
+
     Choices & c_;
     std::vector<Watched> watched_;
+    std::vector<std::unique_ptr<Held>> held_;
     std::vector<kvmerge_observer *> freed_;
     std::vector<kvmerge_log *> logs_;
 };
