@@ -16,11 +16,6 @@ import java.util.Map;
  * One thread at a time. Close it before its model.
  */
 public final class Sampler implements AutoCloseable {
-    /** Most characters of a grammar. */
-    public static final int LONGEST_GRAMMAR = 1 << 15;
-
-    private static final int DEEPEST_GRAMMAR = 100; // llama.cpp reads parentheses by recursion
-
     private final Model model;
     private final int vocabulary;
     private final Arena arena = Arena.ofShared();
@@ -169,7 +164,7 @@ public final class Sampler implements AutoCloseable {
      * @throws KvmergeException.Usage if it is none
      */
     public Sampler grammar(String gbnf) {
-        checkGrammar(gbnf);
+        GrammarCheck.check(gbnf);
         try (Guard.Use _ = model.use();
                 Arena local = Arena.ofConfined()) {
             model.library().takeLog();
@@ -181,24 +176,6 @@ public final class Sampler implements AutoCloseable {
                     + model.library().takeLog() + "; llama.cpp says more on standard error");
         }
         return this;
-    }
-
-    private static void checkGrammar(String gbnf) {
-        if (gbnf.length() > LONGEST_GRAMMAR) {
-            throw new KvmergeException.Usage("the grammar (--grammar) has " + gbnf.length()
-                    + " characters, and at most " + LONGEST_GRAMMAR + " are read");
-        }
-        if (gbnf.indexOf('\0') >= 0) {
-            throw new KvmergeException.Usage("the grammar (--grammar) has a character 0");
-        }
-        int depth = 0;
-        for (char c : gbnf.toCharArray()) {
-            depth += c == '(' ? 1 : c == ')' ? -1 : 0;
-            if (depth > DEEPEST_GRAMMAR) {
-                throw new KvmergeException.Usage(
-                        "the grammar (--grammar) has more than " + DEEPEST_GRAMMAR + " parentheses within each other");
-            }
-        }
     }
 
     /**

@@ -132,7 +132,8 @@ class KvpressTest {
         for (int head = 0; head < shape(3); head++) {
             Observer.QueryMoments moments =
                     new Observer.QueryMoments(ofHead("mean", head, DIM), ofHead("second", head, DIM * DIM));
-            int[] target = strategy.plan(cells(prefix, head, newest, moments), KEPT).target();
+            int[] target =
+                    strategy.plan(cells(prefix, head, newest, moments), KEPT).target();
             int[] kept = IntStream.range(0, TOKENS).filter(i -> target[i] == i).toArray();
             int[] reference = Arrays.stream(FIXTURE.get(name + "-" + head))
                     .mapToInt(x -> (int) x)
