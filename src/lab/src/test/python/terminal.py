@@ -54,7 +54,7 @@ say(b"/system \\\r")
 wait_for(rb"\. ")
 say(b"Two lines.\r")
 wait_for(rb"A new conversation.*> ")
-say(b"\x1b[A")  # the line before, from the history
+say(b"\x10")  # Ctrl-P: the line before, from the history
 wait_for(rb"Two lines")
 say(b"\x03")
 wait_for(rb"> ")

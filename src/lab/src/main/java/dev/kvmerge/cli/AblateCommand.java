@@ -39,9 +39,10 @@ import picocli.CommandLine.Option;
         footer = {
             "",
             "Examples:",
-            "  kvmerge ablate                                              everything, an hour",
+            "  kvmerge ablate                                         everything, an hour",
             "  kvmerge ablate --vary decay=0.8,0.9,1 --vary bias=none,folded --tokens 2048",
-            "  kvmerge ablate --strategy entropy-merged-row --vary threshold=0.3,0.4,0.5,0.6,0.7"
+            "  kvmerge ablate --strategy entropy-merged-row \\",
+            "      --vary threshold=0.3,0.4,0.5,0.6,0.7"
         })
 final class AblateCommand implements Runnable {
     private static final String BLOCK = "block";

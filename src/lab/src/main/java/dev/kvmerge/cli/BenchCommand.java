@@ -209,12 +209,12 @@ final class BenchCommand implements Runnable {
     }
 
     private void check() {
-        if (prompts.length == 0 || Arrays.stream(prompts).anyMatch(p -> p < 2) || generated < 0 || repetitions < 1) {
-            throw new KvmergeException.Usage("-p must be 2 and more, -n must not be negative, -r must be positive");
+        for (int prompt : prompts) {
+            Least.of("-p", prompt, 2);
         }
-        if (block < 1) {
-            throw new KvmergeException.Usage("--block must be positive, not " + block);
-        }
+        Least.of("-n", generated, 0);
+        Least.of("-r", repetitions, 1);
+        Least.of("--block", block, 1);
         if (sequences != null
                 && (generated == 0
                         || sequences.length == 0

@@ -1,6 +1,5 @@
 package dev.kvmerge.cli;
 
-import dev.kvmerge.KvmergeException;
 import dev.kvmerge.cache.CacheChecks;
 import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.eval.Endless;
@@ -36,7 +35,11 @@ import picocli.CommandLine.Spec;
             "Prints the perplexity stretch by stretch; beside it, the full cache, which breaks past the trained "
                     + "context."
         },
-        footer = {"", "Example:", "  kvmerge endless -f paradise-lost --cells 1024 --tokens 100000 --full-tokens 12288"
+        footer = {
+            "",
+            "Example:",
+            "  kvmerge endless -f paradise-lost --cells 1024 --tokens 100000 \\",
+            "      --full-tokens 12288"
         })
 final class EndlessCommand implements Runnable {
     @Spec
@@ -119,10 +122,10 @@ final class EndlessCommand implements Runnable {
 
     @Override
     public void run() {
-        if (block < 1 || stretch < 2 || fullTokens < 0) {
-            throw new KvmergeException.Usage(
-                    "--block must be positive, --stretch 2 and more, --full-tokens not negative");
-        }
+        Least.of("--cells", cells, 1);
+        Least.of("--block", block, 1);
+        Least.of("--stretch", stretch, 2);
+        Least.of("--full-tokens", fullTokens, 0);
         ComputeSettings compute = model.compute(FlashAttention.OFF);
         model.checkCells(compute, settings.bias);
         Catalogue catalogue = Home.catalogue();

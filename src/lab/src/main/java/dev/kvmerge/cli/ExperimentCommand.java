@@ -31,9 +31,9 @@ import picocli.CommandLine.Spec;
         footer = {
             "",
             "Examples:",
-            "  kvmerge experiment --strategies full,entropy-merged,h2o,streaming-llm --compression 0.7,0.9 --tokens "
-                    + "4096",
-            "  kvmerge experiment -m path/to/llama-2-7b.Q4_K_M.gguf -f book.txt --out results/llama-2",
+            "  kvmerge experiment --strategies full,entropy-merged,h2o,streaming-llm \\",
+            "      --compression 0.7,0.9 --tokens 4096",
+            "  kvmerge experiment -m llama-2-7b.Q4_K_M.gguf -f book.txt --out results/llama",
             "  kvmerge experiment --out results --resume      goes on after Ctrl-C"
         })
 final class ExperimentCommand implements Runnable {

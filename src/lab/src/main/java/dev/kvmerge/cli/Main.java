@@ -5,6 +5,7 @@ import dev.kvmerge.eval.Experiment;
 import java.io.PrintWriter;
 import java.nio.file.InvalidPathException;
 import java.nio.file.Path;
+import java.util.List;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Option;
@@ -40,7 +41,7 @@ import picocli.CommandLine.ScopeType;
             "  kvmerge quickstart",
             "  kvmerge chat -m smollm2-135m -c 1024",
             "  kvmerge experiment -m smollm2-135m -f alice --compression 0.7,0.9",
-            "  kvmerge experiment -m path/to/llama-2-7b.Q4_K_M.gguf -f book.txt --out results/llama-2"
+            "  kvmerge experiment -m llama-2-7b.Q4_K_M.gguf -f book.txt --out results/llama"
         })
 public final class Main {
     private static final int FAILED = 1;
@@ -66,7 +67,7 @@ public final class Main {
         commandLine.setParameterExceptionHandler((e, a) -> {
             CommandLine failing = e.getCommandLine();
             PrintWriter err = failing.getErr();
-            err.println("kvmerge: " + (namesAFile(e) ? oneLine(unsayable(e)) : oneLine(e)));
+            err.println("kvmerge: " + (namesAFile(e) ? oneLine(unsayable(e)) : unknownCommand(e, oneLine(e))));
             err.println("Try '" + failing.getCommandSpec().qualifiedName() + " --help'.");
             return USAGE;
         });
@@ -95,6 +96,18 @@ public final class Main {
         } finally {
             Interrupt.finished();
         }
+    }
+
+    /** What is said of a command that is none: those that it may have been. */
+    private static String unknownCommand(CommandLine.ParameterException e, String otherwise) {
+        if (!(e instanceof CommandLine.UnmatchedArgumentException unmatched)
+                || unmatched.isUnknownOption()
+                || !(e.getCommandLine().getCommand() instanceof Main)) {
+            return otherwise;
+        }
+        List<String> like = unmatched.getSuggestions();
+        return "there is no command '" + unmatched.getUnmatched().getFirst() + "': "
+                + (like.isEmpty() ? "'kvmerge --help' lists them" : "did you mean " + String.join(" or ", like) + "?");
     }
 
     /** An empty name would be the current folder, which nobody means. */

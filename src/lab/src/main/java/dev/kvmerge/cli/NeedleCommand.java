@@ -122,13 +122,18 @@ final class NeedleCommand implements Runnable {
         if (junk) {
             StrategyOptions.refuse(command, List.of("-f"), "goes without --junk");
         }
-        if (tokens > MOST_TOKENS || block > tokens) {
-            throw new KvmergeException.Usage("--tokens can be " + MOST_TOKENS
-                    + " at most, and --block no more than that" + " text: " + tokens + ", " + block);
+        Least.of("--tokens", tokens, 64);
+        Least.of("--trials", trials, 1);
+        Least.of("--block", block, 32);
+        if (tokens > MOST_TOKENS) {
+            throw new KvmergeException.Usage("--tokens can be " + MOST_TOKENS + " at most, not " + tokens);
         }
-        if (tokens < 64 || trials < 1 || block < 32 || Arrays.stream(depths).anyMatch(d -> !(d >= 0 && d <= 1))) {
-            throw new KvmergeException.Usage(
-                    "--tokens must be 64 and more, --trials positive, --block 32 and more and --depths 0..1");
+        if (block > tokens) {
+            throw new KvmergeException.Usage("--block " + block + " is more than the text's --tokens " + tokens
+                    + ": nothing would be compressed; use a smaller --block or more --tokens");
+        }
+        if (Arrays.stream(depths).anyMatch(d -> !(d >= 0 && d <= 1))) {
+            throw new KvmergeException.Usage("--depths must be 0..1, not " + Arrays.toString(depths));
         }
         ComputeSettings compute = model.compute(FlashAttention.OFF);
         model.checkCells(compute, settings.bias);

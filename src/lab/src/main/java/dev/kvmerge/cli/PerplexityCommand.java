@@ -35,8 +35,8 @@ import picocli.CommandLine.Spec;
             "",
             "Examples:",
             "  kvmerge perplexity -m smollm2-135m -f alice -c 2048 -fa off --chunks 4",
-            "  kvmerge perplexity -m smollm2-135m -f alice -c 2048 --chunks 4 --strategy entropy-merged --compression "
-                    + "0.7"
+            "  kvmerge perplexity -m smollm2-135m -f alice -c 2048 --chunks 4 \\",
+            "      --strategy entropy-merged --compression 0.7"
         })
 final class PerplexityCommand implements Runnable {
     @Spec

@@ -32,6 +32,11 @@ final class ReportCommand implements Runnable {
 
     @Override
     public void run() {
+        if (!Files.isDirectory(folder)) {
+            throw new KvmergeException.Usage(
+                    (Files.exists(folder) ? folder + " is no folder" : "there is no folder " + folder)
+                            + ": give the one that 'kvmerge experiment --out' wrote");
+        }
         List<Path> experiments;
         try (Stream<Path> files = Files.walk(folder)) {
             experiments = files.filter(f -> f.getFileName().toString().equals("results.json"))

@@ -37,7 +37,8 @@ import picocli.CommandLine.Spec;
             "",
             "Example:",
             "  kvmerge serve -m smollm2-135m --cells 1024 --parallel 4 --port 8080",
-            "  curl http://127.0.0.1:8080/v1/chat/completions -d '{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}]}'"
+            "  curl http://127.0.0.1:8080/v1/chat/completions \\",
+            "      -d '{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}]}'"
         })
 final class ServeCommand implements Runnable {
     @Spec

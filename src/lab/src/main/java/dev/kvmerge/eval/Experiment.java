@@ -254,8 +254,8 @@ public final class Experiment implements AutoCloseable {
         if (cells < fewest) {
             throw new KvmergeException.Usage(
                     method.name() + " needs at least " + fewest + " cells with --block " + block + ", not " + cells
-                            + ": use more cells (more --tokens, less --compression), a smaller --block or fewer"
-                            + " --sinks");
+                            + ": use more cells (--cells, or more --tokens and less --compression), a smaller --block"
+                            + " or fewer --sinks");
         }
         if (tokens < cells + 2) {
             throw new KvmergeException.Usage("the text has " + tokens + " tokens, which fit into " + cells

@@ -39,10 +39,11 @@ public final class RecordedExperiment {
 
     /** Takes over the runs that are whole on disk and belong to this experiment. */
     private void takeOver(Report before) {
-        if (!before.comparable(header)) {
+        List<String> differences = before.differences(header);
+        if (!differences.isEmpty()) {
             throw new KvmergeException.Usage("the results in " + folder.path()
-                    + " are of another model, text, version or settings: give the same options, or choose "
-                    + "another --out");
+                    + " are of another experiment (" + String.join("; ", differences)
+                    + "): give the same options, or choose another --out");
         }
         for (Experiment.Run run : experiment.runs()) {
             before.runs().stream()

@@ -1,7 +1,11 @@
 package dev.kvmerge.report;
 
 import dev.kvmerge.eval.RunResult;
+import java.lang.reflect.RecordComponent;
+import java.util.ArrayList;
 import java.util.List;
+import java.util.Locale;
+import java.util.Objects;
 
 /**
  * results.json: what was run, on what, and every finished run.
@@ -62,11 +66,35 @@ public record Report(
         return new Report(versions, machine, model, text, settings, List.copyOf(newRuns));
     }
 
-    /** Whether runs of the other can stand beside runs of this: same model, text and settings. */
-    public boolean comparable(Report other) {
-        return model.sha256().equals(other.model.sha256())
-                && text.equals(other.text)
-                && settings.equals(other.settings)
-                && versions.equals(other.versions);
+    /**
+     * Why runs of the other cannot stand beside runs of this: what differs of model, text, settings and versions, with
+     * both values.
+     */
+    public List<String> differences(Report other) {
+        List<String> all = new ArrayList<>();
+        if (!model.sha256().equals(other.model.sha256())) {
+            all.add("model " + model.path() + " is now " + other.model.path()
+                    + (model.path().equals(other.model.path()) ? " with other content" : ""));
+        }
+        difference("text ", text, other.text, all);
+        difference("", settings, other.settings, all);
+        difference("version of ", versions, other.versions, all);
+        return all;
+    }
+
+    private static void difference(String what, Record before, Record now, List<String> all) {
+        for (RecordComponent component : before.getClass().getRecordComponents()) {
+            try {
+                Object old = component.getAccessor().invoke(before);
+                Object fresh = component.getAccessor().invoke(now);
+                if (!Objects.equals(old, fresh)) {
+                    all.add(what
+                            + component.getName().replaceAll("([A-Z])", " $1").toLowerCase(Locale.ROOT) + " " + old
+                            + " is now " + fresh);
+                }
+            } catch (ReflectiveOperationException e) {
+                throw new IllegalStateException(e);
+            }
+        }
     }
 }

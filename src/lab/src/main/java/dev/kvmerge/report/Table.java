@@ -139,14 +139,14 @@ public final class Table {
                 if (d != null) {
                     text.append(String.format(
                             Locale.ROOT,
-                            "%s against %s, %s %% fewer cells: KL %+.4f +/- %.4f%s, perplexity %+.2f %% +/- %.2f%s%n",
+                            "%s against %s, %s %% fewer cells: KL %s +/- %.4f%s, perplexity %s %% +/- %.2f%s%n",
                             best.strategy(),
                             other.strategy(),
                             percent(compression),
-                            d.kl(),
+                            number("%+.4f", d.kl()),
                             d.klError(),
                             tie(d.kl(), d.klError()),
-                            100 * Math.expm1(d.nll()),
+                            number("%+.2f", 100 * Math.expm1(d.nll())),
                             100 * d.nllError(),
                             tie(d.nll(), d.nllError())));
                 }
@@ -226,7 +226,12 @@ public final class Table {
     }
 
     static String number(String format, Double x) {
-        return x == null ? "-" : String.format(Locale.ROOT, format, x);
+        return x == null ? "-" : unsignedZero(String.format(Locale.ROOT, format, x));
+    }
+
+    /** A number that was rounded to zero, from below or above, has no sign. */
+    private static String unsignedZero(String number) {
+        return number.replaceFirst("^[-+](0(\\.0*)?)$", "$1");
     }
 
     static String align(List<String[]> rows) {

@@ -225,4 +225,59 @@ class BadInputTest {
         Cli run = experiment("-m", "nowhere.gguf", "--stacktrace");
         assertTrue(run.err().contains("\tat "), run.err());
     }
+
+    /** What a new user typed, and what was said of something else or of nothing. */
+    @ParameterizedTest
+    @CsvSource(
+            delimiter = ';',
+            value = {
+                "endless --cells 0; --cells must be positive, not 0",
+                "endless --stretch 1; --stretch must be 2 or more, not 1",
+                "endless --full-tokens -1; --full-tokens must be 0 or more, not -1",
+                "endless --cells 40; use more cells (--cells",
+                "experiment --strategies h2o:recent-share=7; h2o:recent-share=7: --recent-share must be 0..1",
+                "experiment --strategies h2o:recent-share=abc; recent-share is a number, not 'abc'",
+                "experiment --strategies cam:receivers=1.5; receivers is a whole number, not '1.5'",
+                "experiment --strategies h2o:foo=1; has no parameter 'foo': it takes recent-share=",
+                "experiment --strategies h2o:recent-share; as NAME=VALUE, not 'recent-share'",
+                "needle --tokens 10; --tokens must be 64 or more, not 10",
+                "needle --trials 0; --trials must be positive, not 0",
+                "needle --tokens 100 --block 200; --block 200 is more than the text's --tokens 100",
+                "needle --depths 2; --depths must be 0..1, not [2.0]",
+                "bench -p 0; -p must be 2 or more, not 0",
+                "bench -n -1; -n must be 0 or more, not -1",
+                "bench -r 0; -r must be positive, not 0",
+                "report nosuchdir; there is no folder nosuchdir",
+                "report pom.xml; pom.xml is no folder",
+                "experimnt; there is no command 'experimnt': did you mean experiment",
+                "bensh -p 5; did you mean bench"
+            })
+    void eachMistakeIsNamed(String command, String said) {
+        Cli.run(command.split(" ")).failed(USAGE, said);
+    }
+
+    @Test
+    void aFolderIsNoModel() {
+        experiment("-m", folder.toString()).failed(FAILED, "is a folder, and no model", "GGUF file in it");
+        experiment("-f", folder.toString()).failed(FAILED, "is a folder, and no text");
+    }
+
+    @Test
+    void aRefusedRunLeavesNoFolder() {
+        experiment("-m", "nowhere.gguf").failed(FAILED, "nowhere.gguf");
+        assertFalse(Files.exists(folder.resolve("out")));
+    }
+
+    /** An example that is wrapped by the help cannot be copied. */
+    @Test
+    void examplesFitALine() {
+        for (picocli.CommandLine.Model.CommandSpec spec : new picocli.CommandLine(new Main())
+                .getSubcommands().values().stream()
+                        .map(picocli.CommandLine::getCommandSpec)
+                        .toList()) {
+            for (String line : spec.usageMessage().footer()) {
+                assertTrue(line.length() < 80, spec.name() + ": " + line);
+            }
+        }
+    }
 }

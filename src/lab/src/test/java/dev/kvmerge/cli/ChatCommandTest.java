@@ -3,9 +3,11 @@ package dev.kvmerge.cli;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
+import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
 import dev.kvmerge.TestModel;
 import java.io.IOException;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -104,14 +106,45 @@ class ChatCommandTest {
 
     @Test
     void eachLineIsAMessage() throws Exception {
-        Ended made = run("What is 2+2?\n\nAnd 3+3?\n/exit\nnever\n", greedy("chat", "-n", "24"));
+        Ended made = run("What is 2+2?\n\nAnd 3+3?\n/cells\n/exit\nnever\n", greedy("chat", "-n", "12"));
         assertEquals(0, made.code, made.err);
-        assertTrue(made.out.lines().count() >= 2, made.out);
+        assertTrue(made.out.lines().count() >= 4, made.out);
+        assertTrue(made.out.contains("tokens read,") && made.out.contains("cells in use"), made.out);
         assertFalse(made.err.contains("WARNING") || made.err.contains("SLF4J"), made.err);
-        Ended single = run("What is 2+2?\nAnd 3+3?\n", greedy("chat", "-n", "24", "-st"));
+        Ended single = run("What is 2+2?\nAnd 3+3?\n", greedy("chat", "-n", "12", "-st"));
         assertTrue(made.out.startsWith(single.out), "the first answer alone: " + single.out);
-        Ended prompted = run("", greedy("chat", "-n", "24", "-p", "What is 2+2?"));
+        Ended prompted = run("", greedy("chat", "-n", "12", "-p", "What is 2+2?"));
         assertEquals(single.out, prompted.out);
+    }
+
+    @Test
+    void aConversationIsSavedAndGoesOn() throws Exception {
+        Path file = folder.resolve("chat.kv");
+        Ended whole = run(
+                "My name is Ada.\n/save " + file + "\nWhat is my name?\n",
+                greedy("chat", "-n", "12", "-sys", "You are brief."));
+        assertEquals(0, whole.code, whole.err);
+        Ended loaded = run("/load " + file + "\nWhat is my name?\n", greedy("chat", "-n", "12"));
+        assertEquals(0, loaded.code, loaded.err);
+        assertTrue(loaded.out.contains("Going on with " + file + ": 3 messages"), loaded.out);
+        assertEquals(
+                whole.out.lines().toList().getLast(),
+                loaded.out.lines().toList().getLast());
+        Ended wrong = run("/load " + folder.resolve("none.kv") + "\n", greedy("chat"));
+        assertEquals(1, wrong.code, wrong.err);
+        assertTrue(wrong.err.contains("none.kv"), wrong.err);
+    }
+
+    @Test
+    void aNewConversationKeepsTheSystemPrompt() throws Exception {
+        Ended made = run(
+                "What is 2+2?\n/clear\nWhat is 2+2?\n/system Answer in French.\nWhat is 2+2?\n",
+                greedy("chat", "-n", "12", "-sys", "You are brief."));
+        assertEquals(0, made.code, made.err);
+        List<String> lines = made.out.lines().toList();
+        int cleared = lines.indexOf("A new conversation.");
+        assertEquals(lines.subList(0, cleared), lines.subList(cleared + 1, 2 * cleared + 1), made.out);
+        assertTrue(lines.contains("A new conversation, with this system prompt."), made.out);
     }
 
     @Test
@@ -150,5 +183,19 @@ class ChatCommandTest {
         Ended grammar = run("", greedy("generate", "-p", "a", "--grammar", "root ::= ("));
         assertEquals(2, grammar.code, grammar.err);
         assertFalse(grammar.err.contains("defect"), grammar.err);
+    }
+
+    /** At a terminal: Ctrl-C ends the answer and not the chat, Ctrl-D the chat. */
+    @Test
+    void atATerminalCtrlCStopsTheAnswerAlone() throws Exception {
+        Process python = new ProcessBuilder("sh", "-c", "command -v python3").start();
+        assumeTrue(python.waitFor() == 0, "python3 makes the pseudo-terminal, and is not here");
+        List<String> command = new ArrayList<>(List.of(
+                "python3",
+                TestModel.HOME.resolve("src/lab/src/test/python/terminal.py").toString()));
+        command.addAll(command(greedy("chat", "--ignore-eos")));
+        Process process = new ProcessBuilder(command).redirectErrorStream(true).start();
+        String said = new String(process.getInputStream().readAllBytes(), StandardCharsets.UTF_8);
+        assertEquals(0, process.waitFor(), said);
     }
 }

@@ -126,7 +126,8 @@ class EndToEndTest {
         byte[] before = Files.readAllBytes(folder.resolve("results.json"));
         Cli.run(experiment(folder, "--resume")).succeeded();
         assertEquals(new String(before), Files.readString(folder.resolve("results.json")));
-        Cli.run(experiment(folder, "--resume", "--offset", "7")).failed(2, "another model, text, version or settings");
+        Cli.run(experiment(folder, "--resume", "--offset", "7"))
+                .failed(2, "another experiment (text offset", "is now 7");
     }
 
     @Test

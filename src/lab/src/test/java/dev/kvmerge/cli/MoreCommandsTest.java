@@ -320,7 +320,7 @@ class MoreCommandsTest {
         assertTrue(html.contains("<h2>whole</h2>") && html.contains("<svg ") && html.contains("class=\"missing\""));
         assertFalse(html.contains("src=\"http"), "one page, nothing from elsewhere");
         assertTrue(Files.readString(folder.resolve("a/report.md")).contains("| h2o | 50 % | 160 |"));
-        Cli.run("report", out("nothing")).failed(1, "cannot read the folder");
+        Cli.run("report", out("nothing")).failed(2, "there is no folder");
     }
 
     @Test

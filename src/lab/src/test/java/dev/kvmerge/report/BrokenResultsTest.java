@@ -134,7 +134,7 @@ class BrokenResultsTest {
                     assertTrue(page.problems().getFirst().contains("results.json"), page.problems()::toString);
                     return false;
                 }
-                report.comparable(report);
+                report.differences(report);
                 report.runs().forEach(r -> r.id().length());
                 Table.of(report.runs());
                 Table.comparisons(report.runs(), Map.of());

@@ -41,9 +41,14 @@ final class Parameters {
             for (String setting : settings) {
                 int equals = setting.indexOf('=');
                 int which = equals < 0 ? -1 : find(components, today(strategy, setting.substring(0, equals)));
+                if (equals < 0) {
+                    throw new KvmergeException.Usage("the strategy " + strategy.name()
+                            + " takes parameters with a value, as NAME=VALUE, not '" + setting + "'");
+                }
                 if (which < 0) {
                     throw new KvmergeException.Usage(
-                            "the strategy " + strategy.name() + " has no parameter '" + setting + "': it takes "
+                            "the strategy " + strategy.name() + " has no parameter '" + setting.substring(0, equals)
+                                    + "': it takes "
                                     + String.join(
                                             ", ",
                                             Arrays.stream(components)
@@ -56,8 +61,9 @@ final class Parameters {
             constructor.setAccessible(true);
             return (Method) constructor.newInstance(values);
         } catch (InvocationTargetException e) {
-            if (e.getCause() instanceof RuntimeException refused) {
-                throw refused;
+            if (e.getCause() instanceof KvmergeException refused) {
+                throw new KvmergeException.Usage(
+                        strategy.name() + ":" + String.join(":", settings) + ": " + refused.getMessage());
             }
             throw new IllegalStateException("cannot make " + strategy.name(), e);
         } catch (ReflectiveOperationException e) {
@@ -107,6 +113,17 @@ final class Parameters {
         } catch (IllegalArgumentException e) {
             // said below
         }
-        throw new KvmergeException.Usage("'" + setting + "' is not a value of type " + type.getSimpleName());
+        String kind = type == int.class || type == long.class
+                ? "a whole number"
+                : type == double.class
+                        ? "a number"
+                        : type == boolean.class
+                                ? "true or false"
+                                : "one of "
+                                        + Arrays.toString(type.getEnumConstants())
+                                                .toLowerCase(Locale.ROOT);
+        int equals = setting.indexOf('=');
+        throw new KvmergeException.Usage(
+                "the parameter " + setting.substring(0, equals) + " is " + kind + ", not '" + text + "'");
     }
 }
