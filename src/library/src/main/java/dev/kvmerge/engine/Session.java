@@ -211,6 +211,9 @@ public final class Session implements AutoCloseable {
         if (last.ended() != Generation.Ended.LENGTH) {
             throw new KvmergeException("pinning was cancelled: nothing has changed");
         }
+        if (history.decoded() == 0) { // there is nothing to pin
+            return;
+        }
         pinned = engine.scheduler().call(() -> {
             CompressedContext context = sequence.context();
             context.pin();

@@ -97,6 +97,7 @@ class SavedSessionTest extends TinyEngine {
         Path file = folder.resolve("empty.session");
         try (Engine engine = engine(3);
                 Session empty = engine.open()) {
+            empty.pin(); // of nothing
             empty.save(file);
             try (Session restored = engine.restore(file);
                     Session fork = empty.fork()) {
