@@ -29,9 +29,10 @@ NATIVE := build/native/.built
 JAVA_SOURCES := $(shell find src/*/src/main jextract/generated -name '*.java') pom.xml $(wildcard src/*/pom.xml)
 NATIVE_SOURCES := $(shell find native -type f)
 
-.PHONY: run quickstart test test-examples test-page test-readme screenshots dist check-reproducible test-native \
-    test-threads test-clang test-emulated test-java test-fast faults test-relied-on test-cuda test-rpc bench bench-table \
-    jmh benchmarks build setup cuda llama-cuda llama-rpc bindings relied-on docs performance check-lines format clean help
+.PHONY: run quickstart test test-examples test-clients test-load test-page test-readme screenshots dist \
+    check-reproducible test-native test-threads test-clang test-emulated test-java test-fast faults test-relied-on \
+    test-cuda test-rpc bench bench-table jmh benchmarks build setup cuda llama-cuda llama-rpc bindings relied-on \
+    docs performance check-lines format clean help
 
 ## run: set everything up, then run the main experiment on the small model and the book (results/)
 run: build setup
@@ -79,7 +80,7 @@ $(NATIVE): $(NATIVE_SOURCES) | $(HEADERS)
 UNMOVED = $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
 ## test: build and run all tests: native, at each instruction set of this CPU and with sanitizers too, Java, the page
-test: test-native test-java test-examples test-page test-readme
+test: test-native test-java test-examples test-clients test-page test-readme
 
 test-native: build setup $(if $(CI),cuda test-clang test-emulated) test-threads
 	ctest --test-dir build/native --output-on-failure
@@ -111,6 +112,16 @@ test-examples: build setup $(LICENCE)
 ## test-readme: what README.md's first screen says, run
 test-readme: build setup
 	bin/test-readme
+
+## test-clients: clients of others against kvmerge serve: openai for Python and Java, langchain4j, curl
+test-clients: build setup
+	bin/test-clients
+
+## test-load: 10,000 requests from 32 clients at once to the server, in minutes (LOAD_REQUESTS=N for another number)
+LOAD_REQUESTS ?= 10000
+test-load: build setup
+	$(MAVEN) -B -ntp test -pl src/server -am -Dtest=LoadTest -Dsurefire.failIfNoSpecifiedTests=false \
+	    -Dkvmerge.load.requests=$(LOAD_REQUESTS)
 
 ## test-page: the page of kvmerge serve in headless Chromium, against a mock server and the real one
 test-page: build setup

@@ -182,13 +182,13 @@ final class ServeCommand implements Runnable {
         model.checkCells(compute, settings.bias);
         Catalogue catalogue = Home.catalogue();
         Strategy chosen = Strategies.create(strategy, settings.settings(model, catalogue, List.of(strategy), command));
-        Model loaded = model.load(catalogue);
         EngineOptions engineOptions = EngineOptions.usual()
                 .withCells(cells)
                 .withBlock(block)
                 .withSessions(parallel)
                 .withStrategy(m -> chosen)
                 .withCompute(compute);
+        Model loaded = model.load(catalogue);
         KvmergeServer server = start(loaded, engineOptions, options);
         Runtime.getRuntime().addShutdownHook(new Thread(() -> end(server, loaded, options.timeout())));
         System.out.println("kvmerge: serving at " + server.url());

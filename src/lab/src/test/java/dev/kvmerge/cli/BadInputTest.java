@@ -8,11 +8,14 @@ import dev.kvmerge.TestModel;
 import dev.kvmerge.report.ResultsFolder;
 import java.io.IOException;
 import java.io.InputStream;
+import java.net.InetAddress;
+import java.net.ServerSocket;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.Timeout;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
@@ -114,6 +117,38 @@ class BadInputTest {
     void numbersAndNames(String args, String expected) throws IOException {
         experiment(args.strip().split(" ")).failed(USAGE, expected.strip());
         assertFalse(Files.exists(folder.resolve("out/results.json")));
+    }
+
+    @ParameterizedTest
+    @CsvSource(
+            delimiter = ';',
+            value = {
+                "--port 70000; --port must be 0 to 65535, not 70000",
+                "--parallel 0; --parallel must be positive",
+                "--queue -1; --queue must not be negative",
+                "--timeout 0; --timeout must be positive",
+                "--ctx-size -1; --ctx-size must not be negative",
+                "--predict -2; --predict must be -1",
+                "--max-body 0; --max-body must be 1 to 1024",
+                "--max-messages 0; --max-messages must be positive",
+                "--cells 0; --cells) must be at least 1",
+                "--block 0; --block) must be at least 1",
+                "--api-key a,,b; a key is empty",
+                "--api-key-file nowhere; --api-key-file nowhere cannot be read",
+                "--slot-save-path nowhere; --slot-save-path nowhere is not a folder",
+                "--strategy streeming-llm; did you mean 'streaming-llm'"
+            })
+    void servers(String args, String expected) {
+        Cli.run(("serve " + args).split(" ")).failed(USAGE, expected.strip());
+    }
+
+    @Test
+    @Timeout(60) // it would serve for ever
+    void aPortThatIsTaken() throws IOException {
+        try (ServerSocket taken = new ServerSocket(0, 1, InetAddress.getByName("127.0.0.1"))) {
+            Cli.run("serve", "--cells", "64", "--block", "32", "-t", "1", "--port", taken.getLocalPort() + "")
+                    .failed(FAILED, "cannot listen on 127.0.0.1:" + taken.getLocalPort(), "choose another --port");
+        }
     }
 
     @Test

@@ -2,10 +2,12 @@ package dev.kvmerge.server;
 
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.node.ObjectNode;
+import io.helidon.common.buffers.DataReader;
 import io.helidon.http.HeaderName;
 import io.helidon.http.HeaderNames;
 import io.helidon.http.HeaderValues;
 import io.helidon.webserver.CloseConnectionException;
+import io.helidon.webserver.ServerConnectionException;
 import io.helidon.webserver.http.ServerRequest;
 import io.helidon.webserver.http.ServerResponse;
 import java.io.IOException;
@@ -73,7 +75,10 @@ final class Handler {
         } catch (ApiException e) {
             status = e.status();
             Replies.error(response, e);
-        } catch (Slots.GoneException | UncheckedIOException e) {
+        } catch (Slots.GoneException
+                | UncheckedIOException
+                | ServerConnectionException
+                | DataReader.InsufficientDataAvailableException e) {
             metrics.gone();
             Caller.current().hangUp();
             throw new CloseConnectionException("the client is gone");

@@ -81,15 +81,13 @@ public final class KvmergeServer implements AutoCloseable {
                         options.timeout()))
                 .routing(routing -> routing.any(handler::handle))
                 .build();
-        try {
-            web.start();
-        } catch (RuntimeException e) {
+        web.start();
+        if (!web.isRunning()) { // Helidon tells its log why, and nobody else
             slots.close();
             clock.shutdownNow();
-            throw new KvmergeException(
-                    "cannot listen on " + options.host() + ":" + options.port() + " (" + rootMessage(e)
-                            + "): choose another --port or --host",
-                    e);
+            throw new KvmergeException("cannot listen on " + options.host() + ":" + options.port()
+                    + ": another program does, or the address is none of this machine's, or the port is kept for root."
+                    + " Choose another --port or --host");
         }
         return new KvmergeServer(inference, slots, clock, web, options.host());
     }
@@ -100,14 +98,6 @@ public final class KvmergeServer implements AutoCloseable {
         } catch (UnknownHostException e) {
             throw new KvmergeException.Usage("--host " + host + " is no address of this machine's");
         }
-    }
-
-    private static String rootMessage(Throwable e) {
-        Throwable root = e;
-        while (root.getCause() != null) {
-            root = root.getCause();
-        }
-        return root.getMessage();
     }
 
     /** What is no HTTP is answered in JSON too. */
