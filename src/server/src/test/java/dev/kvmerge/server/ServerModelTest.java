@@ -10,6 +10,7 @@ import com.fasterxml.jackson.databind.node.ObjectNode;
 import dev.kvmerge.TestModel;
 import dev.kvmerge.engine.Engine;
 import dev.kvmerge.engine.EngineOptions;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
@@ -196,5 +197,53 @@ class ServerModelTest {
                 assertEquals(alone.get(i), content(together.get(i).get()));
             }
         }
+    }
+
+    @Test
+    void theCellsOfASlotAreToldAndASavedSlotGoesOn() throws Exception {
+        ObjectNode request =
+                say(request(8), "system", "You are a helpful assistant.").put("id_slot", 0);
+        say(request, "user", "The river runs to the sea. ".repeat(50) + "What runs?");
+        JsonNode first = ask(request);
+        for (String of : List.of("", "?layer=3&head=1")) {
+            JsonNode cells =
+                    Client.JSON.readTree(client.get("/slots/0/cells" + of).body());
+            assertEquals(30, cells.get("layers").asInt());
+            assertEquals(3, cells.get("kv_heads").asInt());
+            int[] fates = new int[3];
+            StringBuilder text = new StringBuilder();
+            for (JsonNode token : cells.get("tokens")) {
+                text.append(token.get("piece").asText());
+                fates[
+                        List.of("kept", "merged", "dropped")
+                                .indexOf(token.get("fate").asText())]++;
+                double sum = 0;
+                for (JsonNode share : token.get("shares")) {
+                    sum += share.asDouble();
+                }
+                assertEquals(1, sum, 1e-6);
+                if (token.has("into")) {
+                    assertEquals("merged", token.get("fate").asText());
+                    assertTrue(token.get("into").asInt() < cells.get("tokens").size());
+                }
+            }
+            assertTrue(text.toString().startsWith("<|im_start|>system\nYou are a helpful"), text.toString());
+            assertTrue(fates[0] > 0 && fates[2] > 0, of + ": " + List.of(fates[0], fates[1], fates[2]));
+            assertTrue(cells.get("cells").asInt() <= CELLS + BLOCK
+                    && cells.get("mib").asDouble() > 1);
+        }
+        client.post(200, "/slots/0?action=save", "{\"filename\":\"a.bin\"}");
+        say(request, "assistant", content(first));
+        say(request, "user", "And where to?");
+        JsonNode second = ask(request);
+        client.post(200, "/slots/1?action=restore", "{\"filename\":\"a.bin\"}");
+        JsonNode restored = ask(request.put("id_slot", 1));
+        assertEquals(content(second), content(restored));
+        assertEquals(second.get("usage"), restored.get("usage"));
+        Files.writeString(folder.resolve("b.bin"), "no session");
+        assertEquals(
+                400,
+                client.post("/slots/1?action=restore", "{\"filename\":\"b.bin\"}")
+                        .statusCode());
     }
 }
