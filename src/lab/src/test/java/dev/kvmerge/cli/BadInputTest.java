@@ -147,7 +147,7 @@ class BadInputTest {
     void aPortThatIsTaken() throws IOException {
         try (ServerSocket taken = new ServerSocket(0, 1, InetAddress.getByName("127.0.0.1"))) {
             Cli.run("serve", "--cells", "64", "--block", "32", "-t", "1", "--port", taken.getLocalPort() + "")
-                    .failed(FAILED, "cannot listen on 127.0.0.1:" + taken.getLocalPort(), "choose another --port");
+                    .failed(FAILED, "cannot listen on 127.0.0.1:" + taken.getLocalPort(), "Choose another --port");
         }
     }
 
