@@ -15,6 +15,7 @@ import java.net.http.HttpResponse;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Random;
@@ -58,7 +59,9 @@ class LoadTest {
                         .withSessions(4)
                         .withCompute(usual.compute().withThreads(1)));
         engine.useChatTemplate(ChatMl::write);
-        server = KvmergeServer.start(engine, TestOptions.slots(4).build());
+        Duration patient = Duration.ofMinutes(30); // a machine may be slow, and none is to be lost for that
+        server = KvmergeServer.start(
+                engine, TestOptions.slots(4).timeout(patient).build());
         client = new Client(server);
         try (ExecutorService clients = Executors.newVirtualThreadPerTaskExecutor()) {
             List<Future<?>> all = new ArrayList<>();
