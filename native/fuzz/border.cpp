@@ -573,9 +573,10 @@ class Session {
     }
     static int32_t llama_decodes(llama_context * context, llama_batch batch) {
         Session & s = *of(context).session;
-        volatile int32_t sum = 0; // what it says is there
+        volatile int64_t sum = 0; // what it says is there
         for (int32_t i = 0; i < batch.n_tokens; i++) {
-            sum = sum + batch.token[i] + batch.pos[i] + batch.seq_id[i][0] + batch.n_seq_id[i] + batch.logits[i];
+            sum =
+                sum + int64_t(batch.token[i]) + batch.pos[i] + batch.seq_id[i][0] + batch.n_seq_id[i] + batch.logits[i];
         }
         for (Watched & w : s.watched_) {
             if (!w.huge && (w.handle == of(context).observer ||

@@ -108,8 +108,10 @@ constexpr int CELL_PADDING = 256;
 
 // Whether a mask has this many rows, cells and parts, of a type that MaskRow can read.
 inline bool is_mask(const ggml_tensor * mask, int n_kv, int n_rows, int parts) {
-    return (mask->type == GGML_TYPE_F32 || mask->type == GGML_TYPE_F16) && mask->ne[0] >= n_kv &&
-           mask->ne[1] >= n_rows && mask->ne[3] == parts;
+    const size_t element = mask->type == GGML_TYPE_F32 ? sizeof(float) : sizeof(uint16_t);
+    return (mask->type == GGML_TYPE_F32 || mask->type == GGML_TYPE_F16) && mask->nb[0] == element &&
+           mask->nb[1] % element == 0 && mask->nb[3] % element == 0 && mask->ne[0] >= n_kv && mask->ne[1] >= n_rows &&
+           mask->ne[3] == parts;
 }
 
 // A row of a mask, which sees every cell where there is no mask.

@@ -168,8 +168,8 @@ bool kvmerge_observer::saw_attention(const ggml_tensor * node, bool flash, int l
 void kvmerge_observer::saw_mask(const ggml_tensor * mask) {
     in_sequence.clear();
     const size_t n_rows = token_cell.size() - size_t(ubatch_start);
-    if (!is_host(mask, params.ggml) || mask->op != GGML_OP_NONE || size_t(mask->ne[1]) < n_rows || n_rows == 0 ||
-        mask->ne[3] != part.of) {
+    if (!is_host(mask, params.ggml) || mask->op != GGML_OP_NONE || n_rows == 0 ||
+        !is_mask(mask, 1, int(n_rows), part.of)) {
         return; // the mask cannot be read before the graph has run
     }
     const MaskRow newest(mask, part.data(mask), int(n_rows) - 1);
