@@ -183,6 +183,11 @@ llama-cuda:
 llama-rpc:
 	bin/build-llama rpc
 
+## llama-server: build llama-server of the same llama.cpp, to compare with (long)
+.PHONY: llama-server
+llama-server:
+	bin/build-llama server
+
 ## test-rpc: an experiment against two RPC servers on this machine, against the same one here
 test-rpc: build setup llama-rpc
 	bin/test-rpc

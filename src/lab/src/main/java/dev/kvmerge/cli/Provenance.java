@@ -7,6 +7,7 @@ import dev.kvmerge.kernels.Kvmerge;
 import dev.kvmerge.llama.Backend;
 import dev.kvmerge.llama.LlamaLibrary;
 import dev.kvmerge.llama.Model;
+import dev.kvmerge.report.FactsReport;
 import dev.kvmerge.report.Report;
 import java.io.IOException;
 import java.nio.file.Files;
@@ -21,15 +22,24 @@ final class Provenance {
     /** The report of an experiment that has no runs yet; reads the model's file for its checksum. */
     static Report of(Model model, Text text, int offset, Report.Settings settings) {
         return new Report(
-                new Report.Versions(
-                        Main.Version.text(),
-                        model.library().version(),
-                        Runtime.version().toString()),
+                versions(model),
                 machine(model),
                 model(model),
                 new Report.TextInfo(text.path().getFileName().toString(), text.sha256(), offset),
                 settings,
                 List.of());
+    }
+
+    /** The report of a conversation that nobody was asked about yet; likewise. */
+    static FactsReport of(Model model, FactsReport.Settings settings) {
+        return new FactsReport(versions(model), machine(model), model(model), settings, List.of());
+    }
+
+    private static Report.Versions versions(Model model) {
+        return new Report.Versions(
+                Main.Version.text(),
+                model.library().version(),
+                Runtime.version().toString());
     }
 
     private static Report.Machine machine(Model model) {

@@ -1,5 +1,6 @@
 package dev.kvmerge.report;
 
+import dev.kvmerge.eval.Facts;
 import dev.kvmerge.eval.RunResult;
 import java.lang.reflect.RecordComponent;
 import java.util.List;
@@ -48,6 +49,38 @@ final class ReportCheck {
             }
         }
         positive("settings.tokens", report.settings().tokens());
+    }
+
+    static void check(FactsReport report) throws Wrong {
+        if (report == null) {
+            throw new Wrong("there is nothing in it");
+        }
+        whole(report, "");
+        for (int i = 0; i < report.runs().size(); i++) {
+            Facts.Run run = report.runs().get(i);
+            String where = "runs[" + i + "].";
+            if (run == null) {
+                throw new Wrong("runs[" + i + "] is null");
+            }
+            whole(run, where);
+            if (run.answers().isEmpty() || run.checks().isEmpty()) {
+                throw new Wrong(where + "answers or checks are none");
+            }
+            for (Facts.Answer answer : run.answers()) {
+                answered(where + "answers", answer, answer == null ? 0 : answer.rank());
+            }
+            for (Facts.Check check : run.checks()) {
+                answered(where + "checks", check, check == null ? 0 : check.rank());
+            }
+        }
+    }
+
+    private static void answered(String where, Record answer, int rank) throws Wrong {
+        if (answer == null) {
+            throw new Wrong(where + " has a null");
+        }
+        whole(answer, where + ".");
+        positive(where + ".rank", rank);
     }
 
     private static void positive(String name, int value) throws Wrong {

@@ -40,6 +40,7 @@ public final class ResultsFolder implements AutoCloseable {
     public static final String PART = Experiment.PART;
 
     private static final String RESULTS = "results.json";
+    private static final String FACTS = "facts.json";
     /** What an experiment and its report write, beside traces. */
     private static final List<String> WRITTEN = List.of(
             "results.csv",
@@ -183,10 +184,18 @@ public final class ResultsFolder implements AutoCloseable {
      * @throws KvmergeException if it cannot be read, or something in it is missing or cannot be
      */
     public static Report read(Path folder) {
-        Path file = folder.resolve(RESULTS);
+        return readJson(folder.resolve(RESULTS), Report.class, ReportCheck::check);
+    }
+
+    /** What a report has to hold. */
+    private interface Check<T> {
+        void check(T report) throws ReportCheck.Wrong;
+    }
+
+    private static <T> T readJson(Path file, Class<T> kind, Check<T> check) {
         try {
-            Report report = JSON.readValue(file.toFile(), Report.class);
-            ReportCheck.check(report);
+            T report = JSON.readValue(file.toFile(), kind);
+            check.check(report);
             return report;
         } catch (JsonProcessingException e) {
             throw broken(file, e.getOriginalMessage(), e);
@@ -204,14 +213,34 @@ public final class ResultsFolder implements AutoCloseable {
 
     /** Writes results.json and results.csv. */
     public void write(Report report) {
+        writeJson(RESULTS, report);
+        write("results.csv", csv(report.runs()));
+    }
+
+    private void writeJson(String name, Record content) {
         DefaultPrettyPrinter printer = new DefaultPrettyPrinter();
         printer.indentArraysWith(DefaultIndenter.SYSTEM_LINEFEED_INSTANCE);
         try {
-            write(RESULTS, JSON.writer(printer).writeValueAsString(report) + "\n");
+            write(name, JSON.writer(printer).writeValueAsString(content) + "\n");
         } catch (JsonProcessingException e) {
             throw new IllegalStateException("results that are no JSON", e);
         }
-        write("results.csv", csv(report.runs()));
+    }
+
+    /** Whether the folder has what 'kvmerge facts' found. */
+    public boolean hasFacts() {
+        return Files.exists(folder.resolve(FACTS));
+    }
+
+    /** Reads facts.json, as {@link #read(Path)}. */
+    public FactsReport readFacts() {
+        return readJson(folder.resolve(FACTS), FactsReport.class, ReportCheck::check);
+    }
+
+    /** Writes facts.json and facts.csv. */
+    public void write(FactsReport report) {
+        writeJson(FACTS, report);
+        write("facts.csv", FactsTable.csv(report.runs()));
     }
 
     private static String csv(List<RunResult> runs) {
@@ -236,7 +265,8 @@ public final class ResultsFolder implements AutoCloseable {
         }
     }
 
-    private static String quoted(Object value) {
+    /** A cell of a CSV file. */
+    static String quoted(Object value) {
         String text = value == null ? "" : value.toString();
         return text.matches(".*[\",\\n].*") ? '"' + text.replace("\"", "\"\"") + '"' : text;
     }

@@ -348,6 +348,34 @@ public final class CompressedContext implements AutoCloseable {
         }
     }
 
+    /**
+     * Takes back the tokens decoded since the last compression or {@link #flush}, as if they had never been: what was
+     * asked of a text is forgotten, and the text goes on, or is asked again. Where llama.cpp's graph is stopped to
+     * observe it, the queries' moments, which a folded bias goes by, keep what they have seen of many tokens at once.
+     *
+     * @return how many
+     */
+    public int takeBack() {
+        try (Guard.Use _ = enter()) {
+            int taken = pending;
+            if (taken == 0) {
+                return 0;
+            }
+            int position = nextPosition();
+            try {
+                context.removePositions(position - taken, position);
+                observer.forget();
+            } catch (RuntimeException | Error e) {
+                broken = e;
+                throw e;
+            }
+            pending = 0;
+            timings.decode += decodedNanos;
+            decodedNanos = 0;
+            return taken;
+        }
+    }
+
     private boolean isSettled() {
         return pending == 0 && !planning;
     }

@@ -328,6 +328,32 @@ public final class Context implements AutoCloseable {
         }
     }
 
+    /** Whether positions can be moved: not in a cache with sliding windows of fewer cells, nor with M-RoPE. */
+    public boolean canMovePositions() {
+        try (Guard.Use _ = guard.exclusive()) {
+            return Llama_h.llama_memory_can_shift(memory());
+        }
+    }
+
+    /**
+     * Moves the positions [from, to) of sequence 0; the next decode rotates the keys to match.
+     *
+     * @param by added to each
+     * @throws KvmergeException if the cache cannot: {@link #canMovePositions} says so beforehand
+     */
+    public void movePositions(int from, int to, int by) {
+        if (from < 0 || to < from || from + (long) by < 0 || to + (long) by > Integer.MAX_VALUE) {
+            throw new IllegalArgumentException("not positions to move: [" + from + ", " + to + ") by " + by);
+        }
+        try (Guard.Use _ = guard.exclusive()) {
+            if (!Llama_h.llama_memory_can_shift(memory())) { // llama.cpp would end the process
+                throw new KvmergeException("llama.cpp cannot move positions in the cache of the model " + model.path()
+                        + ", which has sliding windows or positions of several parts: use another model");
+            }
+            Llama_h.llama_memory_seq_add(memory(), 0, from, to, by);
+        }
+    }
+
     /** The newest position of sequence 0 in the cache, or -1 when it is empty. */
     public int newestPosition() {
         return newestPosition(0);

@@ -79,6 +79,8 @@ class HandleTest {
                         () -> context.decode(new int[] {1}, 2),
                         context::logits,
                         () -> context.removePositions(0, 1),
+                        () -> context.movePositions(1, 2, -1),
+                        context::canMovePositions,
                         context::newestPosition,
                         context::clear)
                 .forEach(call -> assertEquals("the context is closed", refused(call)));

@@ -1,0 +1,254 @@
+package dev.kvmerge.cli;
+
+import dev.kvmerge.KvmergeException;
+import dev.kvmerge.cache.CacheChecks;
+import dev.kvmerge.eval.ContextShift;
+import dev.kvmerge.eval.Experiment;
+import dev.kvmerge.eval.Facts;
+import dev.kvmerge.eval.FactsChat;
+import dev.kvmerge.kernels.Bias;
+import dev.kvmerge.llama.ComputeSettings;
+import dev.kvmerge.llama.ContextOptions.FlashAttention;
+import dev.kvmerge.llama.Model;
+import dev.kvmerge.models.Catalogue;
+import dev.kvmerge.report.FactsReport;
+import dev.kvmerge.report.FactsTable;
+import dev.kvmerge.report.ResultsFolder;
+import dev.kvmerge.strategy.Full;
+import dev.kvmerge.strategy.Strategies;
+import dev.kvmerge.strategy.Strategy;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.LinkedHashSet;
+import java.util.List;
+import java.util.Locale;
+import java.util.Objects;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Option;
+
+/** What a bounded cache remembers of a long conversation. */
+@Command(
+        name = "facts",
+        mixinStandardHelpOptions = true,
+        description = {
+            "Has a user tell an assistant forty facts in a long conversation, and asks for them at its end: what share "
+                    + "is still known, by cache.",
+            "Beside it, how often the system prompt's rule is still obeyed along the way. The conversation is read once "
+                    + "a cache; each question is asked on its own from there, and forgotten.",
+            "The system prompt is pinned. context-shift is what llama.cpp does when a context is full: the system prompt "
+                    + "stays, the older half of the rest is dropped."
+        },
+        footer = {
+            "",
+            "Examples:",
+            "  kvmerge facts --tokens 4000 --cells 1024",
+            "  kvmerge facts -m qwen2.5-coder-1.5b --out results/facts-qwen --resume"
+        })
+final class FactsCommand implements Runnable {
+    private static final int MOST_TOKENS = 1 << 20; // the longest contexts that models are trained on
+
+    @Mixin
+    private ModelOptions model;
+
+    @Option(
+            names = "--strategies",
+            split = ",",
+            paramLabel = "NAME",
+            defaultValue = "full,context-shift,streaming-llm,h2o,entropy-merged",
+            description = "what to ask, context-shift among them (default: ${DEFAULT-VALUE})")
+    private List<String> strategies;
+
+    @Option(
+            names = "--cells",
+            split = ",",
+            paramLabel = "N",
+            defaultValue = "1024,2048",
+            description = "cells that stay (default: ${DEFAULT-VALUE})")
+    private List<Integer> cells;
+
+    @Option(
+            names = "--facts",
+            paramLabel = "N",
+            defaultValue = "40",
+            description = "facts that are told, at most 40 (default: ${DEFAULT-VALUE})")
+    private int count;
+
+    @Option(
+            names = "--tokens",
+            paramLabel = "N",
+            defaultValue = "8000",
+            description = "length of the conversation, about (default: ${DEFAULT-VALUE})")
+    private int tokens;
+
+    @Option(
+            names = "--answer",
+            paramLabel = "N",
+            defaultValue = "24",
+            description = "most tokens of an answer (default: ${DEFAULT-VALUE})")
+    private int answer;
+
+    @Option(
+            names = "--seed",
+            paramLabel = "N",
+            defaultValue = "1",
+            description = "of names, values and talk (default: ${DEFAULT-VALUE})")
+    private long seed;
+
+    @Option(
+            names = "--block",
+            paramLabel = "N",
+            defaultValue = "128",
+            description = "tokens between two compressions (default: ${DEFAULT-VALUE})")
+    private int block;
+
+    @Option(
+            names = "--out",
+            paramLabel = "DIR",
+            defaultValue = "results/facts",
+            description = "where results go (default: ${DEFAULT-VALUE})")
+    private Path out;
+
+    @Option(names = "--resume", description = "go on with the runs in --out")
+    private boolean resume;
+
+    @Option(names = "--overwrite", description = "replace the results in --out")
+    private boolean overwrite;
+
+    @Override
+    public void run() {
+        check();
+        ComputeSettings compute = model.compute(FlashAttention.OFF);
+        model.checkCells(compute, Bias.FOLDED);
+        Catalogue catalogue = Home.catalogue();
+        List<Facts.Asked> caches =
+                caches(Strategies.Settings.DEFAULT.with(StrategyOptions.calibration("auto", model, catalogue)));
+        try (ResultsFolder folder = ResultsFolder.open(out)) {
+            if (folder.hasFacts() && !resume && !overwrite) {
+                throw new KvmergeException.Usage("there are results in " + out
+                        + " already: go on with --resume, replace them with --overwrite, or choose another --out");
+            }
+            try (Model loaded = model.load(catalogue)) {
+                for (Facts.Asked cache : caches) {
+                    if (cache.strategy() != null) {
+                        CacheChecks.checkModel(loaded, cache.strategy(), cache.cells(), false);
+                    }
+                }
+                Facts facts = new Facts(
+                        loaded, ChatFormat.of(loaded), new Facts.Setup(count, tokens, answer, block, seed, compute));
+                FactsReport header = Provenance.of(
+                        loaded,
+                        new FactsReport.Settings(
+                                count,
+                                tokens,
+                                answer,
+                                block,
+                                seed,
+                                compute.threads(),
+                                compute.flashAttention().name().toLowerCase(Locale.ROOT),
+                                compute.keyType().name().toLowerCase(Locale.ROOT),
+                                compute.valueType().name().toLowerCase(Locale.ROOT)));
+                Interrupt.listen("kvmerge: stopping at the end of this block; what is finished is in " + out
+                        + ", go on with --resume");
+                print(loaded, facts, ask(facts, caches, header, folder));
+            }
+        }
+    }
+
+    private void check() {
+        if (resume && overwrite) {
+            throw new KvmergeException.Usage("--resume and --overwrite exclude each other");
+        }
+        if (count < 1 || count > FactsChat.MOST) {
+            throw new KvmergeException.Usage("--facts must be 1 to " + FactsChat.MOST + ", not " + count);
+        }
+        if (tokens < 1 || tokens > MOST_TOKENS || answer < 1 || block < 32) {
+            throw new KvmergeException.Usage("--tokens must be 1 to " + MOST_TOKENS
+                    + ", --answer positive and --block 32 and more: " + tokens + ", " + answer + ", " + block);
+        }
+    }
+
+    /** The full cache once, all others with each number of cells. */
+    private List<Facts.Asked> caches(Strategies.Settings settings) {
+        List<Facts.Asked> caches = new ArrayList<>();
+        for (String name : new LinkedHashSet<>(strategies)) {
+            Strategy strategy = name.equals(ContextShift.NAME) ? null : Strategies.create(name, settings);
+            if (strategy instanceof Full) {
+                caches.add(new Facts.Asked(Strategies.FULL, strategy, 0));
+                continue;
+            }
+            for (int n : new LinkedHashSet<>(cells)) {
+                if (strategy != null) {
+                    Experiment.checkBudget(strategy, n, block, tokens);
+                } else if (n < block) {
+                    throw new KvmergeException.Usage("--cells must hold a block of " + block + ": " + n);
+                }
+                caches.add(new Facts.Asked(strategy == null ? name : Strategies.label(name, strategy), strategy, n));
+            }
+        }
+        return caches;
+    }
+
+    /** The runs of all caches: those that the folder has, and the others, each written when it is made. */
+    private List<Facts.Run> ask(Facts facts, List<Facts.Asked> caches, FactsReport header, ResultsFolder folder) {
+        List<Facts.Run> before = List.of();
+        if (resume && folder.hasFacts()) {
+            FactsReport report = folder.readFacts();
+            if (!report.comparable(header)) {
+                throw new KvmergeException.Usage("the results in " + out
+                        + " are of another model, version or settings: give the same options, or choose another --out");
+            }
+            before = report.runs();
+        }
+        List<Facts.Run> kept = before;
+        List<Facts.Run> runs = new ArrayList<>(caches.stream()
+                .map(cache -> kept.stream()
+                        .filter(run -> run.cache().equals(cache.name()) && run.cells() == cache.cells())
+                        .findFirst()
+                        .orElse(null))
+                .toList());
+        for (int i = 0; i < caches.size(); i++) {
+            if (runs.get(i) == null) {
+                runs.set(i, ask(facts, caches.get(i), (i + 1) + "/" + caches.size()));
+                List<Facts.Run> others =
+                        kept.stream().filter(run -> !runs.contains(run)).toList();
+                List<Facts.Run> all =
+                        new ArrayList<>(runs.stream().filter(Objects::nonNull).toList());
+                all.addAll(others); // of strategies that were not asked for this time
+                folder.write(header.with(all));
+            }
+        }
+        return runs;
+    }
+
+    private static Facts.Run ask(Facts facts, Facts.Asked cache, String which) {
+        String title = which + " " + cache.name() + (cache.cells() == 0 ? "" : " " + cache.cells());
+        Facts.Run run;
+        try (Progress progress = new Progress(title)) {
+            run = facts.ask(cache, progress::update, Interrupt::requested);
+        }
+        System.err.printf(
+                Locale.ROOT,
+                "%s: %d of %d said, %d likeliest, %s%n",
+                title,
+                run.answers().stream().filter(Facts.Answer::right).count(),
+                run.answers().size(),
+                run.answers().stream().filter(a -> a.rank() == 1).count(),
+                Progress.time(run.seconds()));
+        return run;
+    }
+
+    private void print(Model loaded, Facts facts, List<Facts.Run> runs) {
+        System.out.printf(
+                Locale.ROOT,
+                "%n%s, %d facts in a conversation of %,d tokens, block %d%n%n",
+                loaded.description(),
+                count,
+                facts.length(),
+                block);
+        System.out.println(FactsTable.facts(runs));
+        System.out.println(FactsTable.rule(runs));
+        System.out.print(FactsTable.legend());
+        System.out.println("\nEvery answer is in " + out.resolve("facts.csv") + ".");
+    }
+}
