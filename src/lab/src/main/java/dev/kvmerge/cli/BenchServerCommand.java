@@ -18,6 +18,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.concurrent.CopyOnWriteArrayList;
 import java.util.concurrent.TimeUnit;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -28,7 +29,8 @@ import picocli.CommandLine.Option;
         name = "bench-server",
         mixinStandardHelpOptions = true,
         description = {
-            "Times llama-server and 'kvmerge serve': starts both, sends the same conversations to each in turns, one and "
+            "Times llama-server and 'kvmerge serve': starts both, sends the same conversations to each in turns, one "
+                    + "and "
                     + "several at once, and prints the time to the first token and tokens a second, as medians over "
                     + "turns.",
             "'make llama-server' builds the llama-server that is started. Other servers with OpenAI's protocol can be "
@@ -38,10 +40,12 @@ import picocli.CommandLine.Option;
             "",
             "Examples:",
             "  kvmerge bench-server --prompt-characters 8000 --cells 1024",
-            "  kvmerge bench-server --server 'a=llama-server -m model.gguf --port {port}' --server b=http://127.0.0.1:8080"
+            "  kvmerge bench-server --server 'a=llama-server -m model.gguf --port {port}' --server "
+                    + "b=http://127.0.0.1:8080"
         })
 final class BenchServerCommand implements Runnable {
     private static final long PATIENCE_NANOS = TimeUnit.MINUTES.toNanos(5);
+    private static final long REAP_NANOS = TimeUnit.SECONDS.toNanos(15); // less than Interrupt's patience
     private static final long LOOK_MILLIS = 100;
     private static final int ROOM = 200; // tokens of a conversation beside its first message and the two answers
     private static final double CHARACTERS = 3.5; // a token, at least, of English
@@ -131,7 +135,8 @@ final class BenchServerCommand implements Runnable {
         }
         Map<String, String> commands = others.isEmpty() ? both(catalogue) : others;
         Interrupt.listen("kvmerge: stopping after the requests under way; nothing was written");
-        List<Process> started = new ArrayList<>();
+        List<Process> started = new CopyOnWriteArrayList<>();
+        Runtime.getRuntime().addShutdownHook(new Thread(() -> reap(started)));
         try (ResultsFolder folder = ResultsFolder.open(out)) {
             double load = ManagementFactory.getOperatingSystemMXBean().getSystemLoadAverage();
             List<ServerBench.Server> servers = new ArrayList<>();
@@ -242,6 +247,15 @@ final class BenchServerCommand implements Runnable {
             process.destroyForcibly();
             Thread.currentThread().interrupt();
         }
+    }
+
+    /** Where the JVM ends before the requests under way, no server is left behind. */
+    private static void reap(List<Process> started) {
+        long start = System.nanoTime();
+        while (started.stream().anyMatch(Process::isAlive) && System.nanoTime() - start < REAP_NANOS) {
+            sleep();
+        }
+        started.forEach(Process::destroyForcibly);
     }
 
     private void print(Map<String, String> commands, List<ServerBench.Row> rows, double load) {

@@ -34,9 +34,11 @@ import picocli.CommandLine.Option;
         description = {
             "Has a user tell an assistant forty facts in a long conversation, and asks for them at its end: what share "
                     + "is still known, by cache.",
-            "Beside it, how often the system prompt's rule is still obeyed along the way. The conversation is read once "
+            "Beside it, how often the system prompt's rule is still obeyed along the way. The conversation is read "
+                    + "once "
                     + "a cache; each question is asked on its own from there, and forgotten.",
-            "The system prompt is pinned. context-shift is what llama.cpp does when a context is full: the system prompt "
+            "The system prompt is pinned. context-shift is what llama.cpp does when a context is full: the system "
+                    + "prompt "
                     + "stays, the older half of the rest is dropped."
         },
         footer = {

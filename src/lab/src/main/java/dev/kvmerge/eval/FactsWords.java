@@ -26,8 +26,10 @@ final class FactsWords {
                     "What is my %s's dog called?",
                     "Your %s's dog is called",
                     words("Biscuit Pepper Domino Ginger Shadow Rocket Bandit Cookie Tiger Buddy Lucky Sunny Misty Rusty"
-                            + " Smokey Duke Prince King Angel Baby Bear Wolf Fox Hunter Ranger Scout Ace Jack Max Charlie"
-                            + " Rex Toby Bruno Oscar Felix Leo Milo Luna Bella Daisy Ruby Coco Molly Sam Ben Harry Romeo"
+                            + " Smokey Duke Prince King Angel Baby Bear Wolf Fox Hunter Ranger Scout Ace Jack Max "
+                            + "Charlie"
+                            + " Rex Toby Bruno Oscar Felix Leo Milo Luna Bella Daisy Ruby Coco Molly Sam Ben Harry "
+                            + "Romeo"
                             + " Apollo Zeus Thor Merlin Storm Snow Pearl")),
             new Kind(
                     "town",
@@ -36,7 +38,8 @@ final class FactsWords {
                     "Your %s lives in",
                     words("Oslo Cairo Lima Dublin Madrid Vienna Prague Warsaw Lisbon Athens Berlin Hamburg Munich Paris"
                             + " Lyon Rome Milan Naples Boston Chicago Dallas Houston Denver Seattle Toronto Montreal"
-                            + " Sydney Melbourne Tokyo Seoul Beijing Mumbai Delhi Moscow Istanbul Tehran Baghdad Nairobi"
+                            + " Sydney Melbourne Tokyo Seoul Beijing Mumbai Delhi Moscow Istanbul Tehran Baghdad "
+                            + "Nairobi"
                             + " Lagos Havana Miami Glasgow Manchester Liverpool Bristol Oxford Cambridge Geneva Zurich"
                             + " Brussels")),
             new Kind(
@@ -55,19 +58,24 @@ final class FactsWords {
                     "my %s cannot eat %s",
                     "Which food can my %s not eat?",
                     "Your %s cannot eat",
-                    words(
-                            "peanuts mustard garlic onions tomatoes potatoes carrots celery spinach cabbage mushrooms beans"
-                                    + " lentils rice wheat corn oats cheese butter milk cream eggs chicken beef pork lamb fish"
-                                    + " shrimp oysters salmon tuna chocolate honey sugar cinnamon vanilla apples bananas oranges"
-                                    + " lemons grapes cherries strawberries peaches melons pineapple coconut almonds walnuts"
-                                    + " olives")));
+                    words("peanuts mustard garlic onions tomatoes potatoes carrots celery spinach cabbage "
+                            + "mushrooms beans"
+                            + " lentils rice wheat corn oats cheese butter milk cream eggs chicken beef pork "
+                            + "lamb fish"
+                            + " shrimp oysters salmon tuna chocolate honey sugar cinnamon vanilla apples "
+                            + "bananas oranges"
+                            + " lemons grapes cherries strawberries peaches melons pineapple coconut almonds "
+                            + "walnuts"
+                            + " olives")));
 
     /** Words that answers to questions are to begin with. */
-    static final List<String> OPENERS = words(
-            "Marble Copper Velvet Anchor Lantern Meadow Harbor Crystal Thunder Silver"
-                    + " Orange Purple Saddle Bridge Castle Garden River Mountain Forest Island Mirror Pencil Ladder Hammer Basket"
-                    + " Blanket Candle Button Pocket Helmet Barrel Needle Ribbon Feather Dragon Falcon Eagle Walrus Panda Rabbit"
-                    + " Turtle Dolphin Spider Planet Comet Galaxy Signal Engine Magnet Violin Trumpet Guitar Piano Carpet Curtain");
+    static final List<String> OPENERS = words("Marble Copper Velvet Anchor Lantern Meadow Harbor Crystal Thunder Silver"
+            + " Orange Purple Saddle Bridge Castle Garden River Mountain Forest Island Mirror Pencil Ladder "
+            + "Hammer Basket"
+            + " Blanket Candle Button Pocket Helmet Barrel Needle Ribbon Feather Dragon Falcon Eagle Walrus "
+            + "Panda Rabbit"
+            + " Turtle Dolphin Spider Planet Comet Galaxy Signal Engine Magnet Violin Trumpet Guitar Piano "
+            + "Carpet Curtain");
 
     static final String SYSTEM = "You are a friendly assistant who listens well and remembers what the user says.";
 
@@ -101,7 +109,8 @@ final class FactsWords {
             "Good to know. %s.", "I will keep that in mind: %s.", "Noted. %s.", "I see. %s, then.");
 
     static final List<String> REPLIES = List.of(
-            "That sounds like a {full|quiet|long|good} day. {I hope the evening is calm.|A bit of rest will do you good.}",
+            "That sounds like a {full|quiet|long|good} day. {I hope the evening is calm.|A bit of rest will do you "
+                    + "good.}",
             "I can see why that {matters|stays with you|makes you smile}.",
             "Small things like that {make|shape|fill} a week. {Tell me more if you like.|I am glad you said it.}",
             "It is good that you {took the time|kept going|tried it anyway}.",
@@ -112,30 +121,40 @@ final class FactsWords {
     static final List<String> TALK = List.of(
             "The {bus|tram|train} was {late|early|full} again this {morning|afternoon}, so I {walked|waited|read a"
                     + " magazine} for a while.",
-            "It has been {raining|windy|foggy|warm} since {Monday|Tuesday|the weekend}, and the street is {wet|empty|loud}.",
-            "I {cleaned|sorted|painted} the {kitchen|cellar|hallway} yesterday and found an old {clock|umbrella|letter}.",
-            "The {heating|washing machine|lift} makes a {strange|low|rattling} noise, but nobody seems to {mind|hear it}.",
+            "It has been {raining|windy|foggy|warm} since {Monday|Tuesday|the weekend}, and the street is "
+                    + "{wet|empty|loud}.",
+            "I {cleaned|sorted|painted} the {kitchen|cellar|hallway} yesterday and found an old "
+                    + "{clock|umbrella|letter}.",
+            "The {heating|washing machine|lift} makes a {strange|low|rattling} noise, but nobody seems to {mind|hear "
+                    + "it}.",
             "We {watched|skipped|talked about} the {game|film|concert} last night and went to bed {late|early}.",
             "I am trying to {sleep more|walk more|spend less} this {month|week|winter}, with {some|little} success.",
             "The {new|old} shop on the corner sells {lamps|shoes|paper|plants} now, and the prices are {fair|high}.",
             "My {phone|bicycle|computer} needs a repair, which will take {two|three|four} days.",
-            "There was a {long|short} queue at the {post office|bank|counter}, but everyone was {patient|cheerful|tired}.",
-            "The {park|square|path by the canal} is {quiet|busy} at this time of year, and the {leaves|benches|lamps} are"
+            "There was a {long|short} queue at the {post office|bank|counter}, but everyone was "
+                    + "{patient|cheerful|tired}.",
+            "The {park|square|path by the canal} is {quiet|busy} at this time of year, and the "
+                    + "{leaves|benches|lamps} are"
                     + " {wet|new|gone}.",
-            "I {finished|started|put away} a {thick|thin|funny} book about {railways|clouds|maps|chess} on {Sunday|Friday}.",
+            "I {finished|started|put away} a {thick|thin|funny} book about {railways|clouds|maps|chess} on "
+                    + "{Sunday|Friday}.",
             "Work was {calm|hectic|slow} today, with {two|three|too many} meetings before {noon|lunch}.",
             "The neighbourhood plans a {fair|market|clean-up} in {spring|summer|autumn}, and I may {help|go|watch}.",
             "I still have to {answer|write|print} a few {letters|forms|messages} before the {weekend|evening}.",
             "The {moon|sunset|fog} looked {strange|beautiful|huge} from the {balcony|hill|window} last night.",
             "I {forgot|remembered|almost missed} the {appointment|deadline|alarm}, which {happens|is rare} these days.",
-            "The radio played {old|quiet|loud} songs all {morning|day}, and I {hummed along|turned it down|did not mind}.",
-            "They {closed|opened|widened} the {road|tunnel|footpath} near the {station|school|stadium} for {a week|repairs}.",
+            "The radio played {old|quiet|loud} songs all {morning|day}, and I {hummed along|turned it down|did not "
+                    + "mind}.",
+            "They {closed|opened|widened} the {road|tunnel|footpath} near the {station|school|stadium} for {a "
+                    + "week|repairs}.",
             "I {bought|returned|borrowed} a {jacket|chair|suitcase} that is a little too {big|small|heavy}.",
-            "The {stairs|walls|shelves} could use {new paint|a good scrub|some care}, and I have the {time|tools} for it.",
+            "The {stairs|walls|shelves} could use {new paint|a good scrub|some care}, and I have the {time|tools} "
+                    + "for it.",
             "It is {odd|nice|hard} how {quickly|slowly} the {year|season|afternoon} goes by.",
             "I {learned|forgot|practised} a few words of {Latin|Swedish|Welsh} with a {tape|course|friend}.",
             "The {printer|elevator|doorbell} works again after {someone|the caretaker} {kicked|fixed|cleaned} it.",
-            "On the way home I {counted|noticed|met} {seven|nine|a dozen} {cyclists|tourists|joggers} in the {rain|dark}.",
+            "On the way home I {counted|noticed|met} {seven|nine|a dozen} {cyclists|tourists|joggers} in the "
+                    + "{rain|dark}.",
             "The {museum|library|pool} opens {late|early} on {Thursdays|holidays}, which {suits|surprises} me.",
             "I would rather {stay in|go out|take a nap} tonight, since the {week|day} was {long|dull|loud}.");
 

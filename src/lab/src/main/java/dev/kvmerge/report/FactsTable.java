@@ -99,7 +99,8 @@ public final class FactsTable {
     public static String legend() {
         return String.format(
                 Locale.ROOT,
-                "said: the greedy answer has the value. likeliest: of the forty values of its kind, the conversation has"
+                "said: the greedy answer has the value. likeliest: of the forty values of its kind, the conversation "
+                        + "has"
                         + " made this one%nlikelier than any other (a blind guess: 1 in %d, %.2f nats). 95 %%: Wilson's"
                         + " interval.%n",
                 FactsChat.VALUES,

@@ -61,13 +61,16 @@ class FactsCommandTest {
         assertTrue(
                 newest.get("nats").asDouble() < Math.log(40) - 0.5,
                 "what was told last is known better than a blind guess: " + newest);
-        assertTrue(first.out().contains("streaming-llm") && first.out().contains("at " + full.get("tokens").asText()), first.out());
+        assertTrue(
+                first.out().contains("streaming-llm")
+                        && first.out().contains("at " + full.get("tokens").asText()),
+                first.out());
         assertEquals(
                 1 + 2 * (2 + 16),
                 Files.readAllLines(folder.resolve("out/facts.csv")).size());
 
         facts().failed(2, "--resume", "--overwrite");
-        facts("--resume", "--seed", "2").failed(2, "other settings", "another --out");
+        facts("--resume", "--seed", "2").failed(2, "version or settings", "another --out");
         String before = Files.readString(folder.resolve("out/facts.json"));
         Cli again = facts("--strategies", "full,streaming-llm", "--resume").succeeded();
         assertEquals(first.out(), again.out(), "nothing was run again");
