@@ -82,7 +82,7 @@ class FactsCommandTest {
         assertEquals(256, runs().get(0).get("allocated").asInt());
 
         Files.writeString(folder.resolve("out/facts.json"), before.replace("\"rank\"", "\"rang\""));
-        facts("--resume").failed(1, "facts.json are broken", "rank");
+        facts("--resume").failed(1, "facts.json are broken", "--overwrite");
     }
 
     @ParameterizedTest
