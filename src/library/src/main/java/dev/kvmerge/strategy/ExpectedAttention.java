@@ -16,7 +16,7 @@ import dev.kvmerge.kernels.Observer;
  * rotated queries of the last blocks, decayed.
  *
  * @param sinks first tokens that always stay
- * @param epsilon added to the probabilities; the paper's .02
+ * @param epsilon added to the probabilities: kvpress' 0; the paper's .02 outweighs nearly all of them
  */
 public record ExpectedAttention(int sinks, double epsilon) implements Strategy {
     public ExpectedAttention {
