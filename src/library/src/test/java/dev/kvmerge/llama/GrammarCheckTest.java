@@ -17,7 +17,7 @@ class GrammarCheckTest {
             value  ::= object | array | string | number | ("true" | "false" | "null") ws
             object ::= "{" ws ( string ":" ws value ("," ws string ":" ws value)* )? "}" ws
             array  ::= "[" ws ( value ("," ws value)* )? "]" ws
-            string ::= "\\"" ( [^"\\\\\\x7F\\x00-\\x1F] | "\\\\" (["\\\\bfnrt] | "u" [0-9a-fA-F]{4}) )* "\\"" ws # ( a comment
+            string ::= "\\"" ( [^"\\\\\\x7F\\x00-\\x1F] | "\\\\" (["\\\\bfnrt] | "u" [0-9a-fA-F]{4}) )* "\\"" ws # ( so
             number ::= ("-"? ([0-9] | [1-9] [0-9]{0,15})) ("." [0-9]+)? ([eE] [-+]? [0-9] [1-9]{0,15})? ws
             ws ::= | " " | "\\n" [ \\t]{0,20}
             """;
