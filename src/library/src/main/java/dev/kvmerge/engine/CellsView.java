@@ -20,58 +20,51 @@ public final class CellsView {
 
     private static final int GONE = -1;
 
-    private final int tokens;
-    private final int used;
-    private final int allocated;
-    private final long bytes;
+    private final CellsUsage usage;
     private final Shape shape;
     private final int[][] fates; // [layer * kvHeads + kvHead][token]: whose cell it is in
 
-    private CellsView(int tokens, int used, int allocated, long bytes, Shape shape, int[][] fates) {
-        this.tokens = tokens;
-        this.used = used;
-        this.allocated = allocated;
-        this.bytes = bytes;
+    private CellsView(CellsUsage usage, Shape shape, int[][] fates) {
+        this.usage = usage;
         this.shape = shape;
         this.fates = fates;
     }
 
     /** On the scheduler's thread. */
-    static CellsView of(Engine engine, Sequence sequence) {
+    static CellsView of(Engine engine, Sequence sequence, int pinned) {
         CompressedContext context = sequence.context();
         Shape shape = engine.model().shape();
-        int tokens = context.position();
+        CellsUsage usage = CellsUsage.of(engine, sequence, pinned);
         int[][] fates = new int[shape.pairs()][0];
-        for (int pair = 0; tokens > 0 && pair < fates.length; pair++) {
+        for (int pair = 0; usage.tokens() > 0 && pair < fates.length; pair++) {
             fates[pair] = context.fates(pair / shape.kvHeads(), pair % shape.kvHeads());
         }
-        return new CellsView(
-                tokens,
-                context.used(),
-                engine.cache().allocated(),
-                tokens == 0 ? 0 : context.info().bytes(),
-                shape,
-                fates);
+        return new CellsView(usage, shape, fates);
     }
 
     /** Tokens that the cache has had. */
     public int tokens() {
-        return tokens;
+        return usage.tokens();
     }
 
     /** Cells in use, of each layer and KV head. */
     public int cellsInUse() {
-        return used;
+        return usage.cellsInUse();
     }
 
     /** Cells allocated, of each layer and KV head. */
     public int cellsAllocated() {
-        return allocated;
+        return usage.cellsAllocated();
     }
 
     /** Bytes of the cells allocated; 0 before the first token. */
     public long bytes() {
-        return bytes;
+        return usage.bytes();
+    }
+
+    /** Leading tokens that were there when the session was pinned; 0 if it was not. */
+    public int pinned() {
+        return usage.pinned();
     }
 
     /** Layers that are compressed. */
@@ -112,9 +105,10 @@ public final class CellsView {
     }
 
     private int into(int layer, int kvHead, int token) {
-        if (layer < 0 || layer >= layers() || kvHead < 0 || kvHead >= kvHeads() || token < 0 || token >= tokens) {
+        if (layer < 0 || layer >= layers() || kvHead < 0 || kvHead >= kvHeads() || token < 0 || token >= tokens()) {
             throw new IllegalArgumentException("no token " + token + " of layer " + layer + " and KV head " + kvHead
-                    + ": there are " + tokens + " tokens, " + layers() + " layers that are compressed and " + kvHeads()
+                    + ": there are " + tokens() + " tokens, " + layers() + " layers that are compressed and "
+                    + kvHeads()
                     + " KV heads in each");
         }
         return fates[layer * kvHeads() + kvHead][token];

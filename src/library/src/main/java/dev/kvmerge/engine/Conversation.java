@@ -34,7 +34,11 @@ final class Conversation {
         int[] prefix = prefix(first);
         session.forget();
         forget();
-        session.run(running, prefix, prefix.length, GenerateOptions.greedy(0), text -> {});
+        Generation read = session.run(running, prefix, prefix.length, GenerateOptions.greedy(0), text -> {});
+        if (read.readTokens() < prefix.length) {
+            session.forget();
+            throw new KvmergeException("reading the system prompt was cancelled: the session is empty, give it again");
+        }
         session.pin(running);
         messages = first;
     }
@@ -75,6 +79,7 @@ final class Conversation {
             List<ChatMessage> all,
             GenerateOptions options,
             Consumer<String> onText) {
+        session.check(options);
         int[] wanted = Recognition.tokens(parts);
         History history = session.history();
         Recognition known = Recognition.of(

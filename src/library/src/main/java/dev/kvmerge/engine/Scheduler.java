@@ -37,7 +37,9 @@ final class Scheduler implements AutoCloseable {
     private final Thread thread;
     private List<Job> running = List.of();
     private long lastBatch; // nanoseconds
+    private boolean operated; // what was done last was no batch
     private boolean closed;
+    private Throwable failure; // what has ended the thread
 
     Scheduler(SequenceGroup group, String name) {
         this.group = group;
@@ -145,7 +147,27 @@ final class Scheduler implements AutoCloseable {
         return result.getFirst();
     }
 
+    /** As {@link #call}, and on this thread where the scheduler's own has failed: sessions must be closed then too. */
+    void callLast(Runnable operation) {
+        lock.lock();
+        try {
+            if (failure != null) {
+                operation.run();
+                return;
+            }
+        } finally {
+            lock.unlock();
+        }
+        call(() -> {
+            operation.run();
+            return true;
+        });
+    }
+
     private void submit(Job job) {
+        if (failure != null) {
+            throw new IllegalStateException("the engine has failed: close it and make another", failure);
+        }
         if (closed) {
             throw new IllegalStateException("the engine is closed");
         }
@@ -205,6 +227,13 @@ final class Scheduler implements AutoCloseable {
             while (await()) {
                 perform(next());
             }
+        } catch (Throwable e) { // else all who wait here would wait for ever
+            closed = true;
+            failure = e;
+            Stream.concat(running.stream(), queue.stream())
+                    .filter(job -> !job.isDone)
+                    .forEach(job -> job.finish(false, e));
+            queue.clear();
         } finally {
             lock.unlock();
         }
@@ -231,20 +260,26 @@ final class Scheduler implements AutoCloseable {
         return !queue.isEmpty() || !closed;
     }
 
-    /** What is done next: what is no decoding, one by one, else all tokens and one block of a prompt. */
+    /**
+     * What is done next: what is no decoding, by itself, or all tokens and one block of a prompt. They take turns, so
+     * that neither waits for long.
+     */
     private List<Job> next() {
-        List<Job> jobs = queue.stream().filter(j -> j.tokens == null).limit(1).toList();
-        if (jobs.isEmpty()) {
-            jobs = new ArrayList<>(queue.stream().filter(Job::isToken).toList());
-            queue.stream().filter(Job::isPrompt).findFirst().ifPresent(jobs::add);
-        }
-        queue.removeAll(jobs);
-        return jobs;
+        List<Job> operation =
+                queue.stream().filter(j -> j.tokens == null).limit(1).toList();
+        List<Job> batch = new ArrayList<>(queue.stream().filter(Job::isToken).toList());
+        queue.stream().filter(Job::isPrompt).findFirst().ifPresent(batch::add);
+        operated = !operation.isEmpty() && (batch.isEmpty() || !operated);
+        running = operated ? operation : batch;
+        queue.removeAll(running);
+        return running;
     }
 
     /** Unlocked while it works. */
     private void perform(List<Job> jobs) {
-        running = jobs;
+        if (jobs.isEmpty()) { // all were cancelled
+            return;
+        }
         jobs.stream().filter(j -> j.tokens != null).forEach(j -> j.sequence.abort(false));
         lock.unlock();
         List<Runnable> ends = new ArrayList<>();
@@ -257,10 +292,10 @@ final class Scheduler implements AutoCloseable {
             }
         } finally {
             lock.lock();
-            running = List.of();
-            lastBatch = System.nanoTime() - start;
-            ends.forEach(Runnable::run);
         }
+        lastBatch = System.nanoTime() - start;
+        ends.forEach(Runnable::run);
+        running = List.of();
     }
 
     /** Returns how the job ends. */
@@ -278,7 +313,7 @@ final class Scheduler implements AutoCloseable {
             return () -> job.finish(true, null);
         } catch (Context.Aborted e) {
             return () -> job.finish(false, null);
-        } catch (RuntimeException | Error e) {
+        } catch (Throwable e) { // a planner may throw what it does not declare
             boolean counts = job.tokens != null && job.sequence.context().position() > before;
             return () -> job.finish(counts, e);
         }
@@ -293,9 +328,12 @@ final class Scheduler implements AutoCloseable {
                     job.sequence.flush(); // as it would be alone
                 }
                 ready.add(job);
-            } catch (RuntimeException | Error e) {
+            } catch (Throwable e) {
                 ends.add(() -> job.finish(false, e));
             }
+        }
+        if (ready.isEmpty()) {
+            return ends;
         }
         try {
             Decoded decoded = group.decode(ready.stream()
@@ -310,7 +348,7 @@ final class Scheduler implements AutoCloseable {
                 }
                 ends.add(() -> job.finish(counts, failure));
             }
-        } catch (RuntimeException | Error e) {
+        } catch (Throwable e) {
             ready.forEach(job -> ends.add(() -> job.finish(false, e)));
         }
         return ends;

@@ -26,13 +26,29 @@ final class Sequence implements AutoCloseable {
     }
 
     /**
-     * Decodes tokens by themselves, and keeps the logits of the last.
+     * Decodes tokens by themselves, and keeps the logits of the last, also if the compression after that throws.
      *
      * @throws Context.Aborted if it was aborted, and nothing of it counts
      */
     void decode(int[] tokens) {
-        context.decode(tokens, false);
+        int before = context.position();
+        try {
+            context.decode(tokens, false);
+        } catch (RuntimeException | Error e) {
+            if (context.position() > before) {
+                keepBeside(e);
+            }
+            throw e;
+        }
         keep(context.logits());
+    }
+
+    private void keepBeside(Throwable failure) {
+        try {
+            keep(context.logits());
+        } catch (RuntimeException | Error broken) { // the cells were half rewritten: nothing can go on from them
+            failure.addSuppressed(broken);
+        }
     }
 
     /** Makes ready for a decode of several tokens: it can be aborted then. */

@@ -14,9 +14,9 @@ import java.util.function.Consumer;
 
 /**
  * One conversation or text: a sequence with cells and a table of its own. One call at a time, on any thread;
- * {@link #cancel}, {@link #tokens} and {@link #cells} at any time. A call that is ended early (by a cancel, an
- * interrupt of its thread, its timeout, or what a callback throws) leaves what was decoded, and the next call goes on
- * from there.
+ * {@link #cancel}, {@link #tokens}, {@link #cells} and {@link #usage} at any time. A call that is ended early (by a
+ * cancel, an interrupt of its thread, its timeout, or what a callback throws) leaves what was decoded, and the next
+ * call goes on from there.
  */
 public final class Session implements AutoCloseable {
     private final Engine engine;
@@ -27,7 +27,7 @@ public final class Session implements AutoCloseable {
     private final Utf8 utf8 = new Utf8();
     private final ReentrantLock using = new ReentrantLock();
     private final Drawings drawings;
-    private Saved.Pinned pinned = Saved.Pinned.NOTHING;
+    private volatile Saved.Pinned pinned = Saved.Pinned.NOTHING;
     private volatile Call call; // that runs
     private volatile boolean closed;
 
@@ -125,15 +125,8 @@ public final class Session implements AutoCloseable {
 
     /** Inside a call. */
     Generation run(Call running, int[] fresh, int promptTokens, GenerateOptions options, Consumer<String> onText) {
-        for (int token : fresh) {
-            if (token < 0 || token >= model.vocabularySize()) {
-                throw new KvmergeException.Usage("the prompt's token " + token
-                        + " is outside the model's vocabulary of " + model.vocabularySize());
-            }
-        }
-        if (options.maxTokens() > 0) {
-            drawings.check(options); // refused before anything is read
-        }
+        checkTokens(fresh);
+        check(options);
         int first = history.size();
         if (fresh.length > 0) {
             history.append(fresh);
@@ -145,6 +138,13 @@ public final class Session implements AutoCloseable {
                     .run(first, promptTokens, () -> drawings.of(options));
         } finally {
             engine.scheduler().leave(sequence);
+        }
+    }
+
+    /** Refuses what no sampler can be made of, before anything is forgotten or read. */
+    void check(GenerateOptions options) {
+        if (options.maxTokens() > 0) {
+            drawings.check(options);
         }
     }
 
@@ -288,7 +288,15 @@ public final class Session implements AutoCloseable {
     public CellsView cells() {
         return engine.scheduler().call(() -> {
             checkOpen();
-            return CellsView.of(engine, sequence);
+            return CellsView.of(engine, sequence, pinned.tokens());
+        });
+    }
+
+    /** How full the cells are now; costs less than {@link #cells}, which copies what became of each token. */
+    public CellsUsage usage() {
+        return engine.scheduler().call(() -> {
+            checkOpen();
+            return CellsUsage.of(engine, sequence, pinned.tokens());
         });
     }
 
@@ -431,11 +439,11 @@ public final class Session implements AutoCloseable {
             if (!closed) {
                 closed = true;
                 drawings.drop();
-                engine.scheduler().call(() -> {
-                    sequence.close();
-                    return true;
-                });
-                engine.closed(sequence);
+                try {
+                    engine.scheduler().callLast(sequence::close);
+                } finally {
+                    engine.closed(sequence);
+                }
             }
         } finally {
             using.unlock();

@@ -22,10 +22,15 @@ final class GrammarCheck {
     /** Most ways: a thousand take llama.cpp less than a millisecond. */
     static final long MOST_WAYS = 1_000_000;
 
+    /**
+     * Possessive where a group repeats: else the matcher recurses for each character. What does not end goes to the end
+     * of the text: else each of its characters would be tried as a beginning, up to there.
+     */
     private static final Pattern TOKEN = Pattern.compile(
-            "(?<comment>#[^\\n]*)|(?<text>\"(?:\\\\.|[^\"\\\\])*\")"
-                    + "|(?<set>\\[(?:\\\\.|[^\\]\\\\])*\\]|\\.|!?<[^>\\s]*>)|(?<define>(?<rule>[a-zA-Z0-9-]+)\\s*::=)"
-                    + "|(?<name>[a-zA-Z0-9-]+)|(?<maybe>[*?]|\\{\\s*(?:0\\s*)?(?:,[^}]*)?\\})|(?<repeat>\\+|\\{[^}]*\\})"
+            "(?<comment>#[^\\n]*)|(?<text>\"(?:\\\\.|[^\"\\\\])*+(?:\"|\\z))"
+                    + "|(?<set>\\[(?:\\\\.|[^\\]\\\\])*+(?:\\]|\\z)|\\.|!?<[^>\\s]*+>?)"
+                    + "|(?<define>(?<rule>[a-zA-Z0-9-]+)\\s*::=)|(?<name>[a-zA-Z0-9-]+)"
+                    + "|(?<maybe>[*?]|\\{\\s*(?:0\\s*)?(?:,[^}]*+)?\\})|(?<repeat>\\+|\\{[^}]*+(?:\\}|\\z))"
                     + "|(?<sign>[()|])",
             Pattern.DOTALL);
 

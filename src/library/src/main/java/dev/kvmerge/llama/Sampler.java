@@ -9,11 +9,13 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.Map;
+import java.util.function.Supplier;
 
 /**
  * llama.cpp's chain of samplers, which chooses a token from logits. It is made link by link, in the order in which they
  * are to work, and ends with {@link #likeliest} or {@link #draw}; a grammar stands beside the chain, as in llama-cli.
- * One thread at a time. Close it before its model.
+ * One thread at a time; a second one, or a call after {@link #close}, gets an {@link IllegalStateException}. Close it
+ * before its model.
  */
 public final class Sampler implements AutoCloseable {
     private final Model model;
@@ -49,7 +51,14 @@ public final class Sampler implements AutoCloseable {
         }
     }
 
-    private void add(MemorySegment link) {
+    private Sampler add(Supplier<MemorySegment> link) {
+        try (Guard.Use _ = guard.exclusive()) {
+            addInside(link.get());
+        }
+        return this;
+    }
+
+    private void addInside(MemorySegment link) {
         if (link.equals(MemorySegment.NULL)) {
             throw new KvmergeException(
                     "llama.cpp cannot make a sampler: " + model.library().takeLog());
@@ -63,7 +72,8 @@ public final class Sampler implements AutoCloseable {
      * @throws KvmergeException.Usage if a token is outside the vocabulary
      */
     public Sampler bias(Map<Integer, Float> biases) {
-        try (Arena local = Arena.ofConfined()) {
+        try (Guard.Use _ = guard.exclusive();
+                Arena local = Arena.ofConfined()) {
             MemorySegment entries = llama_logit_bias.allocateArray(Math.max(1, biases.size()), local);
             int n = 0;
             for (Map.Entry<Integer, Float> bias : biases.entrySet()) {
@@ -81,7 +91,7 @@ public final class Sampler implements AutoCloseable {
                 }
             }
             if (n > 0) {
-                add(Llama_h.llama_sampler_init_logit_bias(vocabulary, n, entries));
+                addInside(Llama_h.llama_sampler_init_logit_bias(vocabulary, n, entries));
             }
         }
         return this;
@@ -89,8 +99,10 @@ public final class Sampler implements AutoCloseable {
 
     /** Never chooses a token that ends the generation. */
     public Sampler withoutEnd() {
-        for (int token = 0; token < vocabulary; token++) {
-            forbidden[token] |= model.endsGeneration(token);
+        try (Guard.Use _ = guard.exclusive()) {
+            for (int token = 0; token < vocabulary; token++) {
+                forbidden[token] |= model.endsGeneration(token);
+            }
         }
         return this;
     }
@@ -98,45 +110,39 @@ public final class Sampler implements AutoCloseable {
     /** llama_sampler_init_penalties, over the newest n tokens that were accepted. */
     public Sampler penalties(int n, float repeat, float frequency, float presence) {
         if (n > 0 && (repeat != 1 || frequency != 0 || presence != 0)) {
-            add(Llama_h.llama_sampler_init_penalties(vocabulary, n, repeat, frequency, presence));
+            return add(() -> Llama_h.llama_sampler_init_penalties(vocabulary, n, repeat, frequency, presence));
         }
         return this;
     }
 
     /** llama_sampler_init_top_k; 0 for all. */
     public Sampler topK(int k) {
-        add(Llama_h.llama_sampler_init_top_k(k));
-        return this;
+        return add(() -> Llama_h.llama_sampler_init_top_k(k));
     }
 
     /** llama_sampler_init_typical. */
     public Sampler typical(float p) {
-        add(Llama_h.llama_sampler_init_typical(p, 0));
-        return this;
+        return add(() -> Llama_h.llama_sampler_init_typical(p, 0));
     }
 
     /** llama_sampler_init_top_p. */
     public Sampler topP(float p) {
-        add(Llama_h.llama_sampler_init_top_p(p, 0));
-        return this;
+        return add(() -> Llama_h.llama_sampler_init_top_p(p, 0));
     }
 
     /** llama_sampler_init_min_p. */
     public Sampler minP(float p) {
-        add(Llama_h.llama_sampler_init_min_p(p, 0));
-        return this;
+        return add(() -> Llama_h.llama_sampler_init_min_p(p, 0));
     }
 
     /** llama_sampler_init_temp. */
     public Sampler temperature(float t) {
-        add(Llama_h.llama_sampler_init_temp(t));
-        return this;
+        return add(() -> Llama_h.llama_sampler_init_temp(t));
     }
 
     /** The last link: the likeliest of what is left. */
     public Sampler likeliest() {
-        add(Llama_h.llama_sampler_init_greedy());
-        return this;
+        return add(() -> Llama_h.llama_sampler_init_greedy());
     }
 
     /**
@@ -146,14 +152,16 @@ public final class Sampler implements AutoCloseable {
      * @param skip how many draws of this seed were made before
      */
     public Sampler draw(int seed, long skip) {
-        draw = Llama_h.llama_sampler_init_dist(seed);
-        add(draw);
-        for (long i = 0; i < skip; i++) { // a choice among one draws too
-            llama_token_data_array.data(array, one);
-            llama_token_data_array.size(array, 1);
-            Llama_h.llama_sampler_apply(draw, array);
+        try (Guard.Use _ = guard.exclusive()) {
+            draw = Llama_h.llama_sampler_init_dist(seed);
+            addInside(draw);
+            for (long i = 0; i < skip; i++) { // a choice among one draws too
+                llama_token_data_array.data(array, one);
+                llama_token_data_array.size(array, 1);
+                Llama_h.llama_sampler_apply(draw, array);
+            }
+            drawn = skip;
         }
-        drawn = skip;
         return this;
     }
 
@@ -165,15 +173,20 @@ public final class Sampler implements AutoCloseable {
      */
     public Sampler grammar(String gbnf) {
         GrammarCheck.check(gbnf);
-        try (Guard.Use _ = model.use();
+        try (Guard.Use _ = guard.exclusive();
+                Guard.Use _ = model.use();
                 Arena local = Arena.ofConfined()) {
             model.library().takeLog();
-            grammar = Llama_h.llama_sampler_init_grammar(
+            MemorySegment made = Llama_h.llama_sampler_init_grammar(
                     model.words(), local.allocateFrom(gbnf), local.allocateFrom("root"));
-        }
-        if (grammar.equals(MemorySegment.NULL)) {
-            throw new KvmergeException.Usage("the grammar (--grammar) is no GBNF with a symbol \"root\": "
-                    + model.library().takeLog() + "; llama.cpp says more on standard error");
+            if (made.equals(MemorySegment.NULL)) {
+                throw new KvmergeException.Usage("the grammar (--grammar) is no GBNF with a symbol \"root\": "
+                        + model.library().takeLog() + "; llama.cpp says more on standard error");
+            }
+            if (!grammar.equals(MemorySegment.NULL)) {
+                Llama_h.llama_sampler_free(grammar);
+            }
+            grammar = made;
         }
         return this;
     }

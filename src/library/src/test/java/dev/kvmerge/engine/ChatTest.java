@@ -165,6 +165,37 @@ class ChatTest extends TinyEngine {
     }
 
     @Test
+    void aSystemPromptOfWhichReadingIsCancelledIsNotPinned() {
+        try (Engine engine = chatting(1);
+                Session session = engine.open()) {
+            Thread.currentThread().interrupt();
+            String message = assertThrows(KvmergeException.class, () -> session.system("be brief"))
+                    .getMessage();
+            assertTrue(Thread.interrupted());
+            assertTrue(message.contains("cancelled"), message);
+            assertEquals(0, session.usage().pinned());
+            assertEquals(0, session.tokens().length);
+            assertEquals(List.of(), session.conversation());
+            session.system("be brief");
+            assertEquals(session.tokens().length, session.usage().pinned());
+        }
+    }
+
+    @Test
+    void aGrammarIsRefusedBeforeAnythingIsForgotten() {
+        try (Engine engine = chatting(1);
+                Session session = engine.open()) {
+            session.chat("one", WORDS, t -> {});
+            int[] before = session.tokens();
+            GenerateOptions bad = WORDS.withSampling(WORDS.sampling().withGrammar("root ::= ("));
+            List<ChatMessage> edited = List.of(ChatMessage.user("other"));
+            assertThrows(KvmergeException.Usage.class, () -> session.chat(edited, bad, t -> {}));
+            assertThrows(KvmergeException.Usage.class, () -> session.complete(new int[] {9}, bad, t -> {}));
+            assertArrayEquals(before, session.tokens());
+        }
+    }
+
+    @Test
     void aWholeTextIsRecognisedByItsTokens() {
         try (Engine engine = engine(1);
                 Session session = engine.open()) {

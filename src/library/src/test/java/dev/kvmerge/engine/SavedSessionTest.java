@@ -133,6 +133,8 @@ class SavedSessionTest extends TinyEngine {
             int pinned = session.tokens().length;
             session.pin();
             session.read("x".repeat(400));
+            assertEquals(pinned, session.usage().pinned());
+            assertEquals(pinned, session.cells().pinned());
             session.save(file);
             try (Session restored = engine.restore(file)) {
                 restored.read("y".repeat(400));
@@ -171,6 +173,8 @@ class SavedSessionTest extends TinyEngine {
                 }
             }
             assertEquals(cells.cellsInUse(), kept);
+            assertEquals(
+                    new CellsUsage(n, cells.cellsInUse(), cells.cellsAllocated(), cells.bytes(), 0), session.usage());
             assertEquals(CellsView.Fate.KEPT, cells.fate(0, 0, n - 1), "the newest");
             assertTrue(cells.bytes() > 0);
             assertThrows(IllegalArgumentException.class, () -> cells.fate(2, 0, 0));

@@ -115,6 +115,81 @@ class SeveralSessionsTest extends TinyEngine {
     }
 
     @Test
+    void aGenerationGoesOnFromTheNewestTokenAlsoIfItsCompressionThrew() {
+        boolean[] failing = {true};
+        EngineOptions options = options(1).withStrategy(m -> {
+            Planner planner = new StreamingLlm(4);
+            return (cells, budget) -> {
+                if (failing[0]) {
+                    throw new ArithmeticException("no plan");
+                }
+                return planner.plan(cells, budget);
+            };
+        });
+        try (Engine broken = Engine.of(model, options);
+                Engine whole = Engine.of(model, options);
+                Session one = broken.open();
+                Session other = whole.open()) {
+            int[] text = one.tokenize(prompt(CELLS + BLOCK - 1), false);
+            assertThrows(ArithmeticException.class, () -> one.read(text, ReadOptions.usual()));
+            failing[0] = false;
+            other.read(text, ReadOptions.usual());
+            assertEquals(CELLS + BLOCK, one.usage().tokens());
+            assertArrayEquals(
+                    other.generate("", drawn(20), t -> {}).tokens(),
+                    one.generate("", drawn(20), t -> {}).tokens());
+        }
+    }
+
+    /** Nobody waits for ever: what waits is told, and so is whoever comes later; all can be closed. */
+    @Test
+    void anEngineWhoseThreadHasFailedSaysSo() {
+        Engine engine = engine(2);
+        Session session = engine.open();
+        Scheduler.Ending never = new Scheduler.Ending() {
+            @Override
+            public long nanosLeft() {
+                return Long.MAX_VALUE;
+            }
+
+            @Override
+            public void interrupted() {}
+        };
+        assertThrows(
+                NullPointerException.class,
+                () -> engine.scheduler().decode(null, new int[1], never, n -> {}),
+                "a fault of the scheduler's own");
+        IllegalStateException later = assertThrows(IllegalStateException.class, () -> session.read("x"));
+        assertTrue(later.getMessage().contains("the engine has failed"), later.getMessage());
+        assertTrue(later.getCause() instanceof NullPointerException);
+        session.close();
+        assertEquals(2, engine.freeSessions());
+        engine.close();
+    }
+
+    /** Looks at the cells without a pause between them do not stop a generation. */
+    @Test
+    void operationsAndBatchesTakeTurns() throws Exception {
+        try (Engine engine = engine(2);
+                Session talking = engine.open()) {
+            FutureTask<Generation> made = new FutureTask<>(() -> talking.generate(prompt(5), drawn(20), t -> {}));
+            List<Thread> looking = new ArrayList<>();
+            for (int i = 0; i < 3; i++) { // the next one is queued before the last is done
+                looking.add(Thread.ofPlatform().daemon().start(() -> {
+                    while (!made.isDone()) {
+                        talking.usage();
+                    }
+                }));
+            }
+            Thread.ofPlatform().start(made);
+            assertEquals(20, made.get(60, TimeUnit.SECONDS).tokens().length);
+            for (Thread thread : looking) {
+                thread.join();
+            }
+        }
+    }
+
+    @Test
     void anEngineThatIsClosedCancelsWhatRuns() throws Exception {
         Engine engine = engine(2);
         Session session = engine.open();

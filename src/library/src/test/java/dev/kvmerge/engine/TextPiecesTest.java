@@ -14,10 +14,9 @@ import net.jqwik.api.Example;
 import net.jqwik.api.ForAll;
 import net.jqwik.api.Property;
 import net.jqwik.api.Provide;
-import net.jqwik.api.Tag;
 
 /** Text comes out the same wherever the bytes, or the strings, are cut. */
-@Tag("fast")
+@net.jqwik.api.Tag("fast")
 class TextPiecesTest {
     @Provide
     Arbitrary<String> texts() {

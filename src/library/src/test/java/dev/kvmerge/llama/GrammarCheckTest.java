@@ -5,6 +5,7 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import dev.kvmerge.KvmergeException;
+import java.util.concurrent.FutureTask;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
@@ -59,6 +60,18 @@ class GrammarCheckTest {
     @ValueSource(strings = {"\"a\" NEXT | \"b\" NEXT", "[a-z] (NEXT | NEXT)", "NEXT", "\"a\"+ NEXT | x{2} \"b\" NEXT"})
     void rulesThatBeginWithSomethingElseAreNot(String rule) {
         assertDoesNotThrow(() -> GrammarCheck.check(chain(rule)));
+    }
+
+    /** In a thread of Java's usual stack: the matcher must not recurse for each character. */
+    @ParameterizedTest
+    @ValueSource(strings = {"\"abc\"", "\"\\\\n\"", "[abc]", "[\\\\]]", "\"abc", "[abc", "<abc", "{abc", "# abc"})
+    void longLiteralsAreRead(String literal) throws Exception {
+        int begun = literal.startsWith("\"\\") || literal.startsWith("[\\") ? 3 : 2;
+        String middle = literal.substring(1, begun);
+        String all = literal.charAt(0) + middle.repeat(30_000 / middle.length()) + literal.substring(begun);
+        FutureTask<Boolean> read = new FutureTask<>(() -> GrammarCheck.check("root ::= " + all), true);
+        Thread.ofPlatform().start(read);
+        assertTrue(read.get());
     }
 
     private static void refused(String grammar, String why) {

@@ -22,6 +22,7 @@ import java.lang.invoke.MethodType;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
+import java.util.Map;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.FutureTask;
 import org.junit.jupiter.api.AfterEach;
@@ -60,6 +61,29 @@ class HandleTest {
 
     private Observer observer() {
         return new Observer(model.shape(), 256, 32, Observer.Options.of(true, true, Bias.NONE, 1));
+    }
+
+    @Test
+    void everyCallOfAClosedSamplerIsRefused() {
+        Sampler sampler = new Sampler(model).topK(3).likeliest();
+        sampler.close();
+        sampler.close();
+        List.<Runnable>of(
+                        () -> sampler.bias(Map.of(3, 1f)),
+                        sampler::withoutEnd,
+                        () -> sampler.penalties(5, 2, 0, 0),
+                        () -> sampler.topK(3),
+                        () -> sampler.typical(.5f),
+                        () -> sampler.topP(.5f),
+                        () -> sampler.minP(.5f),
+                        () -> sampler.temperature(2),
+                        sampler::likeliest,
+                        () -> sampler.draw(1, 2),
+                        () -> sampler.grammar("root ::= \"a\""),
+                        () -> sampler.sample(MemorySegment.NULL),
+                        () -> sampler.accept(1),
+                        () -> sampler.acceptPrompt(1))
+                .forEach(call -> assertEquals("the sampler is closed", refused(call)));
     }
 
     @Test
