@@ -105,7 +105,7 @@ final class TemplateFilters {
 
     /** So many, of at most as many as anybody indents by. */
     static String spaces(long n) {
-        return " ".repeat((int) Math.clamp(n, 0, 1000));
+        return " ".repeat(Math.clamp(n, 0, 1000));
     }
 
     private static Object argument(String name, int at, Object[] args, Map<String, Object> named) {
