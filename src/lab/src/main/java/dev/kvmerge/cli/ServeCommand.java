@@ -109,6 +109,15 @@ final class ServeCommand implements Runnable {
     private Path keyFile;
 
     @Option(
+            names = "--cors-origin",
+            paramLabel = "ORIGIN",
+            split = ",",
+            description =
+                    "origins of other web pages that may ask, as https://chat.example, or * for all (default: none"
+                            + " may)")
+    private List<String> origins = new ArrayList<>();
+
+    @Option(
             names = {"-to", "--timeout"},
             paramLabel = "SECONDS",
             defaultValue = "600",
@@ -214,10 +223,15 @@ final class ServeCommand implements Runnable {
     /** A signal came: the exit code says that all went as it should, which the JVM's own for a signal does not. */
     private static void end(KvmergeServer server, Model model, Duration patience) {
         System.err.println("kvmerge: finishing what runs, and taking nothing new");
-        server.drain(patience);
-        server.close();
-        model.close();
-        Runtime.getRuntime().halt(0);
+        try {
+            server.drain(patience);
+            server.close();
+            model.close();
+        } catch (RuntimeException e) { // a request that needs no slot, as /tokenize, still uses the model
+            System.err.println("kvmerge: " + e.getMessage());
+        } finally {
+            Runtime.getRuntime().halt(0);
+        }
     }
 
     private ServerOptions options() {
@@ -229,6 +243,7 @@ final class ServeCommand implements Runnable {
                 port,
                 alias,
                 keys(),
+                origins,
                 parallel,
                 queue,
                 Duration.ofSeconds(timeout),

@@ -37,6 +37,11 @@ final class ApiException extends RuntimeException {
         return new ApiException(401, "invalid_request_error", message, null, "invalid_api_key");
     }
 
+    /** 403: a page of another origin, or a name that is none of this server's. */
+    static ApiException forbidden(String code, String message) {
+        return new ApiException(403, "permission_error", message, null, code);
+    }
+
     /** 404. */
     static ApiException notFound(String message) {
         return new ApiException(404, "invalid_request_error", message, null, "not_found");

@@ -51,15 +51,13 @@ final class Caller {
         return ended && piece == null;
     }
 
-    /** Has something done once the client is gone, at once if it is; null for nothing more. */
-    void onGone(Runnable action) {
-        synchronized (this) {
-            onGone = action;
-            if (!gone()) {
-                return;
-            }
-        }
-        if (action != null) {
+    /**
+     * Has something done once the client is gone, at once if it is; null for nothing more. It is done before this
+     * returns or not at all: later the slot that it cancels may answer another client.
+     */
+    synchronized void onGone(Runnable action) {
+        onGone = action;
+        if (action != null && gone()) {
             action.run();
         }
     }
@@ -71,10 +69,9 @@ final class Caller {
 
     private void readAhead() {
         try {
-            while (true) {
+            do {
                 from.ensureAvailable();
-                keep(from.readBuffer(from.available()).readBytes());
-            }
+            } while (keep(from.readBuffer(from.available()).readBytes()));
         } catch (RuntimeException e) { // the end of the stream, or of the connection
             end();
         } catch (InterruptedException e) {
@@ -83,24 +80,32 @@ final class Caller {
         }
     }
 
-    private synchronized void keep(byte[] read) throws InterruptedException {
-        while (piece != null) {
+    /** Whether to read on: nobody asks for what comes after the last request that is answered. */
+    private synchronized boolean keep(byte[] read) throws InterruptedException {
+        while (piece != null && !ended) {
             wait();
+        }
+        if (ended) {
+            return false;
         }
         piece = read;
         notifyAll();
+        return true;
     }
 
-    private void end() {
-        Runnable action;
-        synchronized (this) {
-            ended = true;
-            notifyAll();
-            action = piece == null ? onGone : null;
+    private synchronized void end() {
+        ended = true;
+        notifyAll();
+        if (piece == null && onGone != null) {
+            onGone.run();
         }
-        if (action != null) {
-            action.run();
-        }
+    }
+
+    /** Nothing more is asked for. */
+    private synchronized void finish() {
+        ended = true;
+        piece = null;
+        notifyAll();
     }
 
     /** The next piece, or null at the end. */
@@ -151,10 +156,14 @@ final class Caller {
         @Override
         public void handle(Limit limit) throws InterruptedException {
             Thread.ofVirtual().name("read-ahead").start(caller::readAhead);
-            ScopedValue.where(CURRENT, caller).call(() -> {
-                http.handle(limit);
-                return null;
-            });
+            try {
+                ScopedValue.where(CURRENT, caller).call(() -> {
+                    http.handle(limit);
+                    return null;
+                });
+            } finally {
+                caller.finish();
+            }
         }
 
         @Override

@@ -2,9 +2,8 @@ package dev.kvmerge.server;
 
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.node.ObjectNode;
+import dev.kvmerge.KvmergeException;
 import io.helidon.common.buffers.DataReader;
-import io.helidon.http.HeaderName;
-import io.helidon.http.HeaderNames;
 import io.helidon.http.HeaderValues;
 import io.helidon.webserver.CloseConnectionException;
 import io.helidon.webserver.ServerConnectionException;
@@ -23,8 +22,6 @@ import java.util.regex.Pattern;
 final class Handler {
     private static final System.Logger LOG = System.getLogger(Handler.class.getName());
     private static final Pattern SLOT = Pattern.compile("/slots/([0-9]{1,9})(/cells)?");
-    private static final HeaderName ORIGIN = HeaderNames.create("Origin");
-    private static final HeaderName ALLOW_ORIGIN = HeaderNames.create("Access-Control-Allow-Origin");
     private static final Map<String, String> METHODS = Map.ofEntries(
             Map.entry("/health", "GET"),
             Map.entry("/v1/health", "GET"),
@@ -41,6 +38,7 @@ final class Handler {
             Map.entry("/v1/completions", "POST"));
 
     private final ServerOptions options;
+    private final Origins origins;
     private final Keys keys;
     private final Slots slots;
     private final Metrics metrics;
@@ -56,8 +54,10 @@ final class Handler {
             Slots slots,
             Metrics metrics,
             Completions completions,
-            About about) {
+            About about,
+            Origins origins) {
         this.options = options;
+        this.origins = origins;
         this.keys = new Keys(options.apiKeys());
         this.slots = slots;
         this.metrics = metrics;
@@ -75,6 +75,12 @@ final class Handler {
         } catch (ApiException e) {
             status = e.status();
             Replies.error(response, e);
+        } catch (KvmergeException.Usage e) { // of what was asked, as a text that the model has no tokens for
+            if (response.isSent()) {
+                throw e;
+            }
+            status = 400;
+            Replies.error(response, ApiException.invalid(null, "invalid_value", e.getMessage()));
         } catch (Slots.GoneException
                 | UncheckedIOException
                 | ServerConnectionException
@@ -98,14 +104,11 @@ final class Handler {
 
     /** The status that the client was told. */
     private int answer(ServerRequest request, ServerResponse response) {
-        request.headers().first(ORIGIN).ifPresent(origin -> response.header(ALLOW_ORIGIN, origin));
+        origins.check(request.headers(), response);
         String method = request.prologue().method().text();
         String path = request.path().rawPath();
         if (method.equals("OPTIONS")) { // browsers ask without a key
-            response.header(HeaderNames.create("Access-Control-Allow-Credentials"), "true");
-            response.header(HeaderNames.create("Access-Control-Allow-Methods"), "GET, POST");
-            response.header(HeaderNames.create("Access-Control-Allow-Headers"), "*");
-            Replies.text(response, "text/html", "");
+            Origins.preflight(request.headers(), response);
             return 200;
         }
         if (path.endsWith("/health") && METHODS.containsKey(path)) {

@@ -62,9 +62,11 @@ public final class KvmergeServer implements AutoCloseable {
         Metrics metrics = new Metrics();
         About about = new About(inference.facts(), options);
         Completions completions = new Completions(slots, metrics, clock, about.name(), options.timeout());
-        Handler handler = new Handler(inference, options, slots, metrics, completions, about);
+        InetAddress address = address(options.host());
+        Handler handler =
+                new Handler(inference, options, slots, metrics, completions, about, new Origins(options, address));
         WebServer web = WebServer.builder()
-                .address(address(options.host()))
+                .address(address)
                 .port(options.port())
                 .shutdownHook(false)
                 .shutdownGracePeriod(Duration.ofSeconds(1))

@@ -4,7 +4,9 @@ import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.node.TextNode;
 import java.util.ArrayList;
 import java.util.HashMap;
+import java.util.HashSet;
 import java.util.LinkedHashMap;
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
@@ -18,7 +20,14 @@ import java.util.stream.IntStream;
 final class SchemaGrammar {
     private static final Set<String> SAYS_NOTHING =
             Set.of("title", "description", "default", "examples", "$schema", "$id", "$defs", "definitions", "$comment");
+    private static final Map<String, Set<String>> OF_TYPE = Map.of(
+            "object", Set.of("properties", "required", "additionalProperties"),
+            "array", Set.of("items", "minItems", "maxItems"),
+            "string", Set.of("minLength", "maxLength"));
     private static final int MOST_REPEATED = 1000;
+    private static final int LONGEST = 32 << 10; // characters of the rules
+    private static final int MOST_PROPERTIES = 1000;
+    private static final int DEEPEST = 64;
     private static final String JSON = """
             value ::= object | array | string | number | "true" ws | "false" ws | "null" ws
             object ::= "{" ws (string ":" ws value ("," ws string ":" ws value)*)? "}" ws
@@ -35,6 +44,9 @@ final class SchemaGrammar {
     private final Map<String, String> rules = new LinkedHashMap<>();
     private final Map<String, String> references = new HashMap<>(); // a pointer's rule
     private int made;
+    private int length;
+    private int properties;
+    private int depth;
 
     /**
      * Reads a schema.
@@ -44,7 +56,7 @@ final class SchemaGrammar {
     SchemaGrammar(String where, JsonNode root) {
         this.where = where;
         this.root = root;
-        rules.put("root", value(root, where));
+        put("root", value(root, where), where);
     }
 
     /** The grammar of any object. */
@@ -60,6 +72,15 @@ final class SchemaGrammar {
     }
 
     private String value(JsonNode schema, String at) {
+        if (++depth > DEEPEST) { // also of references, which the depth of JSON does not bound
+            throw refused(at, "more than " + DEEPEST + " schemas within each other");
+        }
+        String value = alternatives(schema, at);
+        depth--;
+        return value;
+    }
+
+    private String alternatives(JsonNode schema, String at) {
         if (schema.isBoolean() && schema.booleanValue()) {
             return "value";
         }
@@ -76,9 +97,11 @@ final class SchemaGrammar {
         }
         if (schema.has("enum")) {
             only(schema, at, Set.of("enum", "type"));
-            return any(list(schema.get("enum"), at + ".enum").stream()
-                    .map(SchemaGrammar::literal)
-                    .toList());
+            List<String> all = new ArrayList<>();
+            for (JsonNode one : list(schema.get("enum"), at + ".enum")) {
+                all.add(literal(one));
+            }
+            return any(all);
         }
         for (String either : List.of("anyOf", "oneOf")) {
             if (schema.has(either)) {
@@ -92,49 +115,32 @@ final class SchemaGrammar {
         }
         JsonNode type = schema.get("type");
         if (type == null) {
-            only(schema, at, Set.of("properties", "required", "additionalProperties"));
+            only(schema, at, OF_TYPE.get("object"));
             return schema.has("properties") ? object(schema, at) : "value";
         }
-        List<String> all = new ArrayList<>();
+        Set<String> types = new LinkedHashSet<>();
         for (JsonNode one : type.isTextual() ? List.of(type) : list(type, at + ".type")) {
-            all.add(typed(schema, one.asText(""), at, type.isTextual()));
+            types.add(one.asText(""));
         }
-        return any(all);
+        Set<String> constraints = new HashSet<>(Set.of("type")); // each is of one of the types
+        types.forEach(one -> constraints.addAll(OF_TYPE.getOrDefault(one, Set.of())));
+        only(schema, at, constraints);
+        return any(types.stream().map(one -> typed(schema, one, at)).toList());
     }
 
-    private String typed(JsonNode schema, String type, String at, boolean alone) {
-        switch (type) {
-            case "object" -> {
-                if (alone) {
-                    only(schema, at, Set.of("type", "properties", "required", "additionalProperties"));
-                }
-                return object(schema, at);
-            }
-            case "array" -> {
-                if (alone) {
-                    only(schema, at, Set.of("type", "items", "minItems", "maxItems"));
-                }
-                return array(schema, at);
-            }
+    private String typed(JsonNode schema, String type, String at) {
+        return switch (type) {
+            case "object" -> object(schema, at);
+            case "array" -> array(schema, at);
             case "string" -> {
-                if (alone) {
-                    only(schema, at, Set.of("type", "minLength", "maxLength"));
-                }
                 String times = times(schema, "minLength", "maxLength", at);
-                return times.equals("*") ? "string" : "\"\\\"\" char" + times + " \"\\\"\" ws";
+                yield times.equals("*") ? "string" : "\"\\\"\" char" + times + " \"\\\"\" ws";
             }
-            default -> {
-                if (alone) {
-                    only(schema, at, Set.of("type"));
-                }
-                return switch (type) {
-                    case "integer", "number" -> type;
-                    case "boolean" -> "(\"true\" | \"false\") ws";
-                    case "null" -> "\"null\" ws";
-                    default -> throw refused(at + ".type", "the type '" + type + "'");
-                };
-            }
-        }
+            case "integer", "number" -> type;
+            case "boolean" -> "(\"true\" | \"false\") ws";
+            case "null" -> "\"null\" ws";
+            default -> throw refused(at + ".type", "the type '" + type + "'");
+        };
     }
 
     private String object(JsonNode schema, String at) {
@@ -146,39 +152,51 @@ final class SchemaGrammar {
         if (additional.isContainerNode() || additional.isBoolean() && additional.booleanValue()) {
             throw refused(at + ".additionalProperties", "properties without a name");
         }
+        this.properties += properties.size();
+        if (this.properties > MOST_PROPERTIES) {
+            throw refused(at + ".properties", "more than " + MOST_PROPERTIES + " properties");
+        }
         Set<String> required = list(schema.path("required"), at + ".required").stream()
                 .map(JsonNode::asText)
                 .collect(Collectors.toSet());
         List<String> first = new ArrayList<>();
         List<String> optional = new ArrayList<>();
         properties.properties().forEach(property -> {
+            String inside = at + ".properties." + property.getKey();
             String name = literal(TextNode.valueOf(property.getKey()));
-            String rule =
-                    rule(name + " \":\" ws " + value(property.getValue(), at + ".properties." + property.getKey()));
+            String rule = rule(name + " \":\" ws " + value(property.getValue(), inside), inside);
             (required.remove(property.getKey()) ? first : optional).add(rule);
         });
         if (!required.isEmpty()) {
             throw refused(at + ".required", "'" + required.iterator().next() + "', which is not among the properties");
         }
-        String inside = String.join(" \",\" ws ", first);
-        if (first.isEmpty()) {
-            List<String> starts = new ArrayList<>();
-            for (int i = 0; i < optional.size(); i++) {
-                starts.add(optional.get(i) + rest(optional.subList(i + 1, optional.size())));
-            }
-            inside = "(" + String.join(" | ", starts) + ")?";
-        } else {
-            inside += rest(optional);
-        }
-        return rule("\"{\" ws " + inside + " \"}\" ws");
+        String inside = first.isEmpty()
+                ? onlyOptional(optional, at)
+                : String.join(" \",\" ws ", first) + rests(optional, at).getFirst();
+        return rule("\"{\" ws " + inside + " \"}\" ws", at);
     }
 
-    private static String rest(List<String> optional) {
-        return optional.stream().map(o -> " (\",\" ws " + o + ")?").collect(Collectors.joining());
+    /** Properties of which none must be there: the first of those that are stands without a comma. */
+    private String onlyOptional(List<String> optional, String at) {
+        List<String> rests = rests(optional, at);
+        List<String> starts = new ArrayList<>();
+        for (int i = 0; i < optional.size(); i++) {
+            starts.add(optional.get(i) + rests.get(i + 1));
+        }
+        return "(" + String.join(" | ", starts) + ")?";
+    }
+
+    /** What may follow before the first, the second and so on: each rule names the next, so that all are short. */
+    private List<String> rests(List<String> optional, String at) {
+        List<String> rests = new ArrayList<>(List.of(""));
+        for (String one : optional.reversed()) {
+            rests.add(" " + rule("(\",\" ws " + one + ")?" + rests.getLast(), at));
+        }
+        return rests.reversed();
     }
 
     private String array(JsonNode schema, String at) {
-        String item = schema.has("items") ? rule(value(schema.get("items"), at + ".items")) : "value";
+        String item = schema.has("items") ? rule(value(schema.get("items"), at + ".items"), at) : "value";
         int least = count(schema, "minItems", 0, at);
         int most = count(schema, "maxItems", -1, at);
         if (most == 0) {
@@ -214,14 +232,22 @@ final class SchemaGrammar {
         }
         String name = "r" + made++;
         references.put(pointer, name); // before it is made: a schema may contain itself
-        rules.put(name, value(target, pointer));
+        put(name, value(target, pointer), at);
         return name;
     }
 
-    private String rule(String body) {
+    private String rule(String body, String at) {
         String name = "r" + made++;
-        rules.put(name, body);
+        put(name, body, at);
         return name;
+    }
+
+    private void put(String name, String body, String at) {
+        length += name.length() + body.length();
+        if (length > LONGEST) {
+            throw refused(at, "so much: its rules would have more than " + LONGEST + " characters");
+        }
+        rules.put(name, body);
     }
 
     private static String any(List<String> all) {

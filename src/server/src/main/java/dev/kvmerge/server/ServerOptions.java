@@ -5,6 +5,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Duration;
 import java.util.List;
+import java.util.Locale;
 
 /**
  * How to serve. The names are llama-server's options where it has them.
@@ -13,6 +14,7 @@ import java.util.List;
  * @param port --port; 0 for any that is free
  * @param alias --alias: the model's name; null for its file's
  * @param apiKeys --api-key: one of them must be given; empty for none
+ * @param origins --cors-origin: origins of other pages that may ask, as https://chat.example, or *; empty for none
  * @param slots --parallel: conversations at once
  * @param queue --queue: most requests that wait for a slot
  * @param timeout --timeout: most time that a request may wait for a slot, and most that its answer may take
@@ -29,6 +31,7 @@ public record ServerOptions(
         int port,
         String alias,
         List<String> apiKeys,
+        List<String> origins,
         int slots,
         int queue,
         Duration timeout,
@@ -41,6 +44,7 @@ public record ServerOptions(
         boolean showSlots) {
     public ServerOptions {
         apiKeys = List.copyOf(apiKeys);
+        origins = origins.stream().map(o -> o.toLowerCase(Locale.ROOT)).toList();
         check(port >= 0 && port <= 65535, "--port must be 0 to 65535, not " + port);
         check(slots >= 1, "--parallel must be positive, not " + slots);
         check(queue >= 0, "--queue must not be negative, as " + queue + " is");
@@ -52,6 +56,10 @@ public record ServerOptions(
         check(
                 apiKeys.stream().noneMatch(String::isBlank),
                 "--api-key: a key is empty, which everybody knows: give another");
+        origins.forEach(origin -> check(
+                origin.matches("\\*|https?://[^/\\s]+"),
+                "--cors-origin '" + origin + "' is none: give a page's scheme, host and port, as https://chat.example,"
+                        + " or * for every page"));
         check(
                 slotFiles == null || Files.isDirectory(slotFiles),
                 "--slot-save-path " + slotFiles + " is not a folder: make it, or name another");
@@ -63,6 +71,7 @@ public record ServerOptions(
                 "127.0.0.1",
                 8080,
                 null,
+                List.of(),
                 List.of(),
                 1,
                 64,

@@ -28,6 +28,7 @@ import java.util.function.Consumer;
  */
 final class FakeInference implements Inference {
     static final int END = 256;
+    static final String WITHOUT_TOKEN = "\uE000";
 
     /** Pieces of text that may come; a test may take all of them, and give some. */
     final Semaphore pace = new Semaphore(Integer.MAX_VALUE / 2);
@@ -35,6 +36,7 @@ final class FakeInference implements Inference {
     final AtomicInteger generating = new AtomicInteger();
     final AtomicInteger cancelled = new AtomicInteger();
     final List<Talk> talks = new ArrayList<>();
+    volatile Runnable beforeCancel = () -> {};
     volatile boolean breaks; // throws what nobody foresaw
     volatile boolean closed;
 
@@ -45,6 +47,9 @@ final class FakeInference implements Inference {
 
     @Override
     public int[] tokenize(String text, boolean addSpecial, boolean parseSpecial) {
+        if (text.contains(WITHOUT_TOKEN)) {
+            throw new KvmergeException.Usage("the model has no token for U+E000");
+        }
         byte[] bytes = text.getBytes(StandardCharsets.UTF_8);
         int[] tokens = new int[bytes.length];
         for (int i = 0; i < tokens.length; i++) {
@@ -261,6 +266,7 @@ final class FakeInference implements Inference {
 
         @Override
         public void cancel() {
+            beforeCancel.run();
             stopped = true;
             cancelled.incrementAndGet();
         }

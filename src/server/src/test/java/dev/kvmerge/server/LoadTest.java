@@ -199,7 +199,8 @@ class LoadTest {
     /** Asks for much, and leaves: within the request, before the answer, or after its beginning. */
     private void leave(int n, Random random) throws IOException {
         String body = "{\"stream\":true,\"max_tokens\":500,\"ignore_eos\":true,\"prompt\":\"Story " + n + ":\"}";
-        String head = "POST " + COMPLETION + " HTTP/1.1\r\nHost: x\r\nContent-Length: " + body.length() + "\r\n\r\n";
+        String head =
+                "POST " + COMPLETION + " HTTP/1.1\r\nHost: localhost\r\nContent-Length: " + body.length() + "\r\n\r\n";
         byte[] request = (head + body).getBytes(StandardCharsets.US_ASCII);
         try (Socket socket = new Socket("127.0.0.1", server.port())) {
             int how = random.nextInt(3);

@@ -5,14 +5,20 @@ import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import com.fasterxml.jackson.databind.JsonNode;
+import com.sun.management.HotSpotDiagnosticMXBean;
 import java.io.IOException;
+import java.io.UncheckedIOException;
+import java.lang.management.ManagementFactory;
 import java.net.Socket;
 import java.net.http.HttpResponse;
 import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.Callable;
+import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.ExecutionException;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
@@ -22,6 +28,7 @@ import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
+import org.junit.jupiter.api.io.TempDir;
 
 /** Waiting, leaving, running out of time, and the end of the server. The fake engine goes no faster than it is let. */
 @Tag("fast")
@@ -31,6 +38,11 @@ class QueueTest {
 
     private final FakeInference fake = new FakeInference();
     private final ExecutorService threads = Executors.newVirtualThreadPerTaskExecutor();
+
+    @TempDir
+    Path folder;
+
+    private int dumps;
     private KvmergeServer server;
     private Client client;
 
@@ -113,7 +125,7 @@ class QueueTest {
         Socket socket = new Socket("127.0.0.1", server.port());
         byte[] bytes = body.getBytes(StandardCharsets.UTF_8);
         socket.getOutputStream()
-                .write(("POST " + CHAT + " HTTP/1.1\r\nHost: x\r\nContent-Length: " + bytes.length + "\r\n\r\n")
+                .write(("POST " + CHAT + " HTTP/1.1\r\nHost: localhost\r\nContent-Length: " + bytes.length + "\r\n\r\n")
                         .getBytes(StandardCharsets.US_ASCII));
         socket.getOutputStream().write(bytes);
         return socket;
@@ -133,6 +145,30 @@ class QueueTest {
         fake.pace.release(1000);
         assertEquals("next", content(ask("next", "")));
         assertTrue(client.get("/metrics").body().contains("kvmerge:clients_gone_total 2"));
+    }
+
+    @Test
+    void aClientThatLeavesDoesNotStopTheNextOnesAnswer() throws Exception {
+        start(TestOptions.slots(1));
+        CountDownLatch cancelling = new CountDownLatch(1);
+        fake.beforeCancel = () -> {
+            cancelling.countDown();
+            try {
+                Thread.sleep(300); // long enough for the next answer to begin, if that did not wait
+            } catch (InterruptedException e) {
+                Thread.currentThread().interrupt();
+            }
+        };
+        Socket socket = send(say("something", ""));
+        until(() -> fake.generating.get() == 1);
+        Future<HttpResponse<String>> next = ask("next", "");
+        until(() -> waiting() == 1);
+        socket.close();
+        cancelling.await();
+        fake.pace.release(1); // the answer notices by itself that its client is gone
+        until(() -> waiting() == 0 && fake.cancelled.get() == 1);
+        fake.pace.release(1000);
+        assertEquals("next", content(next));
     }
 
     @Test
@@ -157,7 +193,7 @@ class QueueTest {
     void twoRequestsOfOneConnectionAreAnsweredInTurn() throws Exception {
         start(TestOptions.slots(1));
         fake.pace.release(1000);
-        String get = "GET /health HTTP/1.1\r\nHost: x\r\n\r\n";
+        String get = "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n";
         try (Socket socket = send(say("one", ""))) {
             socket.getOutputStream()
                     .write((get + get.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n"))
@@ -254,5 +290,41 @@ class QueueTest {
             assertTrue(e.getCause() instanceof IOException, e.toString());
         }
         assertTrue(fake.closed);
+    }
+
+    /** More than a piece of each body is left unread, as the refusal does not need it. */
+    @Test
+    void refusedConnectionsLeaveNothingBehind() throws Exception {
+        start(TestOptions.slots(1).body(10));
+        byte[] much = new byte[200_000];
+        for (int i = 0; i < 200; i++) {
+            try (Socket socket = new Socket("127.0.0.1", server.port())) {
+                socket.getOutputStream()
+                        .write(("POST " + CHAT + " HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+                                        + "Content-Length: 200000\r\n\r\n")
+                                .getBytes(StandardCharsets.US_ASCII));
+                try {
+                    socket.getOutputStream().write(much);
+                    socket.getInputStream().readNBytes(12);
+                } catch (IOException e) {
+                    continue; // it was closed before all was sent
+                }
+            }
+        }
+        until(() -> readers() == 0);
+    }
+
+    /** Threads that read ahead on a connection. */
+    private long readers() {
+        Path dump = folder.resolve("threads" + dumps++);
+        try {
+            ManagementFactory.getPlatformMXBean(HotSpotDiagnosticMXBean.class)
+                    .dumpThreads(dump.toString(), HotSpotDiagnosticMXBean.ThreadDumpFormat.TEXT_PLAIN);
+            return Files.readAllLines(dump).stream()
+                    .filter(line -> line.contains("\"read-ahead\""))
+                    .count();
+        } catch (IOException e) {
+            throw new UncheckedIOException(e);
+        }
     }
 }

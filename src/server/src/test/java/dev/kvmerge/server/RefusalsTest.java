@@ -107,7 +107,7 @@ class RefusalsTest {
     void textThatIsNotUtf8IsRefused() throws Exception {
         ByteArrayOutputStream request = new ByteArrayOutputStream();
         byte[] body = "{\"prompt\":\"\u00e9\"}".getBytes(StandardCharsets.ISO_8859_1);
-        request.writeBytes(("POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: "
+        request.writeBytes(("POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: "
                         + body.length + "\r\n\r\n")
                 .getBytes(StandardCharsets.US_ASCII));
         request.writeBytes(body);
@@ -175,7 +175,10 @@ class RefusalsTest {
                 "messages2 | [] | unknown_parameter",
                 "response_format | \"json\" | invalid_type",
                 "response_format | {\"type\":\"xml\"} | unsupported_parameter",
-                "response_format | {} | missing_required_parameter"
+                "response_format | {} | missing_required_parameter",
+                "json_schema | {\"type\":[\"string\",\"null\"],\"pattern\":\"a\"} | unsupported_parameter",
+                "json_schema | {\"type\":[\"integer\",\"null\"],\"minimum\":1} | unsupported_parameter",
+                "json_schema | {\"type\":[\"integer\",\"null\"],\"maxItems\":1} | unsupported_parameter"
             })
     void aFieldThatCannotBeIsNamed(String field, String value, String code) throws Exception {
         JsonNode error = error(client.post(CHAT, "{" + HELLO + ",\"" + field + "\":" + value + "}"), 400);
@@ -206,6 +209,7 @@ class RefusalsTest {
                 "response_format | {\"type\":\"text\"}",
                 "max_tokens | 5.0",
                 "mirostat | 0",
+                "json_schema | {\"type\":[\"string\",\"array\",\"null\"],\"maxLength\":3,\"minItems\":1}",
                 "stop | \"x\"",
                 "safety_identifier | \"x\"",
                 "prompt_cache_key | \"x\"",
@@ -278,7 +282,7 @@ class RefusalsTest {
         assertEquals(
                 "request_too_large",
                 error(client.post(CHAT, body), 413).get("code").asText());
-        String chunked = raw(("POST " + CHAT + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        String chunked = raw(("POST " + CHAT + " HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
                         + "Transfer-Encoding: chunked\r\n\r\n" + Integer.toHexString(body.length()) + "\r\n" + body
                         + "\r\n0\r\n\r\n")
                 .getBytes(StandardCharsets.US_ASCII));
@@ -409,5 +413,55 @@ class RefusalsTest {
         }
         assertEquals(200, client.get("/props", "X-Api-Key", "first").statusCode());
         assertEquals(200, client.send("OPTIONS", CHAT, null).statusCode());
+    }
+
+    private static String properties(int n, String required) {
+        StringBuilder all = new StringBuilder("{\"type\":\"object\"" + required + ",\"properties\":{");
+        for (int i = 0; i < n; i++) {
+            all.append(i == 0 ? "" : ",").append("\"p").append(i).append("\":{\"type\":\"null\"}");
+        }
+        return all.append("}}").toString();
+    }
+
+    @Test
+    void aSchemaOfTooMuchIsRefusedByName() throws Exception {
+        restart(TestOptions.slots(1).body(32 << 20));
+        StringBuilder chain = new StringBuilder("{\"$ref\":\"#/$defs/d0\",\"$defs\":{");
+        for (int i = 0; i < 20_000; i++) {
+            chain.append("\"d" + i + "\":{\"$ref\":\"#/$defs/d" + (i + 1) + "\"},");
+        }
+        chain.append("\"d20000\":{}}}");
+        String half = properties(300, "");
+        String both = "{\"type\":\"array\",\"items\":{\"anyOf\":[" + (half + ",").repeat(9) + half + "]}}";
+        String words = "{\"type\":\"array\",\"items\":{\"enum\":[" + "\"word\",".repeat(9999) + "1]}}";
+        for (String schema : List.of(
+                properties(20_000, ""),
+                properties(500_000, ""),
+                properties(500_000, ",\"required\":[\"p0\"]"),
+                properties(900, ""),
+                both,
+                words,
+                chain.toString())) {
+            JsonNode error = error(client.post(CHAT, "{" + HELLO + ",\"json_schema\":" + schema + "}"), 400);
+            assertEquals("json_schema", error.get("param").asText());
+            assertTrue(error.get("message").asText().contains("more than "), error.toString());
+        }
+        client.post(200, CHAT, "{" + HELLO + ",\"json_schema\":" + properties(300, "") + "}");
+    }
+
+    /** The library refuses what goes together with nothing, and text that it cannot read: the request's fault. */
+    @Test
+    void whatTheEngineRefusesWhileARequestIsReadIsTold() throws Exception {
+        String both = "{\"prompt\":\"a\",\"ignore_eos\":true,\"grammar\":\"root ::= \\\"a\\\"\"}";
+        assertTrue(error(client.post("/v1/completions", both), 400)
+                .get("message")
+                .asText()
+                .contains("grammar"));
+        for (String[] one : new String[][] {{"/tokenize", "content"}, {"/v1/completions", "prompt"}}) {
+            String body = "{\"" + one[1] + "\":\"" + FakeInference.WITHOUT_TOKEN + "\"}";
+            String message =
+                    error(client.post(one[0], body), 400).get("message").asText();
+            assertTrue(message.contains("no token"), message);
+        }
     }
 }

@@ -8,6 +8,7 @@ import java.util.List;
 final class TestOptions {
     private final int slots;
     private List<String> keys = List.of();
+    private List<String> origins = List.of();
     private int queue = 64;
     private Duration timeout = Duration.ofSeconds(60);
     private int body = 1 << 20;
@@ -24,6 +25,11 @@ final class TestOptions {
 
     TestOptions keys(String... all) {
         keys = List.of(all);
+        return this;
+    }
+
+    TestOptions origins(String... all) {
+        origins = List.of(all);
         return this;
     }
 
@@ -54,6 +60,6 @@ final class TestOptions {
 
     ServerOptions build() {
         return new ServerOptions(
-                "127.0.0.1", 0, null, keys, slots, queue, timeout, 0, -1, body, 20, files, shown, shown);
+                "127.0.0.1", 0, null, keys, origins, slots, queue, timeout, 0, -1, body, 20, files, shown, shown);
     }
 }
