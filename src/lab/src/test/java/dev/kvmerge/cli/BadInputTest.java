@@ -131,6 +131,7 @@ class BadInputTest {
                 "--predict -2; --predict must be -1",
                 "--max-body 0; --max-body must be 1 to 1024",
                 "--max-messages 0; --max-messages must be positive",
+                "--cors-origin chat.example; --cors-origin 'chat.example' is none",
                 "--cells 0; --cells) must be at least 1",
                 "--block 0; --block) must be at least 1",
                 "--api-key a,,b; a key is empty",
