@@ -60,33 +60,31 @@ final class Conversation {
     /** Answers the last message of a whole conversation. */
     Generation answer(Call running, List<ChatMessage> all, GenerateOptions options, Consumer<String> onText) {
         ChatTemplate template = session.engine().chatTemplate();
-        List<Recognition.Part> parts = Recognition.parts(
-                template.render(List.copyOf(all), true), session.engine().model());
-        if (Recognition.tokens(parts).length == 0) {
+        int[] wanted =
+                template.render(List.copyOf(all), true).tokens(session.engine().model());
+        if (wanted.length == 0) {
             throw new KvmergeException.Usage("the chat template makes nothing of the conversation");
         }
-        return complete(running, parts, all, options, onText);
+        return complete(running, wanted, all, options, onText);
     }
 
     /**
      * Generates after a whole text.
      *
+     * @param wanted its tokens
      * @param all the conversation that it is of, empty for none
      */
     Generation complete(
-            Call running,
-            List<Recognition.Part> parts,
-            List<ChatMessage> all,
-            GenerateOptions options,
-            Consumer<String> onText) {
+            Call running, int[] wanted, List<ChatMessage> all, GenerateOptions options, Consumer<String> onText) {
         session.check(options);
-        int[] wanted = Recognition.tokens(parts);
         History history = session.history();
         Recognition known = Recognition.of(
-                parts,
-                history.tokens(),
-                history.decoded(),
-                session.pinned().state() == null ? 0 : session.pinned().tokens(),
+                wanted,
+                new Recognition.Known(
+                        history.tokens(),
+                        history.decoded(),
+                        history.generated(),
+                        session.pinned().state() == null ? 0 : session.pinned().tokens()),
                 Recognition.Words.of(session.engine().model()));
         int[] fresh = known.fresh();
         int begun = 0; // tokens read here before the others

@@ -26,6 +26,11 @@ final class Drawing implements AutoCloseable {
         return resume(model, new State(sampling, ignoreEos, seed, 0, 0), history);
     }
 
+    /** What goes on in a saved session, or null. */
+    static Drawing of(Model model, Saved saved) {
+        return saved.drawing() == null ? null : resume(model, saved.drawing(), saved.tokens());
+    }
+
     /** As it was after it had chosen the last of these tokens. */
     static Drawing resume(Model model, State state, int[] history) {
         Drawing drawing = new Drawing(model, state);

@@ -47,9 +47,9 @@ final class Drawings {
         return current == null ? null : current.state();
     }
 
-    /** Goes on as another did after these tokens. */
-    void resume(Drawing.State state) {
+    /** Goes on with another, or with none. */
+    void resume(Drawing other) {
         drop();
-        current = state == null ? null : Drawing.resume(model, state, history.tokens());
+        current = other;
     }
 }

@@ -123,7 +123,7 @@ final class Generating {
     /** Chooses a token and delivers its text; why the generation ended with it, or null. */
     private Ended next(Drawing drawing) {
         int token = drawing.next(sequence.logits());
-        history.append(token);
+        history.generate(token);
         if (count == made.length) {
             made = Arrays.copyOf(made, 2 * count);
         }

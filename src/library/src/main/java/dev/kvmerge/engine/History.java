@@ -1,6 +1,7 @@
 package dev.kvmerge.engine;
 
 import java.util.Arrays;
+import java.util.BitSet;
 
 /**
  * The tokens of a session. Those at the end that were not decoded yet are at most the one that was generated last, and
@@ -10,6 +11,7 @@ final class History {
     private int[] tokens = new int[256];
     private int size;
     private int decoded;
+    private BitSet generated = new BitSet();
 
     synchronized int size() {
         return size;
@@ -23,6 +25,18 @@ final class History {
         return Arrays.copyOf(tokens, size);
     }
 
+    /** Which tokens were generated; the others were read. */
+    synchronized BitSet generated() {
+        return (BitSet) generated.clone();
+    }
+
+    /** Appends a token that the model has made. */
+    synchronized void generate(int token) {
+        append(token);
+        generated.set(size - 1);
+    }
+
+    /** Appends tokens that are read. */
     synchronized void append(int... more) {
         if (more.length > tokens.length - size) {
             tokens = Arrays.copyOf(tokens, Math.max(Math.addExact(size, more.length), size + size / 2));
@@ -45,14 +59,26 @@ final class History {
         if (n < decoded) {
             throw new IllegalStateException("token " + n + " was decoded already");
         }
-        size = n;
+        keep(n);
     }
 
-    /** The first n tokens are there, decoded, and no others. */
-    synchronized void begin(int[] first, int n) {
-        tokens = Arrays.copyOf(first, Math.max(256, n));
+    private void keep(int n) {
         size = n;
+        generated.clear(n, Math.max(n, generated.length()));
+    }
+
+    /** Goes back to the first n tokens, which are decoded. */
+    synchronized void backTo(int n) {
+        keep(n);
         decoded = n;
+    }
+
+    /** Has these tokens and no others, the first n of them decoded. */
+    synchronized void begin(int[] all, int n, BitSet made) {
+        tokens = Arrays.copyOf(all, Math.max(256, all.length));
+        size = all.length;
+        decoded = n;
+        generated = (BitSet) made.clone();
     }
 
     /** How many leading tokens are these. */

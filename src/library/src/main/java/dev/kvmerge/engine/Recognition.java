@@ -3,9 +3,8 @@ package dev.kvmerge.engine;
 import dev.kvmerge.llama.Model;
 import java.io.ByteArrayOutputStream;
 import java.nio.charset.StandardCharsets;
-import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.List;
+import java.util.BitSet;
 import java.util.stream.IntStream;
 
 /**
@@ -27,13 +26,26 @@ record Recognition(From from, int[] fresh) {
         START
     }
 
+    /**
+     * What a session has.
+     *
+     * @param tokens all of them
+     * @param decoded how many of them were decoded
+     * @param generated which of them the model has made; the others were read
+     * @param pinned how many there were at a state that can be gone back to; 0 without one
+     */
+    record Known(int[] tokens, int decoded, BitSet generated, int pinned) {}
+
     /** The words of a model. */
     interface Words {
         /** A token's bytes, of a special one its name's. */
         byte[] bytes(int token);
 
-        /** Tokens of a text, with special ones parsed or not. */
-        int[] tokens(String text, boolean special);
+        /** Whether a token is a special one: a text with the same bytes is something else. */
+        boolean isSpecial(int token);
+
+        /** Tokens of a text, none of them special. */
+        int[] tokens(String text);
 
         /** A model's. */
         static Words of(Model model) {
@@ -44,81 +56,44 @@ record Recognition(From from, int[] fresh) {
                 }
 
                 @Override
-                public int[] tokens(String text, boolean special) {
-                    return model.tokenize(text, false, special);
+                public boolean isSpecial(int token) {
+                    return model.isSpecial(token);
+                }
+
+                @Override
+                public int[] tokens(String text) {
+                    return model.tokenize(text, false, false);
                 }
             };
         }
-
-        /** The bytes of all. */
-        default byte[] bytes(int[] tokens) {
-            ByteArrayOutputStream all = new ByteArrayOutputStream();
-            for (int token : tokens) {
-                all.writeBytes(bytes(token));
-            }
-            return all.toByteArray();
-        }
     }
 
-    /** A written conversation's part as tokens. */
-    record Part(int[] tokens, boolean special) {}
-
-    /** The parts of a conversation, a BOS that its template has not written among them. */
-    static List<Part> parts(ChatTemplate.Prompt prompt, Model model) {
-        List<Part> parts = new ArrayList<>();
-        int n = 0;
-        for (ChatTemplate.Part part : prompt.parts()) {
-            parts.add(new Part(model.tokenize(part.text(), false, part.special()), part.special()));
-            n += parts.getLast().tokens.length;
-        }
-        int[] all = prompt.tokens(model);
-        if (all.length > n) {
-            parts.addFirst(new Part(Arrays.copyOf(all, all.length - n), true));
-        }
-        return parts;
-    }
-
-    /** All tokens. */
-    static int[] tokens(List<Part> parts) {
-        return parts.stream().flatMapToInt(p -> IntStream.of(p.tokens)).toArray();
-    }
-
-    /**
-     * Compares.
-     *
-     * @param parts of the conversation
-     * @param known tokens of the session
-     * @param decoded how many of them were decoded
-     * @param pinned how many there were at a state that can be gone back to; 0 without one
-     */
-    static Recognition of(List<Part> parts, int[] known, int decoded, int pinned, Words words) {
-        int[] wanted = tokens(parts);
-        int agreeing = Arrays.mismatch(wanted, known);
+    /** Compares a conversation's tokens with what is known. */
+    static Recognition of(int[] wanted, Known known, Words words) {
+        int size = known.tokens.length;
+        int agreeing = Arrays.mismatch(wanted, known.tokens);
         if (agreeing < 0) {
             return new Recognition(From.HERE, new int[0]);
         }
-        if (known.length == 0) {
+        if (size == 0) {
             return new Recognition(From.START, wanted);
         }
-        if (agreeing == known.length) {
+        if (agreeing == size) {
             return new Recognition(From.HERE, rest(wanted, agreeing));
         }
-        if (agreeing == decoded && decoded > 0 && wanted.length > decoded) {
-            return new Recognition(From.DECODED, rest(wanted, decoded));
+        if (agreeing == known.decoded && known.decoded > 0 && wanted.length > known.decoded) {
+            return new Recognition(From.DECODED, rest(wanted, known.decoded));
         }
-        // What a model generates is not always cut into tokens as the tokenizer cuts the same text.
-        int[] after = after(words.bytes(known), parts, words);
+        int[] after = after(known, size, wanted, words);
         if (after != null) {
             return new Recognition(From.HERE, after);
         }
-        after = decoded < known.length && decoded > 0
-                ? after(words.bytes(Arrays.copyOf(known, decoded)), parts, words)
-                : null;
+        after = known.decoded < size && known.decoded > 0 ? after(known, known.decoded, wanted, words) : null;
         if (after != null) {
             return new Recognition(From.DECODED, after);
         }
-        if (pinned > 0 && agreeing >= pinned && wanted.length > pinned) {
-            return new Recognition(From.PINNED, rest(wanted, pinned));
+        if (known.pinned > 0 && agreeing >= known.pinned && wanted.length > known.pinned) {
+            return new Recognition(From.PINNED, rest(wanted, known.pinned));
         }
         return new Recognition(From.START, wanted);
     }
@@ -127,32 +102,58 @@ record Recognition(From from, int[] fresh) {
         return Arrays.copyOfRange(tokens, from, tokens.length);
     }
 
-    /** Tokens of what comes behind these bytes, where the parts' text begins with them; else null. */
-    private static int[] after(byte[] before, List<Part> parts, Words words) {
-        int at = 0;
-        for (int i = 0; i < parts.size(); i++) {
-            byte[] text = words.bytes(parts.get(i).tokens);
-            int n = Math.min(text.length, before.length - at);
-            if (!Arrays.equals(before, at, at + n, text, 0, n)) {
+    /**
+     * Tokens of what comes behind the first n that are known, where the wanted text begins with theirs; else null. What
+     * a model generates is not always cut into tokens as the tokenizer cuts the same text: where something of a stretch
+     * was generated its bytes are compared, else its tokens, since a prompt is to be read as it would be read alone.
+     */
+    private static int[] after(Known known, int n, int[] wanted, Words words) {
+        int k = 0;
+        int w = 0;
+        byte[] ahead = {}; // bytes that one side of a stretch has more than the other
+        boolean wantedIsAhead = false;
+        boolean mayDiffer = true; // something of the stretch was generated
+        while (k < n || (ahead.length > 0 && !wantedIsAhead)) {
+            if (ahead.length == 0) {
+                if (!mayDiffer) {
+                    return null;
+                }
+                if (w < wanted.length && known.tokens[k] == wanted[w]) {
+                    k++;
+                    w++;
+                    continue;
+                }
+                mayDiffer = false;
+                wantedIsAhead = true; // by nothing: the known token comes next
+            }
+            if (!wantedIsAhead && w == wanted.length) {
                 return null;
             }
-            at += n;
-            if (at == before.length) {
-                int[] cut = cut(text, n, parts.get(i).special, words);
-                int[] others = tokens(parts.subList(i + 1, parts.size()));
-                return cut == null || cut.length + others.length == 0
-                        ? null
-                        : IntStream.concat(IntStream.of(cut), IntStream.of(others))
-                                .toArray();
+            mayDiffer |= wantedIsAhead && known.generated.get(k);
+            int token = wantedIsAhead ? known.tokens[k++] : wanted[w++];
+            byte[] next = words.bytes(token);
+            int both = Math.min(ahead.length, next.length);
+            if (words.isSpecial(token) || !Arrays.equals(ahead, 0, both, next, 0, both)) {
+                return null;
             }
+            boolean overtakes = next.length > both;
+            ahead = Arrays.copyOfRange(overtakes ? next : ahead, both, Math.max(next.length, ahead.length));
+            wantedIsAhead ^= overtakes;
         }
-        return null;
+        int[] cut = mayDiffer ? tokens(ahead, words) : null;
+        return cut == null || cut.length + wanted.length - w == 0
+                ? null
+                : IntStream.concat(IntStream.of(cut), IntStream.of(rest(wanted, w)))
+                        .toArray();
     }
 
-    /** Tokens of a text's end; null where they would have another text, as behind a cut character. */
-    private static int[] cut(byte[] text, int from, boolean special, Words words) {
-        byte[] end = Arrays.copyOfRange(text, from, text.length);
-        int[] tokens = words.tokens(new String(end, StandardCharsets.UTF_8), special);
-        return Arrays.equals(end, words.bytes(tokens)) ? tokens : null;
+    /** Tokens of a token's end; null where they would have another text, as behind a cut character. */
+    private static int[] tokens(byte[] end, Words words) {
+        int[] tokens = end.length == 0 ? new int[0] : words.tokens(new String(end, StandardCharsets.UTF_8));
+        ByteArrayOutputStream bytes = new ByteArrayOutputStream();
+        for (int token : tokens) {
+            bytes.writeBytes(words.bytes(token));
+        }
+        return Arrays.equals(end, bytes.toByteArray()) ? tokens : null;
     }
 }

@@ -1,5 +1,6 @@
 package dev.kvmerge.engine;
 
+import java.util.BitSet;
 import java.util.List;
 
 /**
@@ -7,6 +8,7 @@ import java.util.List;
  *
  * @param tokens all of them
  * @param decoded how many of them were decoded
+ * @param generated which of them the model has made; the others were read
  * @param rest the beginning of a character
  * @param logits of the newest token; none where nothing was decoded
  * @param drawing null where nothing would go on
@@ -14,6 +16,7 @@ import java.util.List;
 record Saved(
         int[] tokens,
         int decoded,
+        BitSet generated,
         byte[] rest,
         float[] logits,
         Pinned pinned,

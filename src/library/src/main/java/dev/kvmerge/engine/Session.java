@@ -5,7 +5,6 @@ import dev.kvmerge.cache.CompressedContext;
 import dev.kvmerge.llama.Model;
 import java.lang.foreign.ValueLayout;
 import java.nio.file.Path;
-import java.util.Arrays;
 import java.util.List;
 import java.util.Objects;
 import java.util.concurrent.TimeUnit;
@@ -118,8 +117,7 @@ public final class Session implements AutoCloseable {
         }
         return inCall(new Call(options.timeout()), running -> {
             checkTokens(whole);
-            return conversation.complete(
-                    running, List.of(new Recognition.Part(whole, options.special())), List.of(), options, onText);
+            return conversation.complete(running, whole, List.of(), options, onText);
         });
     }
 
@@ -240,7 +238,7 @@ public final class Session implements AutoCloseable {
             sequence.clear();
             return true;
         });
-        history.begin(new int[0], 0);
+        history.backTo(0);
         utf8.begin(new byte[0]);
         drawings.drop();
         pinned = Saved.Pinned.NOTHING;
@@ -253,7 +251,7 @@ public final class Session implements AutoCloseable {
             sequence.setLogits(new float[0]);
             return true;
         });
-        history.begin(history.tokens(), pinned.tokens());
+        history.backTo(pinned.tokens());
         utf8.begin(new byte[0]);
         drawings.drop();
     }
@@ -342,7 +340,8 @@ public final class Session implements AutoCloseable {
                     sequence.context().forkInto(other.sequence.context());
                     return true;
                 });
-                other.takeOver(saved());
+                Saved saved = saved();
+                other.takeOver(saved, Drawing.of(model, saved));
                 return other;
             } catch (RuntimeException | Error e) {
                 other.close();
@@ -362,6 +361,7 @@ public final class Session implements AutoCloseable {
         return new Saved(
                 history.tokens(),
                 history.decoded(),
+                history.generated(),
                 utf8.rest(),
                 sequence.hasLogits() ? sequence.logits().toArray(ValueLayout.JAVA_FLOAT) : new float[0],
                 pinned,
@@ -370,14 +370,13 @@ public final class Session implements AutoCloseable {
     }
 
     /** After the context has the state. */
-    void takeOver(Saved saved) {
-        history.begin(Arrays.copyOf(saved.tokens(), saved.decoded()), saved.decoded());
-        history.append(Arrays.copyOfRange(saved.tokens(), saved.decoded(), saved.tokens().length));
+    void takeOver(Saved saved, Drawing drawing) {
+        history.begin(saved.tokens(), saved.decoded(), saved.generated());
         utf8.begin(saved.rest());
         sequence.setLogits(saved.logits());
         pinned = saved.pinned();
         conversation.set(saved.messages());
-        drawings.resume(saved.drawing());
+        drawings.resume(drawing);
     }
 
     /**

@@ -15,6 +15,7 @@ import java.io.EOFException;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
+import java.io.StreamCorruptedException;
 import java.io.UncheckedIOException;
 import java.nio.channels.Channels;
 import java.nio.charset.StandardCharsets;
@@ -22,15 +23,14 @@ import java.nio.file.Files;
 import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
+import java.nio.file.StandardOpenOption;
 import java.security.DigestInputStream;
 import java.security.DigestOutputStream;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
-import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.HashMap;
-import java.util.List;
 import java.util.Map;
+import java.util.UUID;
 
 /**
  * A session as a file: what it is of, then all but the cells, then the context's own state, then the SHA-256 of it all.
@@ -38,7 +38,7 @@ import java.util.Map;
  */
 final class SessionFile {
     private static final byte[] MAGIC = {'K', 'V', 'M', 'S', 'E', 'S', 'S', '\n'};
-    private static final int VERSION = 1;
+    private static final int VERSION = 2;
     private static final int DIGEST = 32;
     private static final int FINGERPRINT = 1 << 20; // bytes of the model's file: its header, which tells models apart
 
@@ -67,11 +67,11 @@ final class SessionFile {
     }
 
     static void write(Path file, Engine engine, Session session) {
-        Path part = file.resolveSibling(file.getFileName() + ".part");
+        Path part = file.resolveSibling(file.getFileName() + "." + UUID.randomUUID() + ".part"); // others may save
         try {
             try {
                 MessageDigest digest = sha256();
-                try (OutputStream to = Files.newOutputStream(part);
+                try (OutputStream to = Files.newOutputStream(part, StandardOpenOption.CREATE_NEW);
                         DigestOutputStream all = new DigestOutputStream(new BufferedOutputStream(to), digest);
                         DataOutputStream out = new DataOutputStream(all)) {
                     out.write(MAGIC);
@@ -124,8 +124,10 @@ final class SessionFile {
             checkWhole(file);
             try (DataInputStream in = new DataInputStream(new BufferedInputStream(Files.newInputStream(file)))) {
                 in.skipNBytes(MAGIC.length + Integer.BYTES);
-                take(file, engine, session, in);
+                take(file, engine, session, in, Files.size(file) - MAGIC.length - Integer.BYTES - DIGEST);
             }
+        } catch (StreamCorruptedException | EOFException e) {
+            throw damaged(file);
         } catch (NoSuchFileException e) {
             throw new KvmergeException("there is no saved session " + file, e);
         } catch (IOException e) {
@@ -133,26 +135,45 @@ final class SessionFile {
         }
     }
 
-    private static void take(Path file, Engine engine, Session session, DataInputStream in) throws IOException {
-        if (!readText(in).equals(fingerprint(engine.model()))) {
+    private static void take(Path file, Engine engine, Session session, DataInputStream in, long bytes)
+            throws IOException {
+        SavedReader reader = new SavedReader(in, bytes);
+        if (!reader.text().equals(fingerprint(engine.model()))) {
             throw new KvmergeException("the saved session " + file + " is of another model than "
                     + engine.model().path() + ": load the one that it was saved with");
         }
-        String saved = readText(in);
+        String saved = reader.text();
         String wanted = description(engine);
         if (!saved.equals(wanted)) {
             throw new KvmergeException("the saved session " + file + " was made with other options (" + saved
                     + ") than these (" + wanted + "): give the same ones");
         }
-        Saved rest = readSaved(in);
-        onScheduler(engine, () -> {
-            if (rest.decoded() > 0) {
-                session.sequence().context().restoreState(Channels.newChannel(in));
-            } else {
-                session.sequence().clear();
+        Saved rest = reader.saved(engine.model().vocabularySize());
+        Drawing drawing = drawing(file, engine.model(), rest);
+        try {
+            onScheduler(engine, () -> {
+                if (rest.decoded() > 0) {
+                    session.sequence().context().restoreState(Channels.newChannel(in));
+                } else {
+                    session.sequence().clear();
+                }
+            });
+        } catch (IOException | RuntimeException | Error e) {
+            if (drawing != null) {
+                drawing.close();
             }
-        });
-        session.takeOver(rest);
+            throw e;
+        }
+        session.takeOver(rest, drawing);
+    }
+
+    /** Made before anything changes: a damaged one cannot be. */
+    private static Drawing drawing(Path file, Model model, Saved saved) {
+        try {
+            return Drawing.of(model, saved);
+        } catch (KvmergeException | IllegalArgumentException e) {
+            throw damaged(file);
+        }
     }
 
     private static void checkWhole(Path file) throws IOException {
@@ -220,6 +241,7 @@ final class SessionFile {
     private static void write(DataOutputStream out, Saved saved) throws IOException {
         writeInts(out, saved.tokens());
         out.writeInt(saved.decoded());
+        writeBytes(out, saved.generated().toByteArray());
         writeBytes(out, saved.rest());
         out.writeInt(saved.logits().length);
         for (float logit : saved.logits()) {
@@ -240,22 +262,6 @@ final class SessionFile {
             write(out, saved.drawing());
         }
         out.flush();
-    }
-
-    private static Saved readSaved(DataInputStream in) throws IOException {
-        int[] tokens = readInts(in);
-        int decoded = in.readInt();
-        byte[] rest = readBytes(in);
-        float[] logits = new float[in.readInt()];
-        for (int i = 0; i < logits.length; i++) {
-            logits[i] = in.readFloat();
-        }
-        Saved.Pinned pinned = new Saved.Pinned(in.readInt(), in.readBoolean() ? readBytes(in) : null);
-        List<ChatMessage> messages = new ArrayList<>();
-        for (int n = in.readInt(); n > 0; n--) {
-            messages.add(new ChatMessage(readText(in), readText(in)));
-        }
-        return new Saved(tokens, decoded, rest, logits, pinned, messages, in.readBoolean() ? readDrawing(in) : null);
     }
 
     private static void write(DataOutputStream out, Drawing.State state) throws IOException {
@@ -286,29 +292,8 @@ final class SessionFile {
         out.writeInt(state.chosen());
     }
 
-    private static Drawing.State readDrawing(DataInputStream in) throws IOException {
-        float[] f = new float[7];
-        for (int i = 0; i < f.length; i++) {
-            f[i] = in.readFloat();
-        }
-        int topK = in.readInt();
-        int lastN = in.readInt();
-        long seed = in.readLong();
-        String grammar = readText(in);
-        Map<Integer, Float> bias = new HashMap<>();
-        for (int n = in.readInt(); n > 0; n--) {
-            bias.put(in.readInt(), in.readFloat());
-        }
-        Sampling sampling = new Sampling(f[0], topK, f[1], f[2], f[3], f[4], lastN, f[5], f[6], seed, grammar, bias);
-        return new Drawing.State(sampling, in.readBoolean(), in.readInt(), in.readLong(), in.readInt());
-    }
-
     private static void writeText(DataOutputStream out, String text) throws IOException {
         writeBytes(out, text.getBytes(StandardCharsets.UTF_8));
-    }
-
-    private static String readText(DataInputStream in) throws IOException {
-        return new String(readBytes(in), StandardCharsets.UTF_8);
     }
 
     private static void writeBytes(DataOutputStream out, byte[] bytes) throws IOException {
@@ -316,22 +301,10 @@ final class SessionFile {
         out.write(bytes);
     }
 
-    private static byte[] readBytes(DataInputStream in) throws IOException {
-        return in.readNBytes(in.readInt());
-    }
-
     private static void writeInts(DataOutputStream out, int[] numbers) throws IOException {
         out.writeInt(numbers.length);
         for (int number : numbers) {
             out.writeInt(number);
         }
-    }
-
-    private static int[] readInts(DataInputStream in) throws IOException {
-        int[] numbers = new int[in.readInt()];
-        for (int i = 0; i < numbers.length; i++) {
-            numbers[i] = in.readInt();
-        }
-        return numbers;
     }
 }

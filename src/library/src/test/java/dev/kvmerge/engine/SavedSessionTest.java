@@ -12,13 +12,17 @@ import dev.kvmerge.TinyGguf.Geometry;
 import dev.kvmerge.llama.Backend;
 import dev.kvmerge.llama.Model;
 import java.io.IOException;
+import java.io.UncheckedIOException;
 import java.nio.ByteBuffer;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
+import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.concurrent.FutureTask;
+import java.util.stream.Stream;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 
@@ -71,7 +75,107 @@ class SavedSessionTest extends TinyEngine {
                 restored.read("and more");
                 goesOnAlike(session, restored);
             }
-            assertFalse(Files.exists(folder.resolve("saved.session.part")));
+        }
+        nothingHalfWrittenIsLeft();
+    }
+
+    private static void nothingHalfWrittenIsLeft() {
+        try (Stream<Path> files = Files.list(folder)) {
+            assertTrue(files.noneMatch(f -> f.toString().endsWith(".part")));
+        } catch (IOException e) {
+            throw new UncheckedIOException(e);
+        }
+    }
+
+    @Test
+    void twoSessionsMaySaveToOneNameAtOnce() throws Exception {
+        Path file = folder.resolve("both.session");
+        try (Engine engine = engine(2);
+                Engine later = engine(1);
+                Session one = begun(engine);
+                Session other = begun(engine)) {
+            List<FutureTask<Boolean>> saving = new ArrayList<>();
+            for (Session session : List.of(one, other)) {
+                saving.add(new FutureTask<>(
+                        () -> {
+                            for (int i = 0; i < 20; i++) {
+                                session.save(file);
+                            }
+                        },
+                        true));
+                Thread.ofPlatform().start(saving.getLast());
+            }
+            for (FutureTask<Boolean> task : saving) {
+                assertTrue(task.get());
+            }
+            try (Session restored = later.restore(file)) {
+                goesOnAlike(one, restored);
+            }
+        }
+        nothingHalfWrittenIsLeft();
+    }
+
+    /** Where a file has the numbers that count something. */
+    private static int skip(ByteBuffer in, int at, int bytesEach) {
+        return at + 4 + in.getInt(at) * bytesEach;
+    }
+
+    @Test
+    void aFileWithNumbersThatCannotBeChangesNothing() throws IOException {
+        Path file = folder.resolve("right.session");
+        Path bad = folder.resolve("hostile.session");
+        try (Engine engine = engine(1)) {
+            int n;
+            try (Session session = begun(engine)) {
+                session.save(file);
+                n = session.tokens().length;
+            }
+            byte[] good = Files.readAllBytes(file);
+            ByteBuffer in = ByteBuffer.wrap(good);
+            int tokens = skip(in, skip(in, 12, 1), 1);
+            int decoded = skip(in, tokens, 4);
+            int rest = skip(in, decoded + 4, 1);
+            int logits = skip(in, rest, 1);
+            int pinned = skip(in, logits, 4);
+            int messages = pinned + 5;
+            int drawing = messages + 5; // seven floats, topK, lastN, seed
+            int biases = skip(in, drawing + 7 * 4 + 2 * 4 + 8, 1);
+            int drawn = biases + 4 + 1 + 4;
+            assertEquals(n, in.getInt(tokens));
+            assertEquals(41, in.getInt(drawn + 8), "this is the format");
+            int most = Integer.MAX_VALUE;
+            int[][] cases = {
+                {tokens, -1, most, good.length / 4},
+                {tokens + 4, -1, model.vocabularySize()},
+                {decoded, -1, n + 1},
+                {decoded + 4, -1, most},
+                {rest, -1, 4, most},
+                {logits, -1, 5, most},
+                {pinned, -1, n + 1},
+                {messages, -1, most},
+                {drawing, Float.floatToIntBits(Float.NaN), Float.floatToIntBits(-1)},
+                {drawing + 36, most},
+                {biases, -1, most},
+                {drawn, 1, most, -1},
+                {drawn + 8, -1, n + 1}
+            };
+            try (Session session = engine.open()) {
+                session.read("something of its own");
+                int[] before = session.tokens();
+                for (int[] one : cases) {
+                    for (int i = 1; i < one.length; i++) {
+                        byte[] with = ByteBuffer.allocate(4).putInt(one[i]).array();
+                        Files.write(bad, signed(good, with, one[0]));
+                        String message = assertThrows(KvmergeException.class, () -> session.load(bad))
+                                .getMessage();
+                        assertTrue(message.contains("truncated or damaged"), message);
+                        assertArrayEquals(before, session.tokens());
+                        assertEquals(before.length, session.usage().tokens());
+                    }
+                }
+                session.load(file);
+                assertEquals(n, session.tokens().length);
+            }
         }
     }
 
