@@ -4,9 +4,13 @@ import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import dev.kvmerge.engine.Generation;
 import dev.kvmerge.engine.TokenLogprob;
+import java.nio.ByteBuffer;
+import java.nio.CharBuffer;
+import java.nio.charset.CodingErrorAction;
 import java.nio.charset.StandardCharsets;
 import java.time.Duration;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 
 /** One answer in OpenAI's form, whole or in pieces, with llama-server's timings and kvmerge's cells beside it. */
@@ -14,9 +18,11 @@ final class Answers {
     private final Request request;
     private final String id;
     private final String model;
+    private final Inference inference;
     private final long created = System.currentTimeMillis() / 1000;
 
-    Answers(Request request, String id, String model) {
+    Answers(Request request, String id, String model, Inference inference) {
+        this.inference = inference;
         this.request = request;
         this.id = id;
         this.model = model;
@@ -151,30 +157,47 @@ final class Answers {
         return kvmerge;
     }
 
-    /** Log probabilities of the tokens that the text is made of: not of what ended it. */
+    /** A token of the text, and where in it its first character is, in code points. */
+    private record Place(TokenLogprob token, int offset) {}
+
+    /** Log probabilities of the tokens that the text is made of: not of special ones, nor of what ended it. */
     private ObjectNode logprobs(Generation generation) {
         if (request.options().logprobs() < 0) {
             return null;
         }
-        int length = generation.text().getBytes(StandardCharsets.UTF_8).length;
-        List<TokenLogprob> tokens = new ArrayList<>();
-        int at = 0;
+        String text = generation.text();
+        int length = text.codePointCount(0, text.length());
+        List<Place> places = new ArrayList<>();
+        int offset = 0;
+        byte[] begun = {}; // of a character that has not come whole
         for (TokenLogprob token : generation.logprobs()) {
-            if (at >= length) {
+            if (inference.special(token.token())) {
+                continue;
+            }
+            if (offset >= length) {
                 break;
             }
-            tokens.add(token);
-            at += token.piece().length;
+            places.add(new Place(token, offset));
+            ByteBuffer in = ByteBuffer.allocate(begun.length + token.piece().length);
+            in.put(begun).put(token.piece()).flip();
+            CharBuffer out = CharBuffer.allocate(in.remaining() + 1);
+            StandardCharsets.UTF_8
+                    .newDecoder()
+                    .onMalformedInput(CodingErrorAction.REPLACE)
+                    .decode(in, out, false);
+            out.flip();
+            offset += Character.codePointCount(out, 0, out.length());
+            begun = Arrays.copyOfRange(in.array(), in.position(), in.limit());
         }
-        return request.chat() ? chatLogprobs(tokens) : completionLogprobs(tokens);
+        return request.chat() ? chatLogprobs(places) : completionLogprobs(places);
     }
 
-    private static ObjectNode chatLogprobs(List<TokenLogprob> tokens) {
+    private static ObjectNode chatLogprobs(List<Place> places) {
         ObjectNode logprobs = Json.object();
         ArrayNode content = logprobs.putArray("content");
-        for (TokenLogprob token : tokens) {
-            ArrayNode top = put(content.addObject(), token).putArray("top_logprobs");
-            token.top().forEach(other -> put(top.addObject(), other));
+        for (Place place : places) {
+            ArrayNode top = put(content.addObject(), place.token()).putArray("top_logprobs");
+            place.token().top().forEach(other -> put(top.addObject(), other));
         }
         logprobs.putNull("refusal");
         return logprobs;
@@ -190,20 +213,19 @@ final class Answers {
         return into;
     }
 
-    private static ObjectNode completionLogprobs(List<TokenLogprob> tokens) {
+    private static ObjectNode completionLogprobs(List<Place> places) {
         ObjectNode logprobs = Json.object();
         ArrayNode pieces = logprobs.putArray("tokens");
         ArrayNode values = logprobs.putArray("token_logprobs");
         ArrayNode tops = logprobs.putArray("top_logprobs");
         ArrayNode offsets = logprobs.putArray("text_offset");
-        int offset = 0;
-        for (TokenLogprob token : tokens) {
+        for (Place place : places) {
+            TokenLogprob token = place.token();
             pieces.add(text(token));
             values.add(Math.max(token.logprob(), -9999.0));
             ObjectNode top = tops.addObject();
             token.top().forEach(other -> top.put(text(other), Math.max(other.logprob(), -9999.0)));
-            offsets.add(offset);
-            offset += text(token).length();
+            offsets.add(place.offset());
         }
         return logprobs;
     }

@@ -17,6 +17,7 @@ final class Completions {
     /** A client that does not read its answer is hung up on so long after the time for it is over. */
     private static final Duration GRACE = Duration.ofSeconds(10);
 
+    private final Inference inference;
     private final Slots slots;
     private final Metrics metrics;
     private final ScheduledExecutorService clock;
@@ -24,7 +25,14 @@ final class Completions {
     private final Duration timeout;
     private final AtomicLong tasks = new AtomicLong();
 
-    Completions(Slots slots, Metrics metrics, ScheduledExecutorService clock, String model, Duration timeout) {
+    Completions(
+            Inference inference,
+            Slots slots,
+            Metrics metrics,
+            ScheduledExecutorService clock,
+            String model,
+            Duration timeout) {
+        this.inference = inference;
         this.slots = slots;
         this.metrics = metrics;
         this.clock = clock;
@@ -40,7 +48,7 @@ final class Completions {
      * @throws Slots.GoneException if it is gone
      */
     int answer(Request request, ServerResponse response, Caller caller) {
-        Answers answers = new Answers(request, id(request), model);
+        Answers answers = new Answers(request, id(request), model, inference);
         return request.stream()
                 ? stream(request, answers, response, caller)
                 : whole(request, answers, response, caller);

@@ -1,5 +1,6 @@
 package dev.kvmerge.server;
 
+import dev.kvmerge.engine.CellsUsage;
 import dev.kvmerge.engine.CellsView;
 import dev.kvmerge.engine.ChatMessage;
 import dev.kvmerge.engine.ChatTemplate;
@@ -57,6 +58,11 @@ final class EngineInference implements Inference {
     }
 
     @Override
+    public boolean special(int token) {
+        return engine.model().piece(token).length == 0;
+    }
+
+    @Override
     public Written write(List<ChatMessage> conversation) {
         ChatTemplate.Prompt prompt = engine.chatTemplate().render(conversation, true);
         return new Written(prompt.text(), prompt.tokens(engine.model()));
@@ -98,6 +104,11 @@ final class EngineInference implements Inference {
         @Override
         public Cells cells() {
             return new Picture(session.cells());
+        }
+
+        @Override
+        public CellsUsage usage() {
+            return session.usage();
         }
 
         @Override
@@ -145,6 +156,11 @@ final class EngineInference implements Inference {
         @Override
         public long bytes() {
             return of.bytes();
+        }
+
+        @Override
+        public int pinned() {
+            return of.pinned();
         }
 
         @Override

@@ -15,6 +15,7 @@ import java.io.UncheckedIOException;
 import java.util.Map;
 import java.util.Optional;
 import java.util.OptionalLong;
+import java.util.function.Function;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 
@@ -38,6 +39,7 @@ final class Handler {
             Map.entry("/v1/completions", "POST"));
 
     private final ServerOptions options;
+    private final Room reading; // in KiB of requests; what they are read into takes up to thirty times as much
     private final Origins origins;
     private final Keys keys;
     private final Slots slots;
@@ -57,6 +59,8 @@ final class Handler {
             About about,
             Origins origins) {
         this.options = options;
+        long most = Math.max(options.body(), Runtime.getRuntime().maxMemory() / 64);
+        this.reading = new Room((int) Math.min(most >> 10, Integer.MAX_VALUE), options.timeout());
         this.origins = origins;
         this.keys = new Keys(options.apiKeys());
         this.slots = slots;
@@ -124,12 +128,12 @@ final class Handler {
             check(method, path, allowed);
         }
         return switch (path) {
-            case "/chat/completions", "/v1/chat/completions" -> complete(requests.chat(body(request)), response);
-            case "/completions", "/v1/completions" -> complete(requests.completion(body(request)), response);
+            case "/chat/completions", "/v1/chat/completions" -> complete(read(request, requests::chat), response);
+            case "/completions", "/v1/completions" -> complete(read(request, requests::completion), response);
             case "/models", "/v1/models" -> json(response, about.models());
             case "/props" -> json(response, about.props());
-            case "/tokenize" -> json(response, tokens.tokenize(body(request)));
-            case "/detokenize" -> json(response, tokens.detokenize(body(request)));
+            case "/tokenize" -> json(response, read(request, tokens::tokenize));
+            case "/detokenize" -> json(response, read(request, tokens::detokenize));
             case "/metrics" -> metrics(response);
             case "/slots" -> slots(request, response);
             default -> other(method, path, request, response);
@@ -164,11 +168,12 @@ final class Handler {
         int id = Integer.parseInt(slot.group(1));
         if (slot.group(2) != null) {
             check(method, path, "GET");
-            return json(response, slotRequests.cells(id, number(request, "layer"), number(request, "head")));
+            Replies.json(response, 200, slotRequests.cells(id, number(request, "layer"), number(request, "head")));
+            return 200;
         }
         check(method, path, "POST");
         String action = query(request, "action").orElse(null);
-        ObjectNode body = "erase".equals(action) ? Json.object() : body(request);
+        ObjectNode body = "erase".equals(action) ? Json.object() : read(request, read -> read);
         return json(response, slotRequests.act(id, action, body));
     }
 
@@ -220,8 +225,8 @@ final class Handler {
         return Integer.parseInt(text.get());
     }
 
-    /** The request's object, of so many bytes at most. */
-    private ObjectNode body(ServerRequest request) {
+    /** What a request says, read while there is room for it. */
+    private <T> T read(ServerRequest request, Function<ObjectNode, T> reader) {
         if (slots.draining()) {
             throw ApiException.unavailable("shutting_down", "The server is being shut down.");
         }
@@ -230,8 +235,14 @@ final class Handler {
             throw ApiException.tooLarge(options.body());
         }
         if (!request.content().hasEntity()) {
-            return Json.parse(new byte[0]);
+            return reader.apply(Json.parse(new byte[0]));
         }
+        long most = length.orElse(options.body()); // in chunks: nobody knows yet
+        return reading.with((int) (most >> 10), () -> reader.apply(body(request)));
+    }
+
+    /** The request's object, of so many bytes at most. */
+    private ObjectNode body(ServerRequest request) {
         try (InputStream in = request.content().inputStream()) {
             byte[] body = in.readNBytes(options.body() + 1);
             if (body.length > options.body()) {

@@ -1,5 +1,6 @@
 package dev.kvmerge.server;
 
+import dev.kvmerge.engine.CellsUsage;
 import dev.kvmerge.engine.CellsView.Fate;
 import dev.kvmerge.engine.ChatMessage;
 import dev.kvmerge.engine.GenerateOptions;
@@ -53,6 +54,9 @@ interface Inference extends AutoCloseable {
     /** The bytes of a token, a special one's too; may be a part of a UTF-8 character. */
     byte[] piece(int token);
 
+    /** Whether a token is no text: what is generated has nothing of its name. */
+    boolean special(int token);
+
     /**
      * A conversation as the model's chat template writes it, with the beginning of an answer.
      *
@@ -80,6 +84,8 @@ interface Inference extends AutoCloseable {
 
         long bytes();
 
+        int pinned();
+
         Fate fate(int layer, int kvHead, int token);
 
         int pivot(int layer, int kvHead, int token);
@@ -97,6 +103,9 @@ interface Inference extends AutoCloseable {
 
         /** At any time, from any thread. */
         Cells cells();
+
+        /** How full the cells are, which costs less. At any time, from any thread. */
+        CellsUsage usage();
 
         /** Forgets everything. */
         void clear();

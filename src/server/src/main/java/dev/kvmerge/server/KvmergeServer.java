@@ -61,7 +61,7 @@ public final class KvmergeServer implements AutoCloseable {
                 Thread.ofVirtual().name("clock").factory());
         Metrics metrics = new Metrics();
         About about = new About(inference.facts(), options);
-        Completions completions = new Completions(slots, metrics, clock, about.name(), options.timeout());
+        Completions completions = new Completions(inference, slots, metrics, clock, about.name(), options.timeout());
         InetAddress address = address(options.host());
         Handler handler =
                 new Handler(inference, options, slots, metrics, completions, about, new Origins(options, address));

@@ -1,5 +1,7 @@
 package dev.kvmerge.server;
 
+import dev.kvmerge.engine.CellsUsage;
+
 /** A place for a conversation, which keeps what it has read for the next request. Taken and given by {@link Slots}. */
 final class Slot {
     /** How full a slot is. */
@@ -73,7 +75,7 @@ final class Slot {
 
     /** Looks how full it is; the thread that has taken it. */
     Fill look() {
-        Inference.Cells cells = conversation.cells();
+        CellsUsage cells = conversation.usage();
         fill = new Fill(conversation.tokens().length, cells.cellsInUse(), cells.cellsAllocated(), cells.bytes());
         return fill;
     }

@@ -7,6 +7,7 @@ import dev.kvmerge.engine.CellsView.Fate;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.time.Duration;
 import java.util.Set;
 import java.util.regex.Pattern;
 
@@ -14,6 +15,7 @@ import java.util.regex.Pattern;
 final class SlotRequests {
     private static final Pattern FILE = Pattern.compile("[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}");
 
+    private final Room pictures = new Room(2, Duration.ofSeconds(10)); // each copies what became of every token
     private final Inference inference;
     private final Slots slots;
     private final ServerOptions options;
@@ -51,11 +53,11 @@ final class SlotRequests {
     }
 
     /**
-     * What became of each token that a slot has read.
+     * What became of each token that a slot has read, as JSON; of two slots at a time.
      *
      * @param layer one of those that are compressed, or -1 for all layers and heads
      */
-    ObjectNode cells(int id, int layer, int head) {
+    byte[] cells(int id, int layer, int head) {
         Inference.Facts facts = inference.facts();
         if (layer >= facts.layers()) {
             throw ApiException.invalid(
@@ -72,7 +74,8 @@ final class SlotRequests {
         if (!options.showSlots()) {
             throw ApiException.notEnabled("This server does not show its slots. Start it with --slots.");
         }
-        return cells(slots.get(id), layer, head);
+        Slot slot = slots.get(id);
+        return pictures.with(1, () -> Json.bytes(cells(slot, layer, head)));
     }
 
     private ObjectNode cells(Slot slot, int layer, int head) {
@@ -101,6 +104,7 @@ final class SlotRequests {
         }
         body.put("cells", view.cellsInUse());
         body.put("allocated", view.cellsAllocated());
+        body.put("pinned", view.pinned());
         body.put("mib", view.bytes() / 1048576.0);
         body.put("layers", inference.facts().layers());
         body.put("kv_heads", inference.facts().kvHeads());

@@ -8,7 +8,13 @@ import com.fasterxml.jackson.databind.JsonNode;
 import java.net.http.HttpResponse;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.List;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import java.util.concurrent.Future;
+import java.util.concurrent.atomic.AtomicInteger;
+import java.util.concurrent.locks.LockSupport;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Tag;
@@ -282,5 +288,44 @@ class EndpointsTest {
                     line.matches("# (HELP|TYPE) [a-z]+:[a-z_]+ .+|[a-z]+:[a-z_]+(\\{status=\"\\d+\"\\})? [0-9.E-]+"),
                     line);
         }
+    }
+
+    @Test
+    void logprobsAreOfTheTextsTokens() throws Exception {
+        JsonNode logprobs = client.post(
+                        200, "/v1/completions", "{\"prompt\":\"say:a\uE001世\uD83C\uDF0Dé!\",\"logprobs\":0}")
+                .at("/choices/0/logprobs");
+        assertEquals("[0,1,1,1,2,2,2,2,3,4]", logprobs.get("text_offset").toString());
+        assertEquals("é", logprobs.at("/tokens/8").asText());
+        assertEquals("!", logprobs.at("/tokens/9").asText());
+        JsonNode content = client.post(200, CHAT, user("say:a\uE001\uE001世b", ",\"logprobs\":true"))
+                .at("/choices/0/logprobs/content");
+        assertEquals(5, content.size(), content.toString());
+        assertEquals("b", content.at("/4/token").asText());
+    }
+
+    @Test
+    void cellsAreShownOfTwoSlotsAtATimeAndOnlyWhenAskedFor() throws Exception {
+        client.post(200, CHAT, user("say:hi", ""));
+        assertEquals(0, fake.pictures.get(), "an answer needs no more than how full the cells are");
+        AtomicInteger now = new AtomicInteger();
+        AtomicInteger most = new AtomicInteger();
+        fake.beforeCells = () -> {
+            most.accumulateAndGet(now.incrementAndGet(), Math::max);
+            LockSupport.parkNanos(20_000_000);
+            now.decrementAndGet();
+        };
+        try (ExecutorService threads = Executors.newVirtualThreadPerTaskExecutor()) {
+            List<Future<HttpResponse<String>>> all = new ArrayList<>();
+            for (int i = 0; i < 8; i++) {
+                all.add(threads.submit(() -> client.get("/slots/0/cells")));
+            }
+            for (Future<HttpResponse<String>> one : all) {
+                assertEquals(200, one.get().statusCode());
+                assertEquals(
+                        2, Client.JSON.readTree(one.get().body()).get("pinned").asInt());
+            }
+        }
+        assertEquals(2, most.get());
     }
 }

@@ -1,6 +1,7 @@
 package dev.kvmerge.server;
 
 import dev.kvmerge.KvmergeException;
+import dev.kvmerge.engine.CellsUsage;
 import dev.kvmerge.engine.CellsView.Fate;
 import dev.kvmerge.engine.ChatMessage;
 import dev.kvmerge.engine.GenerateOptions;
@@ -24,10 +25,12 @@ import java.util.function.Consumer;
 
 /**
  * An engine without a model. A token is a byte, 256 the end of a message. It answers with what stands after the last
- * "say:" of the prompt, a byte at a time, or with letters without end.
+ * "say:" of the prompt, a character at a time, or with letters without end. A Chinese character and those beyond are of
+ * several tokens.
  */
 final class FakeInference implements Inference {
     static final int END = 256;
+    static final int CONTROL = 0xE001; // in an answer: a token that is no text
     static final String WITHOUT_TOKEN = "\uE000";
 
     /** Pieces of text that may come; a test may take all of them, and give some. */
@@ -36,6 +39,8 @@ final class FakeInference implements Inference {
     final AtomicInteger generating = new AtomicInteger();
     final AtomicInteger cancelled = new AtomicInteger();
     final List<Talk> talks = new ArrayList<>();
+    final AtomicInteger pictures = new AtomicInteger(); // cells() was asked so often
+    volatile Runnable beforeCells = () -> {};
     volatile Runnable beforeCancel = () -> {};
     volatile boolean breaks; // throws what nobody foresaw
     volatile boolean closed;
@@ -61,6 +66,11 @@ final class FakeInference implements Inference {
     @Override
     public byte[] piece(int token) {
         return new byte[] {token == END ? (byte) '\f' : (byte) token};
+    }
+
+    @Override
+    public boolean special(int token) {
+        return token == END;
     }
 
     @Override
@@ -137,6 +147,10 @@ final class FakeInference implements Inference {
                     ended = waited;
                     break;
                 }
+                if (c == CONTROL) {
+                    logprobs.add(new TokenLogprob(END, "<|control|>".getBytes(StandardCharsets.UTF_8), -1, List.of()));
+                    continue;
+                }
                 text.appendCodePoint(c);
                 for (String one : options.stop()) {
                     stop = text.indexOf(one) >= 0 ? one : stop;
@@ -147,7 +161,9 @@ final class FakeInference implements Inference {
                     break;
                 }
                 byte[] piece = Character.toString(c).getBytes(StandardCharsets.UTF_8);
-                logprobs.add(new TokenLogprob(c, piece, -0.5, List.of(new TokenLogprob(c, piece, -0.5, List.of()))));
+                for (byte[] one : c < 0x4E00 ? List.of(piece) : parts(piece)) {
+                    logprobs.add(new TokenLogprob(c, one, -0.5, List.of(new TokenLogprob(c, one, -0.5, List.of()))));
+                }
                 onText.accept(Character.toString(c));
             }
             int[] made = tokenize(text + (ended == Ended.END_OF_GENERATION ? "\f" : ""), false, true);
@@ -164,6 +180,14 @@ final class FakeInference implements Inference {
                     options.logprobs() < 0 ? List.of() : logprobs,
                     Duration.ofMillis(2),
                     Duration.ofMillis(3));
+        }
+
+        private static List<byte[]> parts(byte[] piece) {
+            List<byte[]> parts = new ArrayList<>();
+            for (byte part : piece) {
+                parts.add(new byte[] {part});
+            }
+            return parts;
         }
 
         /** Waits for leave to go on; why the generation ends, or null. */
@@ -197,7 +221,14 @@ final class FakeInference implements Inference {
         }
 
         @Override
+        public CellsUsage usage() {
+            return new CellsUsage(tokens.length, Math.min(tokens.length, 64), 192, 3 << 19, 2);
+        }
+
+        @Override
         public Cells cells() {
+            pictures.incrementAndGet();
+            beforeCells.run();
             int n = tokens.length;
             return new Cells() {
                 @Override
@@ -218,6 +249,11 @@ final class FakeInference implements Inference {
                 @Override
                 public long bytes() {
                     return 3 << 19;
+                }
+
+                @Override
+                public int pinned() {
+                    return 2;
                 }
 
                 @Override
