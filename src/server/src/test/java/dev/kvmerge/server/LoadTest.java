@@ -41,8 +41,8 @@ class LoadTest {
     private static final int PARTS = 5;
     // Bytes that heap and process must grow by in each part but the first to have leaked: what the JVM takes until all
     // of the code has run, it takes once.
-    private static final int HEAP_LEAK = 2 << 20;
-    private static final int RESIDENT_LEAK = 16 << 20;
+    private static final int HEAP_LEAK = 1 << 20;
+    private static final int RESIDENT_LEAK = 8 << 20;
     private static final long SEED = 20;
     private static final String CHAT = "/v1/chat/completions";
     private static final String COMPLETION = "/v1/completions";
