@@ -1,6 +1,7 @@
 package dev.kvmerge.cli;
 
 import dev.kvmerge.KvmergeException;
+import dev.kvmerge.engine.CellsUsage;
 import dev.kvmerge.engine.GenerateOptions;
 import dev.kvmerge.engine.Generation;
 import dev.kvmerge.engine.Session;
@@ -103,7 +104,7 @@ final class GenerateCommand implements Runnable {
                             ? "nothing to go on after: give -p TEXT or -f FILE"
                             : "give one of -p and -f, not both");
         }
-        String text = file != null ? SamplingOptions.text("-f", file) : escape ? prompt.translateEscapes() : prompt;
+        String text = file != null ? SamplingOptions.text("-f", file) : escape ? Escapes.replaced(prompt) : prompt;
         if (text.isEmpty()) {
             throw new KvmergeException.Usage("the prompt is empty: give -p or -f some text");
         }
@@ -123,6 +124,7 @@ final class GenerateCommand implements Runnable {
 
     /** What it took. */
     static String summary(Generation made, Session session) {
+        CellsUsage usage = session.usage();
         double read = made.promptTime().toNanos() / 1e9;
         return String.format(
                 Locale.ROOT,
@@ -131,7 +133,7 @@ final class GenerateCommand implements Runnable {
                 read,
                 made.tokens().length,
                 made.tokensPerSecond(),
-                session.cells().cellsInUse(),
-                session.cells().cellsAllocated());
+                usage.cellsInUse(),
+                usage.cellsAllocated());
     }
 }
