@@ -3,6 +3,7 @@ package dev.kvmerge.cli;
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.cache.CompressedContext;
+import dev.kvmerge.cache.Timings;
 import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
@@ -87,7 +88,7 @@ final class QuickstartCommand implements Runnable {
             if (!Float.isFinite(logit)) {
                 throw new KvmergeException(name + ": decoding after the compression gives no finite logits");
             }
-            CompressedContext.Timings t = context.timings();
+            Timings t = context.timings();
             double speed = 1e9 * (read + 1) / t.total();
             done(String.format(
                     Locale.ROOT,

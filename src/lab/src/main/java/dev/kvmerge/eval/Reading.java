@@ -1,6 +1,7 @@
 package dev.kvmerge.eval;
 
 import dev.kvmerge.cache.CompressedContext;
+import dev.kvmerge.cache.Timings;
 import dev.kvmerge.kernels.Scorer;
 import java.lang.foreign.MemorySegment;
 import java.util.Arrays;
@@ -36,7 +37,7 @@ final class Reading {
      */
     record Spent(long decode, long observe, long plan, long apply, int allocated, long kvBytes, long tableBytes) {
         private Spent with(CompressedContext context) {
-            CompressedContext.Timings t = context.timings();
+            Timings t = context.timings();
             return new Spent(
                     decode + t.decode(),
                     observe + t.observe(),

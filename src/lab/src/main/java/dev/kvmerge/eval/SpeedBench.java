@@ -4,6 +4,7 @@ import dev.kvmerge.KvmergeException;
 import dev.kvmerge.cache.CacheChecks;
 import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.cache.CompressedContext;
+import dev.kvmerge.cache.Timings;
 import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.Context;
 import dev.kvmerge.llama.ContextOptions;
@@ -253,7 +254,7 @@ public final class SpeedBench {
             }
             context.flush();
             long read = System.nanoTime();
-            CompressedContext.Timings t = context.timings();
+            Timings t = context.timings();
             long ours = t.overhead();
             long decode = t.decode();
             for (int i = 0; i < setup.generated(); i++) {

@@ -49,46 +49,6 @@ public final class CompressedContext implements AutoCloseable {
     private Throwable broken; // what left llama.cpp's cells and the table disagreeing
     private final Guard guard = new Guard("the compressed context");
 
-    /** Where the time went, in nanoseconds. */
-    public static final class Timings {
-        private long decode;
-        private long observe;
-        private long plan;
-        private long apply;
-
-        private Timings() {}
-
-        /** Inside llama.cpp, without the observer. */
-        public long decode() {
-            return decode;
-        }
-
-        /** In the eval callback. */
-        public long observe() {
-            return observe;
-        }
-
-        /** Deciding, reading keys and values included. */
-        public long plan() {
-            return plan;
-        }
-
-        /** Rewriting and freeing cells. */
-        public long apply() {
-            return apply;
-        }
-
-        /** Observing, planning and applying. */
-        public long overhead() {
-            return observe + plan + apply;
-        }
-
-        /** All of it. */
-        public long total() {
-            return decode + overhead();
-        }
-    }
-
     /**
      * Makes a context.
      *
@@ -370,7 +330,7 @@ public final class CompressedContext implements AutoCloseable {
                 throw e;
             }
             pending = 0;
-            timings.decode += decodedNanos;
+            timings.addDecode(decodedNanos);
             decodedNanos = 0;
             return taken;
         }
@@ -399,8 +359,8 @@ public final class CompressedContext implements AutoCloseable {
             return;
         }
         long nanos = compressor.take(pending);
-        timings.observe += nanos;
-        timings.decode += decodedNanos - nanos;
+        timings.addObserve(nanos);
+        timings.addDecode(decodedNanos - nanos);
         decodedNanos = 0;
         pending = 0;
         begun = false;
@@ -423,7 +383,7 @@ public final class CompressedContext implements AutoCloseable {
         long start = System.nanoTime();
         Plan[] plans = compressor.plan();
         long planned = System.nanoTime();
-        timings.plan += planned - start;
+        timings.addPlan(planned - start);
         try {
             compressor.carryOut(plans);
         } catch (RuntimeException | Error e) {
@@ -431,7 +391,7 @@ public final class CompressedContext implements AutoCloseable {
             throw e;
         }
         planning = false;
-        timings.apply += System.nanoTime() - planned;
+        timings.addApply(System.nanoTime() - planned);
     }
 
     /** The last block's logits: F32 [tokens][vocabulary]; valid until the next decode. */
