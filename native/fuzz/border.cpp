@@ -626,6 +626,7 @@ class Session {
         p.llama.decode = reinterpret_cast<void (*)()>(llama_decodes);
         p.llama.synchronize = [](llama_context *) {};
         p.llama.n_ctx_seq = [](const llama_context *) { return 64u; };
+        p.llama.n_seq_max = [](const llama_context *) { return 1u << 31; };
         p.llama.n_batch = [](const llama_context *) { return 3u; };
         p.llama.get_logits_ith = [](llama_context *, int32_t) -> float * { return nullptr; };
         p.llama.get_memory = memory_of;

@@ -387,6 +387,7 @@ typedef struct kvmerge_llama {
     void (*decode)(void); /* llama_decode, cast: it takes a struct by value that is not declared here */
     void (*synchronize)(struct llama_context * context);
     uint32_t (*n_ctx_seq)(const struct llama_context * context);
+    uint32_t (*n_seq_max)(const struct llama_context * context);
     uint32_t (*n_batch)(const struct llama_context * context);
     float * (*get_logits_ith)(struct llama_context * context, int32_t i);
     struct llama_memory_i * (*get_memory)(const struct llama_context * context);
@@ -426,7 +427,8 @@ typedef struct kvmerge_cache_params {
  * of 1.5. With a calibration key_cost .8 and mass_power 1 are good. The rest is 0. */
 KVMERGE_API kvmerge_status kvmerge_cache_defaults(kvmerge_cache_params * out);
 
-/* Makes a cache of an empty sequence. Errors: ARGUMENT (what does not go together, too), MEMORY. */
+/* Makes a cache of an empty sequence, below llama_n_seq_max. Errors: ARGUMENT (what does not go together, too), MEMORY.
+ */
 KVMERGE_API kvmerge_status kvmerge_cache_create(const kvmerge_cache_params * params, kvmerge_observer * observer,
                                                 struct llama_context * context, int32_t seq_id, kvmerge_cache ** out);
 /* Errors: ARGUMENT, STATE while a thread is inside a call with it. */
@@ -435,7 +437,8 @@ KVMERGE_API kvmerge_status kvmerge_cache_free(kvmerge_cache * cache);
 /* Decodes n tokens after what is there, in as many batches as it takes, and compresses whenever n_block have come
  * together. logits: the last token's, [vocabulary], llama.cpp's memory, valid until its next decode; may be null.
  * Errors: ARGUMENT; STATE (broken; llama_decode failed); what planning and kvmerge_apply meet. Whole batches before the
- * one that failed are decoded: kvmerge_cache_usage says how many tokens are. */
+ * one that failed are decoded: kvmerge_cache_usage says how many tokens are. Where one of them is in the block of the
+ * one that failed, and the observer saw some of that, the cache is broken. */
 KVMERGE_API kvmerge_status kvmerge_cache_decode(kvmerge_cache * cache, const int32_t * tokens, int32_t n,
                                                 const float ** logits);
 /* Takes account of what kvmerge_cache_decode decoded since the last compression, and compresses if that is more than
@@ -444,7 +447,7 @@ KVMERGE_API kvmerge_status kvmerge_cache_flush(kvmerge_cache * cache);
 
 /* Takes n_tokens that the caller has decoded since kvmerge_observer_begin into the table. stats: what the observer saw
  * of them; may be null. Errors: whatever kvmerge_observer_stats answers; UNSUPPORTED where the graph showed other
- * tokens, or not all attention; ARGUMENT. */
+ * tokens, or not all attention; ARGUMENT, for a block that was taken before, too. */
 KVMERGE_API kvmerge_status kvmerge_cache_take(kvmerge_cache * cache, int32_t n_tokens, kvmerge_block_stats * stats);
 
 /* How far a cache is. */
@@ -525,6 +528,7 @@ static inline kvmerge_llama kvmerge_llama_entries(void) {
     e.decode = (void (*)(void))llama_decode;
     e.synchronize = llama_synchronize;
     e.n_ctx_seq = llama_n_ctx_seq;
+    e.n_seq_max = llama_n_seq_max;
     e.n_batch = llama_n_batch;
     e.get_logits_ith = llama_get_logits_ith;
     e.get_memory = llama_get_memory;

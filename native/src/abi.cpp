@@ -154,6 +154,7 @@ std::string describe() {
     FIELD(kvmerge_llama, decode)
     FIELD(kvmerge_llama, synchronize)
     FIELD(kvmerge_llama, n_ctx_seq)
+    FIELD(kvmerge_llama, n_seq_max)
     FIELD(kvmerge_llama, n_batch)
     FIELD(kvmerge_llama, get_logits_ith)
     FIELD(kvmerge_llama, get_memory)

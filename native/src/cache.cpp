@@ -23,7 +23,7 @@ void pass(kvmerge_status status) {
 
 kvmerge_cache::kvmerge_cache(const kvmerge_cache_params & p, const kvmerge_observer & o, kvmerge_observer * handle,
                              llama_context * context, int32_t seq_id)
-    : params(p), observer(handle), context(context), seq_id(seq_id), n_threads(o.params.n_threads),
+    : params(p), observer(handle), context(context), seq_id(seq_id), n_threads(o.params.n_threads), inside(o.in_caches),
       table({o.params.n_layer, o.params.n_head, o.params.n_head_kv, o.params.n_cells}, p.keep_newest != 0,
             p.position_range > 0, p.record_fates != 0) {
     if (p.calibration) {
@@ -48,8 +48,15 @@ void kvmerge_cache::require_due() const {
     }
 }
 
+void kvmerge_cache::require_positions(int32_t n) const {
+    // As many as there are cells are left for restore(), which fills cells for a moment.
+    require(n <= INT32_MAX - table.shape().n_cells - n_tokens - pending,
+            "the text has as many tokens as can be counted: clear the cache");
+}
+
 void kvmerge_cache::decode(const int32_t * tokens, int32_t n, const float ** logits) {
     require_whole();
+    require_positions(n);
     const int32_t n_batch = int32_t(std::min<uint32_t>(params.llama.n_batch(context), INT32_MAX));
     for (int32_t at = 0; at < n;) {
         if (pending == params.n_block) { // what failed at the last one's end
@@ -96,13 +103,24 @@ void kvmerge_cache::decode_batch(const int32_t * tokens, int32_t n, bool last_lo
                                      status == 1 ? ": no free cells for the batch" : "; its log says why");
         llama_memory_i * const memory = params.llama.get_memory(context);
         if (!params.llama.memory_seq_rm(memory, seq_id, first, first + n) ||
-            (pending == 0 && kvmerge_observer_forget(observer) != KVMERGE_OK) ||
+            (pending == 0 ? kvmerge_observer_forget(observer) != KVMERGE_OK : saw_more(true)) ||
             params.llama.memory_seq_pos_max(memory, seq_id) != first - 1) {
             broken = why;
         }
         throw Error(KVMERGE_E_STATE, why);
     }
     params.llama.synchronize(context);
+}
+
+// Whether the observer saw something else than the tokens that are pending: its statistics of them are mixed then.
+// if_busy: what to answer while another thread is inside of it.
+bool kvmerge_cache::saw_more(bool if_busy) const {
+    const Handles<kvmerge_observer>::Use use(observers(), observer, Access::ALONE);
+    if (use.status() == KVMERGE_E_STATE) {
+        return if_busy;
+    }
+    return use.status() != KVMERGE_OK || use.object().error || observers().missed(observer) ||
+           int32_t(use.object().token_cell.size()) != pending;
 }
 
 void kvmerge_cache::settle() {
@@ -116,14 +134,23 @@ void kvmerge_cache::settle() {
 void kvmerge_cache::take_pending() {
     if (pending > 0) {
         const int32_t n = pending;
-        take(n, nullptr);
+        try {
+            take(n, nullptr);
+        } catch (const Error & e) {
+            const bool may_pass =
+                e.status == KVMERGE_E_STATE || e.status == KVMERGE_E_MEMORY || e.status == KVMERGE_E_DEVICE;
+            if (!may_pass || saw_more(false)) { // else the next call tries again
+                broken = e.what();
+            }
+            throw;
+        }
         pending = 0;
-        begun = false;
     }
 }
 
 void kvmerge_cache::take(int32_t n, kvmerge_block_stats * out) {
     require_whole();
+    require_positions(n - pending);
     kvmerge_block_stats stats;
     pass(kvmerge_observer_stats(observer, &stats));
     if (stats.n_tokens != n) {
@@ -145,6 +172,7 @@ void kvmerge_cache::take(int32_t n, kvmerge_block_stats * out) {
               n_tokens, position, params.mass_decay);
     n_tokens += n;
     position += n;
+    begun = false;
     expect_plans();
     if (out) {
         *out = stats;

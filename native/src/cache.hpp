@@ -7,7 +7,9 @@
 #include "status.hpp"
 #include "table.hpp"
 
+#include <atomic>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -18,6 +20,7 @@ struct kvmerge_cache {
     llama_context * context;
     int32_t seq_id;
     int32_t n_threads; // the observer's
+    std::shared_ptr<std::atomic<int>> inside; // the observer's: calls with its caches
     kvmerge::CellTable table;
     int32_t n_tokens = 0; // in the table
     int32_t position = 0; // of the next token behind the table's, for llama.cpp
@@ -36,6 +39,7 @@ struct kvmerge_cache {
     void settle(); // takes what is pending, and compresses
     void take(int32_t n, kvmerge_block_stats * stats);
     void take_pending();
+    void require_positions(int32_t n) const; // for n more tokens
     void expect_plans(); // where there are too many cells
     void plan();         // by the default strategy
     void commit();
@@ -52,6 +56,7 @@ struct kvmerge_cache {
     std::vector<float> priors(const int32_t * cells, int32_t n) const;
     void plan(int pair);
     bool is_untouched() const;
+    bool saw_more(bool if_busy) const;
     void become_known();
 };
 
@@ -68,12 +73,25 @@ void forget_queries(kvmerge_observer & o);
 // Throws what a function of kvmerge.h answered.
 void pass(kvmerge_status status);
 
+// A call with a cache, during which its observer is not freed.
+class Inside {
+  public:
+    explicit Inside(std::atomic<int> & calls) : calls_(calls) { calls_++; }
+    Inside(const Inside &) = delete;
+    ~Inside() { calls_--; }
+
+  private:
+    std::atomic<int> & calls_;
+};
+
 // Runs an entry's body on the cache behind a handle, if this thread may enter it.
 template <class Body>
 kvmerge_status on_cache(const char * entry, kvmerge_cache * handle, Access access, Body && body) noexcept {
     return guarded(entry, [&] {
         const Handles<kvmerge_cache>::Use use(caches(), handle, access);
-        body(caches().entered(use));
+        kvmerge_cache & c = caches().entered(use);
+        const Inside inside(*c.inside);
+        body(c);
     });
 }
 

@@ -8,7 +8,7 @@
 namespace kvmerge {
 
 Handles<kvmerge_cache> & caches() {
-    static Handles<kvmerge_cache> handles(1, "cache");
+    static Handles<kvmerge_cache> handles(1, 1, "cache");
     return handles;
 }
 
@@ -16,7 +16,7 @@ namespace {
 
 void check(const kvmerge_cache_params & p, const kvmerge_observer & o, llama_context * context) {
     const kvmerge_llama & l = p.llama;
-    require(l.decode && l.synchronize && l.n_ctx_seq && l.n_batch && l.get_logits_ith && l.get_memory &&
+    require(l.decode && l.synchronize && l.n_ctx_seq && l.n_seq_max && l.n_batch && l.get_logits_ith && l.get_memory &&
                 l.memory_seq_rm && l.memory_seq_pos_max && l.state_seq_get_size && l.state_seq_get_data &&
                 l.state_seq_set_data,
             "llama.cpp's entry points are missing");
@@ -80,6 +80,9 @@ kvmerge_status kvmerge_cache_create(const kvmerge_cache_params * params, kvmerge
         require(!o.group, "this observer's handle is a group's: give a stream's");
         require(!o.in_group || seq_id == o.stream, "seq_id is not the observer's stream");
         check(*params, o, context);
+        if (const uint32_t n_seq = params->llama.n_seq_max(context); uint32_t(seq_id) >= n_seq) {
+            throw Error(KVMERGE_E_ARGUMENT, text("seq_id is %d, where llama_n_seq_max is %u", seq_id, n_seq));
+        }
         auto made = std::make_unique<kvmerge_cache>(*params, o, observer, context, seq_id);
         const kvmerge_llama & llama = params->llama;
         require(llama.memory_seq_pos_max(llama.get_memory(context), seq_id) < 0, "the sequence is not empty");

@@ -3,6 +3,7 @@
 #include "llama_state.hpp"
 
 #include <algorithm>
+#include <climits>
 #include <cmath>
 #include <cstring>
 
@@ -164,9 +165,43 @@ Content content_for(const Kind & kind, size_t n_used, size_t n_tokens, size_t n_
     return content;
 }
 
+void ok(bool condition) {
+    require(condition, "the state's table contradicts itself");
+}
+
+// What a rewriting moves positions back by.
+int32_t back_of(const Header & h, const kvmerge_cache_params & params) {
+    return params.position_range > 0 ? std::max(0, h.position - params.position_range) : 0;
+}
+
+// Throws ARGUMENT where the numbers are no table's. Overflows of what follows from them are left out here.
+void check(const Header & h, size_t size, const kvmerge_cache_params & params, const CellTable::Shape & shape) {
+    const int32_t most = INT32_MAX - shape.n_cells; // restore() fills cells in between behind the last position
+    ok(h.n_used > 0 && h.n_used <= shape.n_cells && h.n_pinned >= 0 && h.n_pinned <= h.n_used);
+    ok(params.n_cells == 0 || h.n_pinned <= params.n_cells - 2);
+    ok(h.n_tokens >= h.position && h.position >= h.n_used && h.n_tokens <= most);
+    if (params.position_range > 0) { // a rewriting brings positions into the range, and blocks come after it
+        ok(back_of(h, params) <= h.n_used - std::min(h.n_used, params.n_cells));
+    } else {
+        ok(h.position == h.n_tokens);
+    }
+    if (params.record_fates) { // of each pair and token
+        ok(size_t(h.n_tokens) <= size / (sizeof(int32_t) * size_t(shape.pairs())));
+    }
+}
+
+// Throws ARGUMENT where the cells cannot be packed as a rewriting does: see CellTable::begin.
+void check_packing(const Header & h, const std::vector<int32_t> & held, const kvmerge_cache_params & params) {
+    if (params.n_cells == 0 || h.n_used < params.n_cells) {
+        return;
+    }
+    const int32_t last = params.n_cells - 1; // of those that stay, one is not among the first
+    ok(held[held.size() - 1 - size_t(back_of(h, params))] >= last);
+    ok(std::count_if(held.begin(), held.end(), [&](int32_t cell) { return cell < last; }) == last);
+}
+
 // Throws ARGUMENT where the table is none.
 void check(const Content & content, const Header & h, const CellTable::Shape & shape) {
-    const auto ok = [](bool condition) { require(condition, "the state's table contradicts itself"); };
     const auto finite = [&](const std::vector<float> & x) {
         ok(std::all_of(x.begin(), x.end(), [](float e) { return std::isfinite(e); }));
     };
@@ -184,6 +219,7 @@ void check(const Content & content, const Header & h, const CellTable::Shape & s
     }
     for (int pair = 0; pair < shape.pairs(); pair++) {
         const size_t base = size_t(pair) * size_t(shape.n_cells);
+        int64_t n_tokens = 0;
         for (size_t i = base; i < base + t.held.size(); i++) {
             const CellTable::Columns & c = t.columns;
             ok(c.cell[i] >= 0 && c.cell[i] < shape.n_cells);
@@ -194,7 +230,9 @@ void check(const Content & content, const Header & h, const CellTable::Shape & s
             ok(c.frame[i] >= 0 && c.frame[i] < h.position && c.count[i] > 0);
             ok(c.mass[i] >= 0 && c.exposure[i] > 0 && std::isfinite(c.mass[i]) && std::isfinite(c.exposure[i]));
             ok(std::isfinite(c.entropy[i]) && std::isfinite(c.prior[i]));
+            n_tokens += c.count[i];
         }
+        ok(n_tokens <= h.n_tokens);
     }
     for (const auto & fates : t.fates) {
         for (const int32_t fate : fates) {
@@ -229,6 +267,18 @@ void give_moments(kvmerge_observer & o, const Content & content) {
         l.query_weight = m.weight;
         l.query_keep = m.keep;
     }
+}
+
+// Bytes of a cell in the layer that has most, of all layers of the cache.
+size_t largest_row_of(const kvmerge_observer & o) {
+    int64_t largest = 0;
+    for (const auto & l : o.layers) {
+        largest = std::max({largest, l.k.bytes(), l.v.bytes()});
+    }
+    for (const auto & other : o.other_bytes) {
+        largest = std::max(largest, other.second);
+    }
+    return size_t(largest / o.layers[0].k.n_cells());
 }
 
 // Visits exact biases, which the observer keeps by cell.
@@ -360,9 +410,7 @@ void kvmerge_cache::restore(const char * from, size_t size) {
     require_same(h.kind, kind_of(*this));
     const CellTable::Shape & shape = table.shape();
     const size_t used = size_t(h.n_used), pairs = size_t(shape.pairs());
-    require(h.n_used > 0 && h.n_used <= shape.n_cells && h.n_pinned >= 0 && h.n_pinned <= h.n_used &&
-                h.n_tokens >= h.n_used && h.position >= h.n_used && size_t(h.n_tokens) <= size,
-            "the state's table contradicts itself");
+    check(h, size, params, shape);
     require(params.n_cells == 0 || h.n_used <= params.n_cells + params.n_block,
             "the state has more cells in use than this cache has: use a larger n_block");
     Content content = content_for(h.kind, used, size_t(h.n_tokens), size_t(shape.n_cells));
@@ -378,12 +426,14 @@ void kvmerge_cache::restore(const char * from, size_t size) {
     visit(content, read);
     visit_columns(content.table.columns, pairs, size_t(shape.n_cells), used, read);
     check(content, h, shape);
+    check_packing(h, content.table.held, params);
     require(size_t(from + size - at) == h.llama_bytes, "the state is longer than its table");
     std::vector<char> own(params.llama.state_seq_get_size(context, seq_id));
     own.resize(params.llama.state_seq_get_data(context, reinterpret_cast<uint8_t *>(own.data()), own.size(), seq_id));
-    std::vector<int32_t> held = content.table.held;
-    std::sort(held.begin(), held.end());
-    const SequenceState state = with_gaps(at, size_t(h.llama_bytes), held, h.position, own);
+    size_t largest_row = 0;
+    in_observer(observer, [&](const kvmerge_observer & o) { largest_row = largest_row_of(o); });
+    const SequenceState state = with_gaps(
+        at, size_t(h.llama_bytes), {content.table.held, h.position, h.kind.v_transposed != 0, largest_row}, own);
     std::vector<float> biases(content.bias.empty() ? 0 : pairs * size_t(shape.n_cells));
     each_bias(shape, content.table.columns, content.bias.empty() ? 0 : used,
               [&](size_t i, size_t of_cell) { biases[of_cell] = content.bias[i]; });

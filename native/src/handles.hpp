@@ -28,8 +28,9 @@ class Handles {
     };
 
   public:
-    // `tag` is 1 or 3, the other for another kind of handle: no object's address is odd. `name` is for messages.
-    constexpr Handles(uint64_t tag, const char * name) : tag_(tag), name_(name) {}
+    // `tag` is 1 or 3: no object's address is odd. `kind`, 0..3, tells apart kinds of handles with the same tag. `name`
+    // is for messages.
+    constexpr Handles(uint64_t tag, uint64_t kind, const char * name) : tag_(kind << 14 | tag), name_(name) {}
 
     // A new handle. Throws MEMORY when there is no room.
     T * add(std::unique_ptr<T> object) {
@@ -101,13 +102,13 @@ class Handles {
     void forget_missed(T * handle) noexcept { slot_of(handle).missed.store(0, std::memory_order_relaxed); }
 
   private:
-    static constexpr uint64_t SLOTS = 4096, PLACE = (1 << 14) - 1, ALL = 0xffffffff, GENERATION = 0x7fffffff;
+    static constexpr uint64_t SLOTS = 4096, TAG = 3 << 14 | 3, ALL = 0xffffffff, GENERATION = 0x7fffffff;
     static uint64_t bits_of(T * handle) { return reinterpret_cast<uint64_t>(handle); }
-    Slot & slot_of(T * handle) { return slots_[(bits_of(handle) >> 2 & PLACE) % SLOTS]; }
+    Slot & slot_of(T * handle) { return slots_[(bits_of(handle) >> 2) % SLOTS]; }
 
     kvmerge_status enter(T * handle, Access access) noexcept {
         const uint64_t bits = bits_of(handle);
-        if ((bits & 3) != tag_ || (bits >> 2 & PLACE) >= SLOTS) {
+        if ((bits & TAG) != tag_) {
             return KVMERGE_E_ARGUMENT;
         }
         std::atomic<uint64_t> & state = slot_of(handle).state;

@@ -3,6 +3,7 @@
 
 #include "status.hpp"
 
+#include <algorithm>
 #include <cstring>
 
 namespace kvmerge {
@@ -43,10 +44,10 @@ class Rewriter {
         const char * const at = reinterpret_cast<const char *>(&value);
         to_.insert(to_.end(), at, at + sizeof value);
     }
-    // A row of one element of n bytes for each cell in use becomes one for every cell up to the last; new ones are
-    // zero.
-    void spread(size_t n, const std::vector<int32_t> & held) {
-        if (n > left_ / held.size()) {
+    // A row of one element of n bytes, at most `most`, for each cell in use becomes one for every cell up to the last;
+    // new ones are zero.
+    void spread(uint64_t n, uint64_t most, const std::vector<int32_t> & held) {
+        if (n == 0 || n > most || n > left_ / held.size()) {
             throw Unknown();
         }
         const size_t base = to_.size();
@@ -62,13 +63,19 @@ class Rewriter {
     std::vector<char> & to_;
 };
 
-void rewrite_cells(Rewriter & r, const std::vector<int32_t> & held, int32_t first_gap, size_t extra) {
-    int32_t gap = first_gap;
+// held: ascending. position: gets theirs.
+void rewrite_cells(Rewriter & r, const std::vector<int32_t> & held, const SequenceCells & cells, size_t extra,
+                   std::vector<int32_t> & position) {
+    int32_t gap = cells.end;
     size_t next = 0;
     const std::vector<char> none(extra);
     for (int32_t cell = 0; cell <= held.back(); cell++) {
         const bool used = held[next] == cell;
-        r.write<int32_t>(used ? r.read<int32_t>() : gap++); // its position
+        const int32_t at = used ? r.read<int32_t>() : gap++;
+        if (used) {
+            position.push_back(at);
+        }
+        r.write<int32_t>(at);
         if (used && r.read<uint32_t>() != 1) {
             throw Unknown(); // it is of several sequences
         }
@@ -81,22 +88,22 @@ void rewrite_cells(Rewriter & r, const std::vector<int32_t> & held, int32_t firs
         next += used;
     }
     const uint32_t transposed = r.copy<uint32_t>(), n_layer = r.copy<uint32_t>();
-    if (transposed > 1 || n_layer == 0 || n_layer > 65536) {
+    if (transposed != uint32_t(cells.transposed) || n_layer == 0 || n_layer > 65536) {
         throw Unknown();
     }
     for (uint32_t layer = 0; layer < n_layer; layer++) {
         r.copy<int32_t>(); // the type
-        r.spread(size_t(r.copy<uint64_t>()), held);
+        r.spread(r.copy<uint64_t>(), cells.largest_row, held);
     }
     for (uint32_t layer = 0; layer < n_layer; layer++) {
         r.copy<int32_t>();
         if (!transposed) {
-            r.spread(size_t(r.copy<uint64_t>()), held);
+            r.spread(r.copy<uint64_t>(), cells.largest_row, held);
             continue;
         }
         const uint32_t element = r.copy<uint32_t>(), n = r.copy<uint32_t>();
         for (uint32_t j = 0; j < n; j++) {
-            r.spread(element, held);
+            r.spread(element, cells.largest_row, held);
         }
     }
 }
@@ -108,8 +115,8 @@ struct Start { // of every state
 };
 
 // extra: bytes of a cell beside its position, where the model needs some. False: they are others.
-bool rewrite(const char * state, size_t size, const std::vector<int32_t> & held, int32_t first_gap, const Start & start,
-             size_t extra, std::vector<char> & to) {
+bool rewrite(const char * state, size_t size, const std::vector<int32_t> & held, const SequenceCells & cells,
+             const Start & start, size_t extra, std::vector<char> & to, std::vector<int32_t> & position) {
     try {
         Rewriter r(state, size, to);
         const Start from = r.read<Start>();
@@ -128,7 +135,7 @@ bool rewrite(const char * state, size_t size, const std::vector<int32_t> & held,
             }
             found = true;
             r.write(uint32_t(held.back()) + 1);
-            rewrite_cells(r, held, first_gap, extra);
+            rewrite_cells(r, held, cells, extra, position);
         }
         for (uint32_t s = 1; s < start.n_stream; s++) { // the first gives its cells to whichever stream is the
                                                         // sequence's
@@ -140,11 +147,25 @@ bool rewrite(const char * state, size_t size, const std::vector<int32_t> & held,
     }
 }
 
+// Throws ARGUMENT where positions, by ascending cells, are not in the cells' own order. llama.cpp is to free some by
+// their positions, and the table says which those are.
+void check_positions(const std::vector<int32_t> & position, const std::vector<int32_t> & held,
+                     const SequenceCells & cells) {
+    int32_t last = -1;
+    for (const int32_t cell : cells.held) {
+        const auto i = std::lower_bound(held.begin(), held.end(), cell) - held.begin();
+        require(position[size_t(i)] > last, "llama.cpp's positions in the state are not in its table's order");
+        last = position[size_t(i)];
+    }
+    require(last == cells.end - 1, "llama.cpp's last position in the state is not its table's");
+}
+
 } // namespace
 
-SequenceState with_gaps(const char * state, size_t size, const std::vector<int32_t> & held, int32_t first_gap,
-                        const std::vector<char> & like) {
+SequenceState with_gaps(const char * state, size_t size, const SequenceCells & cells, const std::vector<char> & like) {
     SequenceState made;
+    std::vector<int32_t> held = cells.held, position;
+    std::sort(held.begin(), held.end());
     made.gaps = held.back() + 1 - int32_t(held.size());
     Start start = {};
     if (like.size() >= sizeof start) {
@@ -152,7 +173,9 @@ SequenceState with_gaps(const char * state, size_t size, const std::vector<int32
         constexpr size_t EXTRAS[] = {0, 12}; // llama_kv_cell_ext: two coordinates and a token
         for (const size_t extra : EXTRAS) {
             made.bytes.clear();
-            if (rewrite(state, size, held, first_gap, start, extra, made.bytes)) {
+            position.clear();
+            if (rewrite(state, size, held, cells, start, extra, made.bytes, position)) {
+                check_positions(position, held, cells);
                 return made;
             }
         }

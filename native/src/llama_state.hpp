@@ -14,9 +14,16 @@ struct SequenceState {
     int gaps; // cells to free again, at positions [first_gap, first_gap + gaps)
 };
 
-// state: of a sequence with the cells `held` (ascending numbers). like: the state of the sequence that it is meant for,
-// which has the number of streams. Throws STATE where the layout is not the known one.
-SequenceState with_gaps(const char * state, size_t size, const std::vector<int32_t> & held, int32_t first_gap,
-                        const std::vector<char> & like);
+// What a state has to be of.
+struct SequenceCells {
+    const std::vector<int32_t> & held; // their numbers, in the order of their positions
+    int32_t end;                       // 1 + the last position
+    bool transposed;                   // V is
+    size_t largest_row;                // bytes of a cell in a layer, at most
+};
+
+// like: the state of the sequence that it is meant for, which has the number of streams. Throws STATE where the layout
+// is not the known one, and ARGUMENT where the positions are not those of the cells.
+SequenceState with_gaps(const char * state, size_t size, const SequenceCells & cells, const std::vector<char> & like);
 
 } // namespace kvmerge

@@ -28,7 +28,7 @@ struct kvmerge_log {
 using namespace kvmerge;
 
 static Handles<kvmerge_log> & logs() {
-    static Handles<kvmerge_log> handles(3, "log");
+    static Handles<kvmerge_log> handles(3, 0, "log");
     return handles;
 }
 

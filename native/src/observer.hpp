@@ -11,6 +11,7 @@
 #include "status.hpp"
 #include "streams.hpp"
 
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <map>
@@ -64,6 +65,8 @@ struct kvmerge_observer {
     std::vector<float> entropy; // [n_layer][n_head][n_tokens]
     std::vector<float> bias;    // [n_layer][n_head_kv][n_cells], used with KVMERGE_BIAS_EXACT
     bool any_bias = false;
+    // How many calls with its caches go on. They hold what it gave them between two calls with it.
+    const std::shared_ptr<std::atomic<int>> in_caches = std::make_shared<std::atomic<int>>(0);
     bool torn = false;               // writing cells failed midway
     bool another_context = false;    // the graph of another llama_context was seen, for good
     std::vector<int32_t> token_cell; // [tokens so far]

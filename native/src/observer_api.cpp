@@ -64,11 +64,18 @@ std::unique_ptr<kvmerge_observer> make(const kvmerge_observer_params & params) {
     return made;
 }
 
+// Throws STATE.
+void require_no_cache_inside(const kvmerge_observer & o) {
+    if (*o.in_caches > 0) {
+        throw Error(KVMERGE_E_STATE, "another thread is inside a call with a cache of this observer");
+    }
+}
+
 void remove_group(Handles<kvmerge_observer>::Use & group) {
     const std::vector<kvmerge_observer *> handles = group.object().group->handles();
     std::deque<Handles<kvmerge_observer>::Use> inside;
     for (kvmerge_observer * const handle : handles) { // all or none
-        observers().entered(inside.emplace_back(observers(), handle, Access::ALONE));
+        require_no_cache_inside(observers().entered(inside.emplace_back(observers(), handle, Access::ALONE)));
     }
     for (auto & use : inside) {
         observers().remove(use);
@@ -81,7 +88,7 @@ void remove_group(Handles<kvmerge_observer>::Use & group) {
 namespace kvmerge {
 
 Handles<kvmerge_observer> & observers() {
-    static Handles<kvmerge_observer> handles(1, "observer");
+    static Handles<kvmerge_observer> handles(1, 0, "observer");
     return handles;
 }
 
@@ -134,6 +141,7 @@ kvmerge_status kvmerge_observer_free(kvmerge_observer * observer) {
         if (o.group) {
             remove_group(use);
         } else {
+            require_no_cache_inside(o);
             observers().remove(use);
         }
     });

@@ -9,9 +9,9 @@
 
 namespace kvmerge {
 
-// Calls body(observer) if this thread may enter it.
+// Calls body(observer) if this thread may enter it. Throws what the body does.
 template <class Body>
-bool Streams::with(int stream, Body && body) const noexcept {
+bool Streams::with(int stream, Body && body) const {
     kvmerge_observer * const handle = handles_[size_t(stream)];
     const Handles<kvmerge_observer>::Use use(observers(), handle, Access::ALONE);
     if (use.status() != KVMERGE_OK) {
@@ -63,7 +63,7 @@ void Streams::begin_ubatch(const ggml_tensor * write) noexcept {
     members_.clear();
     bool elsewhere = false;
     for (int stream = 0; stream < size(); stream++) {
-        with(stream, [&](kvmerge_observer & o) {
+        with(stream, [&](kvmerge_observer & o) noexcept {
             o.captured.take(); // before this graph writes over it
             o.staging.reset();
             elsewhere |= o.another_context || (o.layers[0].k.tensor() && !o.layers[0].k.is_of(write->view_src));

@@ -27,7 +27,7 @@ class Streams {
   private:
     int size() const { return int(handles_.size()); }
     template <class Body>
-    bool with(int stream, Body && body) const noexcept;
+    bool with(int stream, Body && body) const;
     void begin_ubatch(const ggml_tensor * write) noexcept;
     void share_out(const ggml_tensor * write);
 

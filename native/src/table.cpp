@@ -37,6 +37,7 @@ CellTable::CellTable(const Shape & shape, bool keeps_newest, bool limits_positio
 
 int64_t CellTable::bytes() const {
     const size_t columns = 2 * 8 + 4; // now and next, and what moves are made of
+    const std::lock_guard<std::mutex> lock(sizing_);
     size_t bytes = 4 * (columns * target_.size() + new_position_.size() + value_weight_.size() + fate_.size());
     for (const auto & of_pair : fates_) {
         bytes += 4 * of_pair.capacity();
@@ -72,7 +73,17 @@ float CellTable::token_entropy(const Block & block, int pair, int token) const {
 
 void CellTable::add(const Block & block, int first_position, int first_frame, double mass_decay) {
     const int used = this->used(), n = block.n_tokens;
-    require(n > 0 && used + n <= shape_.n_cells, "more tokens than there are cells");
+    require(n > 0 && n <= shape_.n_cells - used, "more tokens than there are cells");
+    std::vector<char> taken = marks(size_t(shape_.n_cells));
+    for (const int32_t cell : held_) {
+        taken[size_t(cell)] = 1;
+    }
+    for (int t = 0; t < n; t++) {
+        const int32_t cell = block.token_cell[t];
+        require(cell >= 0 && cell < shape_.n_cells && !taken[size_t(cell)],
+                "a token of the block is in a cell that is in use: was the block taken before?");
+        taken[size_t(cell)] = 1;
+    }
     for (auto & of_pair : fates_) { // what lacks memory does so before anything changes
         if (const size_t needed = size_t(first_position + n); needed > of_pair.capacity()) {
             of_pair.reserve(std::max(needed, 2 * of_pair.capacity()));
@@ -134,6 +145,9 @@ void CellTable::check(const Plan & plan) const {
     if (plan.n != n) {
         refuse(text("a plan for %d cells where there are %d", plan.n, n));
     }
+    if (n == 0) {
+        refuse("there are no cells to plan with: all are pinned");
+    }
     std::vector<double> sum(size_t(n), 0.0);
     int groups = 0;
     for (int i = 0; i < n; i++) {
@@ -179,12 +193,14 @@ void CellTable::stage(int pair, const Plan & plan) {
         return i < first ? i : plan.target[i - first] == DROPPED ? DROPPED : plan.target[i - first] + first;
     };
     const auto weight_of = [&](int i) { return i < first ? 1.0f : plan.weight[i - first]; };
+    std::vector<char> taken = marks(n_cells); // what lacks memory does so before anything is written
+    std::vector<int32_t> group(static_cast<size_t>(used)); // of a pivot
     if (plan.value_weight) {
         const std::lock_guard<std::mutex> lock(sizing_);
         value_weight_.resize(target_.size());
     }
+    staged_[size_t(pair)] = 0;
     std::fill_n(target_.begin() + std::ptrdiff_t(base), n_cells, DROPPED);
-    std::vector<char> taken = marks(n_cells);
     for (int i = 0; i < used; i++) {
         const size_t from = base + size_t(i), cell = size_t(now_.cell[from]);
         position_[base + cell] = now_.frame[from];
@@ -197,7 +213,6 @@ void CellTable::stage(int pair, const Plan & plan) {
         }
     }
     // Pivots that already lie in a cell that stays, stay in it; the others take the free ones in order.
-    std::vector<int32_t> group(static_cast<size_t>(used)); // of a pivot
     size_t free = 0;
     int groups = 0;
     for (int i = 0; i < used; i++) {
@@ -207,8 +222,11 @@ void CellTable::stage(int pair, const Plan & plan) {
         const size_t from = base + size_t(i), to = base + size_t(groups), cell = size_t(now_.cell[from]);
         size_t dest = cell;
         if (!stays_[dest]) {
-            while (taken[free] || !stays_[free]) {
+            while (free < n_cells && (taken[free] || !stays_[free])) {
                 free++;
+            }
+            if (free == n_cells) {
+                throw Error(KVMERGE_E_STATE, "fewer cells stay than the plan fills: the table contradicts itself");
             }
             dest = free++;
         }

@@ -64,6 +64,7 @@ class CellTable {
     const std::vector<int32_t> & held() const { return held_; }
 
     // Adds a block's tokens, which are at consecutive positions. `first_frame`: what llama.cpp was told of the first.
+    // Throws ARGUMENT where its cells are not free, and changes nothing.
     void add(const Block & block, int first_position, int first_frame, double mass_decay);
     void pin() { pinned_ = used(); }
     void clear();
@@ -109,7 +110,7 @@ class CellTable {
     std::vector<char> stays_, staged_, values_apart_; // by cell; by pair
     std::vector<int32_t> target_, position_, dest_, new_position_, fate_;
     std::vector<float> weight_, value_weight_;
-    std::mutex sizing_; // held while value_weight_ gets its size
+    mutable std::mutex sizing_; // held while value_weight_ gets its size, or is asked for it
 };
 
 } // namespace kvmerge

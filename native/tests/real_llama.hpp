@@ -38,6 +38,7 @@
     X(llama_memory_seq_add)            \
     X(llama_memory_seq_pos_max)        \
     X(llama_n_ctx_seq)                 \
+    X(llama_n_seq_max)                 \
     X(llama_n_batch)                   \
     X(llama_state_seq_get_size)        \
     X(llama_state_seq_get_data)        \

@@ -85,6 +85,7 @@ struct Run {
         q.llama = {reinterpret_cast<void (*)()>(decode),
                    llama.llama_synchronize,
                    llama.llama_n_ctx_seq,
+                   llama.llama_n_seq_max,
                    llama.llama_n_batch,
                    llama.llama_get_logits_ith,
                    llama.llama_get_memory,

@@ -218,6 +218,7 @@ void test_caches(llama_model * model) {
     p.llama = {reinterpret_cast<void (*)()>(llama.llama_decode),
                llama.llama_synchronize,
                llama.llama_n_ctx_seq,
+               llama.llama_n_seq_max,
                llama.llama_n_batch,
                llama.llama_get_logits_ith,
                llama.llama_get_memory,
@@ -230,6 +231,8 @@ void test_caches(llama_model * model) {
     CHECK(kvmerge_cache_create(&p, together.handle, together.context, 0, &first) == KVMERGE_E_ARGUMENT);
     CHECK(kvmerge_cache_create(&p, together.streams[0], together.context, 1, &first) == KVMERGE_E_ARGUMENT);
     CHECK(std::strstr(kvmerge_last_error(), "seq_id is not the observer's stream"));
+    CHECK(kvmerge_cache_create(&p, alone.handle, alone.context, 1, &own) == KVMERGE_E_ARGUMENT);
+    CHECK(std::strstr(kvmerge_last_error(), "seq_id is 1, where llama_n_seq_max is 1"));
     ok(kvmerge_cache_create(&p, together.streams[0], together.context, 0, &first));
     ok(kvmerge_cache_create(&p, together.streams[1], together.context, 1, &second));
     ok(kvmerge_cache_create(&p, alone.handle, alone.context, 0, &own));

@@ -18,6 +18,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     void (*decode)(void);
  *     void (*synchronize)(struct llama_context *);
  *     uint32_t (*n_ctx_seq)(const struct llama_context *);
+ *     uint32_t (*n_seq_max)(const struct llama_context *);
  *     uint32_t (*n_batch)(const struct llama_context *);
  *     float *(*get_logits_ith)(struct llama_context *, int32_t);
  *     struct llama_memory_i *(*get_memory)(const struct llama_context *);
@@ -39,6 +40,7 @@ public class kvmerge_llama {
         Kvmerge_h.C_POINTER.withName("decode"),
         Kvmerge_h.C_POINTER.withName("synchronize"),
         Kvmerge_h.C_POINTER.withName("n_ctx_seq"),
+        Kvmerge_h.C_POINTER.withName("n_seq_max"),
         Kvmerge_h.C_POINTER.withName("n_batch"),
         Kvmerge_h.C_POINTER.withName("get_logits_ith"),
         Kvmerge_h.C_POINTER.withName("get_memory"),
@@ -350,6 +352,106 @@ public class kvmerge_llama {
      */
     public static void n_ctx_seq(MemorySegment struct, MemorySegment fieldValue) {
         struct.set(n_ctx_seq$LAYOUT, n_ctx_seq$OFFSET, fieldValue);
+    }
+
+    /**
+     * {@snippet lang=c :
+     * uint32_t (*n_seq_max)(const struct llama_context *)
+     * }
+     */
+    public final static class n_seq_max {
+
+        private n_seq_max() {
+            // Should not be called directly
+        }
+
+        /**
+         * The function pointer signature, expressed as a functional interface
+         */
+        public interface Function {
+            int apply(MemorySegment _x0);
+        }
+
+        private static final FunctionDescriptor $DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER
+        );
+
+        /**
+         * The descriptor of this function pointer
+         */
+        public static FunctionDescriptor descriptor() {
+            return $DESC;
+        }
+
+        private static final MethodHandle UP$MH = Kvmerge_h.upcallHandle(n_seq_max.Function.class, "apply", $DESC);
+
+        /**
+         * Allocates a new upcall stub, whose implementation is defined by {@code fi}.
+         * The lifetime of the returned segment is managed by {@code arena}
+         */
+        public static MemorySegment allocate(n_seq_max.Function fi, Arena arena) {
+            return Linker.nativeLinker().upcallStub(UP$MH.bindTo(fi), $DESC, arena);
+        }
+
+        private static final MethodHandle DOWN$MH = Linker.nativeLinker().downcallHandle($DESC);
+
+        /**
+         * Invoke the upcall stub {@code funcPtr}, with given parameters
+         */
+        public static int invoke(MemorySegment funcPtr, MemorySegment _x0) {
+            try {
+                return (int) DOWN$MH.invokeExact(funcPtr, _x0);
+            } catch (Error | RuntimeException ex) {
+                throw ex;
+            } catch (Throwable ex$) {
+                throw new AssertionError("should not reach here", ex$);
+            }
+        }
+    }
+
+    private static final AddressLayout n_seq_max$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("n_seq_max"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * uint32_t (*n_seq_max)(const struct llama_context *)
+     * }
+     */
+    public static final AddressLayout n_seq_max$layout() {
+        return n_seq_max$LAYOUT;
+    }
+
+    private static final long n_seq_max$OFFSET = $LAYOUT.byteOffset(groupElement("n_seq_max"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * uint32_t (*n_seq_max)(const struct llama_context *)
+     * }
+     */
+    public static final long n_seq_max$offset() {
+        return n_seq_max$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * uint32_t (*n_seq_max)(const struct llama_context *)
+     * }
+     */
+    public static MemorySegment n_seq_max(MemorySegment struct) {
+        return struct.get(n_seq_max$LAYOUT, n_seq_max$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * uint32_t (*n_seq_max)(const struct llama_context *)
+     * }
+     */
+    public static void n_seq_max(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(n_seq_max$LAYOUT, n_seq_max$OFFSET, fieldValue);
     }
 
     /**

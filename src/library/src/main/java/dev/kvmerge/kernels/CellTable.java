@@ -104,6 +104,7 @@ public final class CellTable implements AutoCloseable {
         kvmerge_llama.decode(llama, symbol("llama_decode"));
         kvmerge_llama.synchronize(llama, symbol("llama_synchronize"));
         kvmerge_llama.n_ctx_seq(llama, symbol("llama_n_ctx_seq"));
+        kvmerge_llama.n_seq_max(llama, symbol("llama_n_seq_max"));
         kvmerge_llama.n_batch(llama, symbol("llama_n_batch"));
         kvmerge_llama.get_logits_ith(llama, symbol("llama_get_logits_ith"));
         kvmerge_llama.get_memory(llama, symbol("llama_get_memory"));
