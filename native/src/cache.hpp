@@ -19,7 +19,7 @@ struct kvmerge_cache {
     kvmerge_observer * observer;    // its handle
     llama_context * context;
     int32_t seq_id;
-    int32_t n_threads; // the observer's
+    int32_t n_threads;                        // the observer's
     std::shared_ptr<std::atomic<int>> inside; // the observer's: calls with its caches
     kvmerge::CellTable table;
     int32_t n_tokens = 0; // in the table
@@ -40,8 +40,8 @@ struct kvmerge_cache {
     void take(int32_t n, kvmerge_block_stats * stats);
     void take_pending();
     void require_positions(int32_t n) const; // for n more tokens
-    void expect_plans(); // where there are too many cells
-    void plan();         // by the default strategy
+    void expect_plans();                     // where there are too many cells
+    void plan();                             // by the default strategy
     void commit();
     void pin(int32_t n_fewest);
     void clear();

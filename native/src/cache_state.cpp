@@ -432,8 +432,8 @@ void kvmerge_cache::restore(const char * from, size_t size) {
     own.resize(params.llama.state_seq_get_data(context, reinterpret_cast<uint8_t *>(own.data()), own.size(), seq_id));
     size_t largest_row = 0;
     in_observer(observer, [&](const kvmerge_observer & o) { largest_row = largest_row_of(o); });
-    const SequenceState state = with_gaps(
-        at, size_t(h.llama_bytes), {content.table.held, h.position, h.kind.v_transposed != 0, largest_row}, own);
+    const SequenceState state = with_gaps(at, size_t(h.llama_bytes),
+                                          {content.table.held, h.position, h.kind.v_transposed != 0, largest_row}, own);
     std::vector<float> biases(content.bias.empty() ? 0 : pairs * size_t(shape.n_cells));
     each_bias(shape, content.table.columns, content.bias.empty() ? 0 : used,
               [&](size_t i, size_t of_cell) { biases[of_cell] = content.bias[i]; });

@@ -193,7 +193,7 @@ void CellTable::stage(int pair, const Plan & plan) {
         return i < first ? i : plan.target[i - first] == DROPPED ? DROPPED : plan.target[i - first] + first;
     };
     const auto weight_of = [&](int i) { return i < first ? 1.0f : plan.weight[i - first]; };
-    std::vector<char> taken = marks(n_cells); // what lacks memory does so before anything is written
+    std::vector<char> taken = marks(n_cells);              // what lacks memory does so before anything is written
     std::vector<int32_t> group(static_cast<size_t>(used)); // of a pivot
     if (plan.value_weight) {
         const std::lock_guard<std::mutex> lock(sizing_);

@@ -3,6 +3,7 @@
 #include "isa.hpp"
 #include "real_llama.hpp"
 
+#include <cstdint>
 #include <cstring>
 #include <functional>
 #include <string>
@@ -20,12 +21,15 @@ struct Case {
     bool calibrated;
 };
 
-bool frees = true, decodes = true; // what the entry points below answer
+bool frees = true, decodes = true, decodes_first = false; // what the entry points below answer
+kvmerge_observer * to_free = nullptr;                     // tried while a cache is at work
 bool seq_rm(llama_memory_i * memory, int32_t seq_id, int32_t from, int32_t to) {
+    CHECK(!to_free || kvmerge_observer_free(to_free) == KVMERGE_E_STATE);
     return frees && llama.llama_memory_seq_rm(memory, seq_id, from, to);
 }
 int32_t decode(llama_context * context, llama_batch batch) {
-    return decodes ? llama.llama_decode(context, batch) : 2;
+    const int32_t status = decodes || decodes_first ? llama.llama_decode(context, batch) : 0;
+    return decodes ? status : 2;
 }
 
 void refused(kvmerge_status status, kvmerge_status expected, const char * why) {
@@ -37,7 +41,7 @@ void refused(kvmerge_status status, kvmerge_status expected, const char * why) {
 
 // A context with an observer and a cache of it.
 struct Run {
-    kvmerge_observer * observer = nullptr;
+    kvmerge_observer *observer = nullptr, *streams[3] = {};
     llama_context * context = nullptr;
     kvmerge_cache * cache = nullptr;
 
@@ -57,7 +61,6 @@ struct Run {
         p.ridge = .05f;
         p.n_threads = 2;
         p.ggml = {llama.ggml_backend_tensor_get, llama.ggml_backend_tensor_set, llama.ggml_backend_buffer_is_host};
-        kvmerge_observer * streams[3] = {};
         if (of_three) {
             ok(kvmerge_observer_create_group(&p, 3, &observer, streams));
         } else {
@@ -247,9 +250,9 @@ void refuses_what_is_no_state(llama_model * model, const Case & c) {
     }
     Case f32 = c;
     f32.type = GGML_TYPE_F32;
-    Run type(model, f32), range(model, c, [](auto &p) { p.position_range = 64; }),
-        cells(model, c, [](auto &p) { p.n_cells = 41; }), decay(model, c, [](auto &p) { p.mass_decay = .8; }),
-        fates(model, c, [](auto &p) { p.record_fates = 0; });
+    Run type(model, f32), range(model, c, [](auto & p) { p.position_range = 64; }),
+        cells(model, c, [](auto & p) { p.n_cells = 41; }), decay(model, c, [](auto & p) { p.mass_decay = .8; }),
+        fates(model, c, [](auto & p) { p.record_fates = 0; });
     refused(kvmerge_cache_restore(type.cache, state.data(), state.size()), KVMERGE_E_ARGUMENT, "cells of type f16");
     refused(kvmerge_cache_restore(range.cache, state.data(), state.size()), KVMERGE_E_ARGUMENT,
             "a position range of 0");
@@ -317,6 +320,159 @@ void is_broken_by_halves_only(llama_model * model, const Case & c) {
     CHECK(!run.usage().broken && run.read(tokens.data() + 51, 60) == never.read(tokens.data() + 51, 60));
 }
 
+// Where the observer has seen some of what failed, the block cannot be taken any more.
+void is_broken_in_the_midst_of_a_block(llama_model * model, const Case & c) {
+    const std::vector<llama_token> tokens = tokens_of(1, 300);
+    Run run(model, c), never(model, c);
+    run.read(tokens.data(), 48);
+    never.read(tokens.data(), 48);
+    const std::vector<char> state = never.state();
+    decodes = false, decodes_first = true;
+    refused(kvmerge_cache_decode(run.cache, tokens.data() + 48, 1, nullptr), KVMERGE_E_STATE, "llama_decode failed");
+    CHECK(!run.usage().broken); // at the start of a block it is forgotten
+    decodes = true;
+    run.read(tokens.data() + 48, 3);
+    never.read(tokens.data() + 48, 3);
+    decodes = false;
+    refused(kvmerge_cache_decode(run.cache, tokens.data() + 51, 2, nullptr), KVMERGE_E_STATE, "llama_decode failed");
+    decodes = true, decodes_first = false;
+    CHECK(run.usage().broken);
+    refused(kvmerge_cache_decode(run.cache, tokens.data() + 51, 2, nullptr), KVMERGE_E_STATE, "the cache is broken");
+    ok(kvmerge_cache_restore(run.cache, state.data(), state.size()));
+    run.read(tokens.data() + 48, 3);
+    CHECK(run.read(tokens.data() + 51, 90) == never.read(tokens.data() + 51, 90));
+}
+
+void keeps_its_observer(llama_model * model, const Case & c) {
+    const std::vector<llama_token> tokens = tokens_of(1, 300);
+    for (const bool of_three : {false, true}) {
+        Run run(model, c, {}, of_three);
+        to_free = run.observer; // with three streams, the group's
+        run.read(tokens.data(), 200);
+        to_free = nullptr;
+        CHECK(run.usage().n_tokens == 200);
+        ok(kvmerge_observer_begin(of_three ? run.streams[1] : run.observer));
+    }
+    Run run(model, c);
+    kvmerge_cache_used used;
+    refused(kvmerge_observer_begin(reinterpret_cast<kvmerge_observer *>(run.cache)), KVMERGE_E_ARGUMENT, "no observer");
+    refused(kvmerge_cache_usage(reinterpret_cast<kvmerge_cache *>(run.observer), &used), KVMERGE_E_ARGUMENT,
+            "no cache");
+    refused(kvmerge_cache_decode(run.cache, tokens.data(), INT32_MAX, nullptr), KVMERGE_E_ARGUMENT, "can be counted");
+}
+
+// A saved state, some of whose numbers are others.
+class Forged {
+  public:
+    static constexpr size_t SUMMED = 32, USED = 136, PINNED = 140, TOKENS = 144, POSITION = 148, LLAMA = 152;
+
+    Forged(const std::vector<char> & state, bool fates) : bytes(state) {
+        size_t llama_bytes;
+        std::memcpy(&llama_bytes, bytes.data() + LLAMA, sizeof llama_bytes);
+        used = int32(USED), n_tokens = int32(TOKENS);
+        llama_state = bytes.size() - llama_bytes;
+        columns = llama_state - size_t(PAIRS) * 8 * 4 * size_t(used);
+        held = columns - (fates ? size_t(PAIRS) * 4 * size_t(n_tokens) : 0) - 4 * size_t(used);
+    }
+    int32_t int32(size_t at) const {
+        int32_t value;
+        std::memcpy(&value, bytes.data() + at, sizeof value);
+        return value;
+    }
+    Forged & put(size_t at, int32_t value) {
+        std::memcpy(bytes.data() + at, &value, sizeof value);
+        return *this;
+    }
+    // The place in llama.cpp's part of a cell's position, cells in the order of their numbers; past the last: of the
+    // flag that V is transposed, which a count of layers, a type and the bytes of a cell follow.
+    size_t llama_position(int i) const { return llama_state + 16 + 12 * size_t(i); }
+    kvmerge_status restore(kvmerge_cache * cache) {
+        uint64_t sum = 1469598103934665603u;
+        for (size_t i = SUMMED; i < bytes.size(); i += 8) {
+            uint64_t word = 0;
+            std::memcpy(&word, bytes.data() + i, std::min<size_t>(8, bytes.size() - i));
+            sum = (sum ^ word) * 1099511628211u;
+            sum ^= sum >> 29;
+        }
+        std::memcpy(bytes.data() + SUMMED - sizeof sum, &sum, sizeof sum);
+        return kvmerge_cache_restore(cache, bytes.data(), bytes.size());
+    }
+
+    std::vector<char> bytes;
+    int32_t used, n_tokens;
+    size_t llama_state, columns, held;
+};
+
+// With a sum that is right, so that what they say is looked at.
+void refuses_states_that_contradict_themselves(llama_model * model, const Case & c) {
+    const std::vector<llama_token> tokens = tokens_of(1, 300);
+    Run saved(model, c), run(model, c), never(model, c);
+    saved.read(tokens.data(), 100);
+    run.read(tokens.data() + 100, 70);
+    never.read(tokens.data() + 100, 70);
+    const Forged state(saved.state(), true);
+    const int32_t used = state.used, position = state.int32(Forged::POSITION);
+    CHECK(used > CELLS && state.int32(state.llama_position(0)) == 0);
+    const auto contradicts = [&](Forged forged) {
+        refused(forged.restore(run.cache), KVMERGE_E_ARGUMENT, "contradicts itself");
+    };
+    for (const int32_t other : {INT32_MAX, INT32_MAX - 10, position + 10, position - 1, used - 1, 0, -1}) {
+        if (c.position_range == 0 || other > position || other < used) {
+            contradicts(Forged(state).put(Forged::POSITION, other));
+        }
+        if (other != position - 1) {
+            contradicts(Forged(state).put(Forged::POSITION, other).put(Forged::TOKENS, other));
+        }
+    }
+    for (const int32_t pinned : {-1, CELLS - 1, CELLS, used, used + 1, INT32_MAX}) {
+        contradicts(Forged(state).put(Forged::PINNED, pinned));
+    }
+    contradicts(Forged(state).put(Forged::TOKENS, INT32_MAX));
+    contradicts(Forged(state).put(Forged::TOKENS, 1 << 30));
+    const size_t newest = state.held + 4 * size_t(used - 1);
+    for (int32_t i = 0; i < CELLS - 1; i++) { // one of the first cells as the one that stays behind them
+        const int32_t back = c.position_range > 0 ? std::max(0, position - c.position_range) : 0;
+        const size_t stays = newest - 4 * size_t(back), first = state.held + 4 * size_t(i);
+        contradicts(Forged(state).put(stays, state.int32(first)).put(first, state.int32(stays)));
+    }
+    Forged elsewhere = state; // one of the first cells is free
+    for (size_t at = state.held; at < state.llama_state; at += 4) {
+        if (at < state.held + 4 * size_t(used)
+                ? state.int32(at) == 7
+                : at >= state.columns && (at - state.columns) / 4 / size_t(used) % 8 == 0 && state.int32(at) == 7) {
+            elsewhere.put(at, THERE - 1);
+        }
+    }
+    contradicts(elsewhere);
+    contradicts(Forged(state).put(state.columns + 3 * 4 * size_t(used), 101)); // tokens merged into the first cell
+
+    for (const int32_t other : {-1, 1, position, INT32_MAX, 1 << 20}) {
+        refused(Forged(state).put(state.llama_position(0), other).restore(run.cache), KVMERGE_E_ARGUMENT,
+                "llama.cpp's ");
+    }
+    const size_t flag = state.llama_position(used), row = flag + 12;
+    CHECK(state.int32(flag) == !c.flash && state.int32(flag + 4) == TinyGguf::LAYERS);
+    refused(Forged(state).put(flag, 1 - state.int32(flag)).restore(run.cache), KVMERGE_E_STATE, "layout");
+    for (const int32_t bytes : {0, state.int32(row) + 1, state.int32(row) * 2, INT32_MAX}) {
+        refused(Forged(state).put(row, bytes).restore(run.cache), KVMERGE_E_STATE, "layout");
+    }
+    CHECK(run.state() == never.state()); // nothing has changed
+    ok(Forged(state).restore(run.cache));
+    CHECK(run.read(tokens.data() + 100, 90) == saved.read(tokens.data() + 100, 90));
+}
+
+// A text without end has more tokens than its state has bytes.
+void takes_states_of_endless_texts(llama_model * model, const Case & c) {
+    const auto without_fates = [](auto & p) { p.record_fates = 0; };
+    const std::vector<llama_token> tokens = tokens_of(1, 300);
+    Run saved(model, c, without_fates), run(model, c, without_fates);
+    saved.read(tokens.data(), 200);
+    Forged state(saved.state(), false);
+    ok(state.put(Forged::TOKENS, 1 << 30).restore(run.cache));
+    CHECK(run.usage().n_tokens == 1 << 30);
+    CHECK(run.read(tokens.data() + 200, 90) == saved.read(tokens.data() + 200, 90));
+}
+
 // A caller that decodes itself, plans with kvmerge_cache_plan and commits gets what kvmerge_cache_decode gives.
 void a_caller_may_decode_itself(llama_model * model, const Case & c) {
     const std::vector<llama_token> tokens = tokens_of(1, 200);
@@ -337,6 +493,7 @@ void a_caller_may_decode_itself(llama_model * model, const Case & c) {
         ok(kvmerge_cache_take(own.cache, BLOCK, &stats));
         CHECK(stats.n_tokens == BLOCK && stats.mass);
         refused(kvmerge_cache_take(own.cache, BLOCK - 1, nullptr), KVMERGE_E_UNSUPPORTED, "16 cache writes for 15");
+        refused(kvmerge_cache_take(own.cache, BLOCK, nullptr), KVMERGE_E_ARGUMENT, "was the block taken before");
         if (own.usage().over) {
             refused(kvmerge_cache_commit(own.cache), KVMERGE_E_STATE, "has no plan yet");
             ok(kvmerge_cache_plan(own.cache));
@@ -389,6 +546,12 @@ int main(int argc, char ** argv) {
     }
     refuses_what_is_no_state(model, cases[0]);
     is_broken_by_halves_only(model, cases[0]);
+    is_broken_in_the_midst_of_a_block(model, cases[0]);
+    keeps_its_observer(model, cases[0]);
+    for (const Case & c : {cases[0], cases[4]}) {
+        refuses_states_that_contradict_themselves(model, c);
+    }
+    takes_states_of_endless_texts(model, cases[4]);
     llama.llama_model_free(model);
     std::printf("ok\n");
 }

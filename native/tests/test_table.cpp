@@ -222,6 +222,48 @@ void refuses_plans_that_break_the_rules() {
     refuses(table, {0, 1, 2, -1}, {1, 1, 1, 1}, "the newest cell must stay, alone");
 }
 
+template <class Body>
+void throws(const char * why, Body && body) {
+    try {
+        body();
+    } catch (const std::exception & e) {
+        if (std::string(e.what()).find(why) == std::string::npos) {
+            std::printf("'%s' where '%s' was expected\n", e.what(), why);
+            std::exit(1);
+        }
+        return;
+    }
+    std::printf("this should have been refused: %s\n", why);
+    std::exit(1);
+}
+
+void refuses_cells_that_are_in_use() {
+    CellTable table({1, 2, 1, 8}, false, false, true);
+    const int32_t cells[] = {0, 1, 2, 3}, held[] = {4, 2}, twice[] = {5, 5}, outside[] = {8};
+    table.add({4, cells, nullptr, nullptr, 0, nullptr}, 0, 0, 1);
+    for (const auto & block : {CellTable::Block{4, cells, nullptr, nullptr, 0, nullptr},
+                               {2, held, nullptr, nullptr, 0, nullptr},
+                               {2, twice, nullptr, nullptr, 0, nullptr},
+                               {1, outside, nullptr, nullptr, 0, nullptr}}) {
+        throws("in a cell that is in use", [&] { table.add(block, 4, 4, 1); });
+        CHECK(table.used() == 4 && table.fates()[0].size() == 4 && table.columns().exposure[3] == 1);
+    }
+}
+
+void survives_tables_that_contradict_themselves() {
+    const int32_t cells[] = {0, 1, 2, 3}, target[] = {-1, 1, 2, 3};
+    const float weight[] = {1, 1, 1, 1};
+    CellTable table({1, 2, 1, 8}, false, false, false);
+    table.add({4, cells, nullptr, nullptr, 0, nullptr}, 0, 0, 1);
+    CellTable::State state{{3, 1, 2, 0}, 0, table.columns(), {}}; // the newest is in one of the first cells
+    table.replace(std::move(state));
+    table.begin(3, 0);
+    throws("fewer cells stay than the plan fills", [&] { table.stage(0, {4, target, weight, nullptr}); });
+    throws("has no plan yet", [&] { table.moves(true); });
+    table.pin();
+    throws("no cells to plan with", [&] { table.stage(0, {0, target + 1, weight, nullptr}); });
+}
+
 } // namespace
 
 int main() {
@@ -230,5 +272,7 @@ int main() {
     }
     adds_up_statistics();
     refuses_plans_that_break_the_rules();
+    refuses_cells_that_are_in_use();
+    survives_tables_that_contradict_themselves();
     std::printf("ok\n");
 }

@@ -234,6 +234,8 @@ public final class CompressedContext implements AutoCloseable {
             context.removePositions(sequence, position, position + n);
             if (pending == 0) {
                 observer.forget();
+            } else if (observer.stats().tokenCell().length != pending) {
+                broken = e; // what was seen of it cannot be told from the tokens before
             }
             if (context.newestPosition(sequence) != position - 1) {
                 broken = e;
@@ -358,7 +360,13 @@ public final class CompressedContext implements AutoCloseable {
         if (pending == 0) {
             return;
         }
-        long nanos = compressor.take(pending);
+        long nanos;
+        try {
+            nanos = compressor.take(pending);
+        } catch (KvmergeException e) {
+            broken = e; // what was seen of the block gets no better
+            throw e;
+        }
         timings.addObserve(nanos);
         timings.addDecode(decodedNanos - nanos);
         decodedNanos = 0;

@@ -14,12 +14,13 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.SymbolLookup;
 import java.lang.foreign.ValueLayout;
+import java.util.Arrays;
 
 /**
  * The native table of what each cell of one sequence holds (kvmerge_cache in kvmerge.h): it takes account of what was
  * decoded, takes plans, has them carried out, and saves and restores all of it. A pair is a layer and KV head, layer *
- * kvHeads + kvHead. One thread at a time, but for {@link #columns} and {@link #stage} of different pairs. Close it
- * before its context and observer.
+ * kvHeads + kvHead. One thread at a time, but for {@link #columns}, {@link #fates}, {@link #usage} and {@link #stage}
+ * of different pairs: others get an {@link IllegalStateException}. Close it before its context and observer.
  */
 public final class CellTable implements AutoCloseable {
     /**
@@ -66,7 +67,7 @@ public final class CellTable implements AutoCloseable {
         this.shape = observer.shape();
         try (Arena local = Arena.ofConfined()) {
             MemorySegment out = local.allocate(ValueLayout.ADDRESS);
-            MemorySegment params = params(local, options);
+            MemorySegment params = params(local, options, shape.pairs());
             context.alone(
                     false,
                     address -> Kvmerge.check(
@@ -75,7 +76,7 @@ public final class CellTable implements AutoCloseable {
         }
     }
 
-    private static MemorySegment params(Arena local, Options options) {
+    private static MemorySegment params(Arena local, Options options, int pairs) {
         MemorySegment params = kvmerge_cache_params.allocate(local);
         Kvmerge.check(Kvmerge_h.kvmerge_cache_defaults(params));
         kvmerge_cache_params.n_cells(params, options.cells);
@@ -92,7 +93,13 @@ public final class CellTable implements AutoCloseable {
             kvmerge_cache_params.key_cost(params, options.merging.keyCost());
         }
         if (options.calibration != null) {
-            int row = options.calibration[0].length;
+            int row = options.calibration.length == 0 ? 0 : options.calibration[0].length;
+            if (options.calibration.length != pairs
+                    || row <= CALIBRATION_SCALARS
+                    || Arrays.stream(options.calibration).anyMatch(weights -> weights.length != row)) {
+                throw new IllegalArgumentException("a calibration has a row for each of " + pairs
+                        + " pairs, all as long, with " + CALIBRATION_SCALARS + " weights before the key's");
+            }
             MemorySegment weights = local.allocate(ValueLayout.JAVA_FLOAT, (long) options.calibration.length * row);
             for (int pair = 0; pair < options.calibration.length; pair++) {
                 MemorySegment.copy(options.calibration[pair], 0, weights, ValueLayout.JAVA_FLOAT, 4L * pair * row, row);
@@ -129,7 +136,8 @@ public final class CellTable implements AutoCloseable {
      * @throws KvmergeException if the observer saw something that cannot be; nothing changes then
      */
     public long take(int tokens) {
-        try (Guard.Use _ = observer.guard().exclusive();
+        try (Guard.Use _ = guard.exclusive();
+                Guard.Use _ = observer.guard().exclusive();
                 Arena local = Arena.ofConfined()) {
             MemorySegment stats = kvmerge_block_stats.allocate(local);
             Kvmerge.check(Kvmerge_h.kvmerge_cache_take(handle, tokens, stats));
@@ -150,9 +158,17 @@ public final class CellTable implements AutoCloseable {
      */
     public record Usage(int tokens, int cells, int pinned, int position, boolean over, boolean broken, long bytes) {}
 
+    /** Alone, on the context too. */
+    private void alone(boolean endsLogits, Runnable body) {
+        try (Guard.Use _ = guard.exclusive()) {
+            context.alone(endsLogits, _ -> body.run());
+        }
+    }
+
     /** How far the table is. */
     public Usage usage() {
-        try (Arena local = Arena.ofConfined()) {
+        try (Guard.Use _ = guard.shared();
+                Arena local = Arena.ofConfined()) {
             MemorySegment used = kvmerge_cache_used.allocate(local);
             Kvmerge.check(Kvmerge_h.kvmerge_cache_usage(handle, used));
             return new Usage(
@@ -190,7 +206,8 @@ public final class CellTable implements AutoCloseable {
 
     /** A pair's cells. whole: the pinned ones too, which plans do not see. */
     public Columns columns(int pair, boolean whole) {
-        try (Arena local = Arena.ofConfined()) {
+        try (Guard.Use _ = guard.shared();
+                Arena local = Arena.ofConfined()) {
             MemorySegment of = kvmerge_cache_column.allocate(local);
             Kvmerge.check(Kvmerge_h.kvmerge_cache_columns(handle, pair / shape.kvHeads(), pair % shape.kvHeads(), of));
             int first = whole ? 0 : kvmerge_cache_column.n_pinned(of);
@@ -228,7 +245,11 @@ public final class CellTable implements AutoCloseable {
      * @throws KvmergeException naming the layer and KV head of a plan that breaks the rules
      */
     public void stage(int pair, int[] target, float[] weight, float[] valueWeight) {
-        try (Arena local = Arena.ofConfined()) {
+        if (weight.length != target.length || valueWeight != null && valueWeight.length != target.length) {
+            throw new IllegalArgumentException("a plan's targets and weights are not as many");
+        }
+        try (Guard.Use _ = guard.shared();
+                Arena local = Arena.ofConfined()) {
             Kvmerge.check(Kvmerge_h.kvmerge_cache_stage(
                     handle,
                     pair / shape.kvHeads(),
@@ -244,7 +265,8 @@ public final class CellTable implements AutoCloseable {
 
     /** Plans all pairs, as the options' {@link EntropyMerging} says. */
     public void plan() {
-        try (Guard.Use _ = observer.guard().shared()) {
+        try (Guard.Use _ = guard.exclusive();
+                Guard.Use _ = observer.guard().shared()) {
             Kvmerge.check(Kvmerge_h.kvmerge_cache_plan(handle));
         }
     }
@@ -256,7 +278,7 @@ public final class CellTable implements AutoCloseable {
      * @throws KvmergeException if that cannot be; {@link Usage#broken} says whether it failed half-way
      */
     public void commit() {
-        context.alone(false, _ -> Kvmerge.check(Kvmerge_h.kvmerge_cache_commit(handle)));
+        alone(false, () -> Kvmerge.check(Kvmerge_h.kvmerge_cache_commit(handle)));
     }
 
     /**
@@ -266,15 +288,17 @@ public final class CellTable implements AutoCloseable {
      * @throws KvmergeException.Usage if there would be fewer
      */
     public void pin(int fewest) {
-        if (Kvmerge_h.kvmerge_cache_pin(handle, Math.max(2, fewest)) != Kvmerge_h.KVMERGE_OK()) {
-            throw new KvmergeException.Usage(
-                    Kvmerge_h.kvmerge_last_error().getString(0) + ": pin less, or use more cells (--cells)");
+        try (Guard.Use _ = guard.exclusive()) {
+            if (Kvmerge_h.kvmerge_cache_pin(handle, Math.max(2, fewest)) != Kvmerge_h.KVMERGE_OK()) {
+                throw new KvmergeException.Usage(
+                        Kvmerge_h.kvmerge_last_error().getString(0) + ": pin less, or use more cells (--cells)");
+            }
         }
     }
 
     /** Forgets everything, and frees the sequence's cells. */
     public void clear() {
-        context.alone(true, _ -> Kvmerge.check(Kvmerge_h.kvmerge_cache_clear(handle)));
+        alone(true, () -> Kvmerge.check(Kvmerge_h.kvmerge_cache_clear(handle)));
     }
 
     /**
@@ -284,8 +308,9 @@ public final class CellTable implements AutoCloseable {
      * @throws KvmergeException if the options do not record it
      */
     public int[] fates(int pair) {
-        int tokens = usage().tokens();
-        try (Arena local = Arena.ofConfined()) {
+        try (Guard.Use _ = guard.shared();
+                Arena local = Arena.ofConfined()) {
+            int tokens = usage().tokens();
             MemorySegment fates = local.allocate(ValueLayout.JAVA_INT, Math.max(1, tokens));
             Kvmerge.check(Kvmerge_h.kvmerge_cache_fates(
                     handle, pair / shape.kvHeads(), pair % shape.kvHeads(), 0, tokens, fates));
@@ -297,7 +322,7 @@ public final class CellTable implements AutoCloseable {
     public MemorySegment save(Arena arena) {
         MemorySegment size = arena.allocate(ValueLayout.JAVA_LONG);
         MemorySegment[] state = new MemorySegment[1];
-        context.alone(false, _ -> {
+        alone(false, () -> {
             Kvmerge.check(Kvmerge_h.kvmerge_cache_state_size(handle, size));
             state[0] = arena.allocate(size.get(ValueLayout.JAVA_LONG, 0));
             Kvmerge.check(Kvmerge_h.kvmerge_cache_save(handle, state[0], state[0].byteSize()));
@@ -329,7 +354,7 @@ public final class CellTable implements AutoCloseable {
      * @throws KvmergeException if it is damaged, or of another kind of table; nothing changes then
      */
     public void restore(MemorySegment state) {
-        context.alone(true, _ -> Kvmerge.check(Kvmerge_h.kvmerge_cache_restore(handle, state, state.byteSize())));
+        alone(true, () -> Kvmerge.check(Kvmerge_h.kvmerge_cache_restore(handle, state, state.byteSize())));
     }
 
     @Override
