@@ -256,4 +256,35 @@ class CellTableTest {
             assertThrows(KvmergeException.class, () -> context.fates(0, 0), "not asked for");
         }
     }
+
+    @Property(tries = 1)
+    void refusesWhatNativeCodeCouldNot() {
+        CompressedContext context = new CompressedContext(plain, new EntropyMerged(), CacheOptions.of(20, 8));
+        try (context) {
+            int pairs = plain.shape().pairs();
+            float[][] uneven = new float[pairs][22];
+            uneven[1] = new float[21];
+            for (float[][] calibration : new float[][][] {{}, new float[pairs - 1][22], new float[pairs][6], uneven}) {
+                CellTable.Options options = new CellTable.Options(20, 8, 0, false, true, false, 0.9, null, calibration);
+                assertThrows(
+                        IllegalArgumentException.class,
+                        () -> new CellTable(context.observer(), context.context(), 0, options));
+            }
+            assertThrows(
+                    IllegalArgumentException.class, () -> context.table().stage(0, new int[2], new float[1], null));
+            context.decode(new int[8]);
+        }
+        for (Runnable call : new Runnable[] {
+            () -> context.table().usage(),
+            () -> context.table().columns(0, true),
+            () -> context.table().stage(0, new int[1], new float[1], null),
+            () -> context.table().plan(),
+            () -> context.table().clear(),
+            () -> context.table().pin(2)
+        }) {
+            assertEquals(
+                    "the cell table is closed",
+                    assertThrows(IllegalStateException.class, call::run).getMessage());
+        }
+    }
 }
