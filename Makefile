@@ -32,7 +32,7 @@ NATIVE_SOURCES := $(shell find native -type f)
 .PHONY: run quickstart test test-examples test-clients test-load test-page test-readme screenshots dist \
     check-reproducible test-native test-threads test-clang test-emulated test-java test-fast faults test-relied-on \
     test-cuda test-rpc bench bench-table jmh benchmarks build setup cuda llama-cuda llama-rpc bindings relied-on \
-    docs performance check-lines format clean help
+    docs performance check-lines format clean help native-with-llama
 
 ## run: set everything up, then run the main experiment on the small model and the book (results/)
 run: build setup
@@ -82,10 +82,14 @@ UNMOVED = $(shell setarch -R true 2>/dev/null && echo setarch -R)
 ## test: build and run all tests: native, at each instruction set of this CPU and with sanitizers too, Java, the page
 test: test-native test-java test-examples test-clients test-page test-readme
 
-test-native: build setup $(if $(CI),cuda test-clang test-emulated) test-threads
+test-native: build setup native-with-llama $(if $(CI),cuda test-clang test-emulated) test-threads
 	ctest --test-dir build/native --output-on-failure
 	$(call native-build,sanitized,-DKVMERGE_SANITIZE=address)
 	$(UNMOVED) ctest --test-dir build/sanitized --output-on-failure
+
+# 'make build' comes before llama.cpp is fetched: the tests that run in it are added to build/native here.
+native-with-llama: build setup
+	$(call native-build,native)
 
 ## test-threads: the native tests that use threads, with ThreadSanitizer
 test-threads: | $(HEADERS)
@@ -99,7 +103,7 @@ test-clang: setup
 	ctest --test-dir build/clang --output-on-failure
 
 ## test-emulated: the native tests under qemu as Nehalem (generic), Haswell (AVX2) and 64-bit Arm (NEON)
-test-emulated: build setup
+test-emulated: build setup native-with-llama
 	bin/test-emulated
 
 test-java: build setup
