@@ -40,8 +40,8 @@ import picocli.CommandLine.Option;
             "",
             "Examples:",
             "  kvmerge bench-server --prompt-characters 8000 --cells 1024",
-            "  kvmerge bench-server --server 'a=llama-server -m model.gguf --port {port}' --server "
-                    + "b=http://127.0.0.1:8080"
+            "  kvmerge bench-server --server a=http://127.0.0.1:8080 \\",
+            "      --server 'b=llama-server -m model.gguf --port {port}'"
         })
 final class BenchServerCommand implements Runnable {
     private static final long PATIENCE_NANOS = TimeUnit.MINUTES.toNanos(5);

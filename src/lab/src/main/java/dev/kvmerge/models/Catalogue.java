@@ -202,7 +202,7 @@ public final class Catalogue {
                 .filter(e -> e.kind() == kind && e.name().equals(nameOrPath))
                 .findFirst();
         String what = kind == Kind.MODEL ? "model" : "text";
-        if (entry.isEmpty() && Files.isDirectory(path)) {
+        if (entry.isEmpty() && !nameOrPath.isEmpty() && Files.isDirectory(path)) {
             throw new KvmergeException("'" + nameOrPath + "' is a folder, and no " + what + ": name a "
                     + (kind == Kind.MODEL ? "GGUF" : "text") + " file in it");
         }
