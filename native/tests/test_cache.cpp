@@ -4,6 +4,7 @@
 #include "real_llama.hpp"
 
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <string>
@@ -536,6 +537,13 @@ int main(int argc, char ** argv) {
                           {"F32, exact bias", false, GGML_TYPE_F32, KVMERGE_BIAS_EXACT, 0, 0, false},
                           {"F16, flash, position range", true, GGML_TYPE_F16, KVMERGE_BIAS_FOLDED, 0, 64, false},
                           {"F16, stopped", true, GGML_TYPE_F16, KVMERGE_BIAS_NONE, KVMERGE_OBSERVE_STOP, 0, false}};
+    if (std::getenv("KVMERGE_TEST_EMULATED")) { // a hundred times slower: one case has to do
+        stays_within_its_cells(model, cases[1]);
+        holds_a_stream(model, cases[1]);
+        llama.llama_model_free(model);
+        std::printf("ok, one case\n");
+        return 0;
+    }
     for (const Case & c : cases) {
         std::printf("%s\n", c.name);
         stays_within_its_cells(model, c);

@@ -25,7 +25,7 @@ final class Page {
     static boolean send(String path, ServerResponse response) {
         String name = path.equals("/") ? "index.html" : path.substring(1);
         var matcher = NAME.matcher(name);
-        String type = matcher.matches() ? TYPES.get(matcher.group(2)) : null;
+        String type = matcher.matches() ? TYPES.get(matcher.group(1)) : null;
         if (type == null) {
             return false;
         }
