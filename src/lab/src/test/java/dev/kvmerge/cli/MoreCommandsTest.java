@@ -164,7 +164,7 @@ class MoreCommandsTest {
         double full = Double.parseDouble(csv.get(1).split(",")[5]);
         double gone = Double.parseDouble(csv.get(3).split(",")[5]);
         assertTrue(full < gone, "a number that is in the cache is likelier than one that was dropped: " + csv);
-        Cli.run("needle", "--depths", "2").failed(2, "--depths 0..1");
+        Cli.run("needle", "--depths", "2").failed(2, "--depths must be 0..1");
     }
 
     @Test
@@ -268,7 +268,7 @@ class MoreCommandsTest {
         Cli.run(arguments).succeeded();
         assertEquals(first, Files.readString(folder.resolve("ablate/ablation.md")), "nothing is made again");
         Cli.run("ablate", "--vary", "decay").failed(2, "--vary takes");
-        Cli.run("ablate", "--vary", "speed=1,2").failed(2, "no parameter 'speed=1'");
+        Cli.run("ablate", "--vary", "speed=1,2").failed(2, "no parameter 'speed'");
     }
 
     @Test
