@@ -47,6 +47,12 @@ public final class TestModel {
         return LlamaLibrary.load(llamaFolder(), false);
     }
 
+    /** A tiny model of random weights, written to a folder: its tokens mean nothing. */
+    public static Model tiny(Path folder) {
+        TinyGguf.Geometry tiny = new TinyGguf.Geometry("llama", 4, 2, 16, 10000, "none", 16, false);
+        return Model.load(library(), TinyGguf.write(folder.resolve("tiny.gguf"), tiny), Backend.CPU, 0);
+    }
+
     public static synchronized Model model() {
         if (model == null) {
             model = Model.load(library(), path(), Backend.CPU, 0);

@@ -325,7 +325,7 @@ public final class CompressedContext implements AutoCloseable {
             }
             int position = nextPosition();
             try {
-                context.removePositions(position - taken, position);
+                context.removePositions(sequence, position - taken, position);
                 observer.forget();
             } catch (RuntimeException | Error e) {
                 broken = e;

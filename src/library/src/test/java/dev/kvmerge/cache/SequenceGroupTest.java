@@ -11,12 +11,10 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.TestModel;
 import dev.kvmerge.TinyGguf;
-import dev.kvmerge.TinyGguf.Geometry;
 import dev.kvmerge.attention.CellStats;
 import dev.kvmerge.cache.SequenceGroup.Decoded;
 import dev.kvmerge.cache.SequenceGroup.Logits;
 import dev.kvmerge.cache.SequenceGroup.Part;
-import dev.kvmerge.llama.Backend;
 import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ComputeSettings.Observation;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
@@ -55,8 +53,7 @@ class SequenceGroupTest {
 
     @BeforeAll
     static void load() {
-        Geometry tiny = new Geometry("llama", 4, 2, 16, 10000, "none", 16, false);
-        model = Model.load(TestModel.library(), TinyGguf.write(folder.resolve("tiny.gguf"), tiny), Backend.CPU, 0);
+        model = TestModel.tiny(folder);
     }
 
     @AfterAll
@@ -222,6 +219,36 @@ class SequenceGroupTest {
                     assertArrayEquals(floats(in.logits(0)), floats(out.logits(0)));
                     group.sequence(0).flush();
                     never.sequence(0).flush();
+                }
+            }
+        }
+    }
+
+    /** What one takes back is its own: the others keep the same positions. */
+    @Test
+    void aSequenceTakesBackItsOwn() {
+        try (SequenceGroup group = new SequenceGroup(model, new EntropyMerged(), options(), SEQUENCES);
+                SequenceGroup never = new SequenceGroup(model, new EntropyMerged(), options(), SEQUENCES)) {
+            for (int block = 0; block < 3; block++) {
+                int[] text = tokens(BLOCK);
+                for (SequenceGroup each : List.of(group, never)) {
+                    each.decode(List.of(new Part(0, text, Logits.NONE), new Part(1, text, Logits.NONE)))
+                            .check();
+                    each.sequence(0).flush();
+                    each.sequence(1).flush();
+                }
+                group.sequence(1).decode(tokens(9));
+                assertEquals(9, group.sequence(1).takeBack());
+                int[] token = tokens(1);
+                for (int s = 0; s < 2; s++) {
+                    group.sequence(s).decode(token);
+                    never.sequence(s).decode(token);
+                    assertArrayEquals(
+                            floats(never.sequence(s).logits()),
+                            floats(group.sequence(s).logits()),
+                            block + " " + s);
+                    group.sequence(s).flush();
+                    never.sequence(s).flush();
                 }
             }
         }
