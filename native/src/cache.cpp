@@ -181,7 +181,7 @@ void kvmerge_cache::take(int32_t n, kvmerge_block_stats * out) {
 
 void kvmerge_cache::expect_plans() {
     if (is_over()) {
-        table.begin(params.n_cells, params.position_range > 0 ? std::max(0, position - params.position_range) : 0);
+        table.begin(params.n_cells, back_of(params, position));
     }
 }
 

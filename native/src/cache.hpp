@@ -7,6 +7,7 @@
 #include "status.hpp"
 #include "table.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -93,6 +94,11 @@ kvmerge_status on_cache(const char * entry, kvmerge_cache * handle, Access acces
         const Inside inside(*c.inside);
         body(c);
     });
+}
+
+// What a rewriting moves positions back by, when the next token's is `position`.
+inline int32_t back_of(const kvmerge_cache_params & params, int32_t position) {
+    return params.position_range > 0 ? std::max(0, position - params.position_range) : 0;
 }
 
 // Runs body on a cache's observer, alone.

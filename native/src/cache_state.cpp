@@ -169,11 +169,6 @@ void ok(bool condition) {
     require(condition, "the state's table contradicts itself");
 }
 
-// What a rewriting moves positions back by.
-int32_t back_of(const Header & h, const kvmerge_cache_params & params) {
-    return params.position_range > 0 ? std::max(0, h.position - params.position_range) : 0;
-}
-
 // Throws ARGUMENT where the numbers are no table's. Overflows of what follows from them are left out here.
 void check(const Header & h, size_t size, const kvmerge_cache_params & params, const CellTable::Shape & shape) {
     const int32_t most = INT32_MAX - shape.n_cells; // restore() fills cells in between behind the last position
@@ -181,7 +176,7 @@ void check(const Header & h, size_t size, const kvmerge_cache_params & params, c
     ok(params.n_cells == 0 || h.n_pinned <= params.n_cells - 2);
     ok(h.n_tokens >= h.position && h.position >= h.n_used && h.n_tokens <= most);
     if (params.position_range > 0) { // a rewriting brings positions into the range, and blocks come after it
-        ok(back_of(h, params) <= h.n_used - std::min(h.n_used, params.n_cells));
+        ok(back_of(params, h.position) <= h.n_used - std::min(h.n_used, params.n_cells));
     } else {
         ok(h.position == h.n_tokens);
     }
@@ -196,7 +191,7 @@ void check_packing(const Header & h, const std::vector<int32_t> & held, const kv
         return;
     }
     const int32_t last = params.n_cells - 1; // of those that stay, one is not among the first
-    ok(held[held.size() - 1 - size_t(back_of(h, params))] >= last);
+    ok(held[held.size() - 1 - size_t(back_of(params, h.position))] >= last);
     ok(std::count_if(held.begin(), held.end(), [&](int32_t cell) { return cell < last; }) == last);
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "check.hpp"
+#include "isa.hpp"
 #include "kvmerge.h"
 #include "tiny_gguf.hpp"
 
@@ -104,4 +105,15 @@ inline llama_model * load_tiny_model() {
     unlink(file.c_str());
     CHECK(model);
     return model;
+}
+
+// How these tests begin: the tiny model, in the llama.cpp whose folder is the one argument.
+inline llama_model * tiny_model_for(int argc, char ** argv) {
+    if (argc != 2) {
+        std::printf("usage: %s FOLDER-OF-LLAMA.CPP'S-LIBRARIES\n", argv[0]);
+        std::exit(2);
+    }
+    skip_without_isa();
+    load(argv[1]);
+    return load_tiny_model();
 }

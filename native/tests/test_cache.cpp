@@ -524,13 +524,7 @@ void holds_a_stream(llama_model * model, const Case & c) {
 } // namespace
 
 int main(int argc, char ** argv) {
-    if (argc != 2) {
-        std::printf("usage: test_cache FOLDER-OF-LLAMA.CPP'S-LIBRARIES\n");
-        return 2;
-    }
-    skip_without_isa();
-    load(argv[1]);
-    llama_model * const model = load_tiny_model();
+    llama_model * const model = tiny_model_for(argc, argv);
     const Case cases[] = {{"F16", false, GGML_TYPE_F16, KVMERGE_BIAS_FOLDED, 0, 0, false},
                           {"F16, flash, calibrated", true, GGML_TYPE_F16, KVMERGE_BIAS_FOLDED, 0, 0, true},
                           {"Q8_0, flash", true, GGML_TYPE_Q8_0, KVMERGE_BIAS_FOLDED, KVMERGE_OBSERVE_ENTROPY, 0, false},

@@ -330,13 +330,7 @@ void test_free(llama_model * model) {
 } // namespace
 
 int main(int argc, char ** argv) {
-    if (argc != 2) {
-        std::printf("usage: test_capture FOLDER-OF-LLAMA.CPP'S-LIBRARIES\n");
-        return 2;
-    }
-    skip_without_isa();
-    load(argv[1]);
-    llama_model * const model = load_tiny_model();
+    llama_model * const model = tiny_model_for(argc, argv);
     constexpr int QUERIES = KVMERGE_OBSERVE_QUERIES, MASS = KVMERGE_OBSERVE_MASS;
     const Settings settings[] = {{"F16"},
                                  {"small ubatches", true, GGML_TYPE_F16, 16},

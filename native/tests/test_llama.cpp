@@ -233,13 +233,7 @@ void test(llama_model * model, const Case & c, std::vector<float> & mass) {
 } // namespace
 
 int main(int argc, char ** argv) {
-    if (argc != 2) {
-        std::printf("usage: test_llama FOLDER-OF-LLAMA.CPP'S-LIBRARIES\n");
-        return 2;
-    }
-    skip_without_isa();
-    load(argv[1]);
-    llama_model * const model = load_tiny_model();
+    llama_model * const model = tiny_model_for(argc, argv);
     std::vector<float> mass;
     const Case cases[] = {{"F32", false, GGML_TYPE_F32, 1e-4},
                           {"F16", false, GGML_TYPE_F16, 4e-3},

@@ -79,10 +79,10 @@ final class ChatCommand implements Runnable {
     @Override
     public void run() {
         GenerateOptions options = sampling.options();
-        String begin = either("-p", prompt, "-f", file);
-        String obey = either("-sys", system, "-sysf", systemFile);
+        String begin = SamplingOptions.either("-p", prompt, "-f", file);
+        String obey = SamplingOptions.either("-sys", system, "-sysf", systemFile);
         boolean terminal = System.console() != null && System.console().isTerminal();
-        try (SessionOptions.Loaded loaded = session.load(command, template);
+        try (EngineSettings.Loaded loaded = session.load(command, template);
                 ChatInput input = terminal ? TerminalInput.open(history) : new PipedInput()) {
             loaded.engine().chatTemplate(); // says so now if there is none
             try (Chat chat = new Chat(loaded.engine(), input, options)) {
@@ -94,12 +94,5 @@ final class ChatCommand implements Runnable {
         } catch (IOException e) {
             throw new java.io.UncheckedIOException("the terminal cannot be used", e);
         }
-    }
-
-    private static String either(String option, String text, String other, Path file) {
-        if (text != null && file != null) {
-            throw new dev.kvmerge.KvmergeException.Usage("give one of " + option + " and " + other + ", not both");
-        }
-        return file == null ? text : SamplingOptions.text(other, file);
     }
 }

@@ -72,7 +72,7 @@ final class GenerateCommand implements Runnable {
         GenerateOptions options = sampling.options().withSpecial(true);
         String start = prompt();
         Interrupt.listen("kvmerge: stopping");
-        try (SessionOptions.Loaded loaded = session.load(command, null);
+        try (EngineSettings.Loaded loaded = session.load(command, null);
                 Session open = loaded.engine().open();
                 Progress progress = new Progress("reading")) {
             Generation made = open.generate(
@@ -98,13 +98,11 @@ final class GenerateCommand implements Runnable {
     }
 
     private String prompt() {
-        if ((prompt == null) == (file == null)) {
-            throw new KvmergeException.Usage(
-                    prompt == null
-                            ? "nothing to go on after: give -p TEXT or -f FILE"
-                            : "give one of -p and -f, not both");
+        String given = SamplingOptions.either("-p", prompt, "-f", file);
+        if (given == null) {
+            throw new KvmergeException.Usage("nothing to go on after: give -p TEXT or -f FILE");
         }
-        String text = file != null ? SamplingOptions.text("-f", file) : escape ? Escapes.replaced(prompt) : prompt;
+        String text = file == null && escape ? Escapes.replaced(given) : given;
         if (text.isEmpty()) {
             throw new KvmergeException.Usage("the prompt is empty: give -p or -f some text");
         }

@@ -164,6 +164,14 @@ final class SamplingOptions {
         return all;
     }
 
+    /** A text that may be given as such or in a file; null where neither is. */
+    static String either(String option, String text, String other, Path file) {
+        if (text != null && file != null) {
+            throw new KvmergeException.Usage("give one of " + option + " and " + other + ", not both");
+        }
+        return file == null ? text : text(other, file);
+    }
+
     /** A file's text. */
     static String text(String option, Path file) {
         try {

@@ -1,18 +1,9 @@
 package dev.kvmerge.cli;
 
 import dev.kvmerge.KvmergeException;
-import dev.kvmerge.engine.Engine;
-import dev.kvmerge.engine.EngineOptions;
-import dev.kvmerge.llama.ComputeSettings;
-import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
-import dev.kvmerge.models.Catalogue;
 import dev.kvmerge.server.KvmergeServer;
 import dev.kvmerge.server.ServerOptions;
-import dev.kvmerge.strategy.Strategies;
-import dev.kvmerge.strategy.Strategy;
-import java.io.IOException;
-import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Duration;
 import java.util.ArrayList;
@@ -45,17 +36,7 @@ final class ServeCommand implements Runnable {
     private CommandSpec command;
 
     @Mixin
-    private ModelOptions model;
-
-    @Mixin
-    private StrategyOptions settings;
-
-    @Option(
-            names = "--strategy",
-            paramLabel = "NAME",
-            defaultValue = "entropy-merged",
-            description = "decides what stays (default: ${DEFAULT-VALUE})")
-    private String strategy;
+    private EngineSettings engine;
 
     @Option(
             names = "--cells",
@@ -63,13 +44,6 @@ final class ServeCommand implements Runnable {
             defaultValue = "2048",
             description = "KV cells of a conversation (default: ${DEFAULT-VALUE})")
     private int cells;
-
-    @Option(
-            names = "--block",
-            paramLabel = "N",
-            defaultValue = "128",
-            description = "tokens between two compressions (default: ${DEFAULT-VALUE})")
-    private int block;
 
     @Option(
             names = {"-np", "--parallel"},
@@ -187,19 +161,9 @@ final class ServeCommand implements Runnable {
     @Override
     public void run() {
         ServerOptions options = options();
-        ComputeSettings compute = model.compute(FlashAttention.ON);
-        model.checkCells(compute, settings.bias);
-        Catalogue catalogue = Home.catalogue();
-        Strategy chosen = Strategies.create(strategy, settings.settings(model, catalogue, List.of(strategy), command));
-        EngineOptions engineOptions = EngineOptions.usual()
-                .withCells(cells)
-                .withBlock(block)
-                .withSessions(parallel)
-                .withStrategy(m -> chosen)
-                .withCompute(compute);
-        Model loaded = model.load(catalogue);
-        KvmergeServer server = start(loaded, engineOptions, options);
-        Runtime.getRuntime().addShutdownHook(new Thread(() -> end(server, loaded, options.timeout())));
+        EngineSettings.Loaded loaded = engine.load(command, cells, parallel);
+        KvmergeServer server = start(loaded, options);
+        Runtime.getRuntime().addShutdownHook(new Thread(() -> end(server, loaded.model(), options.timeout())));
         System.out.println("kvmerge: serving at " + server.url());
         System.out.flush();
         try {
@@ -209,13 +173,11 @@ final class ServeCommand implements Runnable {
         }
     }
 
-    private static KvmergeServer start(Model model, EngineOptions engineOptions, ServerOptions options) {
-        Engine engine = Engine.of(model, engineOptions);
+    private static KvmergeServer start(EngineSettings.Loaded loaded, ServerOptions options) {
         try {
-            return KvmergeServer.start(engine, options);
+            return KvmergeServer.start(loaded.engine(), options);
         } catch (RuntimeException e) {
-            engine.close();
-            model.close();
+            loaded.close();
             throw e;
         }
     }
@@ -259,14 +221,11 @@ final class ServeCommand implements Runnable {
     private List<String> keys() {
         List<String> all = new ArrayList<>(keys);
         if (keyFile != null) {
-            try {
-                Files.readAllLines(keyFile).stream()
-                        .map(String::strip)
-                        .filter(line -> !line.isEmpty())
-                        .forEach(all::add);
-            } catch (IOException e) {
-                throw new KvmergeException.Usage("--api-key-file " + keyFile + " cannot be read: " + e.getMessage());
-            }
+            SamplingOptions.text("--api-key-file", keyFile)
+                    .lines()
+                    .map(String::strip)
+                    .filter(line -> !line.isEmpty())
+                    .forEach(all::add);
             if (all.isEmpty()) {
                 throw new KvmergeException.Usage("--api-key-file " + keyFile + " has no key: anybody could ask");
             }

@@ -1,5 +1,6 @@
 package dev.kvmerge.cache;
 
+import dev.kvmerge.Failures;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.ForkJoinPool;
@@ -42,12 +43,7 @@ public final class Parallel {
         }
         loop.work();
         others.forEach(ForkJoinTask::quietlyJoin);
-        switch (loop.failure.get()) {
-            case null -> {}
-            case RuntimeException e -> throw e;
-            case Error e -> throw e;
-            case Throwable e -> throw new IllegalStateException(e);
-        }
+        Failures.rethrow(loop.failure.get());
     }
 
     private void work() {

@@ -1,5 +1,6 @@
 package dev.kvmerge.cache;
 
+import dev.kvmerge.Failures;
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.kernels.Observer;
 import dev.kvmerge.kernels.ObserverGroup;
@@ -87,12 +88,7 @@ public final class SequenceGroup implements AutoCloseable {
         /** Throws the first failure. */
         public void check() {
             for (Throwable failure : failures) {
-                switch (failure) {
-                    case null -> {}
-                    case Error e -> throw e;
-                    case RuntimeException e -> throw e;
-                    default -> throw new IllegalStateException(failure);
-                }
+                Failures.rethrow(failure);
             }
         }
     }

@@ -1,5 +1,6 @@
 package dev.kvmerge.engine;
 
+import dev.kvmerge.Failures;
 import dev.kvmerge.cache.SequenceGroup;
 import dev.kvmerge.cache.SequenceGroup.Decoded;
 import dev.kvmerge.cache.SequenceGroup.Logits;
@@ -114,7 +115,7 @@ final class Scheduler implements AutoCloseable {
             lock.unlock();
         }
         counted.accept(job.isDecoded ? tokens.length : 0);
-        rethrow(job.failure);
+        Failures.rethrow(job.failure);
         return job.isDecoded;
     }
 
@@ -143,7 +144,7 @@ final class Scheduler implements AutoCloseable {
         } finally {
             lock.unlock();
         }
-        rethrow(job.failure);
+        Failures.rethrow(job.failure);
         return result.getFirst();
     }
 
@@ -174,15 +175,6 @@ final class Scheduler implements AutoCloseable {
         queue.add(job);
         awaited.remove(job.sequence);
         work.signal();
-    }
-
-    private static void rethrow(Throwable failure) {
-        switch (failure) {
-            case null -> {}
-            case RuntimeException e -> throw e;
-            case Error e -> throw e;
-            default -> throw new IllegalStateException(failure);
-        }
     }
 
     /**

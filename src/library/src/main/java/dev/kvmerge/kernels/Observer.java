@@ -219,16 +219,18 @@ public final class Observer implements AutoCloseable {
                 params,
                 options.backend() == Backend.CUDA ? Kvmerge_h.KVMERGE_DEVICE_CUDA() : Kvmerge_h.KVMERGE_DEVICE_CPU());
         kvmerge_observer_params.n_threads(params, options.threads());
-        SymbolLookup ggml = SymbolLookup.loaderLookup();
         MemorySegment entries3 = kvmerge_observer_params.ggml(params);
-        kvmerge_ggml.tensor_get(entries3, symbol(ggml, "ggml_backend_tensor_get"));
-        kvmerge_ggml.tensor_set(entries3, symbol(ggml, "ggml_backend_tensor_set"));
-        kvmerge_ggml.buffer_is_host(entries3, symbol(ggml, "ggml_backend_buffer_is_host"));
+        kvmerge_ggml.tensor_get(entries3, symbol("ggml_backend_tensor_get"));
+        kvmerge_ggml.tensor_set(entries3, symbol("ggml_backend_tensor_set"));
+        kvmerge_ggml.buffer_is_host(entries3, symbol("ggml_backend_buffer_is_host"));
         return params;
     }
 
-    private static MemorySegment symbol(SymbolLookup lookup, String name) {
-        return lookup.find(name).orElseThrow(() -> new KvmergeException("the loaded llama.cpp has no " + name));
+    /** A function of the llama.cpp that is loaded. */
+    static MemorySegment symbol(String name) {
+        return SymbolLookup.loaderLookup()
+                .find(name)
+                .orElseThrow(() -> new KvmergeException("the loaded llama.cpp has no " + name));
     }
 
     /** What to give to the context. */

@@ -6,8 +6,6 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 
 import dev.kvmerge.TestModel;
 import dev.kvmerge.TinyGguf;
-import dev.kvmerge.TinyGguf.Geometry;
-import dev.kvmerge.llama.Backend;
 import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ComputeSettings.Observation;
 import dev.kvmerge.llama.Context;
@@ -38,8 +36,7 @@ class AbortTest {
 
     @BeforeAll
     static void load() {
-        Geometry tiny = new Geometry("llama", 4, 2, 16, 10000, "none", 16, false);
-        model = Model.load(TestModel.library(), TinyGguf.write(folder.resolve("tiny.gguf"), tiny), Backend.CPU, 0);
+        model = TestModel.tiny(folder);
     }
 
     @AfterAll

@@ -9,10 +9,8 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.TestModel;
 import dev.kvmerge.TinyGguf;
-import dev.kvmerge.TinyGguf.Geometry;
 import dev.kvmerge.attention.CellStats;
 import dev.kvmerge.kernels.Observer;
-import dev.kvmerge.llama.Backend;
 import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.Guard;
 import dev.kvmerge.llama.Model;
@@ -56,8 +54,7 @@ class TransactionTest {
 
     @BeforeAll
     static void load() {
-        Geometry tiny = new Geometry("llama", 4, 2, 16, 10000, "none", 16, false);
-        model = Model.load(TestModel.library(), TinyGguf.write(folder.resolve("tiny.gguf"), tiny), Backend.CPU, 0);
+        model = TestModel.tiny(folder);
     }
 
     @AfterAll

@@ -1,0 +1,71 @@
+package dev.kvmerge.cli;
+
+import dev.kvmerge.engine.Engine;
+import dev.kvmerge.engine.EngineOptions;
+import dev.kvmerge.llama.ComputeSettings;
+import dev.kvmerge.llama.ContextOptions.FlashAttention;
+import dev.kvmerge.llama.Model;
+import dev.kvmerge.models.Catalogue;
+import dev.kvmerge.strategy.Strategies;
+import dev.kvmerge.strategy.Strategy;
+import java.util.List;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Model.CommandSpec;
+import picocli.CommandLine.Option;
+
+/** A model with bounded sessions, for the commands that generate and serve. */
+final class EngineSettings {
+    @Mixin
+    private ModelOptions model;
+
+    @Mixin
+    private StrategyOptions settings;
+
+    @Option(
+            names = "--strategy",
+            paramLabel = "NAME",
+            defaultValue = "entropy-merged",
+            description = "decides what stays (default: ${DEFAULT-VALUE})")
+    private String strategy;
+
+    @Option(
+            names = "--block",
+            paramLabel = "N",
+            defaultValue = "128",
+            description = "tokens between two compressions (default: ${DEFAULT-VALUE})")
+    private int block;
+
+    /** A loaded model with its engine, closed together. */
+    record Loaded(Model model, Engine engine) implements AutoCloseable {
+        @Override
+        public void close() {
+            engine.close();
+            model.close();
+        }
+    }
+
+    /**
+     * Loads the model, once the options are seen to be right.
+     *
+     * @param cells of each session
+     */
+    Loaded load(CommandSpec command, int cells, int sessions) {
+        ComputeSettings compute = model.compute(FlashAttention.ON);
+        model.checkCells(compute, settings.bias);
+        Catalogue catalogue = Home.catalogue();
+        Strategy chosen = Strategies.create(strategy, settings.settings(model, catalogue, List.of(strategy), command));
+        EngineOptions options = EngineOptions.usual()
+                .withCells(cells)
+                .withBlock(block)
+                .withSessions(sessions)
+                .withStrategy(m -> chosen)
+                .withCompute(compute);
+        Model loaded = model.load(catalogue);
+        try {
+            return new Loaded(loaded, Engine.of(loaded, options));
+        } catch (RuntimeException e) {
+            loaded.close();
+            throw e;
+        }
+    }
+}
