@@ -14,6 +14,7 @@ struct Device {
     const char * name;
 #define KVMERGE_MEMBER(name, Args) void (*name)(const Args &);
     KVMERGE_DEVICE_KERNELS(KVMERGE_MEMBER)
+    KVMERGE_HEADS_KERNELS(KVMERGE_MEMBER) // null on the host
 #undef KVMERGE_MEMBER
     void * (*allocate)(size_t bytes, const void * near); // where `near` lies; null when out of memory
     void (*release)(void * memory);
@@ -25,7 +26,7 @@ struct Device {
 };
 
 // Raised when Device or a descriptor changes: the CUDA part is a library of its own, and may come from another build.
-constexpr int DEVICE_VERSION = 3;
+constexpr int DEVICE_VERSION = 4;
 using DeviceEntry = const Device * (*)(int version, const char ** why_not);
 
 const Device & host_device();

@@ -633,7 +633,8 @@ static void test_plan_groups(const Table & fast, Random & random) {
     }
     const double key_cost = random.integer(0, 4) == 0 ? 0.0 : 0.3;
     Guarded<int32_t> group(n), expected(n);
-    double cost, expected_cost;
+    Vec<double> costs(3);
+    double &cost = costs[0], &expected_cost = costs[1], &same_cost = costs[2];
     PlanGroupsArgs args = {keys.view, values.view, head,    which.data(), n,     rate.data(), first,
                            end,       operations,  largest, key_cost,     group, &cost,       nullptr};
     fast.plan_groups(args);
@@ -660,7 +661,6 @@ static void test_plan_groups(const Table & fast, Random & random) {
     Vec<Neighbour> known(n_cells);
     for (int again = 0; again < 2; again++) {
         Guarded<int32_t> same(n);
-        double same_cost;
         args.group = same, args.cost = &same_cost, args.known = known.data();
         fast.plan_groups(args);
         CHECK(std::equal(&group[0], &group[0] + n, &same[0]) && same_cost == cost);

@@ -1,5 +1,5 @@
 // Merging cells on the GPU, where they lie: one launch reads all groups of all heads, a second writes them.
-#include "common.cuh"
+#include "heads.cuh"
 
 #include <algorithm>
 #include <vector>
@@ -21,24 +21,6 @@ __device__ inline int head_of(const int * first_group, int n_heads, int group) {
         }
     }
     return low;
-}
-
-// Transforms a key x in shared memory. All lanes of one warp call it.
-__device__ inline void hadamard(float * x, int dim, int size) {
-    const float norm = 1 / sqrtf(float(size));
-    for (int half = 1; half < size; half *= 2) {
-        for (int pair = threadIdx.x % WARP; pair < dim / 2; pair += WARP) {
-            const int at = pair / half * 2 * half + pair % half;
-            const float a = x[at], b = x[at + half];
-            x[at] = a + b;
-            x[at + half] = a - b;
-        }
-        __syncwarp();
-    }
-    for (int i = threadIdx.x % WARP; i < dim; i += WARP) {
-        x[i] *= norm;
-    }
-    __syncwarp();
 }
 
 // A warp takes a group. It has room for two keys in shared memory.
@@ -145,22 +127,9 @@ static void merge_on_one(const MergeHead * heads, int n_heads, const Launch & la
 }
 
 void merge_cells(const MergeCellsArgs & a) {
-    for (int i = 0; i < a.n_heads;) {
-        const Launch launch(a.heads[i].k.data);
-        if (!launch.fine()) {
-            return;
-        }
-        int end = i + 1; // the layers on one GPU follow each other
-        for (cudaPointerAttributes where; end < a.n_heads; end++) {
-            if (a.heads[end].k.data != a.heads[end - 1].k.data &&
-                (cudaPointerGetAttributes(&where, a.heads[end].k.data) != cudaSuccess ||
-                 where.device != launch.gpu())) {
-                break;
-            }
-        }
-        merge_on_one(a.heads + i, end - i, launch);
-        i = end;
-    }
+    const auto cells = [](const MergeHead & h) { return h.k.data; };
+    on_each_gpu(a.heads, a.n_heads, cells,
+                [](const Launch & launch, const MergeHead * heads, int n) { merge_on_one(heads, n, launch); });
 }
 
 } // namespace cuda

@@ -150,6 +150,7 @@ bool cublas_scores(const Launch & launch, const void * keys, std::ptrdiff_t key_
 
 #define KVMERGE_DECLARE(name, Args) void name(const Args &);
 KVMERGE_DEVICE_KERNELS(KVMERGE_DECLARE)
+KVMERGE_HEADS_KERNELS(KVMERGE_DECLARE)
 #undef KVMERGE_DECLARE
 
 inline int ceil_div(std::ptrdiff_t a, std::ptrdiff_t b) {

@@ -122,6 +122,7 @@ extern "C" __attribute__((visibility("default"))) const kvmerge::Device * kvmerg
         d.name = "CUDA";
 #define KVMERGE_ENTRY(kernel, Args) d.kernel = cuda::kernel;
         KVMERGE_DEVICE_KERNELS(KVMERGE_ENTRY);
+        KVMERGE_HEADS_KERNELS(KVMERGE_ENTRY);
 #undef KVMERGE_ENTRY
         d.allocate = cuda::allocate;
         d.release = cuda::release;

@@ -208,6 +208,21 @@ struct PlanGroupsArgs {
     Neighbour * known; // one for each cell allocated: what earlier calls found, and what this one does; or null
 };
 
+// Many heads at once, of all layers. A GPU has them by one descriptor each; the host works head by head, on many
+// threads.
+struct ProjectHeadsArgs {
+    const ProjectCellsArgs * heads; // [n_heads], in host memory; what they point to lies where the cells do
+    int n_heads;
+};
+struct ForeseeHeadsArgs {
+    const ExpectedAttentionArgs * heads; // likewise
+    int n_heads;
+};
+struct PlanHeadsArgs {
+    const PlanGroupsArgs * heads; // likewise
+    int n_heads;
+};
+
 // log(sum(exp(x))) of one row of logits, and the index of its largest element (the first of equals).
 struct LogSumExpArgs {
     const float * x;
@@ -234,6 +249,12 @@ struct KlRowArgs {
     X(query_moments, QueryMomentsArgs)     \
     X(fold_direction, FoldDirectionArgs)   \
     X(merge_cells, MergeCellsArgs)
+
+// Kernels of many heads, which only GPUs have: the reference for them is the host's kernel of one head.
+#define KVMERGE_HEADS_KERNELS(X)       \
+    X(project_heads, ProjectHeadsArgs) \
+    X(foresee_heads, ForeseeHeadsArgs) \
+    X(plan_heads, PlanHeadsArgs)
 
 // Kernels that only the CPU has: single cells that the host reads and writes, what to do with a head's cells, logits.
 #define KVMERGE_HOST_KERNELS(X)                  \
