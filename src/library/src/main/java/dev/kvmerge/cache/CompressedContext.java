@@ -2,12 +2,10 @@ package dev.kvmerge.cache;
 
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.CellStats;
-import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.kernels.CellTable;
 import dev.kvmerge.kernels.CellVectors;
 import dev.kvmerge.kernels.Observer;
 import dev.kvmerge.llama.Context;
-import dev.kvmerge.llama.ContextOptions;
 import dev.kvmerge.llama.Guard;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.llama.Shape;
@@ -16,7 +14,6 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.nio.channels.ReadableByteChannel;
 import java.nio.channels.WritableByteChannel;
-import java.util.Objects;
 import java.util.stream.IntStream;
 
 /**
@@ -27,26 +24,11 @@ import java.util.stream.IntStream;
 public final class CompressedContext implements AutoCloseable {
     private final Planner planner;
     private final CacheOptions options;
-    private final Compressor.Shown observed; // by a caller; a planner is shown no more than it declares
-    private final boolean remembers; // what was observed of the last block
-    private final Observer observer;
-    private final Context context;
+    private final Watched watched;
+    private final Blocks blocks;
+    private final AbortSwitch abort;
     private final int sequence; // of the context
     private final boolean owner; // of observer and context, which else are a group's
-    private final Compressor compressor;
-    private final Shape shape;
-    private final Timings timings = new Timings();
-    private Observer.Stats lastStats;
-    private int pending; // tokens decoded that the table does not have yet
-    private boolean begun; // a block of the observer, in which nothing was decoded if nothing is pending
-    private long decodedNanos; // of those
-    private final int trained; // positions; past them the model gets worse by itself
-    private boolean warned;
-    private boolean planning; // a compression was begun, and its planner threw
-    private final Object aborting = new Object();
-    private boolean abort; // what the caller wants
-    private boolean abortable; // the decode that runs
-    private Throwable broken; // what left llama.cpp's cells and the table disagreeing
     private final Guard guard = new Guard("the compressed context");
 
     /**
@@ -56,7 +38,13 @@ public final class CompressedContext implements AutoCloseable {
      * @throws KvmergeException if the planner needs what the options do not give, or llama.cpp cannot make the context
      */
     public CompressedContext(Model model, Planner planner, CacheOptions options) {
-        this(model, planner, options, observing(model, planner, options), false);
+        this(
+                planner,
+                options,
+                Watched.open(model, planner, options, Watched.observing(model, planner, options)),
+                0,
+                true,
+                false);
     }
 
     /**
@@ -65,88 +53,23 @@ public final class CompressedContext implements AutoCloseable {
      * @throws KvmergeException.Usage also if less is observed than the planner needs
      */
     public CompressedContext(Model model, Planner planner, CacheOptions options, Observer.Options observe) {
-        this(model, planner, options, observe, true);
+        this(planner, options, Watched.open(model, planner, options, observe), 0, true, true);
+    }
+
+    /** A sequence of a group's context. */
+    CompressedContext(Planner planner, CacheOptions options, Watched watched, int sequence) {
+        this(planner, options, watched, sequence, false, false);
     }
 
     private CompressedContext(
-            Model model, Planner planner, CacheOptions options, Observer.Options observe, boolean remembers) {
-        this.planner = given(planner);
-        this.options = options;
-        this.remembers = remembers;
-        this.sequence = 0;
-        this.owner = true;
-        this.shape = model.shape();
-        new CacheChecks(model, planner, options).check(observe);
-        this.observed = shown(planner, observe);
-        this.trained = model.trainedContext();
-        int cells = options.allocated();
-        ContextOptions contextOptions = ContextOptions.of(options.wanted(), options.block(), options.compute());
-        CacheChecks.checkMemory(model, options, contextOptions);
-        this.observer = new Observer(shape, cells, options.block(), observe);
-        Context made = null;
-        try {
-            made = new Context(model, contextOptions, observer.callback());
-            if (made.cells() > cells) {
-                throw new KvmergeException(
-                        "llama.cpp made " + made.cells() + " cells where " + cells + " were expected");
-            }
-            this.compressor = new Compressor(planner, options, model.slidingWindow() > 0, observer, made, 0);
-        } catch (RuntimeException | Error e) {
-            if (made != null) {
-                made.close();
-            }
-            observer.close();
-            throw e;
-        }
-        this.context = made;
-    }
-
-    /** A sequence of a group's context, and the group's observer of it. */
-    CompressedContext(
-            Planner planner,
-            CacheOptions options,
-            Observer.Options observe,
-            Observer observer,
-            Context context,
-            int sequence) {
-        Model model = context.model();
+            Planner planner, CacheOptions options, Watched watched, int sequence, boolean owner, boolean remembers) {
         this.planner = planner;
         this.options = options;
-        this.remembers = false;
+        this.watched = watched;
+        this.blocks = new Blocks(watched, options.block(), sequence, remembers);
+        this.abort = new AbortSwitch(watched.context());
         this.sequence = sequence;
-        this.owner = false;
-        this.shape = model.shape();
-        this.observed = shown(planner, observe);
-        this.trained = model.trainedContext();
-        this.observer = observer;
-        this.context = context;
-        this.compressor = new Compressor(planner, options, model.slidingWindow() > 0, observer, context, sequence);
-    }
-
-    private static Compressor.Shown shown(Planner planner, Observer.Options observe) {
-        return new Compressor.Shown(
-                observe.mass(),
-                observe.entropy(),
-                observe.queries() || observe.bias() == Bias.FOLDED,
-                planner.needs().calibration() != null);
-    }
-
-    private static Planner given(Planner planner) {
-        return Objects.requireNonNull(planner, "no planner: new Full() keeps every cell");
-    }
-
-    static Observer.Options observing(Model model, Planner planner, CacheOptions options) {
-        Needs needs = given(planner).needs();
-        return Observer.Options.of(
-                        needs.mass(),
-                        needs.entropy(),
-                        needs.bias(),
-                        options.compute().threads())
-                .withMassPower(needs.massPower())
-                .withMassQueries(needs.massQueries())
-                .withQueries(needs.queries())
-                .withBackend(model.backend())
-                .withObservation(options.compute().observation());
+        this.owner = owner;
     }
 
     /**
@@ -171,22 +94,23 @@ public final class CompressedContext implements AutoCloseable {
     public void decode(int[] tokens, boolean allLogits) {
         checkBlock(tokens.length);
         try (Guard.Use _ = enter()) {
-            prepare(tokens.length);
-            int position = nextPosition();
+            blocks.prepare(tokens.length);
+            int position = blocks.nextPosition();
             long start = System.nanoTime();
-            arm(pending == 0);
+            abort.allow(blocks.pending() == 0);
             try {
                 int last = tokens.length - 1;
-                context.decode(
-                        tokens.length,
-                        i -> new Context.Item(tokens[i], position + i, sequence, allLogits || i == last));
+                context()
+                        .decode(
+                                tokens.length,
+                                i -> new Context.Item(tokens[i], position + i, sequence, allLogits || i == last));
             } catch (KvmergeException e) {
-                undo(tokens.length, e);
+                blocks.undo(tokens.length, e);
                 throw e;
             } finally {
-                arm(false);
+                abort.allow(false);
             }
-            decoded(tokens.length, System.nanoTime() - start);
+            blocks.decoded(tokens.length, System.nanoTime() - start);
         }
     }
 
@@ -197,86 +121,13 @@ public final class CompressedContext implements AutoCloseable {
         }
     }
 
-    /** Before a decode of n tokens: has room for them, in the cells and in the block. */
-    void prepare(int n) {
-        if (pending + n > options.block()) {
-            settle();
-        }
-        compressIfFull(); // what a planner that threw, or an account, has left
-        if (pending == 0 && !begun) {
-            observer.begin();
-            begun = true;
-        }
-    }
-
-    /** After a decode of n tokens: compresses when they have filled the block. */
-    void decoded(int n, long nanos) {
-        decodedNanos += nanos;
-        pending += n;
-        warnPastTraining();
-        if (pending == options.block()) {
-            settle();
-        }
-    }
-
-    /** As llama.cpp knows it: of the next token. */
-    int nextPosition() {
-        return compressor.usage().position() + pending;
-    }
-
-    /**
-     * After a decode of n tokens that failed, which has changed nothing then: tokens of it that are in the cache are
-     * freed, and what was seen of them is forgotten.
-     */
-    void undo(int n, KvmergeException e) {
-        int position = nextPosition();
-        try {
-            context.removePositions(sequence, position, position + n);
-            if (pending == 0) {
-                observer.forget();
-            } else if (observer.stats().tokenCell().length != pending) {
-                broken = e; // what was seen of it cannot be told from the tokens before
-            }
-            if (context.newestPosition(sequence) != position - 1) {
-                broken = e;
-            }
-        } catch (RuntimeException | Error worse) {
-            broken = e;
-            e.addSuppressed(worse);
-        }
-    }
-
     /**
      * Ends the decode that runs, or the next one, with {@link Context.Aborted}, and nothing of it counts; or takes that
      * back. Only a decode after a {@link #flush}, or of a whole block, ends early: what was seen of the tokens before
      * could not be told from what was seen of it. Any thread, but not beside {@link #close}.
      */
     public void abort(boolean now) {
-        synchronized (aborting) {
-            abort = now;
-            context.abort(now && abortable);
-        }
-    }
-
-    private void arm(boolean now) {
-        synchronized (aborting) {
-            abortable = now;
-            context.abort(abort && now);
-        }
-    }
-
-    private void warnPastTraining() {
-        if (!warned && nextPosition() > trained) {
-            warned = true;
-            System.getLogger("dev.kvmerge")
-                    .log(
-                            System.Logger.Level.WARNING,
-                            "the text goes past the {0,number,#} positions the model was trained on, where it gets"
-                                    + " worse by itself: give the cache a position range of {1,number,#} at most, which"
-                                    + " leaves room for a block",
-                            trained,
-                            Math.max(0, trained - options.block()));
-        }
+        abort.want(now);
     }
 
     /** Enters alone; refused when the cells and the table no longer agree. */
@@ -290,12 +141,12 @@ public final class CompressedContext implements AutoCloseable {
     }
 
     private Guard.Use whole(Guard.Use inside) {
-        if (broken != null) {
+        if (blocks.broken() != null) {
             inside.close();
             throw new IllegalStateException(
                     "the compressed context is broken, since rewriting or decoding failed half-way: close it and make"
                             + " another",
-                    broken);
+                    blocks.broken());
         }
         return inside;
     }
@@ -306,7 +157,7 @@ public final class CompressedContext implements AutoCloseable {
      */
     public void flush() {
         try (Guard.Use _ = enter()) {
-            settle();
+            blocks.settle();
         }
     }
 
@@ -319,60 +170,8 @@ public final class CompressedContext implements AutoCloseable {
      */
     public int takeBack() {
         try (Guard.Use _ = enter()) {
-            int taken = pending;
-            if (taken == 0) {
-                return 0;
-            }
-            int position = nextPosition();
-            try {
-                context.removePositions(sequence, position - taken, position);
-                observer.forget();
-            } catch (RuntimeException | Error e) {
-                broken = e;
-                throw e;
-            }
-            pending = 0;
-            timings.addDecode(decodedNanos);
-            decodedNanos = 0;
-            return taken;
+            return blocks.takeBack();
         }
-    }
-
-    private boolean isSettled() {
-        return pending == 0 && !planning;
-    }
-
-    private void settle() {
-        if (!isSettled()) {
-            take();
-            compressIfFull();
-        }
-    }
-
-    private void compressIfFull() {
-        if (compressor.isFull()) {
-            compress();
-        }
-    }
-
-    /** Takes what was observed into the table. */
-    private void take() {
-        if (pending == 0) {
-            return;
-        }
-        long nanos;
-        try {
-            nanos = compressor.take(pending);
-        } catch (KvmergeException e) {
-            broken = e; // what was seen of the block gets no better
-            throw e;
-        }
-        timings.addObserve(nanos);
-        timings.addDecode(decodedNanos - nanos);
-        decodedNanos = 0;
-        pending = 0;
-        begun = false;
-        lastStats = remembers ? observer.stats() : null;
     }
 
     /**
@@ -381,31 +180,14 @@ public final class CompressedContext implements AutoCloseable {
      */
     public void account() {
         try (Guard.Use _ = enter()) {
-            take();
+            blocks.take();
         }
-    }
-
-    /** What throws before the first cell is written changes nothing. */
-    private void compress() {
-        planning = true;
-        long start = System.nanoTime();
-        Plan[] plans = compressor.plan();
-        long planned = System.nanoTime();
-        timings.addPlan(planned - start);
-        try {
-            compressor.carryOut(plans);
-        } catch (RuntimeException | Error e) {
-            broken = compressor.usage().broken() || !compressor.isFull() ? e : null;
-            throw e;
-        }
-        planning = false;
-        timings.addApply(System.nanoTime() - planned);
     }
 
     /** The last block's logits: F32 [tokens][vocabulary]; valid until the next decode. */
     public MemorySegment logits() {
         try (Guard.Use _ = enter()) {
-            return context.logits();
+            return context().logits();
         }
     }
 
@@ -417,33 +199,22 @@ public final class CompressedContext implements AutoCloseable {
      */
     public void pin() {
         try (Guard.Use _ = enter()) {
-            take();
+            blocks.take();
             table().pin(planner.fewestCells(1));
-            compressor.look();
+            compressor().look();
         }
     }
 
     /** Cells that are pinned. */
     public int pinned() {
-        return compressor.usage().pinned();
+        return compressor().usage().pinned();
     }
 
     /** Forgets everything that was decoded, pins too: as a new context. */
     public void clear() {
         try (Guard.Use _ = guard.exclusive()) {
-            table().clear();
-            begin();
+            blocks.clear();
         }
-    }
-
-    private void begin() {
-        compressor.look();
-        pending = 0;
-        begun = false;
-        decodedNanos = 0;
-        lastStats = null;
-        planning = false;
-        broken = null;
     }
 
     /**
@@ -462,8 +233,7 @@ public final class CompressedContext implements AutoCloseable {
 
     private MemorySegment state(Arena arena) {
         try (Guard.Use _ = enter()) {
-            take();
-            return table().save(arena);
+            return blocks.save(arena);
         }
     }
 
@@ -482,14 +252,7 @@ public final class CompressedContext implements AutoCloseable {
 
     private void restore(MemorySegment state) {
         try (Guard.Use _ = guard.exclusive()) {
-            try {
-                table().restore(state);
-            } catch (KvmergeException e) {
-                compressor.look();
-                broken = compressor.usage().broken() && broken == null ? e : broken;
-                throw e;
-            }
-            begin();
+            blocks.restore(state);
         }
     }
 
@@ -522,48 +285,49 @@ public final class CompressedContext implements AutoCloseable {
 
     /** Tokens decoded so far. */
     public int position() {
-        return compressor.usage().tokens() + pending;
+        return compressor().usage().tokens() + blocks.pending();
     }
 
     /** Cells in use. */
     public int used() {
-        return compressor.usage().cells() + pending;
+        return compressor().usage().cells() + blocks.pending();
     }
 
     /** Where the cells lie and how many bytes they take. */
     public Observer.CacheInfo info() {
-        return compressor.info();
+        return compressor().info();
     }
 
     /** Bytes of native memory that the table of the cells takes. */
     public long tableBytes() {
-        return compressor.usage().bytes();
+        return compressor().usage().bytes();
     }
 
     /** What was observed of the last block that was flushed, before its compression. */
     public Observer.Stats lastStats() {
-        return lastStats;
+        return blocks.lastStats();
     }
 
     public Timings timings() {
-        return timings;
+        return blocks.timings();
     }
 
     /** What is known of the cells of a layer and KV head, after a {@link #flush}. Then several threads may ask. */
     public CellStats cells(int layer, int kvHead) {
         int pair = pair(layer, kvHead);
-        if (!isSettled()) {
+        if (!blocks.isSettled()) {
             flush();
         }
         try (Guard.Use _ = read()) {
-            if (compressor.usage().cells() == 0) {
+            if (compressor().usage().cells() == 0) {
                 throw new IllegalStateException("no cells yet: decode something first");
             }
-            return compressor.stats(pair, CellVectors.Buffer::new, observed, true);
+            return compressor().stats(pair, CellVectors.Buffer::new, watched.shown(), true);
         }
     }
 
     private int pair(int layer, int kvHead) {
+        Shape shape = context().model().shape();
         if (layer < 0 || layer >= shape.layers() || kvHead < 0 || kvHead >= shape.kvHeads()) {
             throw new IllegalArgumentException("no KV head " + kvHead + " of layer " + layer + ": there are "
                     + shape.kvHeads() + " in each of " + shape.layers() + " layers that are compressed");
@@ -583,20 +347,28 @@ public final class CompressedContext implements AutoCloseable {
                     "the keys of a context with a position range carry other positions than the text's");
         }
         CellStats cells = cells(layer, kvHead);
-        observer.keyRotation(layer, info()).undo(cells.position(), cells.keys());
+        observer().keyRotation(layer, info()).undo(cells.position(), cells.keys());
         return cells;
     }
 
+    Blocks blocks() {
+        return blocks;
+    }
+
     Context context() {
-        return context;
+        return watched.context();
     }
 
     Observer observer() {
-        return observer;
+        return watched.observer();
+    }
+
+    private Compressor compressor() {
+        return watched.compressor();
     }
 
     CellTable table() {
-        return compressor.table();
+        return compressor().table();
     }
 
     /**
@@ -613,10 +385,10 @@ public final class CompressedContext implements AutoCloseable {
 
     void free() {
         guard.close(() -> {
-            compressor.close();
+            compressor().close();
             if (owner) {
-                context.close();
-                observer.close();
+                context().close();
+                observer().close();
             }
         });
     }

@@ -122,7 +122,7 @@ public final class SequenceGroup implements AutoCloseable {
         for (int i = 0; i < n; i++) {
             all.add(planners.apply(i));
         }
-        Observer.Options observe = CompressedContext.observing(model, all.getFirst(), options);
+        Observer.Options observe = Watched.observing(model, all.getFirst(), options);
         for (Planner planner : all) {
             new CacheChecks(model, planner, options).check(observe);
         }
@@ -138,7 +138,8 @@ public final class SequenceGroup implements AutoCloseable {
                         + options.allocated() + " were expected");
             }
             for (int i = 0; i < n; i++) {
-                sequences.add(new CompressedContext(all.get(i), options, observe, observers.sequence(i), opened, i));
+                Watched watched = Watched.of(all.get(i), options, observe, observers.sequence(i), opened, i);
+                sequences.add(new CompressedContext(all.get(i), options, watched, i));
             }
         } catch (RuntimeException | Error e) {
             sequences.forEach(CompressedContext::free);
@@ -218,7 +219,7 @@ public final class SequenceGroup implements AutoCloseable {
             CompressedContext sequence = sequence(parts.get(i).sequence);
             try {
                 inside.add(sequence.enter());
-                sequence.prepare(parts.get(i).tokens.length);
+                sequence.blocks().prepare(parts.get(i).tokens.length);
                 ready.add(i);
             } catch (RuntimeException | Error e) {
                 result.failures[i] = e;
@@ -237,7 +238,7 @@ public final class SequenceGroup implements AutoCloseable {
             context.decode(items.size(), items::get);
         } catch (KvmergeException e) {
             for (int i : ready) {
-                sequence(parts.get(i).sequence).undo(parts.get(i).tokens.length, e);
+                sequence(parts.get(i).sequence).blocks().undo(parts.get(i).tokens.length, e);
             }
             throw e;
         }
@@ -253,7 +254,7 @@ public final class SequenceGroup implements AutoCloseable {
         for (int i : ready) {
             try {
                 result.decoded[i] = true;
-                sequence(parts.get(i).sequence).decoded(parts.get(i).tokens.length, each);
+                sequence(parts.get(i).sequence).blocks().decoded(parts.get(i).tokens.length, each);
             } catch (RuntimeException | Error e) {
                 result.failures[i] = e;
             }
@@ -261,7 +262,7 @@ public final class SequenceGroup implements AutoCloseable {
     }
 
     private void add(Part part, List<Context.Item> items) {
-        int position = sequence(part.sequence).nextPosition();
+        int position = sequence(part.sequence).blocks().nextPosition();
         int n = part.tokens.length;
         for (int t = 0; t < n; t++) {
             boolean output = part.logits == Logits.ALL || (part.logits == Logits.LAST && t == n - 1);

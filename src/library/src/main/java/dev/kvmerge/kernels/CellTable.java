@@ -107,18 +107,18 @@ public final class CellTable implements AutoCloseable {
             kvmerge_cache_params.calibration_dim(params, row - CALIBRATION_SCALARS);
         }
         MemorySegment llama = kvmerge_cache_params.llama(params);
-        kvmerge_llama.decode(llama, Observer.symbol("llama_decode"));
-        kvmerge_llama.synchronize(llama, Observer.symbol("llama_synchronize"));
-        kvmerge_llama.n_ctx_seq(llama, Observer.symbol("llama_n_ctx_seq"));
-        kvmerge_llama.n_seq_max(llama, Observer.symbol("llama_n_seq_max"));
-        kvmerge_llama.n_batch(llama, Observer.symbol("llama_n_batch"));
-        kvmerge_llama.get_logits_ith(llama, Observer.symbol("llama_get_logits_ith"));
-        kvmerge_llama.get_memory(llama, Observer.symbol("llama_get_memory"));
-        kvmerge_llama.memory_seq_rm(llama, Observer.symbol("llama_memory_seq_rm"));
-        kvmerge_llama.memory_seq_pos_max(llama, Observer.symbol("llama_memory_seq_pos_max"));
-        kvmerge_llama.state_seq_get_size(llama, Observer.symbol("llama_state_seq_get_size"));
-        kvmerge_llama.state_seq_get_data(llama, Observer.symbol("llama_state_seq_get_data"));
-        kvmerge_llama.state_seq_set_data(llama, Observer.symbol("llama_state_seq_set_data"));
+        kvmerge_llama.decode(llama, Kvmerge.symbol("llama_decode"));
+        kvmerge_llama.synchronize(llama, Kvmerge.symbol("llama_synchronize"));
+        kvmerge_llama.n_ctx_seq(llama, Kvmerge.symbol("llama_n_ctx_seq"));
+        kvmerge_llama.n_seq_max(llama, Kvmerge.symbol("llama_n_seq_max"));
+        kvmerge_llama.n_batch(llama, Kvmerge.symbol("llama_n_batch"));
+        kvmerge_llama.get_logits_ith(llama, Kvmerge.symbol("llama_get_logits_ith"));
+        kvmerge_llama.get_memory(llama, Kvmerge.symbol("llama_get_memory"));
+        kvmerge_llama.memory_seq_rm(llama, Kvmerge.symbol("llama_memory_seq_rm"));
+        kvmerge_llama.memory_seq_pos_max(llama, Kvmerge.symbol("llama_memory_seq_pos_max"));
+        kvmerge_llama.state_seq_get_size(llama, Kvmerge.symbol("llama_state_seq_get_size"));
+        kvmerge_llama.state_seq_get_data(llama, Kvmerge.symbol("llama_state_seq_get_data"));
+        kvmerge_llama.state_seq_set_data(llama, Kvmerge.symbol("llama_state_seq_set_data"));
         return params;
     }
 

@@ -3,6 +3,8 @@ package dev.kvmerge.kernels;
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.bindings.Kvmerge_h;
 import dev.kvmerge.llama.NativeLibrary;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.SymbolLookup;
 import java.nio.file.Path;
 
 /** The native library itself: loading it, its version, its errors. */
@@ -34,6 +36,13 @@ public final class Kvmerge {
     public static String abi() {
         NativeLibrary.require();
         return Kvmerge_h.kvmerge_abi().getString(0);
+    }
+
+    /** A function of the llama.cpp that is loaded. */
+    static MemorySegment symbol(String name) {
+        return SymbolLookup.loaderLookup()
+                .find(name)
+                .orElseThrow(() -> new KvmergeException("the loaded llama.cpp has no " + name));
     }
 
     static void check(int status) {

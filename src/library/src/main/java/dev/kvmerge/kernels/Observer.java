@@ -3,11 +3,6 @@ package dev.kvmerge.kernels;
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.bindings.Kvmerge_h;
 import dev.kvmerge.bindings.kvmerge_block_stats;
-import dev.kvmerge.bindings.kvmerge_cache_info;
-import dev.kvmerge.bindings.kvmerge_ggml;
-import dev.kvmerge.bindings.kvmerge_key_rotation;
-import dev.kvmerge.bindings.kvmerge_moves;
-import dev.kvmerge.bindings.kvmerge_observer_params;
 import dev.kvmerge.llama.Backend;
 import dev.kvmerge.llama.ComputeSettings.Observation;
 import dev.kvmerge.llama.ContextOptions;
@@ -16,7 +11,6 @@ import dev.kvmerge.llama.NativeLibrary;
 import dev.kvmerge.llama.Shape;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
-import java.lang.foreign.SymbolLookup;
 import java.lang.foreign.ValueLayout;
 import java.util.Objects;
 import java.util.function.Supplier;
@@ -136,9 +130,7 @@ public final class Observer implements AutoCloseable {
     private final MemorySegment stats = kvmerge_block_stats.allocate(arena);
     private final Guard guard;
     private final ObserverGroup group; // null: it is alone
-    private volatile CacheInfo cacheInfo; // once it is known
-    private final Object moments =
-            new Object(); // reading query moments adds up those that wait, for all heads of a layer
+    private final CellMemory memory;
 
     /**
      * Makes an observer. llama.cpp must be loaded.
@@ -160,6 +152,7 @@ public final class Observer implements AutoCloseable {
             arena.close();
             throw e;
         }
+        memory = new CellMemory(handle, shape, cells, guard);
         callback = new ContextOptions.EvalCallback(Kvmerge_h.kvmerge_eval_callback$address(), handle, guard);
     }
 
@@ -172,65 +165,17 @@ public final class Observer implements AutoCloseable {
         this.handle = handle;
         this.group = group;
         this.guard = group.guard();
+        this.memory = new CellMemory(handle, shape, cells, guard);
         this.callback = group.callback();
     }
 
     private static MemorySegment create(Shape shape, int cells, int block, Options options) {
         try (Arena local = Arena.ofConfined()) {
             MemorySegment out = local.allocate(ValueLayout.ADDRESS);
-            Kvmerge.check(Kvmerge_h.kvmerge_observer_create(params(local, shape, cells, block, options), out));
+            Kvmerge.check(
+                    Kvmerge_h.kvmerge_observer_create(ObserverParams.of(local, shape, cells, block, options), out));
             return out.get(ValueLayout.ADDRESS, 0);
         }
-    }
-
-    /** What the native library makes an observer of. */
-    static MemorySegment params(Arena local, Shape shape, int cells, int block, Options options) {
-        MemorySegment params = kvmerge_observer_params.allocate(local);
-        kvmerge_observer_params.n_layer(params, shape.layers());
-        kvmerge_observer_params.layers(
-                params,
-                local.allocateFrom(
-                        ValueLayout.JAVA_INT,
-                        shape.layerNumbers().stream()
-                                .mapToInt(Integer::intValue)
-                                .toArray()));
-        kvmerge_observer_params.n_head(params, shape.heads());
-        kvmerge_observer_params.n_head_kv(params, shape.kvHeads());
-        kvmerge_observer_params.n_cells(params, cells);
-        kvmerge_observer_params.n_tokens(params, block);
-        kvmerge_observer_params.observe(
-                params,
-                (options.mass() ? Kvmerge_h.KVMERGE_OBSERVE_MASS() : 0)
-                        | (options.entropy() ? Kvmerge_h.KVMERGE_OBSERVE_ENTROPY() : 0)
-                        | (options.queries() ? Kvmerge_h.KVMERGE_OBSERVE_QUERIES() : 0)
-                        | (options.observation() == Observation.STOP ? Kvmerge_h.KVMERGE_OBSERVE_STOP() : 0));
-        kvmerge_observer_params.mass_power(params, (float) options.massPower());
-        kvmerge_observer_params.mass_queries(params, options.massQueries());
-        kvmerge_observer_params.bias(
-                params,
-                switch (options.bias()) {
-                    case NONE -> Kvmerge_h.KVMERGE_BIAS_NONE();
-                    case FOLDED -> Kvmerge_h.KVMERGE_BIAS_FOLDED();
-                    case EXACT -> Kvmerge_h.KVMERGE_BIAS_EXACT();
-                });
-        kvmerge_observer_params.query_decay(params, (float) options.queryDecay());
-        kvmerge_observer_params.ridge(params, (float) options.ridge());
-        kvmerge_observer_params.device(
-                params,
-                options.backend() == Backend.CUDA ? Kvmerge_h.KVMERGE_DEVICE_CUDA() : Kvmerge_h.KVMERGE_DEVICE_CPU());
-        kvmerge_observer_params.n_threads(params, options.threads());
-        MemorySegment entries3 = kvmerge_observer_params.ggml(params);
-        kvmerge_ggml.tensor_get(entries3, symbol("ggml_backend_tensor_get"));
-        kvmerge_ggml.tensor_set(entries3, symbol("ggml_backend_tensor_set"));
-        kvmerge_ggml.buffer_is_host(entries3, symbol("ggml_backend_buffer_is_host"));
-        return params;
-    }
-
-    /** A function of the llama.cpp that is loaded. */
-    static MemorySegment symbol(String name) {
-        return SymbolLookup.loaderLookup()
-                .find(name)
-                .orElseThrow(() -> new KvmergeException("the loaded llama.cpp has no " + name));
     }
 
     /** What to give to the context. */
@@ -345,33 +290,7 @@ public final class Observer implements AutoCloseable {
      * @throws KvmergeException before the first decode, or if a layer has no ordinary KV cache
      */
     public CacheInfo cacheInfo() {
-        try (Guard.Use _ = guard.shared();
-                Arena local = Arena.ofConfined()) {
-            MemorySegment info = kvmerge_cache_info.allocate(local);
-            Kvmerge.check(Kvmerge_h.kvmerge_observer_cache_info(handle, info));
-            CacheInfo read = new CacheInfo(
-                    kvmerge_cache_info.n_cells(info),
-                    kvmerge_cache_info.head_dim_k(info),
-                    kvmerge_cache_info.head_dim_v(info),
-                    kvmerge_cache_info.v_transposed(info) != 0,
-                    kvmerge_cache_info.bytes(info),
-                    kvmerge_cache_info.type_k(info).getString(0),
-                    kvmerge_cache_info.type_v(info).getString(0),
-                    kvmerge_cache_info.device(info).getString(0));
-            cacheInfo = read;
-            return read;
-        }
-    }
-
-    /** Refuses what was said of another cache, whose vectors may be shorter than the memory that they are read into. */
-    private void check(CacheInfo info) {
-        CacheInfo own = cacheInfo;
-        if (own == null) {
-            own = cacheInfo();
-        }
-        if (!own.equals(info)) {
-            throw new IllegalArgumentException("the cache info is another observer's: " + info + " where it is " + own);
-        }
+        return memory.info();
     }
 
     /**
@@ -388,33 +307,12 @@ public final class Observer implements AutoCloseable {
      * @throws KvmergeException if queries are not observed
      */
     public QueryMoments queryMoments(int layer, int kvHead, CacheInfo info) {
-        check(info);
-        int d = info.keyDimension();
-        try (Guard.Use _ = guard.shared();
-                Arena local = Arena.ofConfined()) {
-            MemorySegment mean = local.allocate(ValueLayout.JAVA_FLOAT, d);
-            MemorySegment second = local.allocate(ValueLayout.JAVA_FLOAT, (long) d * d);
-            synchronized (moments) {
-                Kvmerge.check(Kvmerge_h.kvmerge_query_moments(handle, layer, kvHead, mean, second));
-            }
-            return new QueryMoments(mean.toArray(ValueLayout.JAVA_FLOAT), second.toArray(ValueLayout.JAVA_FLOAT));
-        }
+        return memory.queryMoments(layer, kvHead, info);
     }
 
     /** How a layer's cached keys are rotated. */
     public KeyRotation keyRotation(int layer, CacheInfo info) {
-        check(info);
-        try (Guard.Use _ = guard.shared();
-                Arena local = Arena.ofConfined()) {
-            MemorySegment out = kvmerge_key_rotation.allocate(local);
-            MemorySegment frequency = local.allocate(ValueLayout.JAVA_DOUBLE, info.keyDimension() / 2 + 1);
-            Kvmerge.check(Kvmerge_h.kvmerge_rotation(handle, layer, out, frequency));
-            int pairs = kvmerge_key_rotation.n_rot(out) / 2;
-            return new KeyRotation(
-                    frequency.asSlice(0, 8L * pairs).toArray(ValueLayout.JAVA_DOUBLE),
-                    kvmerge_key_rotation.neox(out) != 0,
-                    kvmerge_key_rotation.hadamard(out));
-        }
+        return memory.keyRotation(layer, info);
     }
 
     /**
@@ -424,53 +322,12 @@ public final class Observer implements AutoCloseable {
      * @param buffer where arrays are read into
      */
     public Cells cells(int layer, int kvHead, int[] which, CacheInfo info, Supplier<CellVectors.Buffer> buffer) {
-        return new Cells() {
-            private CellVectors vectors;
-
-            private CellVectors vectors() {
-                if (vectors == null) {
-                    vectors = readCells(layer, kvHead, which, info, buffer.get());
-                }
-                return vectors;
-            }
-
-            @Override
-            public float[] keys() {
-                return vectors().keys();
-            }
-
-            @Override
-            public float[] values() {
-                return vectors().values();
-            }
-
-            @Override
-            public int[] groups(double[] rate, int first, int end, int operations, int largestGroup, double keyCost) {
-                Planning planning = (local, params, group) -> Kvmerge_h.kvmerge_plan_cells(
-                        handle,
-                        layer,
-                        kvHead,
-                        local.allocateFrom(ValueLayout.JAVA_INT, which),
-                        params,
-                        group,
-                        MemorySegment.NULL);
-                try (Guard.Use _ = guard.shared()) {
-                    return planning.groups(which.length, rate, first, end, operations, largestGroup, keyCost);
-                }
-            }
-        };
+        return memory.cells(layer, kvHead, which, info, buffer);
     }
 
     /** Reads cells of one layer and KV head. */
     public CellVectors readCells(int layer, int kvHead, int[] which, CacheInfo info, CellVectors.Buffer buffer) {
-        check(info);
-        try (Guard.Use _ = guard.shared()) {
-            return buffer.read(
-                    which,
-                    info,
-                    (index, keys, values) -> Kvmerge.check(
-                            Kvmerge_h.kvmerge_read_cells(handle, layer, kvHead, index, which.length, keys, values)));
-        }
+        return memory.read(layer, kvHead, which, info, buffer);
     }
 
     /**
@@ -488,27 +345,7 @@ public final class Observer implements AutoCloseable {
      * @param weight [keyDimension]
      */
     public Projection project(int layer, int kvHead, int[] which, int[] positions, float[] weight, CacheInfo info) {
-        check(info);
-        if (positions.length != which.length || weight.length != info.keyDimension()) {
-            throw new IllegalArgumentException(positions.length + " positions and " + weight.length + " weights of "
-                    + which.length + " cells with keys of " + info.keyDimension());
-        }
-        try (Guard.Use _ = guard.shared();
-                Arena local = Arena.ofConfined()) {
-            MemorySegment product = local.allocate(ValueLayout.JAVA_FLOAT, which.length);
-            MemorySegment length = local.allocate(ValueLayout.JAVA_FLOAT, which.length);
-            Kvmerge.check(Kvmerge_h.kvmerge_project_cells(
-                    handle,
-                    layer,
-                    kvHead,
-                    local.allocateFrom(ValueLayout.JAVA_INT, which),
-                    local.allocateFrom(ValueLayout.JAVA_INT, positions),
-                    which.length,
-                    local.allocateFrom(ValueLayout.JAVA_FLOAT, weight),
-                    product,
-                    length));
-            return new Projection(product.toArray(ValueLayout.JAVA_FLOAT), length.toArray(ValueLayout.JAVA_FLOAT));
-        }
+        return memory.project(layer, kvHead, which, positions, weight, info);
     }
 
     /**
@@ -516,41 +353,12 @@ public final class Observer implements AutoCloseable {
      * in one array.
      */
     public void writeValues(int layer, int kvHead, int[] which, float[] values, CacheInfo info) {
-        check(info);
-        if (values.length != (long) which.length * info.valueDimension()) {
-            throw new IllegalArgumentException("values of another shape than " + which.length + " cells");
-        }
-        try (Guard.Use _ = guard.exclusive();
-                Arena local = Arena.ofConfined()) {
-            Kvmerge.check(Kvmerge_h.kvmerge_write_cells(
-                    handle,
-                    layer,
-                    kvHead,
-                    local.allocateFrom(ValueLayout.JAVA_INT, which),
-                    which.length,
-                    MemorySegment.NULL,
-                    local.allocateFrom(ValueLayout.JAVA_FLOAT, values)));
-        }
+        memory.write(layer, kvHead, which, null, values, info);
     }
 
     /** Writes the keys and values of cells of one layer and KV head, rounding to the cells' type. */
     public void writeCells(int layer, int kvHead, int[] which, CellVectors vectors, CacheInfo info) {
-        check(info);
-        if (vectors.keys().length != (long) which.length * info.keyDimension()
-                || vectors.values().length != (long) which.length * info.valueDimension()) {
-            throw new IllegalArgumentException("vectors of another shape than " + which.length + " cells");
-        }
-        try (Guard.Use _ = guard.exclusive();
-                Arena local = Arena.ofConfined()) {
-            Kvmerge.check(Kvmerge_h.kvmerge_write_cells(
-                    handle,
-                    layer,
-                    kvHead,
-                    local.allocateFrom(ValueLayout.JAVA_INT, which),
-                    which.length,
-                    local.allocateFrom(ValueLayout.JAVA_FLOAT, vectors.keys()),
-                    local.allocateFrom(ValueLayout.JAVA_FLOAT, vectors.values())));
-        }
+        memory.write(layer, kvHead, which, vectors.keys(), vectors.values(), info);
     }
 
     /**
@@ -567,33 +375,7 @@ public final class Observer implements AutoCloseable {
             int[] destinations,
             int[] newPositions,
             boolean pivotFrame) {
-        int entries = shape.pairs() * cells;
-        if (targets.length != entries
-                || weights.length != entries
-                || positions.length != entries
-                || destinations.length != entries
-                || (valueWeights != null && valueWeights.length != entries)
-                || (newPositions != null && newPositions.length != entries)) {
-            throw new IllegalArgumentException("a plan of another shape than the cache");
-        }
-        try (Guard.Use _ = guard.exclusive();
-                Arena local = Arena.ofConfined()) {
-            MemorySegment moves = kvmerge_moves.allocate(local);
-            kvmerge_moves.target(moves, local.allocateFrom(ValueLayout.JAVA_INT, targets));
-            kvmerge_moves.weight(moves, local.allocateFrom(ValueLayout.JAVA_FLOAT, weights));
-            kvmerge_moves.value_weight(
-                    moves,
-                    valueWeights == null
-                            ? MemorySegment.NULL
-                            : local.allocateFrom(ValueLayout.JAVA_FLOAT, valueWeights));
-            kvmerge_moves.position(moves, local.allocateFrom(ValueLayout.JAVA_INT, positions));
-            kvmerge_moves.dest(moves, local.allocateFrom(ValueLayout.JAVA_INT, destinations));
-            kvmerge_moves.new_position(
-                    moves,
-                    newPositions == null ? MemorySegment.NULL : local.allocateFrom(ValueLayout.JAVA_INT, newPositions));
-            kvmerge_moves.pivot_frame(moves, pivotFrame ? 1 : 0);
-            Kvmerge.check(Kvmerge_h.kvmerge_apply(handle, moves));
-        }
+        memory.apply(targets, weights, valueWeights, positions, destinations, newPositions, pivotFrame);
     }
 
     /**

@@ -37,7 +37,7 @@ public final class ObserverGroup implements AutoCloseable {
             MemorySegment group = local.allocate(ValueLayout.ADDRESS);
             MemorySegment streams = local.allocate(ValueLayout.ADDRESS, n);
             Kvmerge.check(Kvmerge_h.kvmerge_observer_create_group(
-                    Observer.params(local, shape, cells, block, options), n, group, streams));
+                    ObserverParams.of(local, shape, cells, block, options), n, group, streams));
             handle = group.get(ValueLayout.ADDRESS, 0);
             callback = new ContextOptions.EvalCallback(Kvmerge_h.kvmerge_eval_callback$address(), handle, guard);
             try {
