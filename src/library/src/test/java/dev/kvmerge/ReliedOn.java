@@ -50,7 +50,7 @@ public final class ReliedOn {
                 default -> {} // a comment
             }
         }
-        add(lines, "symbol ", "src/library/src/main/java/dev/kvmerge/kernels/Observer.java", "\"(ggml_\\w+)\"");
+        add(lines, "symbol ", "src/library/src/main/java/dev/kvmerge/kernels/ObserverParams.java", "\"(ggml_\\w+)\"");
         add(lines, "name ", "native/src/llama_graph.cpp", "constexpr const char \\* \\w+ = \"([^\"]+)\";");
         return "# What kvmerge relies on in llama.cpp. Written by 'make relied-on'; checked by 'make test-relied-on'.\n"
                 + String.join("\n", lines)
