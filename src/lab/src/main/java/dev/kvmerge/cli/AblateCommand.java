@@ -92,19 +92,8 @@ final class AblateCommand implements Runnable {
             description = "share of the cells to save while other things vary (default: ${DEFAULT-VALUE})")
     private double compression;
 
-    @Option(
-            names = "--tokens",
-            paramLabel = "N",
-            defaultValue = "4096",
-            description = "tokens of the text to read; 0 for all (default: ${DEFAULT-VALUE})")
-    private int tokens;
-
-    @Option(
-            names = "--offset",
-            paramLabel = "T",
-            defaultValue = "0",
-            description = "first token of the text (default: ${DEFAULT-VALUE})")
-    private int offset;
+    @Mixin
+    private final PartOptions reading = new PartOptions(4096);
 
     @Option(
             names = "--out",
@@ -126,8 +115,8 @@ final class AblateCommand implements Runnable {
                 "kvmerge: stopping at the end of this block; what is finished is in " + out + ", run again to go on");
         try (ResultsFolder folder = ResultsFolder.open(out);
                 Model loaded = model.load(catalogue)) {
-            int[] part = TextOptions.slice(loaded, read, offset, tokens);
-            ExperimentRunner runner = new ExperimentRunner(loaded, read, offset, part, compute);
+            int[] part = reading.of(loaded, read);
+            ExperimentRunner runner = new ExperimentRunner(loaded, read, reading.offset, part, compute);
             StringBuilder tables = new StringBuilder();
             sweeps.forEach((parameter, values) -> {
                 List<Ablation.Point> points = vary(runner, parameter, values, part.length, calibration);

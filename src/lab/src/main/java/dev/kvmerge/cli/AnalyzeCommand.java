@@ -10,7 +10,6 @@ import dev.kvmerge.llama.Model;
 import dev.kvmerge.models.Catalogue;
 import dev.kvmerge.report.Plots;
 import dev.kvmerge.report.ResultsFolder;
-import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.Comparator;
 import java.util.List;
@@ -34,19 +33,8 @@ final class AnalyzeCommand implements Runnable {
     @Mixin
     private TextOptions text;
 
-    @Option(
-            names = "--tokens",
-            paramLabel = "N",
-            defaultValue = "2048",
-            description = "tokens of the text to read; 0 for all (default: ${DEFAULT-VALUE})")
-    private int tokens;
-
-    @Option(
-            names = "--offset",
-            paramLabel = "T",
-            defaultValue = "0",
-            description = "first token of the text (default: ${DEFAULT-VALUE})")
-    private int offset;
+    @Mixin
+    private final PartOptions reading = new PartOptions(2048);
 
     @Option(
             names = {"-b", "--batch-size"},
@@ -75,12 +63,8 @@ final class AnalyzeCommand implements Runnable {
             description = "entropy above which a row is diffuse (default: ${DEFAULT-VALUE})")
     private double threshold;
 
-    @Option(
-            names = "--out",
-            paramLabel = "DIR",
-            defaultValue = "results/entropy",
-            description = "where results go (default: ${DEFAULT-VALUE})")
-    private Path out;
+    @Mixin
+    private final OutOption out = new OutOption("results/entropy");
 
     private List<Integer> layers; // the model's numbers of those that were looked at
 
@@ -95,11 +79,11 @@ final class AnalyzeCommand implements Runnable {
         model.checkCells(compute, Bias.NONE);
         Catalogue catalogue = Home.catalogue();
         Text read = text.read(catalogue);
-        TextOptions.holds(read, "--tokens", tokens);
+        TextOptions.holds(read, "--tokens", reading.tokens);
         TextOptions.holds(read, "--batch-size", batch);
-        try (ResultsFolder folder = ResultsFolder.open(out);
+        try (ResultsFolder folder = ResultsFolder.open(out.folder);
                 Model loaded = model.load(catalogue)) {
-            int[] part = TextOptions.slice(loaded, read, offset, tokens);
+            int[] part = reading.of(loaded, read);
             List<EntropyAnalysis.Check> checks = EntropyAnalysis.validate();
             EntropyAnalysis.Findings findings;
             try (Progress progress = new Progress("reading " + read.path().getFileName())) {
@@ -175,7 +159,7 @@ final class AnalyzeCommand implements Runnable {
                         .orElse(0),
                 f.spans().stream().mapToInt(EntropyAnalysis.Span::length).max().orElse(0));
         System.out.println();
-        System.out.println("Written to " + out
+        System.out.println("Written to " + out.folder
                 + ": entropy.csv, spans.csv, heat maps by layer and head and along the text, and the "
                 + "distribution (*.svg).");
     }

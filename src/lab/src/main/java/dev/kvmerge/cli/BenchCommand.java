@@ -95,17 +95,13 @@ final class BenchCommand implements Runnable {
             description = "shares of the cells to save (default: ${DEFAULT-VALUE})")
     private List<Double> compressions;
 
-    @Option(
-            names = "--block",
-            paramLabel = "N",
-            defaultValue = "128",
-            description = "tokens between two compressions (default: ${DEFAULT-VALUE})")
-    private int block;
+    @Mixin
+    private BlockOption block;
 
     @Option(names = "-b", hidden = true)
     private void oldBlock(int n) {
         Renamed.warn("-b", "--block");
-        block = n;
+        block.tokens = n;
     }
 
     @Option(
@@ -129,7 +125,7 @@ final class BenchCommand implements Runnable {
         List<Cache> caches = Cache.list(
                 "llama.cpp", strategies, compressions, settings.settings(model, catalogue, strategies, command));
         for (int prompt : prompts) {
-            caches.forEach(cache -> cache.check(block, prompt));
+            caches.forEach(cache -> cache.check(block.tokens, prompt));
         }
         ComputeSettings compute = model.compute(FlashAttention.AUTO);
         model.checkCells(compute, model.flashAttention == FlashAttention.ON ? settings.bias : Bias.NONE);
@@ -137,7 +133,7 @@ final class BenchCommand implements Runnable {
         for (int prompt : prompts) {
             TextOptions.holds(source, "-p with -n", (long) prompt + generated);
         }
-        TextOptions.holds(source, "--block", block);
+        TextOptions.holds(source, "--block", block.tokens);
         Interrupt.listen("kvmerge: stopping after the run in work; nothing was written");
         int longest = Arrays.stream(prompts).max().orElseThrow();
         try (Model loaded = model.load(catalogue)) {
@@ -166,7 +162,7 @@ final class BenchCommand implements Runnable {
                 prompts,
                 generated,
                 repetitions,
-                block,
+                block.tokens,
                 compute,
                 settings(loaded, null),
                 settings(loaded, settings.bias));
@@ -178,7 +174,7 @@ final class BenchCommand implements Runnable {
         return new SequencesBench(
                 loaded,
                 new SequencesBench.Setup(
-                        prompts, generated, repetitions, block, compute.withFlashAttention(setting), sequences),
+                        prompts, generated, repetitions, block.tokens, compute.withFlashAttention(setting), sequences),
                 caches,
                 tokens);
     }
@@ -214,7 +210,7 @@ final class BenchCommand implements Runnable {
         }
         Least.of("-n", generated, 0);
         Least.of("-r", repetitions, 1);
-        Least.of("--block", block, 1);
+        Least.of("--block", block.tokens, 1);
         if (sequences != null
                 && (generated == 0
                         || sequences.length == 0

@@ -14,7 +14,6 @@ import dev.kvmerge.report.ResultsFolder;
 import dev.kvmerge.strategy.Full;
 import dev.kvmerge.strategy.Strategies;
 import dev.kvmerge.strategy.Strategy;
-import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -99,12 +98,8 @@ final class EndlessCommand implements Runnable {
                             + "${DEFAULT-VALUE})")
     private int fullTokens;
 
-    @Option(
-            names = "--block",
-            paramLabel = "N",
-            defaultValue = "128",
-            description = "tokens between two compressions (default: ${DEFAULT-VALUE})")
-    private int block;
+    @Mixin
+    private BlockOption block;
 
     @Option(
             names = "--stretch",
@@ -113,17 +108,13 @@ final class EndlessCommand implements Runnable {
             description = "tokens a row of the table (default: ${DEFAULT-VALUE})")
     private int stretch;
 
-    @Option(
-            names = "--out",
-            paramLabel = "DIR",
-            defaultValue = "results/endless",
-            description = "where the table and the plot go (default: ${DEFAULT-VALUE})")
-    private Path out;
+    @Mixin
+    private final OutOption out = new OutOption("results/endless");
 
     @Override
     public void run() {
         Least.of("--cells", cells, 1);
-        Least.of("--block", block, 1);
+        Least.of("--block", block.tokens, 1);
         Least.of("--stretch", stretch, 2);
         Least.of("--full-tokens", fullTokens, 0);
         ComputeSettings compute = model.compute(FlashAttention.OFF);
@@ -134,25 +125,27 @@ final class EndlessCommand implements Runnable {
         for (String name : strategies) {
             Strategy strategy = Strategies.create(name, chosen);
             if (!strategy.keepsAll()) {
-                Experiment.checkBudget(strategy, cells, block, Integer.MAX_VALUE);
+                Experiment.checkBudget(strategy, cells, block.tokens, Integer.MAX_VALUE);
                 caches.put(name, strategy);
             }
         }
         Text read = text.read(catalogue);
         TextOptions.holds(read, "--tokens", tokens);
         TextOptions.holds(read, "--cells", cells);
-        TextOptions.holds(read, "--block", block);
-        Interrupt.listen("kvmerge: stopping at the end of this block; what is finished is in " + out);
-        try (ResultsFolder folder = ResultsFolder.open(out);
+        TextOptions.holds(read, "--block", block.tokens);
+        Interrupt.listen("kvmerge: stopping at the end of this block; what is finished is in " + out.folder);
+        try (ResultsFolder folder = ResultsFolder.open(out.folder);
                 Model loaded = model.load(catalogue)) {
             caches.values().forEach(strategy -> CacheChecks.checkModel(loaded, strategy, cells, true));
             int[] part = TextOptions.part(loaded, read, 0, tokens);
-            caches.values().forEach(strategy -> Experiment.checkBudget(strategy, cells, block, part.length));
+            caches.values().forEach(strategy -> Experiment.checkBudget(strategy, cells, block.tokens, part.length));
             Map<String, double[]> traces = new LinkedHashMap<>();
-            CacheOptions endless = CacheOptions.of(cells, block)
+            CacheOptions endless = CacheOptions.of(cells, block.tokens)
                     .with(compute)
                     .withPositionRange(
-                            positionRange != null ? positionRange : Math.max(cells, loaded.trainedContext() - block));
+                            positionRange != null
+                                    ? positionRange
+                                    : Math.max(cells, loaded.trainedContext() - block.tokens));
             if (fullTokens > 1) {
                 int n = Math.min(fullTokens, part.length);
                 traces.put(
@@ -162,7 +155,7 @@ final class EndlessCommand implements Runnable {
                                 Arrays.copyOf(part, n),
                                 Strategies.FULL,
                                 new Full(),
-                                CacheOptions.unlimited(n, block).with(compute)));
+                                CacheOptions.unlimited(n, block.tokens).with(compute)));
             }
             caches.forEach((name, strategy) -> {
                 traces.put(name, read(loaded, part, name, strategy, endless));
@@ -170,7 +163,7 @@ final class EndlessCommand implements Runnable {
                 folder.write("endless.svg", EndlessTable.plot(traces, stretch, loaded.trainedContext()));
             });
             System.out.print(EndlessTable.of(traces, stretch));
-            System.out.println("\nThe table and the plot are in " + out + ".");
+            System.out.println("\nThe table and the plot are in " + out.folder + ".");
         }
     }
 

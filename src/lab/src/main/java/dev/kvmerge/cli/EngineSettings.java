@@ -28,12 +28,8 @@ final class EngineSettings {
             description = "decides what stays (default: ${DEFAULT-VALUE})")
     private String strategy;
 
-    @Option(
-            names = "--block",
-            paramLabel = "N",
-            defaultValue = "128",
-            description = "tokens between two compressions (default: ${DEFAULT-VALUE})")
-    private int block;
+    @Mixin
+    private BlockOption block;
 
     /** A loaded model with its engine, closed together. */
     record Loaded(Model model, Engine engine) implements AutoCloseable {
@@ -56,7 +52,7 @@ final class EngineSettings {
         Strategy chosen = Strategies.create(strategy, settings.settings(model, catalogue, List.of(strategy), command));
         EngineOptions options = EngineOptions.usual()
                 .withCells(cells)
-                .withBlock(block)
+                .withBlock(block.tokens)
                 .withSessions(sessions)
                 .withStrategy(m -> chosen)
                 .withCompute(compute);

@@ -13,7 +13,6 @@ import dev.kvmerge.report.Report;
 import dev.kvmerge.report.ResultsFolder;
 import dev.kvmerge.report.Table;
 import dev.kvmerge.strategy.Strategies;
-import java.nio.file.Path;
 import java.util.List;
 import java.util.Locale;
 import picocli.CommandLine.Command;
@@ -65,26 +64,11 @@ final class ExperimentCommand implements Runnable {
             description = "shares of the text's cells to save (default: ${DEFAULT-VALUE})")
     private List<Double> compressions;
 
-    @Option(
-            names = "--tokens",
-            paramLabel = "N",
-            defaultValue = "4096",
-            description = "tokens of the text to read; 0 for all (default: ${DEFAULT-VALUE})")
-    private int tokens;
+    @Mixin
+    private final PartOptions reading = new PartOptions(4096);
 
-    @Option(
-            names = "--offset",
-            paramLabel = "T",
-            defaultValue = "0",
-            description = "first token of the text (default: ${DEFAULT-VALUE})")
-    private int offset;
-
-    @Option(
-            names = "--block",
-            paramLabel = "N",
-            defaultValue = "128",
-            description = "tokens between two compressions (default: ${DEFAULT-VALUE})")
-    private int block;
+    @Mixin
+    private BlockOption block;
 
     @Option(
             names = "--prefill",
@@ -118,18 +102,8 @@ final class ExperimentCommand implements Runnable {
                             + " with blocks of 128 becomes 640. Not with --prefill")
     private boolean fill;
 
-    @Option(
-            names = "--out",
-            paramLabel = "DIR",
-            defaultValue = "results",
-            description = "where results go (default: ${DEFAULT-VALUE})")
-    private Path out;
-
-    @Option(names = "--resume", description = "go on with the experiment in --out")
-    private boolean resume;
-
-    @Option(names = "--overwrite", description = "replace the results in --out")
-    private boolean overwrite;
+    @Mixin
+    private final ResultsOptions out = new ResultsOptions("results");
 
     /** Of an option that is on unless it is switched off. */
     enum OnOff {
@@ -139,16 +113,13 @@ final class ExperimentCommand implements Runnable {
 
     @Override
     public void run() {
-        if (resume && overwrite) {
-            throw new KvmergeException.Usage("--resume and --overwrite exclude each other");
-        }
-        if (block <= 0) {
-            throw new KvmergeException.Usage("--block must be positive, not " + block);
-        }
-        if (prefill != null && (prefill < 2 || score < 2 || (tokens != 0 && (long) prefill + score > tokens))) {
+        out.check();
+        Least.of("--block", block.tokens, 1);
+        if (prefill != null
+                && (prefill < 2 || score < 2 || (reading.tokens != 0 && (long) prefill + score > reading.tokens))) {
             throw new KvmergeException.Usage(
                     "--prefill and --score must be 2 and more, and together fit into --tokens: " + prefill + ", "
-                            + score + ", " + tokens);
+                            + score + ", " + reading.tokens);
         }
         if (prefill == null) {
             StrategyOptions.refuse(command, List.of("--score"), "goes with --prefill");
@@ -165,32 +136,28 @@ final class ExperimentCommand implements Runnable {
         strategies.forEach(name -> Strategies.method(name, chosen)); // a wrong name is said before anything is loaded
         compressions.forEach(c -> Experiment.cellsFor(1, c));
         Text read = text.read(catalogue);
-        TextOptions.holds(read, "--tokens", tokens);
-        TextOptions.holds(read, "--block", block);
+        TextOptions.holds(read, "--tokens", reading.tokens);
+        TextOptions.holds(read, "--block", block.tokens);
         TextOptions.holds(read, "--prefill with --score", prefill == null ? 0 : (long) prefill + score);
-        try (ResultsFolder folder = ResultsFolder.open(out)) {
-            if (folder.hasResults() && !resume && !overwrite) {
-                throw new KvmergeException.Usage("there are results in " + out
-                        + " already: go on with --resume, replace them with --overwrite, or choose another --out");
-            }
+        try (ResultsFolder folder = out.open(ResultsFolder::hasResults)) {
             try (Model loaded = model.load(catalogue)) {
-                int[] part = TextOptions.slice(loaded, read, offset, tokens);
+                int[] part = reading.of(loaded, read);
                 Experiment.Mode mode = prefill == null
                         ? Experiment.Mode.stream(part.length)
                         : new Experiment.Mode(prefill, prefill + score);
-                Interrupt.listen("kvmerge: stopping at the end of this block; what is finished is in " + out
+                Interrupt.listen("kvmerge: stopping at the end of this block; what is finished is in " + out.folder()
                         + ", go on with --resume");
-                ExperimentRunner.Finished finished = new ExperimentRunner(loaded, read, offset, part, compute)
+                ExperimentRunner.Finished finished = new ExperimentRunner(loaded, read, reading.offset, part, compute)
                         .run(
                                 new ExperimentRunner.Plan(
                                         mode,
-                                        block,
+                                        block.tokens,
                                         strategies,
                                         compressions,
                                         chosen,
                                         new Experiment.Extras(noiseFloor == OnOff.ON, fill)),
                                 folder,
-                                resume);
+                                out.resume);
                 print(finished.record());
             }
         }
@@ -206,9 +173,9 @@ final class ExperimentCommand implements Runnable {
                 report.model().description(),
                 report.settings().tokens(),
                 report.text().name(),
-                offset,
+                reading.offset,
                 report.settings().mode(),
-                block,
+                block.tokens,
                 report.settings().threads(),
                 report.settings().flashAttention());
         System.out.print(Table.of(results));
@@ -216,6 +183,6 @@ final class ExperimentCommand implements Runnable {
         System.out.print(Table.comparisons(results, record.traces()));
         System.out.print(Table.savedWithQuantisation(results, model.keyType, model.valueType));
         System.out.println();
-        System.out.println("Written to " + out + ": results.json, results.csv, traces/, and plots (*.svg).");
+        System.out.println("Written to " + out.folder() + ": results.json, results.csv, traces/, and plots (*.svg).");
     }
 }

@@ -17,7 +17,6 @@ import dev.kvmerge.report.ResultsFolder;
 import dev.kvmerge.strategy.Full;
 import dev.kvmerge.strategy.Strategies;
 import dev.kvmerge.strategy.Strategy;
-import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.LinkedHashSet;
 import java.util.List;
@@ -97,25 +96,11 @@ final class FactsCommand implements Runnable {
             description = "of names, values and talk (default: ${DEFAULT-VALUE})")
     private long seed;
 
-    @Option(
-            names = "--block",
-            paramLabel = "N",
-            defaultValue = "128",
-            description = "tokens between two compressions (default: ${DEFAULT-VALUE})")
-    private int block;
+    @Mixin
+    private BlockOption block;
 
-    @Option(
-            names = "--out",
-            paramLabel = "DIR",
-            defaultValue = "results/facts",
-            description = "where results go (default: ${DEFAULT-VALUE})")
-    private Path out;
-
-    @Option(names = "--resume", description = "go on with the runs in --out")
-    private boolean resume;
-
-    @Option(names = "--overwrite", description = "replace the results in --out")
-    private boolean overwrite;
+    @Mixin
+    private final ResultsOptions out = new ResultsOptions("results/facts");
 
     @Override
     public void run() {
@@ -125,11 +110,7 @@ final class FactsCommand implements Runnable {
         Catalogue catalogue = Home.catalogue();
         List<Facts.Asked> caches =
                 caches(Strategies.Settings.DEFAULT.with(StrategyOptions.calibration("auto", model, catalogue)));
-        try (ResultsFolder folder = ResultsFolder.open(out)) {
-            if (folder.hasFacts() && !resume && !overwrite) {
-                throw new KvmergeException.Usage("there are results in " + out
-                        + " already: go on with --resume, replace them with --overwrite, or choose another --out");
-            }
+        try (ResultsFolder folder = out.open(ResultsFolder::hasFacts)) {
             try (Model loaded = model.load(catalogue)) {
                 for (Facts.Asked cache : caches) {
                     if (cache.strategy() != null) {
@@ -137,20 +118,22 @@ final class FactsCommand implements Runnable {
                     }
                 }
                 Facts facts = new Facts(
-                        loaded, ChatFormat.of(loaded), new Facts.Setup(count, tokens, answer, block, seed, compute));
+                        loaded,
+                        ChatFormat.of(loaded),
+                        new Facts.Setup(count, tokens, answer, block.tokens, seed, compute));
                 FactsReport header = Provenance.of(
                         loaded,
                         new FactsReport.Settings(
                                 count,
                                 tokens,
                                 answer,
-                                block,
+                                block.tokens,
                                 seed,
                                 compute.threads(),
                                 compute.flashAttention().name().toLowerCase(Locale.ROOT),
                                 compute.keyType().name().toLowerCase(Locale.ROOT),
                                 compute.valueType().name().toLowerCase(Locale.ROOT)));
-                Interrupt.listen("kvmerge: stopping at the end of this block; what is finished is in " + out
+                Interrupt.listen("kvmerge: stopping at the end of this block; what is finished is in " + out.folder()
                         + ", go on with --resume");
                 print(loaded, facts, ask(facts, caches, header, folder));
             }
@@ -158,15 +141,13 @@ final class FactsCommand implements Runnable {
     }
 
     private void check() {
-        if (resume && overwrite) {
-            throw new KvmergeException.Usage("--resume and --overwrite exclude each other");
-        }
+        out.check();
         if (count < 1 || count > FactsChat.MOST) {
             throw new KvmergeException.Usage("--facts must be 1 to " + FactsChat.MOST + ", not " + count);
         }
-        if (tokens < 1 || tokens > MOST_TOKENS || answer < 1 || block < 32) {
+        if (tokens < 1 || tokens > MOST_TOKENS || answer < 1 || block.tokens < 32) {
             throw new KvmergeException.Usage("--tokens must be 1 to " + MOST_TOKENS
-                    + ", --answer positive and --block 32 and more: " + tokens + ", " + answer + ", " + block);
+                    + ", --answer positive and --block 32 and more: " + tokens + ", " + answer + ", " + block.tokens);
         }
     }
 
@@ -181,9 +162,9 @@ final class FactsCommand implements Runnable {
             }
             for (int n : new LinkedHashSet<>(cells)) {
                 if (strategy != null) {
-                    Experiment.checkBudget(strategy, n, block, tokens);
-                } else if (n < block) {
-                    throw new KvmergeException.Usage("--cells must hold a block of " + block + ": " + n);
+                    Experiment.checkBudget(strategy, n, block.tokens, tokens);
+                } else if (n < block.tokens) {
+                    throw new KvmergeException.Usage("--cells must hold a block of " + block.tokens + ": " + n);
                 }
                 caches.add(new Facts.Asked(strategy == null ? name : Strategies.label(name, strategy), strategy, n));
             }
@@ -194,10 +175,10 @@ final class FactsCommand implements Runnable {
     /** The runs of all caches: those that the folder has, and the others, each written when it is made. */
     private List<Facts.Run> ask(Facts facts, List<Facts.Asked> caches, FactsReport header, ResultsFolder folder) {
         List<Facts.Run> before = List.of();
-        if (resume && folder.hasFacts()) {
+        if (out.resume && folder.hasFacts()) {
             FactsReport report = folder.readFacts();
             if (!report.comparable(header)) {
-                throw new KvmergeException.Usage("the results in " + out
+                throw new KvmergeException.Usage("the results in " + out.folder()
                         + " are of another model, version or settings: give the same options, or choose another --out");
             }
             before = report.runs();
@@ -247,10 +228,10 @@ final class FactsCommand implements Runnable {
                 loaded.description(),
                 count,
                 facts.length(),
-                block);
+                block.tokens);
         System.out.println(FactsTable.facts(runs));
         System.out.println(FactsTable.rule(runs));
         System.out.print(FactsTable.legend());
-        System.out.println("\nEvery answer is in " + out.resolve("facts.csv") + ".");
+        System.out.println("\nEvery answer is in " + out.folder().resolve("facts.csv") + ".");
     }
 }

@@ -12,7 +12,6 @@ import dev.kvmerge.models.Catalogue;
 import dev.kvmerge.report.ResultsFolder;
 import dev.kvmerge.report.RetrievalTable;
 import dev.kvmerge.strategy.Strategies;
-import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -103,19 +102,11 @@ final class NeedleCommand implements Runnable {
             description = "of the numbers (default: ${DEFAULT-VALUE})")
     private long seed;
 
-    @Option(
-            names = "--block",
-            paramLabel = "N",
-            defaultValue = "128",
-            description = "tokens between two compressions (default: ${DEFAULT-VALUE})")
-    private int block;
+    @Mixin
+    private BlockOption block;
 
-    @Option(
-            names = "--out",
-            paramLabel = "DIR",
-            defaultValue = "results/needle",
-            description = "where the table goes (default: ${DEFAULT-VALUE})")
-    private Path out;
+    @Mixin
+    private final OutOption out = new OutOption("results/needle");
 
     @Override
     public void run() {
@@ -124,12 +115,12 @@ final class NeedleCommand implements Runnable {
         }
         Least.of("--tokens", tokens, 64);
         Least.of("--trials", trials, 1);
-        Least.of("--block", block, 32);
+        Least.of("--block", block.tokens, 32);
         if (tokens > MOST_TOKENS) {
             throw new KvmergeException.Usage("--tokens can be " + MOST_TOKENS + " at most, not " + tokens);
         }
-        if (block > tokens) {
-            throw new KvmergeException.Usage("--block " + block + " is more than the text's --tokens " + tokens
+        if (block.tokens > tokens) {
+            throw new KvmergeException.Usage("--block " + block.tokens + " is more than the text's --tokens " + tokens
                     + ": nothing would be compressed; use a smaller --block or more --tokens");
         }
         if (Arrays.stream(depths).anyMatch(d -> !(d >= 0 && d <= 1))) {
@@ -140,14 +131,14 @@ final class NeedleCommand implements Runnable {
         Catalogue catalogue = Home.catalogue();
         List<Cache> caches = Cache.list(
                 Strategies.FULL, strategies, compressions, settings.settings(model, catalogue, strategies, command));
-        caches.forEach(cache -> cache.check(block, tokens));
+        caches.forEach(cache -> cache.check(block.tokens, tokens));
         Retrieval.Puzzle puzzle =
                 junk ? Retrieval.Puzzle.passkey() : Retrieval.Puzzle.needle(book(text.read(catalogue)));
         Interrupt.listen("kvmerge: stopping after the question in work; no table was written");
-        try (ResultsFolder folder = ResultsFolder.open(out);
+        try (ResultsFolder folder = ResultsFolder.open(out.folder);
                 Model loaded = model.load(catalogue)) {
             caches.forEach(cache -> CacheChecks.checkModel(loaded, cache.strategy(), cache.cells(tokens), false));
-            Retrieval.Setup setup = new Retrieval.Setup(tokens, depths, trials, seed, block, compute);
+            Retrieval.Setup setup = new Retrieval.Setup(tokens, depths, trials, seed, block.tokens, compute);
             Retrieval retrieval = new Retrieval(loaded, puzzle, setup);
             List<Retrieval.Row> rows = new ArrayList<>();
             for (Cache cache : caches) {
@@ -166,7 +157,7 @@ final class NeedleCommand implements Runnable {
                     junk ? "junk" : text.file,
                     trials);
             System.out.print(RetrievalTable.of(rows, depths));
-            System.out.println("\nThe table is in " + out.resolve("needle.csv") + ".");
+            System.out.println("\nThe table is in " + out.folder.resolve("needle.csv") + ".");
         }
     }
 

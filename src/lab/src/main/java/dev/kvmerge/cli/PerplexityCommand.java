@@ -83,12 +83,8 @@ final class PerplexityCommand implements Runnable {
             description = "share of a chunk's cells to save, instead of --cells")
     private Double compression;
 
-    @Option(
-            names = "--block",
-            paramLabel = "N",
-            defaultValue = "128",
-            description = "tokens between two compressions (default: ${DEFAULT-VALUE})")
-    private int block;
+    @Mixin
+    private BlockOption block;
 
     @Option(
             names = "--kl-divergence",
@@ -126,7 +122,7 @@ final class PerplexityCommand implements Runnable {
         int budget = cells != null ? cells : compression != null ? Experiment.cellsFor(chunk, compression) : 0;
         ChunkedPerplexity.Options options = new ChunkedPerplexity.Options(chunk, full ? batch : chunk, chunks, compute);
         if (!full) {
-            Experiment.checkBudget(chosen, budget, block, chunk);
+            Experiment.checkBudget(chosen, budget, block.tokens, chunk);
         }
         if (klDivergence) {
             if (full) {
@@ -138,7 +134,7 @@ final class PerplexityCommand implements Runnable {
         Catalogue catalogue = Home.catalogue();
         Text read = text.read(catalogue);
         TextOptions.holds(read, "-c", klDivergence ? chunk : 2L * chunk);
-        TextOptions.holds(read, "--block", strategy == null ? 0 : block);
+        TextOptions.holds(read, "--block", strategy == null ? 0 : block.tokens);
         try (Model loaded = model.load(catalogue)) {
             int[] tokens = Text.tokens(loaded, read.content());
             ChunkedPerplexity perplexity = new ChunkedPerplexity(loaded, options);
@@ -162,7 +158,7 @@ final class PerplexityCommand implements Runnable {
                                 tokens,
                                 chosen,
                                 budget,
-                                block,
+                                block.tokens,
                                 listener,
                                 done -> progress.update((double) done / ((long) n * chunk), ""));
             }
@@ -176,14 +172,19 @@ final class PerplexityCommand implements Runnable {
         Catalogue catalogue = Home.catalogue();
         Text read = text.read(catalogue);
         TextOptions.holds(read, "-c", klDivergence ? chunk : 2L * chunk);
-        TextOptions.holds(read, "--block", strategy == null ? 0 : block);
+        TextOptions.holds(read, "--block", strategy == null ? 0 : block.tokens);
         Path work = null;
         try {
             work = Files.createTempDirectory("kvmerge");
             try (Model loaded = model.load(catalogue)) {
                 int[] tokens = TextOptions.slice(loaded, read, 0, chunk);
                 Experiment.Setup setup = new Experiment.Setup(
-                        tokens, Experiment.Mode.stream(tokens.length), block, compute, work, Experiment.Extras.NONE);
+                        tokens,
+                        Experiment.Mode.stream(tokens.length),
+                        block.tokens,
+                        compute,
+                        work,
+                        Experiment.Extras.NONE);
                 try (Experiment experiment =
                         new Experiment(loaded, setup, List.of(strategy), List.of(1 - (double) budget / chunk), found)) {
                     List<Experiment.Outcome> outcomes = new ArrayList<>();

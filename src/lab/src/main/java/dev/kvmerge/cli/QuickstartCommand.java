@@ -11,14 +11,12 @@ import dev.kvmerge.models.Catalogue;
 import dev.kvmerge.report.ResultsFolder;
 import dev.kvmerge.strategy.Strategies;
 import dev.kvmerge.strategy.Strategy;
-import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
 import java.util.Random;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
-import picocli.CommandLine.Option;
 
 /** Everything once, in seconds. */
 @Command(
@@ -36,19 +34,15 @@ final class QuickstartCommand implements Runnable {
     @Mixin
     private ModelOptions model;
 
-    @Option(
-            names = "--out",
-            paramLabel = "DIR",
-            defaultValue = "results/quickstart",
-            description = "where results go (default: ${DEFAULT-VALUE})")
-    private Path out;
+    @Mixin
+    private final OutOption out = new OutOption("results/quickstart");
 
     @Override
     public void run() {
         ComputeSettings compute = model.compute(FlashAttention.OFF);
         model.checkCells(compute, Strategies.Settings.DEFAULT.bias());
         Catalogue catalogue = Home.catalogue();
-        try (ResultsFolder folder = ResultsFolder.open(out);
+        try (ResultsFolder folder = ResultsFolder.open(out.folder);
                 Model loaded = model.load(catalogue)) {
             done("loaded " + loaded.description() + " with llama.cpp "
                     + loaded.library().version());
@@ -61,7 +55,7 @@ final class QuickstartCommand implements Runnable {
                 rows.add(tryOut(loaded, name, tokens, cells, compute));
             }
             folder.write("quickstart.csv", String.join("\n", rows) + "\n");
-            done("saved the results to " + out.resolve("quickstart.csv"));
+            done("saved the results to " + out.folder.resolve("quickstart.csv"));
         }
         System.out.println("All works. Now try 'kvmerge experiment'.");
     }

@@ -15,18 +15,14 @@ import dev.kvmerge.eval.RunResult;
 import dev.kvmerge.eval.Trace;
 import java.io.IOException;
 import java.lang.reflect.RecordComponent;
-import java.nio.channels.FileChannel;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.DirectoryStream;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
-import java.nio.file.StandardOpenOption;
 import java.util.Arrays;
-import java.util.HashSet;
 import java.util.List;
 import java.util.Locale;
-import java.util.Set;
 import java.util.stream.Collectors;
 
 /**
@@ -64,23 +60,18 @@ public final class ResultsFolder implements AutoCloseable {
             .enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS)
             .enable(StreamReadFeature.STRICT_DUPLICATE_DETECTION)
             .build();
-    /** Folders that this process holds, by their real paths: the system's lock tells only processes apart. */
-    private static final Set<Path> HELD = new HashSet<>();
 
     private final Path folder;
-    private final Path held;
-    private final FileChannel lockFile;
+    private final FolderLock lock;
 
-    private ResultsFolder(Path folder, Path held, FileChannel lockFile) {
+    private ResultsFolder(Path folder, FolderLock lock) {
         this.folder = folder;
-        this.held = held;
-        this.lockFile = lockFile;
+        this.lock = lock;
     }
 
     /**
-     * Opens a folder, making it if need be. The file .lock in it stays: a process that deleted it could leave two
-     * others each with a lock on a file of that name. The system gives a lock up when its process ends, however it
-     * ends. On NFS it needs the server's lock manager.
+     * Opens a folder, making it if need be. One that was made and into which nothing was written is gone when it is
+     * closed.
      *
      * @throws KvmergeException if it cannot be written, or another run holds it
      */
@@ -88,39 +79,22 @@ public final class ResultsFolder implements AutoCloseable {
         if (folder.toString().isEmpty()) {
             throw new KvmergeException.Usage("the results folder has an empty name: give one with --out");
         }
-        Path held = null;
+        FolderLock lock = null;
         try {
-            Files.createDirectories(folder);
-            Path real = folder.toRealPath();
-            synchronized (HELD) { // before the lock file is opened: closing it again would give up the first one's lock
-                if (!HELD.add(real)) {
-                    throw inUse(folder);
-                }
+            lock = FolderLock.take(folder);
+            if (lock == null) {
+                throw new KvmergeException("another run is writing to the results folder " + folder
+                        + ": wait for it, or choose another with --out");
             }
-            held = real;
-            FileChannel channel =
-                    FileChannel.open(real.resolve(".lock"), StandardOpenOption.CREATE, StandardOpenOption.WRITE);
-            if (channel.tryLock() == null) {
-                channel.close();
-                throw inUse(folder);
-            }
-            ResultsFolder opened = new ResultsFolder(folder, held, channel);
-            held = null;
+            ResultsFolder opened = new ResultsFolder(folder, lock);
             opened.deleteHalfWritten();
             return opened;
         } catch (IOException e) {
+            if (lock != null) {
+                lock.close();
+            }
             throw new KvmergeException(
                     "cannot write to the results folder " + folder + " (" + e + "): choose another with --out", e);
-        } finally {
-            release(held);
-        }
-    }
-
-    private static void release(Path held) {
-        if (held != null) {
-            synchronized (HELD) {
-                HELD.remove(held);
-            }
         }
     }
 
@@ -158,11 +132,6 @@ public final class ResultsFolder implements AutoCloseable {
             throw new KvmergeException(
                     "cannot replace the results in " + folder + " (" + e + "): choose another --out", e);
         }
-    }
-
-    private static KvmergeException inUse(Path folder) {
-        return new KvmergeException("another run is writing to the results folder " + folder
-                + ": wait for it, or choose another with --out");
     }
 
     public Path path() {
@@ -346,12 +315,6 @@ public final class ResultsFolder implements AutoCloseable {
 
     @Override
     public void close() {
-        try {
-            lockFile.close(); // and with it the lock
-        } catch (IOException e) {
-            // The lock ends with the process at the latest.
-        } finally {
-            release(held);
-        }
+        lock.close();
     }
 }

@@ -51,6 +51,7 @@ class BadInputTest {
     @Test
     void models() throws IOException {
         experiment("-m", "nowhere.gguf").failed(FAILED, "nowhere.gguf", "no such file", "smollm2-135m");
+        assertTrue(Files.notExists(folder.resolve("out")), "a refused run leaves no folder");
         experiment("-m", file("empty.gguf", new byte[0])).failed(FAILED, "empty.gguf", "is empty", "fetch it again");
         experiment("-m", file("text.gguf", "hello".getBytes())).failed(FAILED, "text.gguf", "not a GGUF file");
         byte[] head;
@@ -238,6 +239,7 @@ class BadInputTest {
         experiment("--resume").failed(FAILED, "broken", "--overwrite");
         Files.writeString(out.resolve("results.json"), "{}");
         experiment("--resume").failed(FAILED, "is missing", "--overwrite");
+        assertTrue(Files.notExists(out.resolve(".lock")), "nor a lock in one that was there");
         assertArrayEquals("{}".getBytes(), Files.readAllBytes(out.resolve("results.json")));
     }
 

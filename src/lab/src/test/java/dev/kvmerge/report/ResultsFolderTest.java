@@ -122,6 +122,27 @@ class ResultsFolderTest {
     }
 
     @Test
+    void whatWasOpenedForNothingIsAsItWas() throws IOException {
+        Path there = Files.createDirectory(folder.resolve("there"));
+        ResultsFolder.open(there.resolve("made/for/it")).close();
+        ResultsFolder.open(there).close();
+        assertEquals(List.of(), names(there));
+        assertTrue(Files.isDirectory(there), "it was there before");
+        try (ResultsFolder held = ResultsFolder.open(there.resolve("made/for/it"))) {
+            assertThrows(KvmergeException.class, () -> ResultsFolder.open(held.path()));
+            assertEquals(List.of(".lock"), names(held.path()), "a refused one takes nothing from who holds it");
+            held.write("file", "content");
+        }
+        assertEquals(List.of("file"), names(there.resolve("made/for/it")));
+    }
+
+    private static List<String> names(Path folder) throws IOException {
+        try (Stream<Path> files = Files.list(folder)) {
+            return files.map(f -> f.getFileName().toString()).toList();
+        }
+    }
+
+    @Test
     void anEmptyNameIsNoFolder() {
         assertTrue(assertThrows(KvmergeException.Usage.class, () -> ResultsFolder.open(Path.of("")))
                 .getMessage()
