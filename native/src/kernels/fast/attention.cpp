@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 namespace kvmerge {
@@ -178,133 +179,254 @@ void attention_stats(const AttentionStatsArgs & a) {
 constexpr int ROW_TILE = WIDTH == 16 ? 8 : WIDTH == 8 ? 6 : 4;
 constexpr int CELL_TILE = 2 * WIDTH;
 
-// scores[ROWS][stride] = queries * keys for one tile of cells. `keys` is [dim][stride], transposed.
-template <int ROWS>
-static inline void score_tile(const float * const * q, const float * keys, std::ptrdiff_t stride, int dim,
-                              float * scores) {
-    Vector sum[ROWS][2] = {};
-    for (int i = 0; i < dim; i++) {
-        const Vector k0 = load(keys + i * stride);
-        const Vector k1 = load(keys + i * stride + WIDTH);
+typedef int32_t Integers __attribute__((vector_size(WIDTH * sizeof(int32_t)), may_alias));
+typedef uint16_t Shorts __attribute__((vector_size(WIDTH * sizeof(uint16_t)), aligned(2), may_alias));
+
+static inline Vector all(float x) {
+    return Vector{} + x;
+}
+
+// exp(x), 0 below SMALLEST, where powers of it would be denormal, and denormals take a hundred times as long. As
+// exp_bounded; in explicit vectors, since the compiler keeps the sums over them in memory otherwise.
+static inline Vector exp_lanes(Vector x) {
+    constexpr float SMALLEST = -27.5f;
+    const Vector c = x < SMALLEST ? all(SMALLEST) : x; // a NaN stays
+    const Vector n = (c * 1.44269504089f + 12582912.0f) - 12582912.0f;
+    Vector f = c - n * 0.693359375f;
+    f = f + n * 2.12194440e-4f;
+    Vector y = all(1.9875691500e-4f);
+    y = y * f + 1.3981999507e-3f;
+    y = y * f + 8.3334519073e-3f;
+    y = y * f + 4.1665795894e-2f;
+    y = y * f + 1.6666665459e-1f;
+    y = y * f + 5.0000001201e-1f;
+    y = y * f * f + f + 1.0f;
+    const Integers exponent = (__builtin_convertvector(n, Integers) + 127) << 23;
+    return x < SMALLEST ? Vector{} : y * reinterpret_cast<const Vector &>(exponent) + (x - x);
+}
+
+// The elements of a and b in turn: of their lower halves, of their upper halves.
+static inline void interleave(Vector a, Vector b, Vector & lower, Vector & upper) {
+#if defined(__AVX512F__)
+    const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512i high = _mm512_set_epi32(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8);
+    lower = _mm512_permutex2var_ps(a, low, b);
+    upper = _mm512_permutex2var_ps(a, high, b);
+#elif defined(__AVX2__)
+    const __m256 even = _mm256_unpacklo_ps(a, b), odd = _mm256_unpackhi_ps(a, b); // of each half of 128 bits
+    lower = _mm256_permute2f128_ps(even, odd, 0x20);
+    upper = _mm256_permute2f128_ps(even, odd, 0x31);
+#else
+    lower = Vector{a[0], b[0], a[1], b[1]};
+    upper = Vector{a[2], b[2], a[3], b[3]};
+#endif
+}
+
+// Transposes a square of vectors by perfect shuffles.
+static inline void transpose(Vector (&x)[WIDTH]) {
+    for (int width = WIDTH; width > 1; width /= 2) {
+        Vector y[WIDTH];
 #pragma GCC unroll 8
-        for (int r = 0; r < ROWS; r++) {
-            sum[r][0] += q[r][i] * k0;
-            sum[r][1] += q[r][i] * k1;
+        for (int i = 0; i < WIDTH / 2; i++) {
+            interleave(x[i], x[i + WIDTH / 2], y[2 * i], y[2 * i + 1]);
         }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < ROWS; r++) {
-        *reinterpret_cast<Vector *>(scores + r * stride) = sum[r][0];
-        *reinterpret_cast<Vector *>(scores + r * stride + WIDTH) = sum[r][1];
+        for (int i = 0; i < WIDTH; i++) {
+            x[i] = y[i];
+        }
     }
 }
 
-// Turns a row of scores into probabilities, adds them to the mass, and gives back the row's entropy in nats.
-template <int HALF_POWERS>
-static inline float finish_row(float * s, const uint16_t * mask, int n, float scale, float cap, float * mass) {
-    const float hidden = -std::numeric_limits<float>::infinity();
-    // Where the maximum starts: in clang every OpenMP maximum does, in GCC at minus infinity.
-    constexpr float NOTHING = std::numeric_limits<float>::lowest();
-    float max = NOTHING;
-    if (cap != 0) {
-        for (int c = 0; c < n; c++) {
-            s[c] = cap * std::tanh(scale * s[c] / cap);
-        }
-    } else {
-#pragma omp simd
-        for (int c = 0; c < n; c++) {
-            s[c] *= scale;
-        }
-    }
-    if (mask) {
-#pragma omp simd
-        for (int c = 0; c < n; c++) {
-            s[c] = mask[c] == HIDDEN ? hidden : s[c];
-        }
-    }
-#pragma omp simd reduction(max : max)
-    for (int c = 0; c < n; c++) {
-        max = s[c] > max ? s[c] : max;
-    }
-    if (max == NOTHING) { // the row sees nothing, or only NaN, which the sums below would show
-        float sum = 0;
-        for (int c = 0; c < n; c++) {
-            sum += s[c] == hidden ? 0.0f : s[c];
-        }
-        mass[0] += sum;
-        return sum;
-    }
-    double sum = 0, weighted = 0; // H = log(sum) - weighted / sum
-    for (int c0 = 0; c0 < n; c0 += BLOCK) {
-        const int c1 = std::min<int>(n, c0 + BLOCK);
-        float part = 0, part_weighted = 0;
-#pragma omp simd reduction(+ : part, part_weighted)
-        for (int c = c0; c < c1; c++) {
-            const float y = s[c] - max;
-            const float e = exp_bounded(y);
-            part += e;
-            part_weighted += e == 0.0f ? 0.0f : e * y;
-            s[c] = e;
-        }
-        sum += part;
-        weighted += part_weighted;
-    }
-    const float inverse = float(1 / sum);
-#pragma omp simd
-    for (int c = 0; c < n; c++) {
-        mass[c] += sharpened<HALF_POWERS>(s[c] * inverse);
-    }
-    return float(std::log(sum) - weighted / sum);
-}
-
-// keys: [dim][stride]
-static void transpose_keys(const CellView & view, int head, int n_cells, std::ptrdiff_t stride, float * keys) {
-    constexpr int TILE = 64;
-    std::vector<float> tile(size_t(TILE) * view.dim);
-    int32_t cells[TILE];
-    for (int c0 = 0; c0 < n_cells; c0 += TILE) {
-        const int n = std::min(TILE, n_cells - c0);
-        for (int c = 0; c < n; c++) {
-            cells[c] = c0 + c;
-        }
+// The keys of a head, tile after tile: [n_cells / CELL_TILE, rounded up][dim][CELL_TILE].
+static void pack_keys(const CellView & view, int head, int n_cells, float * packed) {
+    const std::ptrdiff_t dim = view.dim;
+    std::vector<float> tile(size_t(CELL_TILE * dim), 0.0f); // [CELL_TILE][dim]
+    int32_t cells[CELL_TILE];
+    for (int c0 = 0; c0 < n_cells; c0 += CELL_TILE, packed += CELL_TILE * dim) {
+        const int n = std::min(CELL_TILE, n_cells - c0);
+        std::iota(cells, cells + n, c0);
         gather_cells({view, head, cells, n, tile.data()});
-        for (int i = 0; i < view.dim; i++) {
-            for (int c = 0; c < n; c++) {
-                keys[i * stride + c0 + c] = tile[size_t(c) * view.dim + i];
+        for (int half = 0; half < CELL_TILE; half += WIDTH) {
+            const float * const from = tile.data() + half * dim;
+            std::ptrdiff_t i = 0;
+            for (; i + WIDTH <= dim; i += WIDTH) {
+                Vector x[WIDTH];
+                for (int c = 0; c < WIDTH; c++) {
+                    x[c] = load(from + c * dim + i);
+                }
+                transpose(x);
+                for (int j = 0; j < WIDTH; j++) {
+                    store(packed + (i + j) * CELL_TILE + half, x[j]);
+                }
+            }
+            for (; i < dim; i++) {
+                for (int c = 0; c < WIDTH; c++) {
+                    packed[i * CELL_TILE + half + c] = from[c * dim + i];
+                }
             }
         }
     }
 }
+
+// sum[row][half of the tile] = queries * keys. Queries are [dim][ROWS], keys [dim][CELL_TILE].
+template <int ROWS>
+static inline void score_tile(const float * q, const float * keys, int dim, Vector (&sum)[ROWS][2]) {
+    for (int i = 0; i < dim; i++, q += ROWS, keys += CELL_TILE) {
+        const Vector k0 = load(keys), k1 = load(keys + WIDTH);
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++) {
+            sum[r][0] += q[r] * k0;
+            sum[r][1] += q[r] * k1;
+        }
+    }
+}
+
+// Some rows of one head's queries. Of the power 1.5, a row of `scores` becomes the roots of exp(score - maximum): their
+// squares are summed, their third powers are the mass, and no root is drawn.
+template <int ROWS, int HALF_POWERS>
+struct ScoreRows {
+    const ScoreStatsArgs & a;
+    std::ptrdiff_t stride; // cells, rounded up to tiles
+    float * scores;        // [ROWS][stride]
+    float * packed;        // [dim][ROWS]
+
+    // Rows first..., as many as `rows`; the last is repeated up to ROWS.
+    void run(int head, int first, int rows, const float * keys, float * mass) {
+        Vector max[ROWS];
+        score(head, first, rows, keys, max);
+        float weight[ROWS] = {};
+        for (int r = 0; r < rows; r++) {
+            const float entropy = exponentiate(scores + r * stride, max[r], weight[r]);
+            if (a.entropy) {
+                a.entropy[head * a.entropy_stride + first + r] = clamped(entropy * a.inv_log_visible[first + r]);
+            }
+        }
+        if (!a.mass) {
+            return;
+        }
+        for (std::ptrdiff_t c = 0; c < stride; c += WIDTH) {
+            Vector sum = load(mass + c);
+#pragma GCC unroll 8
+            for (int r = 0; r < ROWS; r++) {
+                if (r < rows) {
+                    const Vector e = load(scores + r * stride + c);
+                    sum += weight[r] * (HALF_POWERS == 2 ? e : HALF_POWERS == 3 ? e * e * e : e * e);
+                }
+            }
+            store(mass + c, sum);
+        }
+    }
+
+  private:
+    void score(int head, int first, int rows, const float * keys, Vector (&max)[ROWS]) {
+        const int dim = a.keys.dim;
+        for (int r = 0; r < ROWS; r++) {
+            const float * q = a.q + head * a.head_stride + (first + std::min(r, rows - 1)) * a.row_stride;
+            for (int i = 0; i < dim; i++) {
+                packed[i * ROWS + r] = q[i] * a.scale;
+            }
+            max[r] = all(std::numeric_limits<float>::lowest());
+        }
+        for (std::ptrdiff_t c = 0; c < stride; c += CELL_TILE, keys += CELL_TILE * dim) {
+            Vector sum[ROWS][2] = {};
+            score_tile<ROWS>(packed, keys, dim, sum);
+            const bool hides = a.mask || c + CELL_TILE > a.n_cells;
+            for (int r = 0; r < rows; r++) {
+                float * const to = scores + r * stride + c;
+                if (a.cap != 0) {
+                    sum[r][0] = capped(sum[r][0]);
+                    sum[r][1] = capped(sum[r][1]);
+                }
+                if (hides) {
+                    hide(first + r, c, sum[r]);
+                }
+                max[r] = sum[r][0] > max[r] ? sum[r][0] : max[r];
+                max[r] = sum[r][1] > max[r] ? sum[r][1] : max[r];
+                store(to, sum[r][0]);
+                store(to + WIDTH, sum[r][1]);
+            }
+        }
+    }
+
+    Vector capped(Vector x) const {
+        for (int i = 0; i < WIDTH; i++) {
+            x[i] = a.cap * std::tanh(x[i] / a.cap);
+        }
+        return x;
+    }
+
+    // Cells that the row does not see, and those behind the last, get minus infinity.
+    void hide(int row, std::ptrdiff_t c, Vector (&x)[2]) const {
+        const uint16_t * mask = a.mask ? a.mask + row * a.mask_stride + c : nullptr;
+        uint16_t last[CELL_TILE] = {};
+        if (const std::ptrdiff_t n = a.n_cells - c; n < CELL_TILE) {
+            if (mask) {
+                std::copy(mask, mask + n, last);
+            }
+            std::fill(last + n, last + CELL_TILE, HIDDEN);
+            mask = last;
+        }
+        const Vector hidden = all(-std::numeric_limits<float>::infinity());
+        for (int half = 0; half < 2; half++) {
+            const Shorts bits = *reinterpret_cast<const Shorts *>(mask + half * WIDTH);
+            x[half] = __builtin_convertvector(bits, Integers) == int32_t(HIDDEN) ? hidden : x[half];
+        }
+    }
+
+    // Gives back the row's entropy in nats, and what its exponentials' powers are to be multiplied with.
+    float exponentiate(float * s, Vector lanes, float & weight) const {
+        float max = lanes[0];
+        for (int i = 1; i < WIDTH; i++) {
+            max = lanes[i] > max ? lanes[i] : max;
+        }
+        constexpr float PART = HALF_POWERS == 3 ? 0.5f : 1.0f;
+        double sum = 0, weighted = 0; // H = log(sum) - weighted / sum
+        for (std::ptrdiff_t c0 = 0; c0 < stride; c0 += BLOCK) {
+            const std::ptrdiff_t c1 = std::min(stride, c0 + BLOCK);
+            Vector part = {}, part_weighted = {};
+            for (std::ptrdiff_t c = c0; c < c1; c += WIDTH) {
+                const Vector y = load(s + c) - max;
+                const Vector e = exp_lanes(y * PART);
+                const Vector p = HALF_POWERS == 3 ? e * e : e;
+                part += p;
+                if (a.entropy) {
+                    part_weighted += p == 0.0f ? p : p * y;
+                }
+                store(s + c, e);
+            }
+            sum += added_up(part);
+            weighted += added_up(part_weighted);
+        }
+        if (sum == 0) { // the row sees nothing
+            weight = 0;
+            return 0;
+        }
+        const double inverse = 1 / sum;
+        weight = float(HALF_POWERS == 2   ? inverse
+                       : HALF_POWERS == 3 ? inverse * std::sqrt(inverse)
+                                          : inverse * inverse);
+        return float(std::log(sum) - weighted * inverse);
+    }
+};
 
 template <int HALF_POWERS>
 static void score_stats_of(const ScoreStatsArgs & a) {
     const std::ptrdiff_t stride = (a.n_cells + CELL_TILE - 1) / CELL_TILE * CELL_TILE;
-    const int dim = a.keys.dim;
-    std::vector<float> unused(a.mass ? 0 : size_t(a.n_cells));
-    std::vector<float> keys(size_t(stride) * dim, 0.0f), scores(size_t(stride) * ROW_TILE);
-    for (int h = 0; h < a.n_kv_heads * a.heads_per_kv; h++) {
-        if (h % a.heads_per_kv == 0) {
-            transpose_keys(a.keys, a.first_kv_head + h / a.heads_per_kv, a.n_cells, stride, keys.data());
+    const size_t dim = size_t(a.keys.dim);
+    std::vector<float> keys(size_t(stride) * dim), scores(size_t(stride) * ROW_TILE), queries(dim * ROW_TILE),
+        mass(static_cast<size_t>(stride));
+    ScoreRows<ROW_TILE, HALF_POWERS> some{a, stride, scores.data(), queries.data()};
+    ScoreRows<1, HALF_POWERS> one{a, stride, scores.data(), queries.data()};
+    for (int kv_head = 0; kv_head < a.n_kv_heads; kv_head++) {
+        pack_keys(a.keys, a.first_kv_head + kv_head, a.n_cells, keys.data());
+        std::fill(mass.begin(), mass.end(), 0.0f);
+        for (int h = kv_head * a.heads_per_kv; h < (kv_head + 1) * a.heads_per_kv; h++) {
+            for (int r = 0; r < a.n_rows; r += ROW_TILE) {
+                const int rows = std::min(ROW_TILE, a.n_rows - r);
+                rows == 1 ? one.run(h, r, 1, keys.data(), mass.data()) : some.run(h, r, rows, keys.data(), mass.data());
+            }
         }
-        float * const mass = a.mass ? a.mass + h / a.heads_per_kv * a.mass_stride : unused.data();
-        for (int r0 = 0; r0 < a.n_rows; r0 += ROW_TILE) {
-            const int rows = std::min(ROW_TILE, a.n_rows - r0);
-            const float * q[ROW_TILE];
-            for (int r = 0; r < ROW_TILE; r++) { // the last tile repeats its last row
-                q[r] = a.q + h * a.head_stride + (r0 + std::min(r, rows - 1)) * a.row_stride;
-            }
-            for (std::ptrdiff_t c = 0; c < stride; c += CELL_TILE) {
-                score_tile<ROW_TILE>(q, keys.data() + c, stride, dim, scores.data() + c);
-            }
-            for (int r = 0; r < rows; r++) {
-                const uint16_t * mask = a.mask ? a.mask + (r0 + r) * a.mask_stride : nullptr;
-                const float entropy =
-                    finish_row<HALF_POWERS>(scores.data() + r * stride, mask, a.n_cells, a.scale, a.cap, mass);
-                if (a.entropy) {
-                    const float normalised = entropy * a.inv_log_visible[r0 + r];
-                    a.entropy[h * a.entropy_stride + r0 + r] = clamped(normalised);
-                }
-            }
+        for (int c = 0; a.mass && c < a.n_cells; c++) {
+            a.mass[kv_head * a.mass_stride + c] += mass[size_t(c)];
         }
     }
 }
