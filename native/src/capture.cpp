@@ -10,8 +10,7 @@ namespace kvmerge {
 
 namespace {
 
-constexpr char MARK[] = "kvmerge's copy";  // among the parameters of a node
-constexpr uint32_t NOT_COME = 0xffffffffu; // a NaN that no processor makes
+constexpr char MARK[] = "kvmerge's copy"; // among the parameters of a node
 
 } // namespace
 
@@ -66,6 +65,21 @@ void release(ggml_tensor * node) {
     }
 }
 
+bool CapturedRows::add(const Ubatch & next, int mass_queries) {
+    if (n > 0 && next.first != first_token + n) {
+        return false;
+    }
+    if (n == 0) {
+        first_token = next.first;
+    }
+    if (mass_queries > 0 && next.n_rows >= mass_queries) { // an observation window is over the newest queries alone
+        first_of_mass = n + next.n_rows - mass_queries;
+    }
+    ubatches.push_back({n, next.n_rows});
+    n += next.n_rows;
+    return true;
+}
+
 void Captured::prepare(int n_layer, int n_tokens, int row, int n_cells) {
     if (layers_.empty()) {
         row_ = row;
@@ -78,13 +92,13 @@ void Captured::prepare(int n_layer, int n_tokens, int row, int n_cells) {
 
 bool Captured::add_masks(const ggml_tensor * mask, int n_kv) {
     const int n = next_.n_rows;
-    if (n_kv > most_cells_ ||
+    if ((rows_.n > 0 && next_.first != rows_.first_token + rows_.n) || n_kv > most_cells_ ||
         (mask && (mask->op != GGML_OP_NONE || !mask->data || !is_mask(mask, n_kv, n, part_.of)))) {
         return false;
     }
-    masks_.resize(size_t(n_rows_ + n) * size_t(most_cells_), HIDDEN);
+    masks_.resize(size_t(rows_.n + n) * size_t(most_cells_), HIDDEN);
     for (int r = 0; r < n; r++) {
-        uint16_t * const row = masks_.data() + size_t(n_rows_ + r) * size_t(most_cells_);
+        uint16_t * const row = masks_.data() + size_t(rows_.n + r) * size_t(most_cells_);
         const MaskRow given(mask, mask ? part_.data(mask) : nullptr, r);
         for (int c = 0; c < n_kv; c++) {
             const bool sees = given.sees(c);
@@ -102,22 +116,13 @@ float * Captured::slot(int layer, const ggml_tensor * mask, int n_kv, int mass_q
     const int n = next_.n_rows;
     Layer & l = layers_[size_t(layer)];
     if (!begun_) {
-        const bool follows = n_rows_ == 0 || next_.first == first_token_ + n_rows_; // else some were not captured
-        if (!follows || l.n_rows != n_rows_ || !add_masks(mask, n_kv)) {
+        if (l.n_rows != rows_.n || !add_masks(mask, n_kv) || !rows_.add(next_, mass_queries)) {
             return nullptr;
         }
-        if (n_rows_ == 0) {
-            first_token_ = next_.first;
-        }
-        if (mass_queries > 0 && n >= mass_queries) { // an observation window is over the newest queries alone
-            first_of_mass_ = n_rows_ + n - mass_queries;
-        }
-        ubatches_.push_back({n_rows_, n});
-        n_rows_ += n;
         mask_ = mask;
         begun_ = true;
     }
-    const int first = n_rows_ - n;
+    const int first = rows_.n - n;
     if (l.n_rows != first || mask != mask_) {
         return nullptr;
     }
@@ -134,7 +139,7 @@ float * Captured::slot(int layer, const ggml_tensor * mask, int n_kv, int mass_q
     for (int r = 0; r < n; r++) {
         std::memcpy(mine + size_t(r) * size_t(row_), &NOT_COME, sizeof NOT_COME);
     }
-    l.n_rows = n_rows_;
+    l.n_rows = rows_.n;
     return whole;
 }
 
@@ -149,12 +154,12 @@ void Captured::take() noexcept {
 }
 
 bool Captured::sees(const std::vector<int64_t> & cells) const {
-    return n_rows_ > 0 && std::any_of(cells.begin(), cells.end(), [&](int64_t c) { return seen_[size_t(c)] != 0; });
+    return rows_.n > 0 && std::any_of(cells.begin(), cells.end(), [&](int64_t c) { return seen_[size_t(c)] != 0; });
 }
 
 void Captured::clear() {
-    n_rows_ = first_token_ = first_of_mass_ = n_cells_ = 0;
-    ubatches_.clear();
+    rows_ = {};
+    n_cells_ = 0;
     masks_.clear();
     inv_log_visible_.clear();
     std::fill(seen_.begin(), seen_.end(), char(0));
@@ -170,7 +175,7 @@ void Captured::clear() {
 int Captured::missing(int layer) const {
     for (int r = 0; r < n_rows(layer); r++) {
         if (std::memcmp(queries(layer) + size_t(r) * size_t(row_), &NOT_COME, sizeof NOT_COME) == 0) {
-            return first_token_ + r;
+            return rows_.first_token + r;
         }
     }
     return -1;

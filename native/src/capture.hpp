@@ -9,6 +9,7 @@
 // part from there before the next ubatch runs.
 #pragma once
 
+#include "device.hpp"
 #include "llama_graph.hpp"
 
 #include "ggml.h"
@@ -31,22 +32,48 @@ void capture(ggml_tensor * view, float * to);
 // Makes a copy the view again that it was. Needs no observer: it may be gone.
 void release(ggml_tensor * node);
 
-// The queries of a ubatch of several streams, [n_layer][rows][row].
+// The queries of a ubatch of several streams, [n_layer][rows][row]: on the host, or each layer's on its GPU.
 struct Staging {
     size_t layer_size = 0;
     std::vector<float> memory;
+    size_t device_size = 0; // elements of a layer's on a GPU
+    std::vector<DeviceArray<float>> on_gpu;
     float * at(int layer) { return memory.data() + size_t(layer) * layer_size; }
+    // Makes room for layers of `size` elements on GPUs. Nothing may wait there.
+    void reserve_on_gpu(int n_layer, size_t size) {
+        if (size > device_size) {
+            on_gpu.clear();
+            device_size = size;
+        }
+        on_gpu.resize(size_t(n_layer));
+    }
+    float * at_on_gpu(const Device & device, int layer, const void * near) {
+        DeviceArray<float> & a = on_gpu[size_t(layer)];
+        if (a.size() == 0) {
+            a = DeviceArray<float>(device, device_size, near);
+        }
+        return a.data();
+    }
 };
 
-// The queries of a block that the statistics have yet to get, and the cells that each of them sees. A row is a query's
-// token; rows are in the order of the block.
-class Captured {
-  public:
+// Which tokens of a block were captured. A row is a query's token; rows are in the order of the block.
+struct CapturedRows {
     // A ubatch's rows. Few are added to the moments of the queries, of many some.
     struct Ubatch {
         int first, n_rows;
     };
+    int n = 0;
+    int first_token = 0;   // in the block, of row 0
+    int first_of_mass = 0; // the rows before count for entropies alone
+    std::vector<Ubatch> ubatches;
+    // Adds a ubatch, given by its first token in the block. False where tokens before it were not captured.
+    bool add(const Ubatch & next, int mass_queries);
+};
 
+// The queries of a block that the statistics have yet to get, and the cells that each of them sees: of layers whose
+// attention is computed on the host.
+class Captured {
+  public:
     // For blocks of up to `n_tokens` tokens whose queries have `row` elements.
     void prepare(int n_layer, int n_tokens, int row, int n_cells);
 
@@ -71,12 +98,9 @@ class Captured {
     bool large() const { return masks_.size() >= LARGE_MASKS; }
     void clear();
 
-    int n_rows() const { return n_rows_; }
-    int n_rows(int layer) const { return layers_[size_t(layer)].n_rows; }
-    int first_token() const { return first_token_; }
-    int first_of_mass() const { return first_of_mass_; } // the rows before count for entropies alone
-    int n_cells() const { return n_cells_; }             // 1 + the last cell that a row sees
-    const std::vector<Ubatch> & ubatches() const { return ubatches_; }
+    const CapturedRows & rows() const { return rows_; }
+    int n_rows(int layer) const { return size_t(layer) < layers_.size() ? layers_[size_t(layer)].n_rows : 0; }
+    int n_cells() const { return n_cells_; } // 1 + the last cell that a row sees
     const float * queries(int layer) const { return layers_[size_t(layer)].queries.data(); }
     const uint16_t * masks() const { return masks_.data(); } // [row][stride of masks], half precision
     int mask_stride() const { return most_cells_; }
@@ -96,13 +120,13 @@ class Captured {
 
     int row_ = 0, n_tokens_ = 0, most_cells_ = 0;
     std::vector<Layer> layers_;
-    Ubatch next_{0, 0};                  // the current one, by its first token in the block
+    CapturedRows::Ubatch next_{0, 0};    // the current one, by its first token in the block
     Part part_;                          // of it
     std::shared_ptr<Staging> staging_;   // of it, while rows are there
     const ggml_tensor * mask_ = nullptr; // of the current ubatch
     bool begun_ = false;                 // the current ubatch is among the rows
-    int n_rows_ = 0, first_token_ = 0, first_of_mass_ = 0, n_cells_ = 0;
-    std::vector<Ubatch> ubatches_;
+    CapturedRows rows_;
+    int n_cells_ = 0;
     std::vector<uint16_t> masks_;
     std::vector<char> seen_; // [cell]: by any row
     std::vector<float> inv_log_visible_;

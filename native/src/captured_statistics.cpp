@@ -19,10 +19,10 @@ struct Sample {
 };
 
 // The rows that go into the moments: all of small ubatches, of large ones no more than are enough.
-std::vector<Sample> samples_of(const Captured & captured, int layer, int enough) {
+std::vector<Sample> samples_of(const CapturedRows & rows, int n_rows, int enough) {
     std::vector<Sample> samples;
-    for (const Captured::Ubatch & u : captured.ubatches()) {
-        if (u.first >= captured.n_rows(layer)) {
+    for (const CapturedRows::Ubatch & u : rows.ubatches) {
+        if (u.first >= n_rows) {
             break;
         }
         const bool small = u.n_rows < enough;
@@ -46,50 +46,86 @@ bool kvmerge_observer::capture_queries(const ggml_tensor * node, const Attention
     if (observes(KVMERGE_OBSERVE_STOP) || cut) {
         return false;
     }
-    // Another stream's observer may have made the copy already.
-    ggml_tensor * const copy = part.of > 1 ? copy_of_queries(attention.queries) : nullptr;
-    const bool made = copy && copy->data == staging->at(layer);
-    ggml_tensor * const view = made ? copy : view_of_queries(attention.queries);
     const auto on_host = [&](const ggml_tensor * t) { return is_host(t, params.ggml); };
     const int64_t n_rows = attention.queries->ne[1], n_kv = node->src[1]->ne[1];
-    if (!view || !on_host(view) || !on_host(view->src[0]) || !on_host(l.k.tensor()) ||
-        (attention.mask && !on_host(attention.mask)) || n_rows != int64_t(token_cell.size()) - ubatch_start ||
-        n_kv <= 0 || n_kv > l.k.n_cells()) {
+    if (n_rows != int64_t(token_cell.size()) - ubatch_start || n_kv <= 0 || n_kv > l.k.n_cells()) {
+        return false;
+    }
+    const bool here = on_host(l.k.tensor()), gpu = !here && &l.k.device() == device && device != &host_device();
+    // Another stream's observer may have made the copy already.
+    ggml_tensor * const copy = part.of > 1 ? copy_of_queries(attention.queries) : nullptr;
+    const auto is_staging = [&] {
+        return gpu ? size_t(layer) < staging->on_gpu.size() && copy->data == staging->on_gpu[size_t(layer)].data()
+                   : copy->data == staging->at(layer);
+    };
+    const bool made = copy && is_staging();
+    ggml_tensor * const view = made ? copy : view_of_queries(attention.queries);
+    if (!view || !(here || gpu) || on_host(view) != here || on_host(view->src[0]) != here ||
+        (attention.mask && on_host(attention.mask) != here)) {
         return false;
     }
     prepare(l, view);
-    captured.prepare(params.n_layer, params.n_tokens, params.n_head * l.k.dim(), params.n_cells);
-    float * const to = l.stats_device == &host_device()
-                           ? captured.slot(layer, attention.mask, int(n_kv), params.mass_queries, staging)
-                           : nullptr;
+    if ((l.stats_device == &host_device()) != here) {
+        return false;
+    }
+    const int row = params.n_head * l.k.dim();
+    float * to;
+    if (gpu) {
+        captured_on_gpu.prepare(*device, params.n_layer, params.n_tokens, row, params.n_cells);
+        to = captured_on_gpu.slot(layer, view->src[0], attention.mask, int(n_kv), params.mass_queries, staging);
+    } else {
+        captured.prepare(params.n_layer, params.n_tokens, row, params.n_cells);
+        to = captured.slot(layer, attention.mask, int(n_kv), params.mass_queries, staging);
+    }
     if (to && !made) {
         capture(view, to);
     }
     return to != nullptr;
 }
 
+Error kvmerge_observer::never_came(int layer, int token) {
+    return Error(KVMERGE_E_STATE,
+                 text("layer %d: the queries of token %d of the block never came: decoding was cut short, or this "
+                      "llama.cpp runs a layer in parts; for the latter observe with KVMERGE_OBSERVE_STOP "
+                      "(--observe stop)",
+                      layer, token));
+}
+
 void kvmerge_observer::add_captured(bool attention) {
     captured.take();
-    if (captured.n_rows() == 0) {
+    if (captured.rows().n == 0 && captured_on_gpu.rows().n == 0) {
         return;
     }
     struct Done { // whatever happens: queries that cannot be looked at now never can
-        Captured & captured;
-        ~Done() { captured.clear(); }
-    } done{captured};
+        kvmerge_observer & o;
+        ~Done() {
+            o.captured.clear();
+            o.captured_on_gpu.clear();
+        }
+    } done{*this};
     if (error) {
         return;
     }
+    if (captured.rows().n > 0) {
+        add_captured_on_host(attention);
+    }
+    if (captured_on_gpu.rows().n > 0) {
+        add_captured_on_gpu(attention);
+    }
+}
+
+void kvmerge_observer::add_captured_before_writing() {
+    add_captured();
+    captured_on_gpu.settle();
+}
+
+void kvmerge_observer::add_captured_on_host(bool attention) {
     for (int layer = 0; layer < params.n_layer; layer++) {
         if (const int token = captured.missing(layer); token >= 0) {
             if (!attention) {
                 return; // nobody asks for this block any more
             }
-            throw Error(KVMERGE_E_STATE,
-                        text("layer %d: the queries of token %d of the block never came: decoding was cut short, or "
-                             "this llama.cpp runs a layer in parts; for the latter observe with KVMERGE_OBSERVE_STOP "
-                             "(--observe stop)",
-                             layer, token));
+            throw never_came(layer, token);
         }
     }
     const bool moments = observes(KVMERGE_OBSERVE_QUERIES);
@@ -112,7 +148,7 @@ void kvmerge_observer::add_captured(bool attention) {
     for (int layer = 0; layer < params.n_layer; layer++) {
         if (moments) {
             int n = 0;
-            for (const Sample & s : samples_of(captured, layer, ENOUGH_QUERIES)) {
+            for (const Sample & s : samples_of(captured.rows(), captured.n_rows(layer), ENOUGH_QUERIES)) {
                 n += s.n;
             }
             if (n > 0) {
@@ -126,14 +162,14 @@ void kvmerge_observer::add_captured(bool attention) {
 // Of one KV head: nobody else adds to its mass.
 void kvmerge_observer::add_captured_attention(int layer, int kv_head) {
     Layer & l = layers[layer];
-    const int n_rows = captured.n_rows(layer), dim = l.k.dim(), first = std::min(captured.first_of_mass(), n_rows);
+    const int n_rows = captured.n_rows(layer), dim = l.k.dim(), first = std::min(captured.rows().first_of_mass, n_rows);
     if (n_rows == 0) {
         return;
     }
     const bool entropies = observes(KVMERGE_OBSERVE_ENTROPY);
     const std::ptrdiff_t first_head = std::ptrdiff_t(kv_head) * heads_per_kv();
     float * const entropy =
-        entropies ? l.entropy.data() + first_head * params.n_tokens + captured.first_token() : nullptr;
+        entropies ? l.entropy.data() + first_head * params.n_tokens + captured.rows().first_token : nullptr;
     const auto add = [&](int from, int to, bool with_mass) {
         host_device().score_stats(
             {captured.queries(layer) + (std::ptrdiff_t(from) * params.n_head + first_head) * dim, dim,
@@ -155,10 +191,112 @@ void kvmerge_observer::add_captured_moments(int layer, int kv_head) {
     Layer & l = layers[layer];
     const std::ptrdiff_t dim = l.k.dim(), row = params.n_head * dim;
     float keep = l.query_keep;
-    for (const Sample & s : samples_of(captured, layer, ENOUGH_QUERIES)) {
+    for (const Sample & s : samples_of(captured.rows(), captured.n_rows(layer), ENOUGH_QUERIES)) {
         host_device().query_moments({captured.queries(layer) + s.first * row + kv_head * heads_per_kv() * dim, dim,
                                      row * s.step, 1, heads_per_kv(), s.n, int(dim), keep,
                                      l.query_sum.data() + kv_head * dim, l.query_second.data() + kv_head * dim * dim});
         keep = 1;
     }
+}
+
+// Queues the statistics of all layers on their GPUs. What never came is known when the device has finished: collect()
+// looks.
+void kvmerge_observer::add_captured_on_gpu(bool attention) {
+    const CapturedRows & rows = captured_on_gpu.rows();
+    captured_on_gpu.check();
+    if (!attention) { // nobody asks for this block any more: what never came is not to spoil the moments
+        check(*device);
+        for (int layer = 0; layer < params.n_layer; layer++) {
+            if (captured_on_gpu.missing(layer) >= 0) {
+                captured_on_gpu.forget_missing();
+                return;
+            }
+        }
+    }
+    std::vector<ScoreStatsArgs> unseen, seen; // rows that count for entropies alone, and the others
+    std::vector<std::vector<QueryMomentsArgs>> moments;
+    const bool entropies = observes(KVMERGE_OBSERVE_ENTROPY);
+    for (int layer = 0; layer < params.n_layer; layer++) {
+        Layer & l = layers[layer];
+        const int n_rows = captured_on_gpu.n_rows(layer), dim = l.k.dim(), first = std::min(rows.first_of_mass, n_rows);
+        if (n_rows == 0) {
+            continue;
+        }
+        const std::ptrdiff_t row = std::ptrdiff_t(params.n_head) * dim;
+        const auto part_of = [&](int from, int to, bool with_mass) {
+            return ScoreStatsArgs{captured_on_gpu.queries(layer) + from * row,
+                                  dim,
+                                  row,
+                                  params.n_head_kv,
+                                  heads_per_kv(),
+                                  to - from,
+                                  l.k.on_device(),
+                                  0,
+                                  captured_on_gpu.n_cells(),
+                                  captured_on_gpu.masks(layer) + size_t(from) * size_t(captured_on_gpu.mask_stride()),
+                                  captured_on_gpu.mask_stride(),
+                                  l.scale,
+                                  l.cap,
+                                  half_powers(),
+                                  with_mass ? l.mass.data() : nullptr,
+                                  params.n_cells,
+                                  entropies ? l.entropy.data() + rows.first_token + from : nullptr,
+                                  params.n_tokens,
+                                  captured_on_gpu.inv_log_visible(layer) + from};
+        };
+        if (attention && observes_attention()) {
+            if (first > 0 && entropies) {
+                unseen.push_back(part_of(0, first, false));
+            }
+            if (first < n_rows) {
+                seen.push_back(part_of(first, n_rows, true));
+            }
+            l.tokens_seen += n_rows;
+        }
+        const std::vector<Sample> samples =
+            observes(KVMERGE_OBSERVE_QUERIES) ? samples_of(rows, n_rows, ENOUGH_QUERIES) : std::vector<Sample>();
+        for (size_t i = 0; i < samples.size(); i++) {
+            const Sample & s = samples[i];
+            moments.resize(std::max(moments.size(), i + 1));
+            moments[i].push_back({captured_on_gpu.queries(layer) + s.first * row, dim, row * s.step, params.n_head_kv,
+                                  heads_per_kv(), s.n, dim, l.query_keep, l.query_sum.data(), l.query_second.data()});
+            count_queries(l, s.n); // sets query_keep to 1
+        }
+    }
+    for (const auto * stats : {&unseen, &seen}) {
+        if (!stats->empty()) {
+            device->score_stats_all(stats->data(), int(stats->size()));
+        }
+    }
+    for (const auto & of_all_layers : moments) { // one after the other: they add to the same sums
+        device->query_moments_all(of_all_layers.data(), int(of_all_layers.size()));
+    }
+}
+
+// The directions to fold biases along, of all layers on GPUs: queued with the block's statistics, so that rewriting
+// does not have to wait for them.
+bool kvmerge_observer::fold_on_gpu() {
+    std::vector<FoldDirectionArgs> all;
+    for (Layer & l : layers) {
+        if (l.stats_device && l.stats_device != &host_device() && l.query_weight > 0 && !l.direction_known) {
+            const size_t n = l.query_sum.size();
+            if (l.direction.size() == 0) {
+                l.direction = DeviceArray<float>(*l.stats_device, n, l.query_sum.data());
+                l.direction_on_host = SharedArray<float>(*l.stats_device, n);
+            }
+            all.push_back({l.query_sum.data(), l.query_second.data(), params.n_head_kv, l.k.dim(), 1 / l.query_weight,
+                           params.ridge, l.direction.data()});
+        }
+    }
+    if (all.empty()) {
+        return false;
+    }
+    device->fold_direction_all(all.data(), int(all.size()));
+    for (Layer & l : layers) {
+        if (l.direction.size() > 0 && !l.direction_known) {
+            l.direction.fetch(l.direction_on_host.data());
+            l.direction_known = true;
+        }
+    }
+    return true;
 }

@@ -113,7 +113,7 @@ kvmerge_status kvmerge_write_cells(kvmerge_observer * observer, int32_t layer, i
         if (values) {
             l.v.on_host();
         }
-        o.add_captured(); // with the keys as they are
+        o.add_captured_before_writing(); // with the keys as they are
         forget(l, kv_head, cells, size_t(n));
         Writing writing(o);
         if (keys) {

@@ -1,6 +1,8 @@
 // The CPU as a device, and the CUDA part, loaded when it is first asked for.
 #include "device.hpp"
 
+#include "capture_steps.hpp"
+
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -17,13 +19,29 @@ const Device & host_device() {
 #define KVMERGE_ENTRY(kernel, Args) d.kernel = kernels().kernel;
         KVMERGE_DEVICE_KERNELS(KVMERGE_ENTRY);
 #undef KVMERGE_ENTRY
+#define KVMERGE_ENTRY(kernel, Args)                      \
+    d.kernel##_all = [](const Args * args, int n) {      \
+        for (const Args * a = args; a < args + n; a++) { \
+            kernels().kernel(*a);                        \
+        }                                                \
+    };
+        KVMERGE_LAYER_KERNELS(KVMERGE_ENTRY);
+#undef KVMERGE_ENTRY
+#define KVMERGE_ENTRY(step, Args) d.step = host_##step;
+        KVMERGE_DEVICE_STEPS(KVMERGE_ENTRY);
+#undef KVMERGE_ENTRY
         d.allocate = [](size_t bytes, const void *) { return std::malloc(bytes ? bytes : 1); };
+        d.allocate_shared = [](size_t bytes) { return std::malloc(bytes ? bytes : 1); };
+        d.release_shared = [](void * memory) { std::free(memory); };
         d.release = [](void * memory) { std::free(memory); };
         d.zero = [](void * memory, size_t bytes) { std::memset(memory, 0, bytes); };
         d.upload = [](void * to, const void * from, size_t bytes) { std::memcpy(to, from, bytes); };
         d.download = d.upload;
+        d.fetch = d.upload;
         d.owns = [](const void *) { return true; };
-        d.error = []() -> const char * { return nullptr; };
+        d.place = [](const void *) { return 0; };
+        d.settle = [](int) {};
+        d.finish = []() -> const char * { return nullptr; };
         return d;
     }();
     return device;

@@ -81,8 +81,9 @@ void check(const kvmerge_observer & o, const kvmerge_moves & moves, int layer, i
                 refuse(layer, head, c, "its destination is outside the cache");
             }
             if (!o.is_of_sequence(dest[c])) {
-                refuse(layer, head, c, "the newest token does not see its destination: it is empty, or another "
-                                       "sequence's");
+                refuse(layer, head, c,
+                       "the newest token does not see its destination: it is empty, or another "
+                       "sequence's");
             }
             if (taken[dest[c]] == head) {
                 refuse(layer, head, c, "its destination is taken by another group");
@@ -163,6 +164,10 @@ void add_head(Work & work, const kvmerge_observer & o, const kvmerge_moves & mov
     work.heads.push_back(head);
 }
 
+Error not_finite(int layer) {
+    return Error(KVMERGE_E_NUMERIC, text("layer %d: the queries have NaN or infinite elements", layer));
+}
+
 // The directions that a layer's biases are folded along: [n_head_kv][dim], on the device that handles its cells.
 DeviceArray<float> fold_directions(kvmerge_observer & o, int layer) {
     auto & l = o.layers[layer];
@@ -174,8 +179,8 @@ DeviceArray<float> fold_directions(kvmerge_observer & o, int layer) {
     const auto require_finite_queries = [&](const DeviceArray<float> & x) {
         x.download(copy.data(), n);
         check(there);
-        if (!std::all_of(copy.begin(), copy.end(), [](float e) { return std::isfinite(e); })) {
-            throw Error(KVMERGE_E_NUMERIC, text("layer %d: the queries have NaN or infinite elements", layer));
+        if (!std::all_of(copy.begin(), copy.end(), [](float x) { return std::isfinite(x); })) {
+            throw not_finite(layer);
         }
     };
     require_finite_queries(l.query_sum);
@@ -216,19 +221,18 @@ class Rewrite {
         for (const Work::Head & h : work_.heads) {
             auto & l = o.layers[h.layer];
             const bool folds = h.merges && o.params.bias == KVMERGE_BIAS_FOLDED;
-            if (folds && directions_[h.layer].size() == 0) {
-                directions_[h.layer] = fold_directions(o, h.layer);
+            if (folds && !directions_[h.layer]) {
+                directions_[h.layer] = direction(o, h.layer);
             }
             const size_t start_of = h.first_group + heads_.size(); // `start` has one element more for each head before
             heads_.push_back({l.k.on_device(), l.v.on_device(), h.kv_head, h.n_groups, start_.data() + start_of,
                               member_.data() + h.first_member, delta_.data() + h.first_member,
                               weight_.data() + h.first_member, value_weight_.data() + h.first_member,
                               dest_.data() + h.first_group, folds ? bias_.data() + h.first_group : nullptr,
-                              folds ? directions_[h.layer].data() + size_t(h.kv_head) * l.k.dim() : nullptr, nullptr,
+                              folds ? directions_[h.layer] + size_t(h.kv_head) * l.k.dim() : nullptr, nullptr,
                               l.rope.n_rot, l.rope.neox, l.rope.freq.data(), l.rope.hadamard});
             scratch_size_ += size_t(h.n_groups) * (l.k.dim() + l.v.dim());
         }
-        check(device);
     }
 
     // How many elements of scratch run() needs, in the memory where near() lies.
@@ -262,12 +266,24 @@ class Rewrite {
     }
 
   private:
+    const float * direction(kvmerge_observer & o, int layer) {
+        auto & l = o.layers[layer];
+        if (!l.direction_known || device_ != l.stats_device) {
+            return own_directions_.emplace_back(fold_directions(o, layer)).data();
+        }
+        if (!std::all_of(l.direction_on_host.data(), l.direction_on_host.data() + l.direction_on_host.size(),
+                         [](float x) { return std::isfinite(x); })) {
+            throw not_finite(layer);
+        }
+        return l.direction.data();
+    }
     Work work_;
     const Device * device_;
     const void * near_ = nullptr;
     DeviceArray<int32_t> start_, member_, delta_, dest_;
     DeviceArray<float> weight_, value_weight_, bias_;
-    std::vector<DeviceArray<float>> directions_;
+    std::vector<const float *> directions_;          // [layer], on the device
+    std::vector<DeviceArray<float>> own_directions_; // those that are not the layer's
     std::vector<MergeHead> heads_;
     size_t scratch_size_ = 0;
 };
@@ -370,6 +386,7 @@ extern "C" kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmer
         require(moves && moves->target && moves->weight && moves->position && moves->dest,
                 "the moves or one of their arrays is null");
         require_whole(o);
+        o.look_at_newest();
         parallel_for(o.params.n_layer, o.params.n_threads, [&](int64_t layer) {
             require_cache(o, int(layer));
             std::vector<int32_t> taken(o.params.n_cells, -1);
@@ -380,6 +397,9 @@ extern "C" kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmer
         o.add_captured(); // with the keys as they are
         if (o.params.bias == KVMERGE_BIAS_FOLDED) {
             o.add_waiting_queries();
+            if (o.fold_on_gpu()) { // nobody asked for the block's statistics
+                kvmerge::check(*o.device);
+            }
         }
         for (int layer = 0; layer < o.params.n_layer && o.params.bias != KVMERGE_BIAS_NONE; layer++) {
             if (o.params.bias == KVMERGE_BIAS_FOLDED && !(o.layers[layer].query_weight > 0)) {

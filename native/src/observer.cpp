@@ -32,7 +32,7 @@ bool kvmerge_observer::wants(ggml_tensor * node) {
         break;
     case NodeKind::KEY_SHIFT:
         if (layer >= 0) {
-            add_captured(); // with the keys as they were
+            add_captured_before_writing(); // with the keys as they were
             check_shift(node, layer);
             for (Neighbours & head : layers[layer].neighbours) {
                 head.all_rewritten();
@@ -161,8 +161,21 @@ bool kvmerge_observer::saw_attention(const ggml_tensor * node, bool flash, int l
     l.cap = attention.cap;
     l.in_place = attention.in_place;
     const bool of_interest = observes_attention() || (flash && observes(KVMERGE_OBSERVE_QUERIES));
-    return of_interest && !(flash && capture_queries(node, attention, layer));
+    const bool stop = of_interest && !(flash && capture_queries(node, attention, layer));
+    if (stop) {
+        captured_on_gpu.distrust_time();
+    }
+    return stop;
 }
+
+namespace {
+
+[[noreturn]] void refuse_several_sequences() {
+    throw Error(KVMERGE_E_UNSUPPORTED, "the newest token of a batch does not see the others: several sequences are not "
+                                       "handled; use a context for each");
+}
+
+} // namespace
 
 // The newest token sees all cells of its sequence. A cell that it does not see is empty, or another sequence's.
 void kvmerge_observer::saw_mask(const ggml_tensor * mask) {
@@ -178,8 +191,19 @@ void kvmerge_observer::saw_mask(const ggml_tensor * mask) {
     }
     for (size_t t = size_t(ubatch_start); t < token_cell.size(); t++) {
         if (size_t(token_cell[t]) >= in_sequence.size() || !in_sequence[size_t(token_cell[t])]) {
-            throw Error(KVMERGE_E_UNSUPPORTED, "the newest token of a batch does not see the others: several sequences "
-                                               "are not handled; use a context for each");
+            refuse_several_sequences();
+        }
+    }
+}
+
+// A mask that lies on a GPU is not looked at before the next ubatch, or before somebody needs to know.
+void kvmerge_observer::look_at_newest() {
+    if (const uint8_t * const newest = captured_on_gpu.look()) {
+        in_sequence.assign(newest, newest + params.n_cells);
+        for (size_t t = size_t(ubatch_start); t < token_cell.size(); t++) {
+            if (!in_sequence[size_t(token_cell[t])]) {
+                refuse_several_sequences();
+            }
         }
     }
 }
@@ -189,6 +213,7 @@ bool kvmerge_observer::is_of_sequence(int cell) const {
 }
 
 void kvmerge_observer::visit(ggml_tensor * node) {
+    captured_on_gpu.distrust_time();
     if (node != asked_for) {
         cut = true; // the host's own callback asked for this node
         return;
@@ -290,11 +315,14 @@ void kvmerge_observer::saw_tokens() {
     for (int64_t cell : written) {
         require(cell >= 0 && cell < layers[0].k.n_cells(), "a token was written to a cell outside the cache");
     }
-    if (captured.large() || captured.sees(written)) { // nothing of this graph has run: the keys are those they saw
-        add_captured();
+    look_at_newest();
+    if (captured.large() || captured.sees(written) || !captured_on_gpu.has_room(int(n)) ||
+        captured_on_gpu.sees(written)) { // nothing of this graph has run: the keys are those they saw
+        add_captured_before_writing();
     }
     ubatch_start = int(token_cell.size());
     captured.next_ubatch(ubatch_start, int(n), part);
+    captured_on_gpu.next_ubatch(ubatch_start, int(n), part);
     cut = false;
     token_cell.reserve(size_t(params.n_tokens)); // must not move: kvmerge_observer_stats() gives its address
     token_cell.insert(token_cell.end(), written.begin(), written.end());

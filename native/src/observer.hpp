@@ -2,6 +2,7 @@
 #pragma once
 
 #include "capture.hpp"
+#include "capture_gpu.hpp"
 #include "cells.hpp"
 #include "device.hpp"
 #include "handles.hpp"
@@ -45,15 +46,21 @@ struct kvmerge_observer {
 
         // What kernels add to. It lies on the device where the layer's attention was first seen.
         const kvmerge::Device * stats_device = nullptr;
-        kvmerge::DeviceArray<float> mass;            // [n_head_kv][n_cells]
-        kvmerge::DeviceArray<float> entropy;         // [n_head][n_tokens]
-        kvmerge::DeviceArray<float> inv_log_visible; // [n_tokens]
-        kvmerge::DeviceArray<float> query_sum;       // [n_head_kv][head_dim]
-        kvmerge::DeviceArray<float> query_second;    // [n_head_kv][head_dim][head_dim]
-        double query_weight = 0;                     // decayed number of queries in the moments
-        float query_keep = 1;                        // decay that is not applied to the moments yet
-        std::vector<float> queries;                  // [n_head][ENOUGH_QUERIES][head_dim]: not in the moments yet
-        int n_queries = 0;                           // tokens in queries
+        const ggml_backend_buffer * stats_buffer = nullptr; // where that attention lies
+        kvmerge::DeviceArray<float> mass;                   // [n_head_kv][n_cells]
+        kvmerge::DeviceArray<float> entropy;                // [n_head][n_tokens]
+        kvmerge::DeviceArray<float> inv_log_visible;        // [n_tokens]
+        kvmerge::DeviceArray<float> query_sum;              // [n_head_kv][head_dim]
+        kvmerge::DeviceArray<float> query_second;           // [n_head_kv][head_dim][head_dim]
+        double query_weight = 0;                            // decayed number of queries in the moments
+        float query_keep = 1;                               // decay that is not applied to the moments yet
+        std::vector<float> queries; // [n_head][ENOUGH_QUERIES][head_dim]: not in the moments yet
+        int n_queries = 0;          // tokens in queries
+        // On a GPU: the direction that biases are folded along, as the moments are now, and a copy of it.
+        kvmerge::DeviceArray<float> direction; // [n_head_kv][head_dim]
+        kvmerge::SharedArray<float> direction_on_host;
+        bool direction_known = false;
+        bool is_on_gpu() const { return stats_device && stats_device != &kvmerge::host_device(); }
 
         std::deque<kvmerge::Neighbours> neighbours; // [n_head_kv]; empty before somebody plans over the cells
     };
@@ -63,7 +70,8 @@ struct kvmerge_observer {
 
     std::vector<float> mass;    // [n_layer][n_head_kv][n_cells]: what stats() brought to the host
     std::vector<float> entropy; // [n_layer][n_head][n_tokens]
-    std::vector<float> bias;    // [n_layer][n_head_kv][n_cells], used with KVMERGE_BIAS_EXACT
+    kvmerge::SharedArray<float> shared_mass, shared_entropy; // the same, where GPUs write them
+    std::vector<float> bias; // [n_layer][n_head_kv][n_cells], used with KVMERGE_BIAS_EXACT
     bool any_bias = false;
     // How many calls with its caches go on. They hold what it gave them between two calls with it.
     const std::shared_ptr<std::atomic<int>> in_caches = std::make_shared<std::atomic<int>>(0);
@@ -78,7 +86,8 @@ struct kvmerge_observer {
     std::vector<float> inv_log_visible; // [tokens of the ubatch]
     std::vector<char> in_sequence;      // [n_kv]: cells that the newest token sees; empty: not known
     kvmerge::Captured captured;         // queries that the statistics have yet to get
-    bool cut = false;                   // a host's own callback stopped this graph
+    kvmerge::GpuCapture captured_on_gpu;
+    bool cut = false; // a host's own callback stopped this graph
     int64_t nanos = 0;
     std::optional<kvmerge::Error> error; // the first error of the callback in this block
     const kvmerge::Error out_of_memory{KVMERGE_E_MEMORY, "out of memory"}; // made while there still is memory
@@ -105,7 +114,10 @@ struct kvmerge_observer {
     void collect();                               // brings mass and entropy to the host
     // Adds what captured queries did to the statistics, of all layers at once. Without `attention`: to moments only.
     void add_captured(bool attention = true);
-    void add_waiting_queries(); // of all layers, to the moments
+    void add_captured_before_writing(); // the same, while the keys are as they are: others are about to write them
+    bool fold_on_gpu();                 // whether there was anything to do
+    void look_at_newest();              // of what is captured on a GPU: finds out what the newest token sees
+    void add_waiting_queries();         // of all layers, to the moments
     void add_waiting_queries(Layer & layer);
 
   private:
@@ -118,6 +130,9 @@ struct kvmerge_observer {
     void check_queries(const ggml_tensor * q, int layer) const;
     void saw_mask(const ggml_tensor * mask);
     bool saw_attention(const ggml_tensor * node, bool flash, int layer);
+    void add_captured_on_host(bool attention);
+    void add_captured_on_gpu(bool attention);
+    static kvmerge::Error never_came(int layer, int token);
     void add_captured_attention(int layer, int kv_head);
     void add_captured_moments(int layer, int kv_head);
     bool capture_queries(const ggml_tensor * node, const kvmerge::Attention & attention, int layer);

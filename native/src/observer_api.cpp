@@ -170,9 +170,11 @@ kvmerge_status kvmerge_observer_begin(kvmerge_observer * observer) {
     return on_observer("kvmerge_observer_begin", observer, Access::ALONE, [&](kvmerge_observer & o) {
         if (o.error) {
             o.captured.clear();
+            o.captured_on_gpu.clear();
         }
         o.add_captured(false);
         o.add_waiting_queries();
+        o.captured_on_gpu.forget_missing();
         o.token_cell.clear();
         o.ubatch_start = 0;
         o.nanos = 0;
@@ -197,6 +199,8 @@ kvmerge_status kvmerge_observer_begin(kvmerge_observer * observer) {
 kvmerge_status kvmerge_observer_forget(kvmerge_observer * observer) {
     return on_observer("kvmerge_observer_forget", observer, Access::ALONE, [&](kvmerge_observer & o) {
         o.captured.clear();
+        o.captured_on_gpu.clear();
+        o.captured_on_gpu.forget_missing();
         o.token_cell.clear();
         o.ubatch_start = 0;
         if (!o.another_context) {
@@ -223,6 +227,7 @@ kvmerge_status kvmerge_observer_stats(kvmerge_observer * observer, kvmerge_block
             throw_anew(*o.error);
         }
         const auto start = std::chrono::steady_clock::now();
+        o.look_at_newest();
         o.add_captured();
         o.add_waiting_queries();
         o.nanos += nanos_since(start);

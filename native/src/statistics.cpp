@@ -29,6 +29,11 @@ void skip_rows(ScoreStatsArgs & a, int rows) {
 
 // Makes the arrays of a layer's statistics: on the GPU if its attention is computed there, else on the host.
 void kvmerge_observer::prepare(Layer & l, const ggml_tensor * node) {
+    ggml_backend_buffer * const buffer = node->view_src ? node->view_src->buffer : node->buffer;
+    if (l.stats_device && buffer == l.stats_buffer) { // as in every graph but the first few: the driver is not asked
+        return;
+    }
+    l.stats_buffer = buffer;
     const bool here = device->owns(node->data) && (device == &host_device() || !is_host(node, params.ggml));
     if (l.stats_device) {
         if (l.stats_device != &host_device() && !here) {
@@ -87,6 +92,7 @@ void kvmerge_observer::add_queries(Stop & stop, const ggml_tensor * q, int layer
 void kvmerge_observer::count_queries(Layer & l, int n_rows) {
     l.query_weight = l.query_weight * l.query_keep + double(n_rows) * heads_per_kv();
     l.query_keep = 1;
+    l.direction_known = false;
 }
 
 void kvmerge_observer::keep_query(Layer & l, const char * query, size_t head_bytes) {
@@ -278,16 +284,41 @@ void kvmerge_observer::collect() {
     if (observes(KVMERGE_OBSERVE_ENTROPY)) {
         entropy.resize(size_t(params.n_layer) * size_t(params.n_head) * size_t(params.n_tokens));
     }
+    if (std::any_of(layers.begin(), layers.end(), [](const Layer & l) { return l.is_on_gpu(); })) {
+        if (shared_mass.size() != mass.size() || shared_entropy.size() != entropy.size()) {
+            shared_mass = SharedArray<float>(*device, mass.size());
+            shared_entropy = SharedArray<float>(*device, entropy.size());
+        }
+        if (params.bias == KVMERGE_BIAS_FOLDED) {
+            fold_on_gpu();
+        }
+    }
+    // Those on GPUs are fetched to shared memory, without waiting for each.
+    const auto bring = [](const DeviceArray<float> & from, bool gpu, size_t layer, std::vector<float> & to,
+                          SharedArray<float> & shared) {
+        if (from.size() && gpu) {
+            from.fetch(shared.data() + layer * from.size());
+        } else if (from.size()) {
+            from.download(to.data() + layer * from.size(), from.size());
+        }
+    };
+    for (size_t i = 0; i < layers.size(); i++) {
+        bring(layers[i].mass, layers[i].is_on_gpu(), i, mass, shared_mass);
+        bring(layers[i].entropy, layers[i].is_on_gpu(), i, entropy, shared_entropy);
+    }
+    check(*device); // the one time in a block that the host waits for its statistics
     for (size_t i = 0; i < layers.size(); i++) {
         const Layer & l = layers[i];
-        if (l.mass.size()) {
-            l.mass.download(mass.data() + i * l.mass.size(), l.mass.size());
+        if (const int token = captured_on_gpu.missing(int(i)); token >= 0) {
+            throw never_came(int(i), token);
         }
-        if (l.entropy.size()) {
-            l.entropy.download(entropy.data() + i * l.entropy.size(), l.entropy.size());
-        }
-        if (l.stats_device) {
-            check(*l.stats_device);
+        if (l.is_on_gpu()) {
+            const auto take = [&](const DeviceArray<float> & of, const SharedArray<float> & shared,
+                                  std::vector<float> & to) {
+                std::copy_n(shared.data() + i * of.size(), of.size(), to.data() + i * of.size());
+            };
+            take(l.mass, shared_mass, mass);
+            take(l.entropy, shared_entropy, entropy);
         }
     }
 }

@@ -65,6 +65,11 @@ void Streams::begin_ubatch(const ggml_tensor * write) noexcept {
     for (int stream = 0; stream < size(); stream++) {
         with(stream, [&](kvmerge_observer & o) noexcept {
             o.captured.take(); // before this graph writes over it
+            try {
+                o.captured_on_gpu.take();
+            } catch (...) {
+                o.fail(o.out_of_memory);
+            }
             o.staging.reset();
             elsewhere |= o.another_context || (o.layers[0].k.tensor() && !o.layers[0].k.is_of(write->view_src));
         });

@@ -1,9 +1,19 @@
 // Queries that are captured while the real llama.cpp's graph runs, against stopping it at each layer: the same
-// statistics, the same logits, and no stop.
+// statistics, the same logits, and no stop. With KVMERGE_ON_SHIM, captured as on a GPU: the CUDA part is the shim's,
+// and the observer is told that llama.cpp's memory is not the host's. It is compared with stopping on the CPU.
 #include "isa.hpp"
 #include "real_llama.hpp"
 
 #include "ggml.h"
+
+#ifdef KVMERGE_ON_SHIM
+#    include "cuda_runtime.h"
+extern bool shim_has_cublas; // it rounds queries to half precision
+constexpr bool ON_GPU = true;
+#else
+constexpr bool ON_GPU = false;
+static bool shim_has_cublas;
+#endif
 
 #include <cmath>
 #include <cstring>
@@ -23,6 +33,8 @@ struct Settings {
     int observe = ATTENTION | KVMERGE_OBSERVE_QUERIES;
     int mass_queries = 0;
     float mass_power = 1;
+    int bias = KVMERGE_BIAS_NONE;
+    bool gpu = ON_GPU;
 };
 
 // What a host's own callback wants.
@@ -57,12 +69,17 @@ struct Run {
         p.n_cells = CELLS;
         p.n_tokens = 96;
         p.observe = s.observe;
+        p.bias = s.bias;
         p.mass_power = s.mass_power;
         p.mass_queries = s.mass_queries;
         p.query_decay = .7f;
         p.ridge = .05f;
         p.n_threads = 2;
         p.ggml = {llama.ggml_backend_tensor_get, llama.ggml_backend_tensor_set, llama.ggml_backend_buffer_is_host};
+        if (s.gpu) {
+            p.device = KVMERGE_DEVICE_CUDA;
+            p.ggml.buffer_is_host = [](ggml_backend_buffer *) { return false; };
+        }
         ok(kvmerge_observer_create(&p, &observer));
         llama_context_params cp = llama.llama_context_default_params();
         cp.n_ctx = CELLS;
@@ -153,6 +170,7 @@ void same_statistics(const Run & run, const Run & stopped, const Settings & s, i
 
 Settings stopping(Settings s) {
     s.observe |= KVMERGE_OBSERVE_STOP;
+    s.gpu = false;
     return s;
 }
 
@@ -210,6 +228,59 @@ void test_counts(llama_model * model) {
         }
     }
 }
+
+#ifdef KVMERGE_ON_SHIM
+// What a token and a block of a generation cost on a GPU.
+void test_gpu_counts(llama_model * model) {
+    const std::vector<llama_token> tokens = text(120);
+    Settings s{"counts on a GPU"};
+    s.bias = KVMERGE_BIAS_FOLDED;
+    Run run(model, s);
+    kvmerge_block_stats stats;
+    CHECK(run.decode(tokens, 0, 40) == 0);
+    ok(kvmerge_observer_stats(run.observer, &stats));
+    const size_t all = size_t(LAYERS) * KV_HEADS * CELLS;
+    for (int block = 0; block < 2; block++) { // in the first, memory is allocated that is kept
+        run.begin();
+        run.stops = 0;
+        run.generate(tokens, 40 + block * 40, 42 + block * 40);
+        shim::counts() = {};
+        run.generate(tokens, 42 + block * 40, 80 + block * 40);
+        const shim::Counts token = shim::counts();
+        CHECK(run.stops == 0 && token.launches == 38 && token.copies == 0 && token.fills == 0);
+        CHECK(token.waits == 0 && token.allocations == 0 && token.bytes == 0);
+
+        shim::counts() = {};
+        ok(kvmerge_observer_stats(run.observer, &stats));
+        CHECK(stats.n_layer_seen == LAYERS && stats.n_tokens == 40);
+        CHECK(shim::counts().waits == 1);
+        // Cells 0..59 are merged in pairs.
+        std::vector<int32_t> target(all, -1), position(all, 0), dest(all, 0);
+        std::vector<float> weight(all, 0.5f);
+        for (size_t i = 0; i < all; i++) {
+            const int cell = int(i % CELLS);
+            if (cell < 60) {
+                target[i] = cell / 2 * 2;
+                position[i] = cell;
+                dest[i] = cell / 2 * 2;
+            }
+        }
+        kvmerge_moves moves = {};
+        moves.target = target.data();
+        moves.weight = weight.data();
+        moves.position = position.data();
+        moves.dest = dest.data();
+        moves.pivot_frame = 1;
+        ok(kvmerge_apply(run.observer, &moves));
+        const shim::Counts whole = shim::counts();
+        std::printf("  a block: %d launches, %d copies, %d fills, %d waits, %d allocations, %zu bytes\n",
+                    whole.launches, whole.copies, whole.fills, whole.waits, whole.allocations, whole.bytes);
+        CHECK(whole.launches + whole.copies + whole.fills <= 20 * LAYERS);
+        CHECK(whole.bytes <= 16 * all);
+        CHECK(whole.waits == 2); // before the host plans, and before llama.cpp goes on
+    }
+}
+#endif
 
 // Keys that a block's queries saw change before its statistics are asked for.
 void test_changed_keys(llama_model * model) {
@@ -331,6 +402,7 @@ void test_free(llama_model * model) {
 
 int main(int argc, char ** argv) {
     llama_model * const model = tiny_model_for(argc, argv);
+    shim_has_cublas = false;
     constexpr int QUERIES = KVMERGE_OBSERVE_QUERIES, MASS = KVMERGE_OBSERVE_MASS;
     const Settings settings[] = {{"F16"},
                                  {"small ubatches", true, GGML_TYPE_F16, 16},
@@ -346,6 +418,9 @@ int main(int argc, char ** argv) {
         test_blocks(model, s);
     }
     test_counts(model);
+#ifdef KVMERGE_ON_SHIM
+    test_gpu_counts(model);
+#endif
     test_changed_keys(model);
     test_hosts(model);
     test_abort(model);

@@ -1,6 +1,7 @@
 // CUDA's version of every device kernel: on a GPU, by way of managed memory, or without one on the shim's fibers.
 #include "kernel_tests.hpp"
 
+#include "capture_steps.hpp"
 #include "device.hpp"
 
 #include <cuda_runtime.h>
@@ -15,16 +16,30 @@ static bool shim_has_cublas;
 constexpr unsigned TIMES = 200;
 #endif
 
+// The device's kernels, which have finished when they return.
+struct Waiting {
+    const Device & device;
+#define KVMERGE_MEMBER(name, Args)         \
+    void name(const Args & a) const {      \
+        device.name(a);                    \
+        CHECK(device.finish() == nullptr); \
+    }
+    KVMERGE_DEVICE_KERNELS(KVMERGE_MEMBER)
+    KVMERGE_HEADS_KERNELS(KVMERGE_MEMBER)
+    KVMERGE_DEVICE_STEPS(KVMERGE_MEMBER)
+#undef KVMERGE_MEMBER
+};
+
 // The kernels of many heads, as if they were of one.
 struct OneHead {
-    const Device & device;
+    const Waiting & device;
     void project_cells(const ProjectCellsArgs & a) const { device.project_heads({&a, 1}); }
     void expected_attention(const ExpectedAttentionArgs & a) const { device.foresee_heads({&a, 1}); }
     void plan_groups(const PlanGroupsArgs & a) const { device.plan_heads({&a, 1}); }
 };
 
 // Heads of different sizes in one launch get the plans that they get alone, and those are the reference's.
-static void test_many_heads_at_once(const Device & device, Random & random) {
+static void test_many_heads_at_once(const Waiting & device, Random & random) {
     const int n_heads = random.integer(2, 5), n_cells = 90;
     const TestCells keys(random, n_heads, 32, n_cells, false), values(random, n_heads, 24, n_cells, true);
     std::vector<Vec<int32_t>> which, group, expected;
@@ -53,7 +68,7 @@ static void test_many_heads_at_once(const Device & device, Random & random) {
 }
 
 // Thousands of cells: more runs of prices than a warp has lanes, and choices that are far apart.
-static void test_plan_of_many_cells(const Device & device, Random & random) {
+static void test_plan_of_many_cells(const Waiting & device, Random & random) {
     const int n = 3000, operations = random.integer(1, 60);
     const TestCells keys(random, 1, 8, n, false, CELL_F32), values(random, 1, 8, n, false, CELL_F32);
     const auto which = some_cells(random, n, n);
@@ -71,6 +86,94 @@ static void test_plan_of_many_cells(const Device & device, Random & random) {
     CHECK(group == expected); // prices of random cells lie further apart than rounding
 }
 
+// Rows of several layers: more than one launch takes pointers of, in some.
+static void test_collect_queries(const Waiting & device, Random & random) {
+    const int n_layers = random.integer(0, 9) == 0 ? 70 : random.integer(1, 5), row = random.integer(1, 300),
+              n_rows = random.integer(0, 5), n_kv = random.integer(1, 400), n_cells = n_kv + random.integer(0, 300),
+              mask_stride = n_kv + random.integer(0, 9), moved = random.integer(0, 1) * row,
+              coming_rows = std::max(1, std::max(n_rows, moved / row));
+    const bool masked = random.integer(0, 3) > 0, floats = random.integer(0, 1);
+    Vec<float> mask_f(size_t(n_rows + 1) * mask_stride, 0.0f);
+    Vec<uint16_t> mask_h(mask_f.size(), 0);
+    for (size_t i = 0; i < mask_f.size(); i++) {
+        if (random.integer(0, 1)) {
+            mask_f[i] = -INF;
+            mask_h[i] = HIDDEN;
+        }
+    }
+    const auto run = [&](const auto & collect, unsigned seed) {
+        Random same(seed);
+        std::vector<Vec<float>> here, there; // queries wait where the next come, as a generation's do
+        std::vector<const float *> from;
+        std::vector<float *> to, coming;
+        for (int i = 0; i < n_layers; i++) {
+            here.push_back(normals(same, size_t(coming_rows) * row));
+            there.emplace_back(std::max(1, moved), 7.0f);
+        }
+        for (int i = 0; i < n_layers; i++) {
+            from.push_back(here[size_t(i)].data());
+            coming.push_back(here[size_t(i)].data());
+            to.push_back(there[size_t(i)].data());
+        }
+        Guarded<uint16_t> masks(size_t(n_rows) * n_cells, 1);
+        Guarded<float> inverse(size_t(n_rows), 5);
+        Guarded<uint8_t> newest(size_t(n_cells), 9);
+        collect(CollectQueriesArgs{n_layers, from.data(), to.data(), moved, coming.data(), row, n_rows,
+                                   !masked  ? nullptr
+                                   : floats ? static_cast<const void *>(mask_f.data())
+                                            : mask_h.data(),
+                                   floats, mask_stride, n_kv, masks, n_cells, inverse, newest});
+        std::vector<uint32_t> bits;
+        const auto add = [&](const auto * x, size_t n) {
+            for (size_t i = 0; i < n; i++) {
+                uint32_t b = 0;
+                std::memcpy(&b, x + i, sizeof x[i]);
+                bits.push_back(b);
+            }
+        };
+        for (int i = 0; i < n_layers; i++) {
+            add(here[size_t(i)].data(), here[size_t(i)].size());
+            add(there[size_t(i)].data(), there[size_t(i)].size());
+        }
+        add((uint16_t *)masks, masks.n);
+        add((uint8_t *)newest, newest.n);
+        std::vector<float> inverses((float *)inverse, (float *)inverse + n_rows);
+        return std::make_pair(bits, inverses);
+    };
+    const unsigned seed = unsigned(random.integer(0, 1 << 20));
+    const auto got = run([&](const CollectQueriesArgs & a) { device.collect_queries(a); }, seed);
+    const auto expected = run(host_collect_queries, seed);
+    CHECK(got.first == expected.first);
+    for (int r = 0; r < n_rows; r++) {
+        CHECK_NEAR(got.second[size_t(r)], expected.second[size_t(r)], 0, 1e-6);
+    }
+}
+
+static void test_check_queries(const Waiting & device, Random & random) {
+    const int n_layers = random.integer(1, 70), n_rows = random.integer(1, 6), row = random.integer(1, 600);
+    std::vector<Vec<float>> queries, expected;
+    Vec<int32_t> missing(n_layers, -1), expected_missing(n_layers, -1);
+    std::vector<float *> q, e;
+    std::vector<int32_t *> m, em;
+    for (int i = 0; i < n_layers; i++) {
+        queries.push_back(normals(random, size_t(n_rows) * row));
+        for (int r = 0; r < n_rows; r++) {
+            if (random.integer(0, 3) == 0) {
+                std::memcpy(&queries[i][size_t(r) * row], &NOT_COME, sizeof NOT_COME);
+            }
+        }
+        missing[i] = expected_missing[i] = random.integer(0, 5) == 0 ? 3 : -1; // 3: found earlier in this block
+        expected.push_back(queries[i]);
+        m.push_back(&missing[i]), em.push_back(&expected_missing[i]);
+    }
+    for (int i = 0; i < n_layers; i++) {
+        q.push_back(queries[i].data()), e.push_back(expected[i].data());
+    }
+    device.check_queries({n_layers, q.data(), n_rows, row, 10, m.data()});
+    host_check_queries({n_layers, e.data(), n_rows, row, 10, em.data()});
+    CHECK(queries == expected && missing == expected_missing);
+}
+
 int main(int argc, char ** argv) {
     const char * why_not = nullptr;
     CHECK(!kvmerge_cuda_device(DEVICE_VERSION + 1, &why_not) && why_not);
@@ -86,14 +189,14 @@ int main(int argc, char ** argv) {
     };
     test_release = [](void * memory) { CHECK(cudaFree(memory) == cudaSuccess); };
     const unsigned seed = seed_of(argc, argv), times = TIMES;
-    const Device & table = *device;
+    const Waiting waiting = {*device}, &table = waiting;
     for (const bool cublas : {false, true}) { // only the shim can tell them apart
         shim_has_cublas = cublas;
         const char * const isa = cublas ? "CUDA, cuBLAS if it is there" : "CUDA";
         KVMERGE_DEVICE_KERNELS(KVMERGE_TEST)
     }
     {
-        const OneHead table = {*device};
+        const OneHead table = {waiting};
         const char * const isa = "CUDA, one head";
         KVMERGE_TEST(project_cells, )
         KVMERGE_TEST(expected_attention, )
@@ -102,12 +205,13 @@ int main(int argc, char ** argv) {
     {
         const char * const isa = "CUDA";
         KVMERGE_TEST(many_heads_at_once, )
+        KVMERGE_DEVICE_STEPS(KVMERGE_TEST)
     }
     Random random(seed);
     test_plan_of_many_cells(table, random);
     test_rotation_composes(table);
     test_moved_cells_keep_bits(table);
     test_entropy_of_known_rows(table);
-    CHECK(device->error() == nullptr);
+    CHECK(device->finish() == nullptr);
     std::printf("ok\n");
 }

@@ -123,7 +123,6 @@ static void merge_on_one(const MergeHead * heads, int n_heads, const Launch & la
                    on_gpu.data(), first_on_gpu.data(), n_heads, n_groups, largest_dim);
     KVMERGE_LAUNCH(write_groups, blocks, WARPS * WARP, 0, launch.stream(), on_gpu.data(), first_on_gpu.data(), n_heads,
                    n_groups);
-    note(cudaStreamSynchronize(launch.stream())); // the copies from first_group must end before it goes
 }
 
 void merge_cells(const MergeCellsArgs & a) {

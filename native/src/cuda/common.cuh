@@ -100,9 +100,10 @@ __device__ inline void store_cells(const CellView & v, int head, int cell, int i
 
 // ---- the host's side ------------------------------------------------------------------------------------------------
 
-void note(cudaError_t status); // remembers the first failure, for Device::error
+void note(cudaError_t status); // remembers the first failure, for Device::finish
 
-// Makes the GPU that `memory` is on the current one, and gives its stream. The destructor waits for the stream.
+// Makes the GPU that `memory` is on the current one, and gives its stream, on which all work of that GPU follows what
+// came before it. Nobody waits: Device::finish does.
 class Launch {
   public:
     explicit Launch(const void * memory);
@@ -119,7 +120,7 @@ class Launch {
     cudaStream_t stream_ = nullptr;
 };
 
-// Memory for the time of a launch.
+// Memory for the time of a launch. It comes from the GPU's pool, which keeps what it has got from the driver.
 template <class T>
 class Scratch {
   public:
@@ -151,6 +152,7 @@ bool cublas_scores(const Launch & launch, const void * keys, std::ptrdiff_t key_
 #define KVMERGE_DECLARE(name, Args) void name(const Args &);
 KVMERGE_DEVICE_KERNELS(KVMERGE_DECLARE)
 KVMERGE_HEADS_KERNELS(KVMERGE_DECLARE)
+KVMERGE_DEVICE_STEPS(KVMERGE_DECLARE)
 #undef KVMERGE_DECLARE
 
 inline int ceil_div(std::ptrdiff_t a, std::ptrdiff_t b) {

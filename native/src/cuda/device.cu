@@ -3,6 +3,7 @@
 
 #include "device.hpp"
 
+#include <atomic>
 #include <mutex>
 #include <string>
 
@@ -13,7 +14,38 @@ namespace {
 
 std::mutex mutex;
 cudaStream_t streams[MOST_GPUS];
-thread_local std::string failure, told;
+std::atomic<bool> busy[MOST_GPUS]; // something was queued since the host last waited
+std::mutex failure_mutex;
+std::string failure;
+thread_local std::string told;
+
+// What to do about an error, where its own text does not say.
+const char * remedy(cudaError_t status) {
+    switch (status) {
+    case cudaErrorMemoryAllocation:
+        return ": the GPU's memory is full. Give the model fewer layers there (-ngl), the context fewer cells (-c, "
+               "--budget) or smaller blocks (--block)";
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorInvalidDeviceFunction:
+        return ": kvmerge's CUDA part was compiled for other GPUs than this one. Build it for this one: make cuda "
+               "CUDA_ARCHS=<compute capability, as nvidia-smi --query-gpu=compute_cap shows it, without the dot>";
+    case cudaErrorUnsupportedPtxVersion:
+    case cudaErrorInsufficientDriver:
+    case cudaErrorJitCompilerNotFound:
+        return ": the driver is older than the compiler of kvmerge's CUDA part. Take a newer driver, or build it for "
+               "this GPU: make cuda CUDA_ARCHS=<compute capability without the dot>";
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchFailure:
+    case cudaErrorECCUncorrectable:
+    case cudaErrorHardwareStackError:
+    case cudaErrorDevicesUnavailable:
+    case cudaErrorLaunchTimeout:
+        return ": the GPU cannot be used by this process any more, and what it held is gone. Start the program anew; "
+               "saved sessions and results are as they were";
+    default:
+        return "";
+    }
+}
 
 // The stream of the current GPU. It does not wait for ggml's streams: llama.cpp has synchronised those before it calls.
 cudaStream_t stream_of(int gpu) {
@@ -23,6 +55,10 @@ cudaStream_t stream_of(int gpu) {
     }
     if (!streams[gpu]) {
         note(cudaStreamCreateWithFlags(&streams[gpu], cudaStreamNonBlocking));
+        cudaMemPool_t pool = nullptr; // by itself it gives all memory back to the driver whenever somebody waits
+        uint64_t keep = UINT64_MAX;
+        note(cudaDeviceGetDefaultMemPool(&pool, gpu));
+        note(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep));
     }
     return streams[gpu];
 }
@@ -30,8 +66,12 @@ cudaStream_t stream_of(int gpu) {
 } // namespace
 
 void note(cudaError_t status) {
-    if (status != cudaSuccess && failure.empty()) {
-        failure = cudaGetErrorString(status);
+    if (status == cudaSuccess) {
+        return;
+    }
+    const std::lock_guard<std::mutex> lock(failure_mutex);
+    if (failure.empty()) {
+        failure = std::string(cudaGetErrorString(status)) + remedy(status);
     }
 }
 
@@ -42,7 +82,9 @@ Launch::Launch(const void * memory) {
     note(status);
     if (status == cudaSuccess) {
         gpu_ = where.device;
-        note(cudaSetDevice(gpu_));
+        if (gpu_ != before_) {
+            note(cudaSetDevice(gpu_));
+        }
         stream_ = stream_of(gpu_);
     }
 }
@@ -50,9 +92,18 @@ Launch::Launch(const void * memory) {
 Launch::~Launch() {
     if (stream_) {
         note(cudaGetLastError()); // errors of the launches
-        note(cudaStreamSynchronize(stream_));
+        busy[gpu_] = true;
     }
-    note(cudaSetDevice(before_));
+    if (gpu_ != before_) {
+        note(cudaSetDevice(before_));
+    }
+}
+
+// Waits for a GPU's stream.
+static void wait(int gpu) {
+    if (busy[gpu].exchange(false)) {
+        note(cudaStreamSynchronize(streams[gpu]));
+    }
 }
 
 static void * allocate(size_t bytes, const void * near) {
@@ -86,10 +137,43 @@ static void upload(void * to, const void * from, size_t bytes) {
     }
 }
 
+static void fetch(void * shared, const void * from, size_t bytes) {
+    const Launch launch(from);
+    if (launch.fine() && bytes > 0) {
+        note(cudaMemcpyAsync(shared, from, bytes, cudaMemcpyDeviceToHost, launch.stream()));
+    }
+}
+
 static void download(void * to, const void * from, size_t bytes) {
+    fetch(to, from, bytes);
     const Launch launch(from);
     if (launch.fine()) {
-        note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, launch.stream()));
+        note(cudaStreamSynchronize(launch.stream()));
+    }
+}
+
+static void * allocate_shared(size_t bytes) {
+    void * memory = nullptr;
+    if (cudaHostAlloc(&memory, bytes ? bytes : 1, cudaHostAllocPortable) != cudaSuccess) {
+        cudaGetLastError(); // forgotten here, as in allocate
+        return nullptr;
+    }
+    return memory;
+}
+
+static void release_shared(void * memory) {
+    note(cudaFreeHost(memory));
+}
+
+static int place(const void * memory) {
+    cudaPointerAttributes where = {};
+    note(cudaPointerGetAttributes(&where, memory));
+    return where.device;
+}
+
+static void settle(int gpu) {
+    if (gpu >= 0 && gpu < MOST_GPUS && busy[gpu] && cudaStreamQuery(streams[gpu]) != cudaSuccess) {
+        wait(gpu); // and gives the error, if it is one
     }
 }
 
@@ -102,7 +186,11 @@ static bool owns(const void * memory) {
     return where.type == cudaMemoryTypeDevice || where.type == cudaMemoryTypeManaged;
 }
 
-static const char * error() {
+static const char * finish() {
+    for (int gpu = 0; gpu < MOST_GPUS; gpu++) {
+        wait(gpu);
+    }
+    const std::lock_guard<std::mutex> lock(failure_mutex);
     if (failure.empty()) {
         return nullptr;
     }
@@ -110,6 +198,15 @@ static const char * error() {
     failure.clear();
     return told.c_str();
 }
+
+#define KVMERGE_ALL(kernel, Args)                        \
+    static void kernel##_all(const Args * args, int n) { \
+        for (const Args * a = args; a < args + n; a++) { \
+            kernel(*a);                                  \
+        }                                                \
+    }
+KVMERGE_LAYER_KERNELS(KVMERGE_ALL)
+#undef KVMERGE_ALL
 
 } // namespace cuda
 } // namespace kvmerge
@@ -123,14 +220,23 @@ extern "C" __attribute__((visibility("default"))) const kvmerge::Device * kvmerg
 #define KVMERGE_ENTRY(kernel, Args) d.kernel = cuda::kernel;
         KVMERGE_DEVICE_KERNELS(KVMERGE_ENTRY);
         KVMERGE_HEADS_KERNELS(KVMERGE_ENTRY);
+        KVMERGE_DEVICE_STEPS(KVMERGE_ENTRY);
+#undef KVMERGE_ENTRY
+#define KVMERGE_ENTRY(kernel, Args) d.kernel##_all = cuda::kernel##_all;
+        KVMERGE_LAYER_KERNELS(KVMERGE_ENTRY);
 #undef KVMERGE_ENTRY
         d.allocate = cuda::allocate;
         d.release = cuda::release;
+        d.allocate_shared = cuda::allocate_shared;
+        d.release_shared = cuda::release_shared;
         d.zero = cuda::zero;
         d.upload = cuda::upload;
         d.download = cuda::download;
+        d.fetch = cuda::fetch;
         d.owns = cuda::owns;
-        d.error = cuda::error;
+        d.place = cuda::place;
+        d.settle = cuda::settle;
+        d.finish = cuda::finish;
         return d;
     }();
     if (version != DEVICE_VERSION) {
@@ -140,7 +246,10 @@ extern "C" __attribute__((visibility("default"))) const kvmerge::Device * kvmerg
     int gpus = 0;
     const cudaError_t status = cudaGetDeviceCount(&gpus);
     if (status != cudaSuccess || gpus == 0) {
-        *why_not = status != cudaSuccess ? cudaGetErrorString(status) : "the driver shows no GPU";
+        static std::string why;
+        why = status != cudaSuccess ? std::string(cudaGetErrorString(status)) + cuda::remedy(status)
+                                    : "the driver shows no GPU";
+        *why_not = why.c_str();
         cudaGetLastError();
         return nullptr;
     }

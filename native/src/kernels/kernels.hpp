@@ -2,8 +2,8 @@
 // The tables of the reference, of each instruction set and of CUDA (first list only), the dispatcher and the tests are
 // all made from that line, so a kernel that lacks one of them does not compile.
 //
-// A descriptor holds plain pointers: into host memory for the CPU, into device memory for CUDA. A kernel has finished
-// when it returns.
+// A descriptor holds plain pointers: into host memory for the CPU, into device memory for CUDA. The CPU's kernels have
+// finished when they return, CUDA's are queued (device.hpp).
 #pragma once
 
 #include <cstddef>
@@ -242,6 +242,41 @@ struct KlRowArgs {
     double * kl;
 };
 
+// How captured queries of a ubatch come to the block's, in one launch: the queries of the ubatch before, which had to
+// wait where the graph left them, are moved; rows that the graph is about to write are marked; its mask is kept, since
+// the next one is written over it. The first three arrays are in host memory, one pointer for each layer.
+struct CollectQueriesArgs {
+    int n_layers;
+    const float * const * from; // [n_layers][n_moved]
+    float * const * to;         // [n_layers][n_moved]
+    std::ptrdiff_t n_moved;     // elements a layer
+    float * const * coming;     // [n_layers][n_rows][row]. May be where `from` is, if that is one row
+    std::ptrdiff_t row;         // elements of a token's queries
+    int n_rows;                 // tokens of the ubatch
+    const void * mask;          // element (row r, cell c) at r*mask_stride + c; null: every cell is seen
+    int mask_floats;            // 1: of single precision, 0: of half precision. Minus infinity hides a cell
+    std::ptrdiff_t mask_stride; // elements
+    int n_kv;                   // cells that the mask has
+    uint16_t * masks;           // [n_rows][n_cells], written: 0, or HIDDEN as are cells from n_kv on; or null
+    int n_cells;
+    float * inv_log_visible; // [n_rows], written
+    uint8_t * newest;        // [n_cells], written, in shared memory: 1 for cells that the last row sees; or null
+};
+
+// What the first element of a row holds until its queries have come: a NaN that no processor makes.
+constexpr uint32_t NOT_COME = 0xffffffffu;
+
+// Finds rows whose queries never came, and makes them zero.
+struct CheckQueriesArgs {
+    int n_layers;
+    float * const * queries; // [n_layers], in host memory, of [n_rows][row]
+    int n_rows;
+    std::ptrdiff_t row;
+    int first_token;
+    int32_t * const * missing; // [n_layers], in host memory, of shared memory: first_token + the first such row is
+                               // written where it is negative
+};
+
 // Kernels that have a version for each device: they work where the model's backend holds attention, queries and cells.
 #define KVMERGE_DEVICE_KERNELS(X)          \
     X(attention_stats, AttentionStatsArgs) \
@@ -255,6 +290,18 @@ struct KlRowArgs {
     X(project_heads, ProjectHeadsArgs) \
     X(foresee_heads, ForeseeHeadsArgs) \
     X(plan_heads, PlanHeadsArgs)
+
+// Those of them that are run for all layers at once.
+#define KVMERGE_LAYER_KERNELS(X)           \
+    X(attention_stats, AttentionStatsArgs) \
+    X(score_stats, ScoreStatsArgs)         \
+    X(query_moments, QueryMomentsArgs)     \
+    X(fold_direction, FoldDirectionArgs)
+
+// Steps of capturing queries, which a device has and no instruction set does.
+#define KVMERGE_DEVICE_STEPS(X)            \
+    X(collect_queries, CollectQueriesArgs) \
+    X(check_queries, CheckQueriesArgs)
 
 // Kernels that only the CPU has: single cells that the host reads and writes, what to do with a head's cells, logits.
 #define KVMERGE_HOST_KERNELS(X)                  \

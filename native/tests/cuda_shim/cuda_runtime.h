@@ -2,6 +2,9 @@
 // fiber, the fibers of a thread block take turns, and thread blocks run one after another. Device memory is host
 // memory, so AddressSanitizer watches it. The shim shows no races. It ends the program if not all threads reach a
 // barrier.
+//
+// Streams are as late as CUDA allows: what is queued is done when somebody waits or asks whether it is done. All is
+// counted, and any call can be made to fail.
 #pragma once
 
 #include <algorithm>
@@ -11,6 +14,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
+#include <tuple>
+#include <vector>
 
 #define KVMERGE_CUDA_SHIM
 #define __global__
@@ -31,7 +37,27 @@ struct alignas(16) float4 {
 namespace shim {
 extern dim3 thread_index, block_index, block_size, grid_size;
 extern void * dynamic_shared;
+// What the host asked for. Bytes are those that cross the bus; allocations are of memory on the GPU and of pinned
+// memory.
+struct Counts {
+    int launches, copies, fills, waits, allocations;
+    size_t bytes;
+};
+__attribute__((visibility("default"))) Counts & counts();
+// Makes every call of the runtime fail from now on, with this error; 0: none.
+__attribute__((visibility("default"))) int & failing();
+__attribute__((visibility("default"))) int & gpus();
+// Memory that is on a second GPU, by its first address and how many bytes it has; all other memory is on the first.
+__attribute__((visibility("default"))) std::map<const char *, int> & second_gpu();
+int gpu_of(const void * memory);
+void queue(std::function<void()> work);
+void run_queue();
 void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()> & kernel);
+template <class Kernel, class... Args>
+void queue_launch(dim3 grid, dim3 block, size_t shared, Kernel kernel, const Args &... args) {
+    counts().launches++;
+    queue([=, all = std::make_tuple(args...)] { launch(grid, block, shared, [&] { std::apply(kernel, all); }); });
+}
 void block_barrier();
 void warp_barrier();
 // All lanes give a value and see all lanes' values.
@@ -43,7 +69,7 @@ uint64_t * exchange(uint64_t value);
 #define blockDim shim::block_size
 #define gridDim shim::grid_size
 #define KVMERGE_LAUNCH(kernel, grid, block, shared, stream, ...) \
-    ((void)(stream), shim::launch(grid, block, shared, [&] { kernel(__VA_ARGS__); }))
+    ((void)(stream), shim::queue_launch(grid, block, shared, kernel, __VA_ARGS__))
 #define KVMERGE_DYNAMIC_SHARED(type, name) type * const name = static_cast<type *>(shim::dynamic_shared)
 
 inline void __syncthreads() {
@@ -92,63 +118,106 @@ using std::max;
 using std::min;
 
 // ---- the runtime ----------------------------------------------------------------------------------------------------
-enum cudaError_t { cudaSuccess = 0, cudaErrorMemoryAllocation = 2 };
+enum cudaError_t {
+    cudaSuccess = 0,
+    cudaErrorMemoryAllocation = 2,
+    cudaErrorInsufficientDriver = 35,
+    cudaErrorDevicesUnavailable = 46,
+    cudaErrorInvalidDeviceFunction = 98,
+    cudaErrorNoKernelImageForDevice = 209,
+    cudaErrorECCUncorrectable = 214,
+    cudaErrorJitCompilerNotFound = 221,
+    cudaErrorUnsupportedPtxVersion = 222,
+    cudaErrorNotReady = 600,
+    cudaErrorIllegalAddress = 700,
+    cudaErrorLaunchTimeout = 702,
+    cudaErrorHardwareStackError = 714,
+    cudaErrorLaunchFailure = 719
+};
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
 enum cudaMemoryType { cudaMemoryTypeHost = 1, cudaMemoryTypeDevice = 2, cudaMemoryTypeManaged = 3 };
+enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
 struct cudaPointerAttributes {
     cudaMemoryType type;
     int device;
 };
 using cudaStream_t = void *;
-constexpr unsigned cudaStreamNonBlocking = 1;
+using cudaMemPool_t = void *;
+constexpr unsigned cudaStreamNonBlocking = 1, cudaHostAllocPortable = 1;
 
+inline cudaError_t shim_status() {
+    return cudaError_t(shim::failing());
+}
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t * s, unsigned) {
     *s = s;
     return cudaSuccess;
 }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+inline cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t * pool, int) {
+    *pool = nullptr;
     return cudaSuccess;
 }
-inline cudaError_t cudaGetLastError() {
+inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void *) {
     return cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+    shim::counts().waits++;
+    shim::run_queue();
+    return shim_status();
+}
+inline cudaError_t cudaStreamQuery(cudaStream_t) { // the GPU has had time enough
+    shim::run_queue();
+    return shim_status();
+}
+inline cudaError_t cudaGetLastError() {
+    return shim_status();
 }
 inline const char * cudaGetErrorString(cudaError_t) {
     return "an error of the shim";
 }
 inline cudaError_t cudaGetDeviceCount(int * n) {
-    *n = 1;
+    *n = shim::gpus();
+    return shim_status();
+}
+cudaError_t cudaGetDevice(int * d);
+cudaError_t cudaSetDevice(int d);
+inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes * a, const void * memory) {
+    *a = {cudaMemoryTypeDevice, shim::gpu_of(memory)};
     return cudaSuccess;
 }
-inline cudaError_t cudaGetDevice(int * d) {
-    *d = 0;
-    return cudaSuccess;
-}
-inline cudaError_t cudaSetDevice(int) {
-    return cudaSuccess;
-}
-inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes * a, const void *) {
-    *a = {cudaMemoryTypeDevice, 0};
-    return cudaSuccess;
-}
-inline cudaError_t cudaMallocAsync(void ** p, size_t n, cudaStream_t) {
-    *p = std::malloc(n);
+inline cudaError_t cudaHostAlloc(void ** p, size_t n, unsigned) {
+    shim::counts().allocations++;
+    *p = shim::failing() ? nullptr : std::malloc(n);
     return *p ? cudaSuccess : cudaErrorMemoryAllocation;
 }
-inline cudaError_t cudaFreeAsync(void * p, cudaStream_t) {
+cudaError_t cudaMallocAsync(void ** p, size_t n, cudaStream_t); // on the current GPU
+cudaError_t cudaFreeAsync(void * p, cudaStream_t);
+inline cudaError_t cudaFreeHost(void * p) { // waits
+    shim::run_queue();
     std::free(p);
     return cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void * p, int x, size_t n, cudaStream_t) {
-    std::memset(p, x, n);
-    return cudaSuccess;
+    shim::counts().fills++;
+    shim::queue([=] { std::memset(p, x, n); });
+    return shim_status();
 }
-inline cudaError_t cudaMemcpyAsync(void * to, const void * from, size_t n, cudaMemcpyKind, cudaStream_t) {
-    std::memcpy(to, from, n);
-    return cudaSuccess;
+inline cudaError_t cudaMemcpyAsync(void * to, const void * from, size_t n, cudaMemcpyKind kind, cudaStream_t) {
+    shim::counts().copies++;
+    shim::counts().bytes += n;
+    if (kind == cudaMemcpyDeviceToHost) {
+        shim::queue([=] { std::memcpy(to, from, n); });
+    } else { // the host may change `from` right away
+        const char * const bytes = static_cast<const char *>(from);
+        shim::queue([to, copy = std::vector<char>(bytes, bytes + n)] { std::memcpy(to, copy.data(), copy.size()); });
+    }
+    return shim_status();
 }
 inline cudaError_t cudaMallocManaged(void ** p, size_t n) {
-    return cudaMallocAsync(p, n, nullptr);
+    *p = std::malloc(n);
+    return *p ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 inline cudaError_t cudaFree(void * p) {
-    return cudaFreeAsync(p, nullptr);
+    shim::run_queue();
+    std::free(p);
+    return cudaSuccess;
 }
