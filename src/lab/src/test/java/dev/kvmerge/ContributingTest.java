@@ -101,6 +101,17 @@ class ContributingTest {
     }
 
     @Test
+    void theFastTestsLeaveTheSlowOnesAndAllOthersRunInMakeTest() throws IOException {
+        String pom = Files.readString(HOME.resolve("pom.xml"));
+        String fast = pom.replaceAll("(?s).*<id>fast</id>(.*?)</profile>.*", "$1");
+        assertTrue(
+                fast.contains("<value>fast</value>") && fast.contains("<excludedGroups>slow</excludedGroups>"), fast);
+        assertFalse(pom.replace(fast, "").contains("roups>"), "no other build leaves tests out");
+        String make = Files.readString(HOME.resolve("Makefile"));
+        assertTrue(make.contains("\ntest-java: build setup\n\t$(MAVEN) -B -ntp test\n"), "all of Java's");
+    }
+
+    @Test
     void everyTestSaysWhatItNeeds() throws IOException {
         Pattern tag = Pattern.compile("@(?:ArchTag|Tag|net\\.jqwik\\.api\\.Tag)\\(\"(?:fast|npm|native|model)\"\\)");
         try (Stream<Path> files = Files.walk(HOME.resolve("src"))) {

@@ -184,6 +184,7 @@ class JinjaTemplateTest {
     }
 
     @Test
+    @Tag("slow")
     void whatWouldNotEndIsEnded() {
         String loops = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}"
                 + "{% endfor %}{% endfor %}";

@@ -228,6 +228,7 @@ class BrokenResultsTest {
     }
 
     @Property
+    @net.jqwik.api.Tag("slow")
     void oneValueMissingOrWrong(@ForAll("changed") String content) {
         taken(content);
     }

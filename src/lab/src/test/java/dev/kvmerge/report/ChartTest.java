@@ -9,7 +9,9 @@ import java.io.StringReader;
 import java.util.Arrays;
 import java.util.List;
 import java.util.stream.IntStream;
+import javax.xml.parsers.DocumentBuilder;
 import javax.xml.parsers.DocumentBuilderFactory;
+import javax.xml.parsers.ParserConfigurationException;
 import net.jqwik.api.ForAll;
 import net.jqwik.api.Property;
 import net.jqwik.api.constraints.DoubleRange;
@@ -23,8 +25,18 @@ import org.xml.sax.InputSource;
 @Tag("fast")
 @net.jqwik.api.Tag("fast")
 class ChartTest {
+    private static final DocumentBuilder PARSER = parser();
+
+    private static DocumentBuilder parser() {
+        try {
+            return DocumentBuilderFactory.newInstance().newDocumentBuilder();
+        } catch (ParserConfigurationException e) {
+            throw new IllegalStateException(e);
+        }
+    }
+
     private static Document parsed(String svg) throws Exception {
-        return DocumentBuilderFactory.newInstance().newDocumentBuilder().parse(new InputSource(new StringReader(svg)));
+        return PARSER.parse(new InputSource(new StringReader(svg)));
     }
 
     private static List<String> ticks(Scale scale) {

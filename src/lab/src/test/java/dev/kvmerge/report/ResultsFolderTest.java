@@ -55,6 +55,7 @@ class ResultsFolderTest {
     }
 
     @Test
+    @Tag("slow")
     void neverTwoProcessesAtOnce() throws IOException, InterruptedException {
         List<Process> children = new ArrayList<>();
         for (int i = 0; i < 3; i++) {

@@ -424,6 +424,7 @@ class RefusalsTest {
     }
 
     @Test
+    @Tag("slow")
     void aSchemaOfTooMuchIsRefusedByName() throws Exception {
         restart(TestOptions.slots(1).body(32 << 20));
         StringBuilder chain = new StringBuilder("{\"$ref\":\"#/$defs/d0\",\"$defs\":{");
