@@ -54,6 +54,26 @@ def test_stream(model):
     assert usage.completion_tokens > 0, usage
 
 
+def test_stream_of_logprobs(model):
+    ask = {
+        "model": model,
+        "messages": [{"role": "user", "content": "Count from one to five."}],
+        "max_tokens": 16,
+        "temperature": 0,
+        "logprobs": True,
+        "top_logprobs": 2,
+    }
+    whole = client.chat.completions.create(**ask).choices[0]
+    text, tokens = "", []
+    for chunk in client.chat.completions.create(**ask, stream=True):
+        choice = chunk.choices[0]
+        text += choice.delta.content or ""
+        tokens += choice.logprobs.content if choice.logprobs else []
+        assert not choice.delta.content or "".join(t.token for t in tokens) == text, (text, tokens)
+    assert tokens and all(len(t.top_logprobs) == 2 for t in tokens), tokens
+    assert [t.token for t in tokens] == [t.token for t in whole.logprobs.content], (tokens, whole)
+
+
 def test_completion(model):
     answer = client.completions.create(
         model=model, prompt="Once upon a time", max_tokens=6, temperature=0, logprobs=2, stop=["\n"], seed=1
@@ -132,6 +152,6 @@ def test_leaving(model):
 
 
 name = test_models()
-for test in (test_chat, test_stream, test_completion, test_schema, test_errors, test_leaving):
+for test in (test_chat, test_stream, test_stream_of_logprobs, test_completion, test_schema, test_errors, test_leaving):
     test(name)
     print("ok:", test.__name__)

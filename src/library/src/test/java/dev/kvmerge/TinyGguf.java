@@ -82,6 +82,11 @@ public final class TinyGguf {
         this.zero = zero;
     }
 
+    /** Writes a model with words to the file that is named: bin/test-examples runs it where the small model is slow. */
+    static void main(String[] args) {
+        writeWords(Path.of(args[0]), new Geometry("llama", 4, 2, 16, 10000, "none", 16, false));
+    }
+
     /** Writes a model whose tokens attend to those after them, too. */
     public static Path writeEncoder(Path file, Geometry g) {
         TinyGguf out = new TinyGguf(Set.of());

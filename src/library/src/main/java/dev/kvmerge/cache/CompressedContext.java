@@ -174,6 +174,11 @@ public final class CompressedContext implements AutoCloseable {
         }
     }
 
+    /** How many tokens {@link #takeBack} would take back. */
+    public int recent() {
+        return blocks.pending();
+    }
+
     /**
      * Takes account of what was decoded since the last compression, without compressing: when nothing more is to come.
      * If more comes all the same, the next decode compresses first.

@@ -84,6 +84,7 @@ final class Conversation {
                         history.tokens(),
                         history.decoded(),
                         history.generated(),
+                        session::settled,
                         session.pinned().state() == null ? 0 : session.pinned().tokens()),
                 Recognition.Words.of(session.engine().model()));
         int[] fresh = known.fresh();
@@ -91,6 +92,7 @@ final class Conversation {
         switch (known.from()) {
             case HERE -> {}
             case DECODED -> history.cut(history.decoded());
+            case SETTLED -> session.takeBack();
             case PINNED -> session.backToPinned();
             case START -> {
                 if (history.size() > 0) {

@@ -4,6 +4,7 @@ import dev.kvmerge.KvmergeException;
 import java.time.Duration;
 import java.util.List;
 import java.util.Objects;
+import java.util.function.Consumer;
 
 /**
  * How to generate.
@@ -17,6 +18,7 @@ import java.util.Objects;
  *     token's own alone, -1 for none
  * @param progress told, after each block of the prompt, how many of the new tokens have been read; null for nobody
  * @param special whether special tokens that are written in a prompt are parsed as such; a chat's always are
+ * @param onLogprob given each token's log probability as it is chosen, before its text comes; null for nobody
  */
 public record GenerateOptions(
         int maxTokens,
@@ -26,7 +28,8 @@ public record GenerateOptions(
         boolean ignoreEos,
         int logprobs,
         ReadOptions.Progress progress,
-        boolean special) {
+        boolean special,
+        Consumer<TokenLogprob> onLogprob) {
     /** Most alternatives to a token. */
     public static final int MOST_LOGPROBS = 100;
 
@@ -48,7 +51,7 @@ public record GenerateOptions(
 
     /** At most 512 tokens, drawn as llama-cli does. */
     public static GenerateOptions usual() {
-        return new GenerateOptions(512, List.of(), Sampling.usual(), null, false, -1, null, false);
+        return new GenerateOptions(512, List.of(), Sampling.usual(), null, false, -1, null, false, null);
     }
 
     /** At most so many tokens, the likeliest ones. */
@@ -58,41 +61,48 @@ public record GenerateOptions(
 
     /** The same with another limit of tokens. */
     public GenerateOptions withMaxTokens(int n) {
-        return new GenerateOptions(n, stop, sampling, timeout, ignoreEos, logprobs, progress, special);
+        return new GenerateOptions(n, stop, sampling, timeout, ignoreEos, logprobs, progress, special, onLogprob);
     }
 
     /** The same with other stop strings. */
     public GenerateOptions withStop(List<String> strings) {
-        return new GenerateOptions(maxTokens, strings, sampling, timeout, ignoreEos, logprobs, progress, special);
+        return new GenerateOptions(
+                maxTokens, strings, sampling, timeout, ignoreEos, logprobs, progress, special, onLogprob);
     }
 
     /** The same with other sampling. */
     public GenerateOptions withSampling(Sampling s) {
-        return new GenerateOptions(maxTokens, stop, s, timeout, ignoreEos, logprobs, progress, special);
+        return new GenerateOptions(maxTokens, stop, s, timeout, ignoreEos, logprobs, progress, special, onLogprob);
     }
 
     /** The same with another limit of time. */
     public GenerateOptions withTimeout(Duration most) {
-        return new GenerateOptions(maxTokens, stop, sampling, most, ignoreEos, logprobs, progress, special);
+        return new GenerateOptions(maxTokens, stop, sampling, most, ignoreEos, logprobs, progress, special, onLogprob);
     }
 
     /** The same, ended by the model or not. */
     public GenerateOptions withIgnoreEos(boolean ignored) {
-        return new GenerateOptions(maxTokens, stop, sampling, timeout, ignored, logprobs, progress, special);
+        return new GenerateOptions(maxTokens, stop, sampling, timeout, ignored, logprobs, progress, special, onLogprob);
     }
 
     /** The same with other log probabilities. */
     public GenerateOptions withLogprobs(int n) {
-        return new GenerateOptions(maxTokens, stop, sampling, timeout, ignoreEos, n, progress, special);
+        return new GenerateOptions(maxTokens, stop, sampling, timeout, ignoreEos, n, progress, special, onLogprob);
     }
 
     /** The same with progress told. */
     public GenerateOptions withProgress(ReadOptions.Progress told) {
-        return new GenerateOptions(maxTokens, stop, sampling, timeout, ignoreEos, logprobs, told, special);
+        return new GenerateOptions(maxTokens, stop, sampling, timeout, ignoreEos, logprobs, told, special, onLogprob);
     }
 
     /** The same with special tokens in a prompt parsed, or not. */
     public GenerateOptions withSpecial(boolean parsed) {
-        return new GenerateOptions(maxTokens, stop, sampling, timeout, ignoreEos, logprobs, progress, parsed);
+        return new GenerateOptions(
+                maxTokens, stop, sampling, timeout, ignoreEos, logprobs, progress, parsed, onLogprob);
+    }
+
+    /** The same with log probabilities told as they come; {@link #withLogprobs} says whether they are worked out. */
+    public GenerateOptions withOnLogprob(Consumer<TokenLogprob> told) {
+        return new GenerateOptions(maxTokens, stop, sampling, timeout, ignoreEos, logprobs, progress, special, told);
     }
 }

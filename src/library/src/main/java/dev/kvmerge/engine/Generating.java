@@ -129,7 +129,11 @@ final class Generating {
         }
         made[count++] = token;
         if (options.logprobs() >= 0) {
-            logprobs.add(Logprobs.of(model, sequence.logits(), token, options.logprobs()));
+            TokenLogprob logprob = Logprobs.of(model, sequence.logits(), token, options.logprobs());
+            logprobs.add(logprob);
+            if (options.onLogprob() != null) {
+                options.onLogprob().accept(logprob);
+            }
         }
         if (!options.ignoreEos() && model.endsGeneration(token)) {
             return Ended.END_OF_GENERATION;

@@ -5,6 +5,7 @@ import java.io.ByteArrayOutputStream;
 import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
 import java.util.BitSet;
+import java.util.function.IntSupplier;
 import java.util.stream.IntStream;
 
 /**
@@ -20,6 +21,8 @@ record Recognition(From from, int[] fresh) {
         HERE,
         /** What was decoded agrees, the token that was generated last does not. */
         DECODED,
+        /** What was decoded before the last compression agrees: what came since is taken back. */
+        SETTLED,
         /** The pinned prefix agrees. */
         PINNED,
         /** Nothing that could be used. */
@@ -32,9 +35,10 @@ record Recognition(From from, int[] fresh) {
      * @param tokens all of them
      * @param decoded how many of them were decoded
      * @param generated which of them the model has made; the others were read
+     * @param settled how many of them cannot be taken back; asked only where that matters
      * @param pinned how many there were at a state that can be gone back to; 0 without one
      */
-    record Known(int[] tokens, int decoded, BitSet generated, int pinned) {}
+    record Known(int[] tokens, int decoded, BitSet generated, IntSupplier settled, int pinned) {}
 
     /** The words of a model. */
     interface Words {
@@ -91,6 +95,16 @@ record Recognition(From from, int[] fresh) {
         after = known.decoded < size && known.decoded > 0 ? after(known, known.decoded, wanted, words) : null;
         if (after != null) {
             return new Recognition(From.DECODED, after);
+        }
+        int settled = known.decoded == 0 ? 0 : known.settled.getAsInt();
+        if (settled > 0 && settled < known.decoded) {
+            if (agreeing >= settled && wanted.length > settled) {
+                return new Recognition(From.SETTLED, rest(wanted, settled));
+            }
+            after = after(known, settled, wanted, words);
+            if (after != null) {
+                return new Recognition(From.SETTLED, after);
+            }
         }
         if (known.pinned > 0 && agreeing >= known.pinned && wanted.length > known.pinned) {
             return new Recognition(From.PINNED, rest(wanted, known.pinned));

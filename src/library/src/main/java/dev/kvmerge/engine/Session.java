@@ -10,6 +10,7 @@ import java.util.Objects;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.locks.ReentrantLock;
 import java.util.function.Consumer;
+import java.util.function.Supplier;
 
 /**
  * One conversation or text: a sequence with cells and a table of its own. One call at a time, on any thread;
@@ -157,9 +158,10 @@ public final class Session implements AutoCloseable {
 
     /**
      * Answers the last message of a conversation. What the session has read of it is recognised by its tokens, and only
-     * what is new is read, also after old tokens were dropped or merged. A history that was edited is read again, from
-     * the pinned prefix if that still agrees, else from the start. System messages at the start are pinned, where that
-     * leaves cells enough.
+     * what is new is read, also after old tokens were dropped or merged. Where the end differs, as after a stop string,
+     * what was decoded since the last compression is taken back, and at most a block is read again. A history that was
+     * edited before that is read again, from the pinned prefix if that still agrees, else from the start. System
+     * messages at the start are pinned, where that leaves cells enough.
      *
      * @param messages the whole conversation, which the engine's {@link Engine#chatTemplate} writes
      * @throws KvmergeException.Usage if there is no chat template
@@ -244,14 +246,38 @@ public final class Session implements AutoCloseable {
         pinned = Saved.Pinned.NOTHING;
     }
 
+    /** How many tokens {@link #takeBack} leaves. */
+    int settled() {
+        return engine.scheduler().call(() -> {
+            CompressedContext context = sequence.context();
+            return context.position() - context.recent();
+        });
+    }
+
+    /** Takes back what was decoded since the last compression. */
+    void takeBack() {
+        backTo(() -> {
+            sequence.context().takeBack();
+            return sequence.context().position();
+        });
+    }
+
     /** Goes back to the pinned prefix. */
     void backToPinned() {
-        engine.scheduler().call(() -> {
+        backTo(() -> {
             SessionFile.restoreState(sequence.context(), pinned.state());
-            sequence.setLogits(new float[0]);
-            return true;
+            return pinned.tokens();
         });
-        history.backTo(pinned.tokens());
+    }
+
+    /** @param goingBack done between two batches; returns the tokens that are left */
+    private void backTo(Supplier<Integer> goingBack) {
+        int left = engine.scheduler().call(() -> {
+            int tokens = goingBack.get();
+            sequence.setLogits(new float[0]);
+            return tokens;
+        });
+        history.backTo(left);
         utf8.begin(new byte[0]);
         drawings.drop();
     }

@@ -7,6 +7,8 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.engine.Generation.Ended;
+import java.io.ByteArrayOutputStream;
+import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -48,6 +50,14 @@ class ChatTest extends TinyEngine {
         Engine engine = engine(sessions);
         engine.useChatTemplate(ChatTest::chatMl);
         return engine;
+    }
+
+    private static String text(int[] tokens) {
+        ByteArrayOutputStream bytes = new ByteArrayOutputStream();
+        for (int token : tokens) {
+            bytes.writeBytes(model.piece(token, true));
+        }
+        return bytes.toString(StandardCharsets.UTF_8).replace('\u2581', ' '); // as the tokenizer has blanks
     }
 
     private static int length(List<ChatMessage> messages) {
@@ -114,6 +124,54 @@ class ChatTest extends TinyEngine {
             assertEquals(
                     one, session.complete(all, WORDS.withMaxTokens(9), t -> {}).text(), "its own seed");
             assertEquals(answer.text(), session.chat(asked, WORDS, t -> {}).text(), "read again, and drawn again");
+        }
+    }
+
+    /** Their tokens were decoded, and are no part of the conversation. */
+    @Test
+    void afterAStopStringAtMostABlockIsReadAgain() {
+        GenerateOptions stopped = WORDS.withStop(List.of("qqqq"))
+                .withSampling(WORDS.sampling().withGrammar("root ::= [a-p]{9} \"qqqq\""));
+        try (Engine engine = chatting(1);
+                Session session = engine.open()) {
+            session.system("be brief");
+            int pinned = session.tokens().length;
+            int takenBack = 0;
+            for (int turn = 0; turn < 12; turn++) {
+                int before = session.tokens().length;
+                int settled = session.settled();
+                Generation g = session.chat("question " + turn, stopped, t -> {});
+                assertEquals(Ended.STOP, g.ended());
+                assertEquals(9, g.text().length());
+                if (turn > 0) {
+                    boolean inTime = settled <= before - 4; // none of the stop string's tokens
+                    int from = inTime ? settled : pinned;
+                    assertEquals(g.promptTokens() - from, g.readTokens(), "turn " + turn);
+                    assertTrue(!inTime || before - settled <= BLOCK);
+                    takenBack += inTime ? 1 : 0;
+                }
+                String said = chatMl(session.conversation(), false).text();
+                assertEquals(
+                        "<s>" + said.substring(0, said.length() - "<|im_end|>\n".length()) + "qqqq",
+                        text(session.tokens()));
+            }
+            assertTrue(takenBack > 6, "nearly always: " + takenBack);
+        }
+    }
+
+    @Test
+    void anAnswerIsAskedForAgainWithoutReadingAllAgain() {
+        try (Engine engine = chatting(1);
+                Session session = engine.open()) {
+            session.chat("a question that is longer than a block of tokens", WORDS, t -> {});
+            List<ChatMessage> asked = new ArrayList<>(session.conversation());
+            asked.add(ChatMessage.user("another one that is longer than a block"));
+            Generation first = session.chat(asked, WORDS.withMaxTokens(5), t -> {});
+            int[] tokens = session.tokens();
+            Generation again = session.chat(asked, WORDS.withMaxTokens(5), t -> {});
+            assertTrue(again.readTokens() <= BLOCK && again.readTokens() > 0, again.toString());
+            assertEquals(first.promptTokens(), again.promptTokens());
+            assertArrayEquals(tokens, session.tokens());
         }
     }
 

@@ -5,6 +5,7 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 
 import dev.kvmerge.engine.Recognition.From;
 import java.nio.charset.StandardCharsets;
+import java.util.Arrays;
 import java.util.BitSet;
 import java.util.stream.IntStream;
 import java.util.stream.Stream;
@@ -59,10 +60,15 @@ class RecognitionTest {
 
     /** The first of the known tokens were read, the others generated. */
     private static void check(From from, int[] fresh, int[] known, int decoded, int pinned, int read, int[]... parts) {
+        check(from, fresh, known, decoded, decoded, pinned, read, parts);
+    }
+
+    private static void check(
+            From from, int[] fresh, int[] known, int decoded, int settled, int pinned, int read, int[]... parts) {
         BitSet generated = new BitSet();
         generated.set(read, known.length);
-        Recognition seen =
-                Recognition.of(tokens(parts), new Recognition.Known(known, decoded, generated, pinned), WORDS);
+        Recognition seen = Recognition.of(
+                tokens(parts), new Recognition.Known(known, decoded, generated, () -> settled, pinned), WORDS);
         assertEquals(from, seen.from());
         assertArrayEquals(fresh, seen.fresh());
     }
@@ -100,6 +106,29 @@ class RecognitionTest {
                 text("sys"),
                 END,
                 text("One"));
+    }
+
+    @Test
+    void whatCameSinceTheLastCompressionIsTakenBackIfItDisagrees() {
+        int[] known = tokens(text("sys"), END, text("one"), END, text("answer\nUser"));
+        int n = known.length;
+        int[] next = tokens(text("sys"), END, text("one"), END, text("answer"), END, text("two"));
+        check(From.SETTLED, tokens(text("wer"), END, text("two")), known, n - 1, 11, 4, 8, next);
+        check(From.SETTLED, tokens(END, text("two")), known, n, 14, 4, 8, next);
+        check(From.PINNED, rest(next, 4), known, n, 15, 4, 8, next);
+        check(From.PINNED, rest(next, 4), known, n, n, 4, 8, next); // it has just been compressed
+        // The same question again: the last token is decoded anew, for its logits.
+        int[] again = tokens(text("sys"), END, text("one"), END);
+        check(From.SETTLED, END, known, n, 7, 4, 8, again);
+        check(From.PINNED, rest(again, 4), known, n, 8, 4, 8, again);
+        // What was generated is compared by its bytes.
+        int[] pairs = {'q', pair('a', 'b'), 'c', 'x', 'y'};
+        check(From.SETTLED, tokens(text("c"), END), pairs, 5, 2, 0, 1, text("qabc"), END);
+        check(From.START, tokens(text("qab!"), END), pairs, 5, 3, 0, 1, text("qab!"), END);
+    }
+
+    private static int[] rest(int[] tokens, int from) {
+        return Arrays.copyOfRange(tokens, from, tokens.length);
     }
 
     @Test

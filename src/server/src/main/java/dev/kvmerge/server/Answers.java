@@ -1,28 +1,20 @@
 package dev.kvmerge.server;
 
-import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import dev.kvmerge.engine.Generation;
 import dev.kvmerge.engine.TokenLogprob;
-import java.nio.ByteBuffer;
-import java.nio.CharBuffer;
-import java.nio.charset.CodingErrorAction;
-import java.nio.charset.StandardCharsets;
 import java.time.Duration;
-import java.util.ArrayList;
-import java.util.Arrays;
-import java.util.List;
 
 /** One answer in OpenAI's form, whole or in pieces, with llama-server's timings and kvmerge's cells beside it. */
 final class Answers {
     private final Request request;
     private final String id;
     private final String model;
-    private final Inference inference;
+    private final PlacedLogprobs logprobs;
     private final long created = System.currentTimeMillis() / 1000;
 
     Answers(Request request, String id, String model, Inference inference) {
-        this.inference = inference;
+        this.logprobs = new PlacedLogprobs(inference::special);
         this.request = request;
         this.id = id;
         this.model = model;
@@ -40,7 +32,7 @@ final class Answers {
         } else {
             choice.put("text", request.echo() ? request.prompt().text() + generation.text() : generation.text());
         }
-        choice.set("logprobs", logprobs(generation));
+        choice.set("logprobs", logprobs(generation.text()));
         choice.put("finish_reason", reason(generation));
         answer.set("usage", usage(generation));
         answer.set("timings", timings(generation));
@@ -60,15 +52,25 @@ final class Answers {
         return piece;
     }
 
-    /** A stream's piece of text. */
+    /** A stream's piece of text, with the log probabilities of the tokens that begin in it. */
     ObjectNode text(String text) {
-        return piece(text, null);
+        ObjectNode piece = piece(text, null);
+        ((ObjectNode) piece.at("/choices/0")).set("logprobs", logprobs(text));
+        return piece;
+    }
+
+    /** A token was generated, whose text comes later. */
+    void token(TokenLogprob token) {
+        logprobs.add(token);
+    }
+
+    private ObjectNode logprobs(String text) {
+        return request.options().logprobs() < 0 ? null : logprobs.take(text, request.chat());
     }
 
     /** A stream's piece that says why it ends. */
     ObjectNode last(Generation generation, int slot, Slot.Fill fill) {
         ObjectNode piece = piece(null, reason(generation));
-        ((ObjectNode) piece.at("/choices/0")).set("logprobs", logprobs(generation));
         piece.set("timings", timings(generation));
         piece.set("kvmerge", kvmerge(slot, fill));
         return piece;
@@ -155,82 +157,5 @@ final class Answers {
         kvmerge.put("allocated", fill.allocated());
         kvmerge.put("mib", fill.mib());
         return kvmerge;
-    }
-
-    /** A token of the text, and where in it its first character is, in code points. */
-    private record Place(TokenLogprob token, int offset) {}
-
-    /** Log probabilities of the tokens that the text is made of: not of special ones, nor of what ended it. */
-    private ObjectNode logprobs(Generation generation) {
-        if (request.options().logprobs() < 0) {
-            return null;
-        }
-        String text = generation.text();
-        int length = text.codePointCount(0, text.length());
-        List<Place> places = new ArrayList<>();
-        int offset = 0;
-        byte[] begun = {}; // of a character that has not come whole
-        for (TokenLogprob token : generation.logprobs()) {
-            if (inference.special(token.token())) {
-                continue;
-            }
-            if (offset >= length) {
-                break;
-            }
-            places.add(new Place(token, offset));
-            ByteBuffer in = ByteBuffer.allocate(begun.length + token.piece().length);
-            in.put(begun).put(token.piece()).flip();
-            CharBuffer out = CharBuffer.allocate(in.remaining() + 1);
-            StandardCharsets.UTF_8
-                    .newDecoder()
-                    .onMalformedInput(CodingErrorAction.REPLACE)
-                    .decode(in, out, false);
-            out.flip();
-            offset += Character.codePointCount(out, 0, out.length());
-            begun = Arrays.copyOfRange(in.array(), in.position(), in.limit());
-        }
-        return request.chat() ? chatLogprobs(places) : completionLogprobs(places);
-    }
-
-    private static ObjectNode chatLogprobs(List<Place> places) {
-        ObjectNode logprobs = Json.object();
-        ArrayNode content = logprobs.putArray("content");
-        for (Place place : places) {
-            ArrayNode top = put(content.addObject(), place.token()).putArray("top_logprobs");
-            place.token().top().forEach(other -> put(top.addObject(), other));
-        }
-        logprobs.putNull("refusal");
-        return logprobs;
-    }
-
-    private static ObjectNode put(ObjectNode into, TokenLogprob token) {
-        into.put("token", text(token));
-        into.put("logprob", Math.max(token.logprob(), -9999.0)); // as OpenAI's: JSON has no infinity
-        ArrayNode bytes = into.putArray("bytes");
-        for (byte b : token.piece()) {
-            bytes.add(b & 0xFF);
-        }
-        return into;
-    }
-
-    private static ObjectNode completionLogprobs(List<Place> places) {
-        ObjectNode logprobs = Json.object();
-        ArrayNode pieces = logprobs.putArray("tokens");
-        ArrayNode values = logprobs.putArray("token_logprobs");
-        ArrayNode tops = logprobs.putArray("top_logprobs");
-        ArrayNode offsets = logprobs.putArray("text_offset");
-        for (Place place : places) {
-            TokenLogprob token = place.token();
-            pieces.add(text(token));
-            values.add(Math.max(token.logprob(), -9999.0));
-            ObjectNode top = tops.addObject();
-            token.top().forEach(other -> top.put(text(other), Math.max(other.logprob(), -9999.0)));
-            offsets.add(place.offset());
-        }
-        return logprobs;
-    }
-
-    private static String text(TokenLogprob token) {
-        return new String(token.piece(), StandardCharsets.UTF_8);
     }
 }

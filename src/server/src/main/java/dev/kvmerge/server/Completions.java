@@ -63,7 +63,7 @@ final class Completions {
         byte[] body;
         Slot slot = slots.take(request.prompt(), request.slot(), caller, timeout);
         try {
-            Generation generation = generate(request, slot, caller, () -> {}, text -> {});
+            Generation generation = generate(request, answers, slot, caller, () -> {}, text -> {});
             body = Json.bytes(answers.whole(generation, slot.id(), slot.look()));
         } finally {
             slots.give(slot);
@@ -83,7 +83,8 @@ final class Completions {
                     events.send(answers.first(slot.id()));
                 }
             };
-            Generation generation = generate(request, slot, caller, begin, text -> events.send(answers.text(text)));
+            Generation generation =
+                    generate(request, answers, slot, caller, begin, text -> events.send(answers.text(text)));
             begin.run();
             Slot.Fill fill = slot.look();
             events.send(answers.last(generation, slot.id(), fill));
@@ -109,7 +110,7 @@ final class Completions {
      * @param onReading called after each block that was read, and before each piece of text
      */
     private Generation generate(
-            Request request, Slot slot, Caller caller, Runnable onReading, Consumer<String> onText) {
+            Request request, Answers answers, Slot slot, Caller caller, Runnable onReading, Consumer<String> onText) {
         Inference.Conversation conversation = slot.conversation();
         slot.begin(tasks.getAndIncrement());
         Runnable between = () -> {
@@ -118,7 +119,8 @@ final class Completions {
             }
             onReading.run();
         };
-        GenerateOptions options = request.options().withProgress((done, all) -> between.run());
+        GenerateOptions options =
+                request.options().withProgress((done, all) -> between.run()).withOnLogprob(answers::token);
         caller.onGone(conversation::cancel);
         Generation generation;
         try {

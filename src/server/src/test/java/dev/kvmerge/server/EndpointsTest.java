@@ -155,9 +155,29 @@ class EndpointsTest {
         assertEquals("[\"h\",\"é\"]", logprobs.get("tokens").toString());
         assertEquals("[0,1]", logprobs.get("text_offset").toString());
         assertEquals(-0.5, logprobs.at("/top_logprobs/1/é").asDouble());
-        List<JsonNode> events = Client.events(client.post(CHAT, user("say:hé", ",\"stream\":true,\"logprobs\":true"))
+    }
+
+    @Test
+    void aStreamsPiecesHaveTheLogProbabilitiesOfTheTokensThatBeginInThem() throws Exception {
+        List<JsonNode> chat = Client.events(client.post(CHAT, user("say:hé世!", ",\"stream\":true,\"logprobs\":true"))
                 .body());
-        assertEquals(2, events.getLast().at("/choices/0/logprobs/content").size());
+        StringBuilder pieces = new StringBuilder();
+        for (JsonNode event : chat) {
+            JsonNode choice = event.at("/choices/0");
+            int content = choice.at("/logprobs/content").size();
+            String text = choice.at("/delta/content").asText("");
+            pieces.append(text).append(content);
+            assertTrue(!choice.get("finish_reason").isTextual()
+                    || choice.get("logprobs").isNull());
+        }
+        assertEquals("0h1é1世3!10", pieces.toString(), "the first piece has no text, nor has the last");
+        String prompt = "{\"prompt\":\"say:hé世!\",\"stream\":true,\"logprobs\":1}";
+        List<String> offsets = new ArrayList<>();
+        for (JsonNode event :
+                Client.events(client.post("/v1/completions", prompt).body())) {
+            offsets.add(event.at("/choices/0/logprobs/text_offset").toString());
+        }
+        assertEquals(List.of("", "[0]", "[1]", "[2,2,2]", "[3]", ""), offsets);
     }
 
     @Test

@@ -133,7 +133,7 @@ final class FakeInference implements Inference {
                     ? "abcdefghij".repeat(1000)
                     : all.substring(said + 4).split("\f", 2)[0];
             StringBuilder text = new StringBuilder();
-            List<TokenLogprob> logprobs = new ArrayList<>();
+            Consumer<TokenLogprob> chosen = options.logprobs() < 0 ? token -> {} : options.onLogprob();
             Ended ended = Ended.END_OF_GENERATION;
             String stop = null;
             long until = System.nanoTime() + options.timeout().toNanos();
@@ -148,7 +148,7 @@ final class FakeInference implements Inference {
                     break;
                 }
                 if (c == CONTROL) {
-                    logprobs.add(new TokenLogprob(END, "<|control|>".getBytes(StandardCharsets.UTF_8), -1, List.of()));
+                    chosen.accept(new TokenLogprob(END, "<|control|>".getBytes(StandardCharsets.UTF_8), -1, List.of()));
                     continue;
                 }
                 text.appendCodePoint(c);
@@ -162,7 +162,7 @@ final class FakeInference implements Inference {
                 }
                 byte[] piece = Character.toString(c).getBytes(StandardCharsets.UTF_8);
                 for (byte[] one : c < 0x4E00 ? List.of(piece) : parts(piece)) {
-                    logprobs.add(new TokenLogprob(c, one, -0.5, List.of(new TokenLogprob(c, one, -0.5, List.of()))));
+                    chosen.accept(new TokenLogprob(c, one, -0.5, List.of(new TokenLogprob(c, one, -0.5, List.of()))));
                 }
                 onText.accept(Character.toString(c));
             }
@@ -177,7 +177,7 @@ final class FakeInference implements Inference {
                     stop,
                     read.length,
                     read.length - known,
-                    options.logprobs() < 0 ? List.of() : logprobs,
+                    List.of(),
                     Duration.ofMillis(2),
                     Duration.ofMillis(3));
         }

@@ -88,13 +88,14 @@ class ServerModelTest {
         StringBuilder text = new StringBuilder();
         events.forEach(e -> text.append(e.at("/choices/0/delta/content").asText("")));
         assertEquals(content(whole), text.toString());
-        JsonNode logprobs = events.getLast().at("/choices/0/logprobs/content");
         StringBuilder pieces = new StringBuilder();
-        for (JsonNode token : logprobs) {
-            assertTrue(token.get("logprob").asDouble() <= 0);
-            assertEquals(2, token.get("top_logprobs").size());
-            assertEquals(token.get("token"), token.at("/top_logprobs/0/token"), "greedy takes the likeliest");
-            pieces.append(token.get("token").asText());
+        for (JsonNode event : events) {
+            for (JsonNode token : event.at("/choices/0/logprobs/content")) {
+                assertTrue(token.get("logprob").asDouble() <= 0);
+                assertEquals(2, token.get("top_logprobs").size());
+                assertEquals(token.get("token"), token.at("/top_logprobs/0/token"), "greedy takes the likeliest");
+                pieces.append(token.get("token").asText());
+            }
         }
         assertEquals(text.toString(), pieces.toString());
     }
