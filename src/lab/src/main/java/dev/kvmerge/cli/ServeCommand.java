@@ -4,6 +4,7 @@ import dev.kvmerge.KvmergeException;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.server.KvmergeServer;
 import dev.kvmerge.server.ServerOptions;
+import java.io.PrintStream;
 import java.nio.file.Path;
 import java.time.Duration;
 import java.util.ArrayList;
@@ -186,13 +187,23 @@ final class ServeCommand implements Runnable {
     private static void end(KvmergeServer server, Model model, Duration patience) {
         System.err.println("kvmerge: finishing what runs, and taking nothing new");
         try {
-            server.drain(patience);
-            server.close();
-            model.close();
-        } catch (RuntimeException e) { // a request that needs no slot, as /tokenize, still uses the model
-            System.err.println("kvmerge: " + e.getMessage());
+            finish(System.err, () -> server.drain(patience), server::close, model::close);
         } finally {
             Runtime.getRuntime().halt(0);
+        }
+    }
+
+    /**
+     * Does one step after the other. What one throws is told, and the next is done all the same: a request that needs
+     * no slot, as /tokenize, may still use the model.
+     */
+    static void finish(PrintStream err, Runnable... steps) {
+        for (Runnable step : steps) {
+            try {
+                step.run();
+            } catch (RuntimeException e) {
+                err.println("kvmerge: " + e.getMessage());
+            }
         }
     }
 

@@ -5,6 +5,7 @@ import com.fasterxml.jackson.databind.node.ObjectNode;
 import dev.kvmerge.KvmergeException;
 import io.helidon.common.buffers.DataReader;
 import io.helidon.http.HeaderValues;
+import io.helidon.http.Status;
 import io.helidon.webserver.CloseConnectionException;
 import io.helidon.webserver.ServerConnectionException;
 import io.helidon.webserver.http.ServerRequest;
@@ -116,6 +117,10 @@ final class Handler {
             return 200;
         }
         if (path.endsWith("/health") && METHODS.containsKey(path)) {
+            if (method.equals("HEAD")) { // as a container's health check may ask
+                response.status(Status.create(slots.draining() ? 503 : 200)).send();
+                return slots.draining() ? 503 : 200;
+            }
             check(method, path, "GET");
             return health(response);
         }

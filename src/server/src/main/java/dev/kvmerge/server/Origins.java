@@ -5,12 +5,13 @@ import io.helidon.http.HeaderNames;
 import io.helidon.http.ServerRequestHeaders;
 import io.helidon.webserver.http.ServerResponse;
 import java.net.InetAddress;
+import java.util.List;
 import java.util.Locale;
 import java.util.Optional;
 
 /**
  * Which web pages may ask. A browser lets every page send requests to 127.0.0.1, and says which it was; a page may also
- * have its own name lead to 127.0.0.1, and be of the same origin then.
+ * have its own name lead to the server's address, and be of the same origin then.
  */
 final class Origins {
     private static final HeaderName ORIGIN = HeaderNames.create("Origin");
@@ -19,14 +20,18 @@ final class Origins {
     private static final HeaderName ALLOW_HEADERS = HeaderNames.create("Access-Control-Allow-Headers");
     private static final HeaderName ASKED_HEADERS = HeaderNames.create("Access-Control-Request-Headers");
 
+    private static final List<String> LOCAL_ENDS = List.of(".localhost", ".local", ".internal", ".lan", ".home.arpa");
+
     private final ServerOptions options;
     private final boolean every;
     private final boolean byName; // whether the name that the server is asked by must be one of its own
+    private final boolean loopback; // nobody on another machine can ask
 
     Origins(ServerOptions options, InetAddress address) {
         this.options = options;
         this.every = options.origins().contains("*");
-        this.byName = !every && options.apiKeys().isEmpty() && address.isLoopbackAddress();
+        this.byName = !every && options.apiKeys().isEmpty();
+        this.loopback = address.isLoopbackAddress();
     }
 
     /**
@@ -39,8 +44,8 @@ final class Origins {
         if (byName && !host.isEmpty() && !own(host)) {
             throw ApiException.forbidden(
                     "host_not_allowed",
-                    "This server is not '" + host + "': ask 127.0.0.1 or localhost, or start it with --host, with"
-                            + " --api-key, or with --cors-origin http://" + host + ".");
+                    "This server is not '" + host + "': ask " + (loopback ? "127.0.0.1 or localhost" : "its address")
+                            + ", or start it with --host, with --api-key, or with --cors-origin http://" + host + ".");
         }
         Optional<String> origin = headers.first(ORIGIN).map(o -> o.toLowerCase(Locale.ROOT));
         if (origin.isEmpty() || authority(origin.get()).equals(host)) {
@@ -70,8 +75,16 @@ final class Origins {
                 || name.equals("[::1]")
                 || name.equals(options.host().toLowerCase(Locale.ROOT))
                 || name.equals("[" + options.host().toLowerCase(Locale.ROOT) + "]")
+                || (!loopback && local(name))
                 || options.origins().stream()
                         .anyMatch(origin -> authority(origin).equals(host));
+    }
+
+    /** Whether nobody who owns a domain can have a browser take this for a page's name. */
+    private static boolean local(String name) {
+        return name.matches("[0-9]{1,3}(\\.[0-9]{1,3}){3}|\\[[0-9a-f:.]+]")
+                || !name.contains(".")
+                || LOCAL_ENDS.stream().anyMatch(name::endsWith);
     }
 
     private static String authority(String origin) {

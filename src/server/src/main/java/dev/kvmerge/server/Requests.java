@@ -139,7 +139,7 @@ final class Requests {
     private int most(Fields fields, String... names) {
         for (String name : names) {
             if (fields.has(name)) {
-                return fields.integer(name, -1, name.equals("n_predict") ? -1 : 0, Integer.MAX_VALUE);
+                return fields.integer(name, -1, -1, Integer.MAX_VALUE); // -1 as llama-server has it: as many as fit
             }
         }
         return options.predict();

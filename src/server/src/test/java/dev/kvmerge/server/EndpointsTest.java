@@ -5,7 +5,9 @@ import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import com.fasterxml.jackson.databind.JsonNode;
+import java.net.Socket;
 import java.net.http.HttpResponse;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -136,6 +138,19 @@ class EndpointsTest {
         int prompt = endless.at("/usage/prompt_tokens").asInt();
         assertEquals(4096, endless.at("/usage/total_tokens").asInt(), "the context is full after " + prompt);
         assertEquals("length", endless.at("/choices/0/finish_reason").asText());
+    }
+
+    /** As a container's health check may ask. */
+    @Test
+    void theHeadOfHealthIsGiven() throws Exception {
+        try (Socket socket = new Socket("127.0.0.1", server.port())) {
+            String request = "HEAD /health HTTP/1.1\r\nConnection: close\r\nHost: localhost\r\n\r\n";
+            socket.getOutputStream().write(request.getBytes(StandardCharsets.US_ASCII));
+            String answer = new String(socket.getInputStream().readAllBytes(), StandardCharsets.UTF_8);
+            assertTrue(answer.startsWith("HTTP/1.1 200"), answer);
+            assertTrue(answer.endsWith("\r\n\r\n"), "no body: " + answer);
+        }
+        assertEquals(405, client.send("HEAD", CHAT, null).statusCode());
     }
 
     @Test

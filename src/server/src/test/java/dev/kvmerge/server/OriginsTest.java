@@ -123,6 +123,28 @@ class OriginsTest {
         assertEquals(status == 403, answer.contains("\"code\":\"host_not_allowed\""), answer);
     }
 
+    /** Others of the network may ask there, by an address or a name that no domain's owner can have. */
+    @ParameterizedTest
+    @CsvSource({
+        "rebound.example:8080, 403",
+        "192.168.0.7.rebound.example, 403",
+        "rebound.example., 403",
+        "local, 200",
+        "gpu:8080, 200",
+        "gpu.local:8080, 200",
+        "llm.internal, 200",
+        "192.168.0.7:8080, 200",
+        "[fd00::7]:8080, 200",
+        "localhost:8080, 200",
+        "chat.example, 200"
+    })
+    void onAnotherAddressDomainsAreRefused(String host, int status) throws Exception {
+        start(TestOptions.slots(1).host("0.0.0.0").origins("https://chat.example"));
+        String answer = byHost(host);
+        assertTrue(answer.startsWith("HTTP/1.1 " + status), answer);
+        assertEquals(status == 403, answer.contains("\"code\":\"host_not_allowed\""), answer);
+    }
+
     @Test
     void withAKeyEveryNameIsTaken() throws Exception {
         start(TestOptions.slots(1).keys("sesame"));

@@ -7,6 +7,7 @@ import java.util.List;
 /** Options of a test's server, on any port that is free. */
 final class TestOptions {
     private final int slots;
+    private String host = "127.0.0.1";
     private List<String> keys = List.of();
     private List<String> origins = List.of();
     private int queue = 64;
@@ -21,6 +22,11 @@ final class TestOptions {
 
     static TestOptions slots(int n) {
         return new TestOptions(n);
+    }
+
+    TestOptions host(String address) {
+        host = address;
+        return this;
     }
 
     TestOptions keys(String... all) {
@@ -60,6 +66,6 @@ final class TestOptions {
 
     ServerOptions build() {
         return new ServerOptions(
-                "127.0.0.1", 0, null, keys, origins, slots, queue, timeout, 0, -1, body, 20, files, shown, shown);
+                host, 0, null, keys, origins, slots, queue, timeout, 0, -1, body, 20, files, shown, shown);
     }
 }
