@@ -30,9 +30,9 @@ JAVA_SOURCES := $(shell find src/*/src/main jextract/generated -name '*.java') p
 NATIVE_SOURCES := $(shell find native -type f)
 
 .PHONY: run quickstart test test-examples test-clients test-load test-page test-readme screenshots dist \
-    check-reproducible test-native test-threads test-clang test-emulated test-java test-fast faults test-relied-on \
-    test-cuda test-rpc bench bench-table jmh benchmarks build setup cuda llama-cuda llama-rpc bindings relied-on \
-    docs performance check-lines format clean help native-with-llama
+    check-reproducible fuzz test-native test-threads test-clang test-emulated test-java test-fast faults \
+    test-relied-on test-cuda test-rpc bench bench-table jmh benchmarks build setup cuda llama-cuda llama-rpc \
+    bindings relied-on docs performance check-lines format clean help native-with-llama
 
 ## run: set everything up, then run the main experiment on the small model and the book (results/)
 run: build setup
@@ -251,4 +251,4 @@ clean:
 
 ## help: this list
 help:
-	@sed -n 's/^## \([a-z-]*\): \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^## \([a-z-]*\): \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 28

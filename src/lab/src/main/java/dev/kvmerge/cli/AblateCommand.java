@@ -156,14 +156,14 @@ final class AblateCommand implements Runnable {
                         + " fewer cells do not hold one and the sinks");
                 continue;
             }
-            ExperimentRunner.Plan plan = new ExperimentRunner.Plan(
+            ExperimentRunner.Request request = new ExperimentRunner.Request(
                     Experiment.Mode.stream(n),
                     block,
                     List.of(strategy),
                     List.of(compression),
                     settings,
                     Experiment.Extras.NONE);
-            points.addAll(points(runner, plan, out.resolve(BLOCK).resolve(value), run -> value));
+            points.addAll(points(runner, request, out.resolve(BLOCK).resolve(value), run -> value));
         }
         return points;
     }
@@ -172,35 +172,38 @@ final class AblateCommand implements Runnable {
             ExperimentRunner runner, List<String> values, int n, Strategies.Settings settings) {
         Map<Double, String> byCompression = new LinkedHashMap<>();
         values.forEach(value -> byCompression.put(saved(value), value));
-        ExperimentRunner.Plan plan = new ExperimentRunner.Plan(
+        ExperimentRunner.Request request = new ExperimentRunner.Request(
                 Experiment.Mode.stream(n),
                 USUAL_BLOCK,
                 List.of(strategy),
                 List.copyOf(byCompression.keySet()),
                 settings,
                 Experiment.Extras.NONE);
-        return points(runner, plan, out.resolve(CELLS), run -> byCompression.get(run.compression()));
+        return points(runner, request, out.resolve(CELLS), run -> byCompression.get(run.compression()));
     }
 
     private List<Ablation.Point> varyParameter(
             ExperimentRunner runner, String parameter, List<String> values, int n, Strategies.Settings settings) {
         Map<String, String> bySpec = new LinkedHashMap<>();
         values.forEach(value -> bySpec.put(spec(parameter, value), value));
-        ExperimentRunner.Plan plan = new ExperimentRunner.Plan(
+        ExperimentRunner.Request request = new ExperimentRunner.Request(
                 Experiment.Mode.stream(n),
                 USUAL_BLOCK,
                 List.copyOf(bySpec.keySet()),
                 List.of(compression),
                 settings,
                 Experiment.Extras.NONE);
-        return points(runner, plan, out.resolve(parameter), run -> bySpec.get(run.spec()));
+        return points(runner, request, out.resolve(parameter), run -> bySpec.get(run.spec()));
     }
 
     /** Runs an experiment, or what its folder lacks of it: a point for each of its runs but the full cache's. */
     private static List<Ablation.Point> points(
-            ExperimentRunner runner, ExperimentRunner.Plan plan, Path folder, Function<Experiment.Run, String> value) {
+            ExperimentRunner runner,
+            ExperimentRunner.Request request,
+            Path folder,
+            Function<Experiment.Run, String> value) {
         try (ResultsFolder results = ResultsFolder.open(folder)) {
-            ExperimentRunner.Finished finished = runner.run(plan, results, true);
+            ExperimentRunner.Finished finished = runner.run(request, results, true);
             List<Ablation.Point> points = new ArrayList<>();
             for (Experiment.Run run : finished.runs()) {
                 RunResult r = finished.record().result(run);

@@ -149,7 +149,7 @@ final class ExperimentCommand implements Runnable {
                         + ", go on with --resume");
                 ExperimentRunner.Finished finished = new ExperimentRunner(loaded, read, reading.offset, part, compute)
                         .run(
-                                new ExperimentRunner.Plan(
+                                new ExperimentRunner.Request(
                                         mode,
                                         block.tokens,
                                         strategies,

@@ -43,7 +43,7 @@ final class ExperimentRunner {
      * @param compressions shares of the cells to save
      * @param extras what is run beside
      */
-    record Plan(
+    record Request(
             Experiment.Mode mode,
             int block,
             List<String> strategies,
@@ -60,13 +60,13 @@ final class ExperimentRunner {
      * @param resume whether the folder's runs are taken over
      * @throws Experiment.Cancelled if asked to stop; what is finished is in the folder
      */
-    Finished run(Plan plan, ResultsFolder folder, boolean resume) {
-        int passage = plan.mode().passage();
+    Finished run(Request request, ResultsFolder folder, boolean resume) {
+        int passage = request.mode().passage();
         int[] whole = Arrays.copyOf(tokens, tokens.length / passage * passage);
         Experiment.Setup setup =
-                new Experiment.Setup(whole, plan.mode(), plan.block(), compute, folder.path(), plan.extras());
+                new Experiment.Setup(whole, request.mode(), request.block(), compute, folder.path(), request.extras());
         try (Experiment experiment =
-                new Experiment(model, setup, plan.strategies(), plan.compressions(), plan.settings())) {
+                new Experiment(model, setup, request.strategies(), request.compressions(), request.settings())) {
             RecordedExperiment record = new RecordedExperiment(experiment, header(setup), folder, resume);
             for (Experiment.Run run : record.missing()) {
                 make(run, experiment.runs(), record, whole.length);

@@ -1,12 +1,9 @@
 package dev.kvmerge.eval;
 
 import dev.kvmerge.KvmergeException;
-import dev.kvmerge.attention.CellStats;
 import dev.kvmerge.cache.CacheChecks;
 import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.cache.CompressedContext;
-import dev.kvmerge.cache.Needs;
-import dev.kvmerge.cache.Plan;
 import dev.kvmerge.kernels.Scorer;
 import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ContextOptions.CellType;
@@ -57,29 +54,6 @@ public final class Experiment implements AutoCloseable {
      */
     public record Extras(boolean noiseFloor, boolean fill) {
         public static final Extras NONE = new Extras(false, false);
-    }
-
-    /** The full cache under an observer that asks for the attention, as most compressed runs do. */
-    private record Watched() implements Strategy {
-        @Override
-        public String name() {
-            return AGAIN;
-        }
-
-        @Override
-        public boolean keepsAll() {
-            return true;
-        }
-
-        @Override
-        public Needs needs() {
-            return Needs.NOTHING.withMass();
-        }
-
-        @Override
-        public Plan plan(CellStats cells, int budget) {
-            return Plan.keepAll(cells.size());
-        }
     }
 
     /**
@@ -170,7 +144,7 @@ public final class Experiment implements AutoCloseable {
     private final int firstCompared; // the first token past the smallest budget
 
     /**
-     * Plans the runs: the full cache, then each strategy at each compression.
+     * Lists the runs: the full cache, then each strategy at each compression.
      *
      * @param compressions shares of the text's cells to save, between 0 and 1
      * @throws KvmergeException.Usage if a budget is too small for a strategy, or leaves nothing of the text to score
@@ -212,7 +186,7 @@ public final class Experiment implements AutoCloseable {
             }
         }
         if (setup.extras().noiseFloor()) {
-            runs.add(new Run(AGAIN, AGAIN, new Watched(), 0, mode.passage()));
+            runs.add(new Run(AGAIN, AGAIN, new FullAgain(), 0, mode.passage()));
         }
         this.firstCompared = !mode.streams() ? mode.prefill() + 1 : smallest == n ? 1 : smallest + 1;
     }
@@ -328,7 +302,8 @@ public final class Experiment implements AutoCloseable {
         } finally {
             delete(setup.workFolder().resolve(WEIGHTS));
         }
-        RunResult result = result(run, reading.spent(), trace, full, (System.nanoTime() - start) / 1e9);
+        double seconds = (System.nanoTime() - start) / 1e9;
+        RunResult result = RunResult.of(run, firstScored(run), reading.spent(), trace, full, seconds);
         if (isFull) {
             try {
                 Files.move(part, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
@@ -406,6 +381,11 @@ public final class Experiment implements AutoCloseable {
         return setup.mode().passage() - firstCompared;
     }
 
+    /** Of a run: those past its budget, as many for all methods of a compression. */
+    private int firstScored(Run run) {
+        return run.compression() == 0 || !setup.mode().streams() ? firstCompared : budget(run.compression()) + 1;
+    }
+
     private CacheOptions options(Run run, ComputeSettings compute) {
         // Without streaming, a passage is compressed once, after its prefill.
         int block = setup.mode().streams() ? setup.block() : setup.mode().prefill();
@@ -413,49 +393,5 @@ public final class Experiment implements AutoCloseable {
                         ? CacheOptions.unlimited(run.cells(), block)
                         : CacheOptions.of(run.cells(), block))
                 .with(compute);
-    }
-
-    private RunResult result(Run run, Reading.Spent t, Trace trace, Outcome full, double seconds) {
-        boolean isFull = run.isFull();
-        int firstScored =
-                run.compression() == 0 || !setup.mode().streams() ? firstCompared : budget(run.compression()) + 1;
-        Trace.Perplexity perplexity = trace.perplexity(firstScored);
-        Trace.Divergence divergence = isFull ? null : trace.divergence(firstScored);
-        long bytes = t.kvBytes();
-        return new RunResult(
-                run.name(),
-                run.parameters(),
-                run.cells(),
-                run.compression(),
-                setup.tokens().length,
-                perplexity.tokens(),
-                finite(perplexity.value()),
-                finite(perplexity.standardError()),
-                isFull
-                        ? finite(perplexity.value())
-                        : full == null
-                                ? null
-                                : finite(full.trace().perplexity(firstScored).value()),
-                divergence == null ? null : finite(divergence.mean()),
-                divergence == null ? null : finite(divergence.standardError()),
-                divergence == null ? null : finite(divergence.p99()),
-                divergence == null ? null : finite(divergence.topAgreement()),
-                bytes,
-                isFull
-                        ? Long.valueOf(bytes)
-                        : full == null ? null : full.result().kvBytes(),
-                t.allocated(),
-                run.method().keepsAll() ? null : t.tableBytes(),
-                PeakMemory.bytes(),
-                seconds,
-                t.decode() / 1e9,
-                t.observe() / 1e9,
-                t.plan() / 1e9,
-                t.apply() / 1e9,
-                setup.tokens().length / (t.nanos() / 1e9));
-    }
-
-    private static Double finite(double x) {
-        return Double.isFinite(x) ? x : null;
     }
 }

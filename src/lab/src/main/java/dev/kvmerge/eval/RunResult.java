@@ -71,4 +71,61 @@ public record RunResult(
                 ? strategy
                 : strategy.replaceAll("[^A-Za-z0-9.-]+", "-") + "-" + percent.replace('.', '_');
     }
+
+    /**
+     * What became of a run.
+     *
+     * @param firstScored the first token whose prediction counts
+     * @param trace of all tokens
+     * @param full the full run's, or null where this is it
+     * @param seconds it took
+     */
+    static RunResult of(
+            Experiment.Run run,
+            int firstScored,
+            Reading.Spent spent,
+            Trace trace,
+            Experiment.Outcome full,
+            double seconds) {
+        boolean isFull = run.isFull();
+        Trace.Perplexity perplexity = trace.perplexity(firstScored);
+        Trace.Divergence divergence = isFull ? null : trace.divergence(firstScored);
+        long bytes = spent.kvBytes();
+        int tokens = trace.nll().length;
+        return new RunResult(
+                run.name(),
+                run.parameters(),
+                run.cells(),
+                run.compression(),
+                tokens,
+                perplexity.tokens(),
+                finite(perplexity.value()),
+                finite(perplexity.standardError()),
+                isFull
+                        ? finite(perplexity.value())
+                        : full == null
+                                ? null
+                                : finite(full.trace().perplexity(firstScored).value()),
+                divergence == null ? null : finite(divergence.mean()),
+                divergence == null ? null : finite(divergence.standardError()),
+                divergence == null ? null : finite(divergence.p99()),
+                divergence == null ? null : finite(divergence.topAgreement()),
+                bytes,
+                isFull
+                        ? Long.valueOf(bytes)
+                        : full == null ? null : full.result().kvBytes(),
+                spent.allocated(),
+                run.method().keepsAll() ? null : spent.tableBytes(),
+                PeakMemory.bytes(),
+                seconds,
+                spent.decode() / 1e9,
+                spent.observe() / 1e9,
+                spent.plan() / 1e9,
+                spent.apply() / 1e9,
+                tokens / (spent.nanos() / 1e9));
+    }
+
+    private static Double finite(double x) {
+        return Double.isFinite(x) ? x : null;
+    }
 }

@@ -7,8 +7,6 @@ import java.lang.foreign.ValueLayout;
 import java.nio.file.Path;
 import java.util.List;
 import java.util.Objects;
-import java.util.concurrent.TimeUnit;
-import java.util.concurrent.locks.ReentrantLock;
 import java.util.function.Consumer;
 import java.util.function.Supplier;
 
@@ -25,11 +23,9 @@ public final class Session implements AutoCloseable {
     private final History history = new History();
     private final Conversation conversation;
     private final Utf8 utf8 = new Utf8();
-    private final ReentrantLock using = new ReentrantLock();
+    private final Calls calls = new Calls();
     private final Drawings drawings;
     private volatile Saved.Pinned pinned = Saved.Pinned.NOTHING;
-    private volatile Call call; // that runs
-    private volatile boolean closed;
 
     Session(Engine engine, Sequence sequence) {
         this.engine = engine;
@@ -103,7 +99,7 @@ public final class Session implements AutoCloseable {
     /** As above with tokens, as they are. */
     public Generation generate(int[] prompt, GenerateOptions options, Consumer<String> onText) {
         Objects.requireNonNull(onText, "onText");
-        return inCall(new Call(options.timeout()), running -> run(running, prompt, prompt.length, options, onText));
+        return calls.run(new Call(options.timeout()), running -> run(running, prompt, prompt.length, options, onText));
     }
 
     /**
@@ -116,7 +112,7 @@ public final class Session implements AutoCloseable {
         if (whole.length == 0) {
             throw new KvmergeException.Usage("nothing to go on from: give a prompt");
         }
-        return inCall(new Call(options.timeout()), running -> {
+        return calls.run(new Call(options.timeout()), running -> {
             checkTokens(whole);
             return conversation.complete(running, whole, List.of(), options, onText);
         });
@@ -168,13 +164,14 @@ public final class Session implements AutoCloseable {
      */
     public Generation chat(List<ChatMessage> messages, GenerateOptions options, Consumer<String> onText) {
         Objects.requireNonNull(onText, "onText");
-        return inCall(new Call(options.timeout()), running -> conversation.answer(running, messages, options, onText));
+        return calls.run(
+                new Call(options.timeout()), running -> conversation.answer(running, messages, options, onText));
     }
 
     /** Appends a user's message to the session's own conversation, and the answer, as far as it came. */
     public Generation chat(String user, GenerateOptions options, Consumer<String> onText) {
         Objects.requireNonNull(onText, "onText");
-        return inCall(new Call(options.timeout()), running -> conversation.answer(running, user, options, onText));
+        return calls.run(new Call(options.timeout()), running -> conversation.answer(running, user, options, onText));
     }
 
     /**
@@ -183,7 +180,7 @@ public final class Session implements AutoCloseable {
      * @throws KvmergeException.Usage if it would leave the strategy too few cells
      */
     public void system(String prompt) {
-        inCall(new Call(null), running -> {
+        calls.run(new Call(null), running -> {
             conversation.begin(running, prompt);
             return null;
         });
@@ -200,7 +197,7 @@ public final class Session implements AutoCloseable {
      * @throws KvmergeException.Usage if it would leave the strategy too few cells; nothing changes then
      */
     public void pin() {
-        inCall(new Call(null), running -> {
+        calls.run(new Call(null), running -> {
             pin(running);
             return null;
         });
@@ -223,7 +220,7 @@ public final class Session implements AutoCloseable {
 
     /** Forgets everything. */
     public void clear() {
-        inCall(new Call(null), running -> {
+        calls.run(new Call(null), running -> {
             forget();
             conversation.forget();
             return null;
@@ -311,7 +308,7 @@ public final class Session implements AutoCloseable {
     /** What the cache holds now. */
     public CellsView cells() {
         return engine.scheduler().call(() -> {
-            checkOpen();
+            calls.checkOpen();
             return CellsView.of(engine, sequence, pinned.tokens());
         });
     }
@@ -319,7 +316,7 @@ public final class Session implements AutoCloseable {
     /** How full the cells are now; costs less than {@link #cells}, which copies what became of each token. */
     public CellsUsage usage() {
         return engine.scheduler().call(() -> {
-            checkOpen();
+            calls.checkOpen();
             return CellsUsage.of(engine, sequence, pinned.tokens());
         });
     }
@@ -332,7 +329,7 @@ public final class Session implements AutoCloseable {
      * @throws KvmergeException.Usage if the model has sliding windows
      */
     public void save(Path file) {
-        inCall(new Call(null), running -> {
+        calls.run(new Call(null), running -> {
             checkState("saved");
             SessionFile.write(file, engine, this);
             return null;
@@ -346,7 +343,7 @@ public final class Session implements AutoCloseable {
      *     changes then
      */
     public void load(Path file) {
-        inCall(new Call(null), running -> {
+        calls.run(new Call(null), running -> {
             SessionFile.read(file, engine, this);
             return null;
         });
@@ -358,7 +355,7 @@ public final class Session implements AutoCloseable {
      * @throws KvmergeException.Usage if all sessions of the engine are taken, or the model has sliding windows
      */
     public Session fork() {
-        return inCall(new Call(null), running -> {
+        return calls.run(new Call(null), running -> {
             checkState("forked");
             Session other = engine.open();
             try {
@@ -410,76 +407,26 @@ public final class Session implements AutoCloseable {
      * {@link Generation.Ended#CANCELLED}. Any thread.
      */
     public void cancel() {
-        Call running = call;
-        if (running != null) {
-            running.cancel();
+        if (calls.cancel()) {
             engine.scheduler().wake(sequence);
-        }
-    }
-
-    private interface Body<T> {
-        T run(Call running);
-    }
-
-    private <T> T inCall(Call running, Body<T> body) {
-        if (using.isHeldByCurrentThread()) {
-            throw new IllegalStateException("the session is in a call: what it calls back must not call it");
-        }
-        if (!using.tryLock()) {
-            throw new IllegalStateException("the session is in a call of another thread");
-        }
-        try {
-            checkOpen();
-            call = running;
-            return body.run(running);
-        } finally {
-            call = null;
-            using.unlock();
-            running.leave();
-        }
-    }
-
-    private void checkOpen() {
-        if (closed) {
-            throw new IllegalStateException("the session is closed");
         }
     }
 
     /** Cancels what runs, waits for it, and gives the sequence back to the engine. */
     @Override
     public void close() {
-        if (using.isHeldByCurrentThread()) {
-            throw new IllegalStateException("the session is in a call: what it calls back must not close it");
-        }
-        boolean interrupted = false;
-        for (boolean entered = false; !entered; ) {
-            cancel(); // again, if a call has begun meanwhile
+        calls.close(this::cancel, () -> {
+            drawings.drop();
             try {
-                entered = using.tryLock(10, TimeUnit.MILLISECONDS);
-            } catch (InterruptedException e) {
-                interrupted = true;
+                engine.scheduler().callLast(sequence::close);
+            } finally {
+                engine.closed(sequence);
             }
-        }
-        try {
-            if (!closed) {
-                closed = true;
-                drawings.drop();
-                try {
-                    engine.scheduler().callLast(sequence::close);
-                } finally {
-                    engine.closed(sequence);
-                }
-            }
-        } finally {
-            using.unlock();
-            if (interrupted) {
-                Thread.currentThread().interrupt();
-            }
-        }
+        });
     }
 
     /** Whether this thread is in a call of it. */
     boolean isInCall() {
-        return using.isHeldByCurrentThread();
+        return calls.isMine();
     }
 }

@@ -56,8 +56,8 @@ public final class Observer implements AutoCloseable {
         public Options {
             Objects.requireNonNull(observation, "observation");
             if (!(massPower == 1 || massPower == 1.5 || massPower == 2) || massQueries < 0) {
-                throw new KvmergeException.Usage(
-                        "the mass power is 1, 1.5 or 2 and its window not negative: " + massPower + ", " + massQueries);
+                throw new KvmergeException.Usage("the mass power is 1, 1.5 or 2 and its queries not negative: "
+                        + massPower + ", " + massQueries);
             }
             if (!(queryDecay >= 0 && queryDecay <= 1) || !(ridge > 0 && Double.isFinite(ridge))) {
                 throw new KvmergeException.Usage(
@@ -91,9 +91,9 @@ public final class Observer implements AutoCloseable {
                     observation);
         }
 
-        public Options withMassQueries(int window) {
+        public Options withMassQueries(int newest) {
             return new Options(
-                    mass, entropy, massPower, window, queries, bias, queryDecay, ridge, backend, threads, observation);
+                    mass, entropy, massPower, newest, queries, bias, queryDecay, ridge, backend, threads, observation);
         }
 
         public Options withQueries(boolean observed) {
