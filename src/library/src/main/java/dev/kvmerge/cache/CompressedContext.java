@@ -130,6 +130,13 @@ public final class CompressedContext implements AutoCloseable {
         abort.want(now);
     }
 
+    /**
+     * Whether rewriting or decoding has failed half-way: until {@link #clear} or {@link #restoreState}, all is refused.
+     */
+    public boolean isBroken() {
+        return blocks.broken() != null;
+    }
+
     /** Enters alone; refused when the cells and the table no longer agree. */
     Guard.Use enter() {
         return whole(guard.exclusive());
@@ -141,7 +148,7 @@ public final class CompressedContext implements AutoCloseable {
     }
 
     private Guard.Use whole(Guard.Use inside) {
-        if (blocks.broken() != null) {
+        if (isBroken()) {
             inside.close();
             throw new IllegalStateException(
                     "the compressed context is broken, since rewriting or decoding failed half-way: close it and make"

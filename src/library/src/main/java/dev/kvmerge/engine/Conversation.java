@@ -78,15 +78,19 @@ final class Conversation {
             Call running, int[] wanted, List<ChatMessage> all, GenerateOptions options, Consumer<String> onText) {
         session.check(options);
         History history = session.history();
-        Recognition known = Recognition.of(
-                wanted,
-                new Recognition.Known(
-                        history.tokens(),
-                        history.decoded(),
-                        history.generated(),
-                        session::settled,
-                        session.pinned().state() == null ? 0 : session.pinned().tokens()),
-                Recognition.Words.of(session.engine().model()));
+        Recognition known = session.isBroken()
+                ? new Recognition(Recognition.From.START, wanted)
+                : Recognition.of(
+                        wanted,
+                        new Recognition.Known(
+                                history.tokens(),
+                                history.decoded(),
+                                history.generated(),
+                                session::settled,
+                                session.pinned().state() == null
+                                        ? 0
+                                        : session.pinned().tokens()),
+                        Recognition.Words.of(session.engine().model()));
         int[] fresh = known.fresh();
         int begun = 0; // tokens read here before the others
         switch (known.from()) {

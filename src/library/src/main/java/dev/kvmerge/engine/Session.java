@@ -243,12 +243,14 @@ public final class Session implements AutoCloseable {
         pinned = Saved.Pinned.NOTHING;
     }
 
+    /** Whether nothing can go on from its cells, which only forgetting them repairs. */
+    boolean isBroken() {
+        return sequence.context().isBroken();
+    }
+
     /** How many tokens {@link #takeBack} leaves. */
     int settled() {
-        return engine.scheduler().call(() -> {
-            CompressedContext context = sequence.context();
-            return context.position() - context.recent();
-        });
+        return sequence.context().position() - sequence.context().recent();
     }
 
     /** Takes back what was decoded since the last compression. */

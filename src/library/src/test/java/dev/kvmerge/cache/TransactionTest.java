@@ -2,6 +2,7 @@ package dev.kvmerge.cache;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertSame;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
@@ -243,6 +244,7 @@ class TransactionTest {
             context.context().decode(tokens(3), 5); // behind its back
             Exception cause = assertThrows(KvmergeException.class, () -> context.decode(tokens(1)));
             assertEquals(5, context.used(), "the table was not moved");
+            assertTrue(context.isBroken());
             for (Runnable call : new Runnable[] {
                 () -> context.decode(tokens(1)),
                 context::flush,
@@ -258,6 +260,7 @@ class TransactionTest {
                 assertSame(cause, broken.getCause());
             }
             context.clear();
+            assertFalse(context.isBroken());
             int[] tokens = tokens(BLOCK);
             context.decode(tokens);
             never.decode(tokens);
