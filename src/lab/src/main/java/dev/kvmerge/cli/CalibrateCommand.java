@@ -72,7 +72,7 @@ final class CalibrateCommand implements Runnable {
             throw new KvmergeException.Usage(
                     "--pieces must be positive and --tokens " + Calibrator.FEWEST_TOKENS + " and more");
         }
-        ComputeSettings compute = model.compute(FlashAttention.OFF);
+        ComputeSettings compute = model.compute(FlashAttention.ON);
         Catalogue catalogue = Home.catalogue();
         List<Text> texts = new ArrayList<>();
         for (String file : files) {
@@ -90,7 +90,7 @@ final class CalibrateCommand implements Runnable {
             for (Text text : texts) {
                 pieces.addAll(pieces(loaded, text));
             }
-            double total = 2.0 * pieces.size() * tokens;
+            double total = (double) pieces.size() * tokens;
             String name = String.join(", ", files) + ": " + pieces.size() + " x " + tokens + " tokens";
             Calibration calibration = new Calibrator(
                             loaded,

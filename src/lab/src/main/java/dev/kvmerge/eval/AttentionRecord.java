@@ -92,7 +92,7 @@ final class AttentionRecord implements Oracle.Future, AutoCloseable {
 
     private void observe(
             Model model, int[] text, CacheOptions options, Experiment.Listener listener, BooleanSupplier cancelled) {
-        FullAttention.read(model, text, options, 1, 0, listener, cancelled, (context, b, end, mass) -> {
+        FullAttention.read(model, text, options, 1, 0, 0, listener, cancelled, (context, b, end, mass) -> {
             int cells = mass.length / shape.pairs();
             long at = offset(b);
             for (int pair = 0; pair < shape.pairs(); pair++) {

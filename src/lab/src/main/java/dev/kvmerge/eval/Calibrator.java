@@ -16,14 +16,19 @@ import java.util.function.BooleanSupplier;
 import java.util.function.IntConsumer;
 
 /**
- * Makes a {@link Calibration}: reads texts through the full cache, notes at several points what was known of a token
- * and what attention it got from then on, and fits one to the other for each layer and KV head.
+ * Makes a {@link Calibration}: reads texts once through the full cache, notes at several points what was known of a
+ * token and what attention it got from then on, and fits one to the other for each layer and KV head. What was known
+ * and what came are the same power of the attention, so that one reading shows both.
  */
 public final class Calibrator {
     /** Factor on attention received at each block; entropy-merged's. */
     public static final double DECAY = 0.9;
 
+    /** The power of the attention, so far and to come: it asks for cells that some query will need much. */
+    public static final double MASS_POWER = 1.5;
+
     private static final int BLOCK = 128;
+    private static final int QUERIES = BLOCK / 2; // of a block, that are looked at: with flash attention each costs
     private static final int FIRST_POINT = 3; // blocks before the first look, and
     private static final int POINTS_APART = 3; // from one to the next
     private static final int LAST_BLOCKS = 3; // too near the end to see what comes
@@ -42,7 +47,7 @@ public final class Calibrator {
 
     /**
      * @param compute how the contexts to read with compute
-     * @param listener told of progress: tokens of all pieces, both passes counted
+     * @param listener told of progress: tokens of all pieces
      */
     public Calibrator(Model model, ComputeSettings compute, Experiment.Listener listener, BooleanSupplier cancelled) {
         this.model = model;
@@ -57,7 +62,7 @@ public final class Calibrator {
         private final int[] point; // [point and token]: blocks read
         private final int[] token; // position
         private final float[][] rates; // 3 a sample: own, before, after
-        private final float[][] later; // attention to the power 1.5, a query
+        private final float[][] later; // attention to MASS_POWER, a query
         private final float[][] keys; // [pair][token / SAMPLE][dimension], before rotation
         private final float[][] norms; // [pair][token / SAMPLE]
 
@@ -108,7 +113,7 @@ public final class Calibrator {
                         + FEWEST_TOKENS + " and more");
             }
             seen.add(look(Arrays.copyOf(piece, piece.length / BLOCK * BLOCK), before));
-            before += 2 * piece.length;
+            before += piece.length;
         }
         float[][] weights = new float[shape.pairs()][];
         Parallel.each(weights.length, pair -> {
@@ -120,52 +125,49 @@ public final class Calibrator {
             throw new Experiment.Cancelled();
         }
         return new Calibration(
-                name, shape.layers(), shape.kvHeads(), seen.getFirst().keyDimension(), DECAY, weights);
+                name, shape.layers(), shape.kvHeads(), seen.getFirst().keyDimension(), DECAY, MASS_POWER, weights);
     }
 
     private Seen look(int[] tokens, int before) {
         Seen seen = new Seen(shape.pairs(), tokens.length);
         float[][] received = new float[shape.pairs()][tokens.length]; // decayed
+        float[][] sums = new float[shape.pairs()][tokens.length]; // so far
         float[] exposure = new float[tokens.length];
-        read(tokens, 1, before, (context, b, end, mass) -> {
+        read(tokens, before, (context, b, end, mass) -> {
             for (int t = 0; t < end; t++) {
-                exposure[t] = (float) (exposure[t] * DECAY + Math.min(BLOCK, end - t));
+                exposure[t] = (float) (exposure[t] * DECAY + Math.min(QUERIES, end - t));
             }
             Parallel.each(shape.pairs(), pair -> {
                 float[] r = received[pair];
+                float[] sum = sums[pair];
                 int cells = mass.length / shape.pairs();
                 for (int t = 0; t < end; t++) {
-                    r[t] = (float) (r[t] * DECAY + mass[pair * cells + t]);
+                    float m = mass[pair * cells + t];
+                    r[t] = (float) (r[t] * DECAY + m);
+                    sum[t] += m;
                 }
                 seen.samples(b, i -> {
                     int t = seen.token[i];
                     seen.rates[pair][3 * i] = r[t] / exposure[t];
                     seen.rates[pair][3 * i + 1] = r[t - 1] / exposure[t - 1];
                     seen.rates[pair][3 * i + 2] = r[t + 1] / exposure[t + 1];
+                    seen.later[pair][i] = -sum[t];
                 });
                 if (end == tokens.length) {
                     keep(seen, pair, context);
+                    complete(seen, pair, sum);
                 }
             });
         });
-        float[][] sums = new float[shape.pairs()][tokens.length]; // so far
-        read(
-                tokens,
-                1.5,
-                before + tokens.length,
-                (context, b, end, mass) -> Parallel.each(shape.pairs(), pair -> {
-                    float[] sum = sums[pair];
-                    int cells = mass.length / shape.pairs();
-                    for (int t = 0; t < end; t++) {
-                        sum[t] += mass[pair * cells + t];
-                    }
-                    seen.samples(b, i -> seen.later[pair][i] = -sum[seen.token[i]]);
-                    for (int i = 0; end == tokens.length && i < seen.point.length; i++) {
-                        int queries = tokens.length - (seen.point[i] + 1) * BLOCK;
-                        seen.later[pair][i] = Math.max(0, seen.later[pair][i] + sum[seen.token[i]]) / queries;
-                    }
-                }));
         return seen;
+    }
+
+    /** From what a token had got at each point to what it got after it, a query. */
+    private static void complete(Seen seen, int pair, float[] sum) {
+        for (int i = 0; i < seen.point.length; i++) {
+            int queries = (sum.length / BLOCK - seen.point[i] - 1) * QUERIES;
+            seen.later[pair][i] = Math.max(0, seen.later[pair][i] + sum[seen.token[i]]) / queries;
+        }
     }
 
     private void keep(Seen seen, int pair, CompressedContext context) {
@@ -190,9 +192,9 @@ public final class Calibrator {
         return Math.sqrt(sum);
     }
 
-    private void read(int[] tokens, double power, int before, FullAttention.Look look) {
+    private void read(int[] tokens, int before, FullAttention.Look look) {
         CacheOptions full = CacheOptions.unlimited(tokens.length, BLOCK).with(compute);
-        FullAttention.read(model, tokens, full, power, before, listener, cancelled, look);
+        FullAttention.read(model, tokens, full, MASS_POWER, QUERIES, before, listener, cancelled, look);
     }
 
     private float[] fit(int pair, List<Seen> pieces) {

@@ -31,6 +31,7 @@ final class FullAttention {
      *
      * @param options of an unlimited context
      * @param power of the attention that is summed up, 1, 1.5 or 2
+     * @param queries how many of a block's newest queries are looked at; 0 for all
      * @param before tokens that the listener was told of already
      * @throws Experiment.Cancelled if asked to stop
      */
@@ -39,6 +40,7 @@ final class FullAttention {
             int[] tokens,
             CacheOptions options,
             double power,
+            int queries,
             int before,
             Experiment.Listener listener,
             BooleanSupplier cancelled,
@@ -46,7 +48,8 @@ final class FullAttention {
         Observer.Options observe = Observer.Options.of(
                         true, false, Bias.NONE, options.compute().threads())
                 .withBackend(model.backend())
-                .withMassPower(power);
+                .withMassPower(power)
+                .withMassQueries(queries);
         long start = System.nanoTime();
         try (CompressedContext context = new CompressedContext(model, new Full(), options, observe)) {
             for (int at = 0, block = 0; at < tokens.length; block++) {

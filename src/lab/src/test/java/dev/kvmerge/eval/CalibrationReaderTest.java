@@ -33,13 +33,14 @@ class CalibrationReaderTest {
         assertEquals(expected.kvHeads(), read.kvHeads());
         assertEquals(expected.keyDimension(), read.keyDimension());
         assertEquals(expected.decay(), read.decay());
+        assertEquals(expected.massPower(), read.massPower());
         for (int i = 0; i < expected.weights().length; i++) {
             assertArrayEquals(expected.weights()[i], read.weights()[i], 0f);
         }
     }
 
     @ParameterizedTest
-    @ValueSource(strings = {"SmolLM2-135M-Instruct", "gemma-3-270m"})
+    @ValueSource(strings = {"SmolLM2-135M-Instruct", "gemma-3-270m", "qwen2.5-coder-0.5b"})
     void thoseThatComeWithKvmerge(String name) throws Exception {
         assertSame(SHIPPED.resolve(name + ".json"));
     }
@@ -54,7 +55,8 @@ class CalibrationReaderTest {
         }
         assertSame(Files.writeString(
                 folder.resolve("c.json"),
-                "{\"name\":\"n\",\"layers\":1,\"kvHeads\":1,\"keyDimension\":5000,\"decay\":0.95,\"weights\":[["
+                "{\"name\":\"n\",\"layers\":1,\"kvHeads\":1,\"keyDimension\":5000,\"decay\":0.95,\"massPower\":1.5,"
+                        + "\"weights\":[["
                         + weights + "]]}"));
     }
 }

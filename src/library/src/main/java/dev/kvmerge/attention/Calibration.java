@@ -13,18 +13,20 @@ import java.util.Arrays;
  *   exp(w_0 + w_1 log r_i + w_2 log r_{i-1} + w_3 log r_{i+1} + w_4 log age + w_5 log |V_i| + k . K_i)
  * </pre>
  *
- * with r the rates of attention received so far of a cell and its neighbours, and K the key as it was before its
- * rotation. Heads look for kinds of tokens, and the key says of what kind a token is: that part is known when the token
- * comes, before anyone has attended to it.
+ * with r the rates of attention (to the power massPower) received so far of a cell and its neighbours, and K the key as
+ * it was before its rotation. Heads look for kinds of tokens, and the key says of what kind a token is: that part is
+ * known when the token comes, before anyone has attended to it.
  *
  * @param name where it comes from, for the record
  * @param layers of the model
  * @param kvHeads a layer
  * @param keyDimension elements a key
  * @param decay factor on the attention received at each block that the weights were fitted for
+ * @param massPower the power of the attention so far that they were fitted for: 1, 1.5 or 2
  * @param weights [layer * kvHeads + kvHead][6 + keyDimension]: w_0 to w_5, then k
  */
-public record Calibration(String name, int layers, int kvHeads, int keyDimension, double decay, float[][] weights) {
+public record Calibration(
+        String name, int layers, int kvHeads, int keyDimension, double decay, double massPower, float[][] weights) {
     /** Weights before the key's. */
     public static final int SCALARS = 6;
 
@@ -32,6 +34,10 @@ public record Calibration(String name, int layers, int kvHeads, int keyDimension
     private static final double LEAST_NORM = 1e-3;
 
     public Calibration {
+        if (!(massPower == 1 || massPower == 1.5 || massPower == 2)) {
+            throw new KvmergeException("the calibration '" + name + "' is for the power " + massPower
+                    + " of the attention, where there are 1, 1.5 and 2: make it again with 'kvmerge calibrate'");
+        }
         if (weights == null || weights.length != layers * kvHeads || !(decay >= 0 && decay <= 1)) {
             throw new KvmergeException("the calibration '" + name + "' does not hold weights for each of " + layers
                     + " layers with " + kvHeads + " KV heads: make it again with 'kvmerge calibrate'");

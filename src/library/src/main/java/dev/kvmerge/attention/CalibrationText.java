@@ -5,8 +5,9 @@ import java.util.Arrays;
 import java.util.List;
 
 /**
- * Reads the JSON that a calibration is kept as, and no other: an object of name, layers, kvHeads, keyDimension, decay
- * and weights, each once, in any order. The library depends on no JSON parser.
+ * Reads the JSON that a calibration is kept as, and no other: an object of name, layers, kvHeads, keyDimension, decay,
+ * massPower and weights, each once, in any order. Files of 0.1 have no massPower, which was 1 then. The library depends
+ * on no JSON parser.
  */
 final class CalibrationText {
     /** What is wrong with a text, and where. */
@@ -25,6 +26,7 @@ final class CalibrationText {
     private Integer kvHeads;
     private Integer keyDimension;
     private Double decay;
+    private Double massPower;
     private float[][] weights;
 
     private CalibrationText(String text) {
@@ -53,7 +55,7 @@ final class CalibrationText {
         if (layers == null || kvHeads == null || keyDimension == null || decay == null || weights == null) {
             throw new Malformed("it lacks one of layers, kvHeads, keyDimension, decay and weights");
         }
-        return new Calibration(name, layers, kvHeads, keyDimension, decay, weights);
+        return new Calibration(name, layers, kvHeads, keyDimension, decay, massPower == null ? 1 : massPower, weights);
     }
 
     private void field() throws Malformed {
@@ -65,6 +67,7 @@ final class CalibrationText {
             case "kvHeads" -> kvHeads = once(field, kvHeads, count());
             case "keyDimension" -> keyDimension = once(field, keyDimension, count());
             case "decay" -> decay = once(field, decay, Double.valueOf(number()));
+            case "massPower" -> massPower = once(field, massPower, Double.valueOf(number()));
             case "weights" -> weights = once(field, weights, rows());
             default -> throw malformed("the field '" + field + "' is unknown");
         }

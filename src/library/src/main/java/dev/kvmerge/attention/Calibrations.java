@@ -85,7 +85,8 @@ public final class Calibrations {
             text.append(",\"layers\":").append(calibration.layers());
             text.append(",\"kvHeads\":").append(calibration.kvHeads());
             text.append(",\"keyDimension\":").append(calibration.keyDimension());
-            text.append(",\"decay\":").append(calibration.decay()).append(",\n\"weights\":[");
+            text.append(",\"decay\":").append(calibration.decay());
+            text.append(",\"massPower\":").append(calibration.massPower()).append(",\n\"weights\":[");
             String next = "\n[";
             for (float[] head : calibration.weights()) {
                 text.append(next);

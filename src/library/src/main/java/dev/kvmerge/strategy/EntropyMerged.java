@@ -52,10 +52,10 @@ public record EntropyMerged(
         if (!(massPower == 1 || massPower == 1.5 || massPower == 2)) {
             throw new KvmergeException.Usage("the mass power is 1, 1.5 or 2: " + massPower);
         }
-        if (calibration != null && (massPower != 1 || decay != calibration.decay())) {
-            throw new KvmergeException.Usage("the calibration '" + calibration.name()
-                    + "' is for attention as it is (mass-power=1) with decay=" + calibration.decay() + ": not for "
-                    + massPower + " and " + decay + "; --calibration none takes any");
+        if (calibration != null && (massPower != calibration.massPower() || decay != calibration.decay())) {
+            throw new KvmergeException.Usage("the calibration '" + calibration.name() + "' is for mass-power="
+                    + calibration.massPower() + " and decay=" + calibration.decay() + ": not for " + massPower + " and "
+                    + decay + "; --calibration none takes any");
         }
         Check.positive("largest group", largestGroup);
         Check.decay(decay);
@@ -70,7 +70,15 @@ public record EntropyMerged(
 
     /** The values that the measurements in docs/ were made with, for a model with a calibration, or null. */
     public EntropyMerged(Calibration calibration) {
-        this(4, 0.25, 8, 0.9, calibration == null ? 1.5 : 0.8, calibration == null ? 1.5 : 1, Bias.FOLDED, calibration);
+        this(
+                4,
+                0.25,
+                8,
+                calibration == null ? 0.9 : calibration.decay(),
+                calibration == null ? 1.5 : 0.8,
+                calibration == null ? 1.5 : calibration.massPower(),
+                Bias.FOLDED,
+                calibration);
     }
 
     static EntropyMerged of(int sinks, double recentShare, Bias bias, Calibration calibration) {

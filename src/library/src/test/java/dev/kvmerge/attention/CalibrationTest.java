@@ -22,7 +22,7 @@ class CalibrationTest {
 
     @Test
     void foreseesByItsFormula() {
-        Calibration calibration = new Calibration("c", 2, 1, 2, 0.9, new float[][] {WEIGHTS, new float[8]});
+        Calibration calibration = new Calibration("c", 2, 1, 2, 0.9, 1, new float[][] {WEIGHTS, new float[8]});
         assertArrayEquals(new float[] {2, -3}, calibration.keyWeights(0));
         float[] prior = calibration.prior(0, new float[] {2 - 6, 1 + 3, 0}, new float[] {5, 0, 13});
         assertEquals(-1 + .7 * Math.log(5 + 1e-3) + 2 - 6, prior[0], 1e-5);
@@ -47,14 +47,17 @@ class CalibrationTest {
     @Test
     void refusesWhatIsNotWhole() {
         float[][] one = {WEIGHTS};
-        assertTrue(assertThrows(KvmergeException.class, () -> new Calibration("c", 2, 1, 2, 0.9, one))
+        assertTrue(assertThrows(KvmergeException.class, () -> new Calibration("c", 2, 1, 2, 0.9, 1, one))
                 .getMessage()
                 .contains("each of 2 layers"));
         float[] broken = WEIGHTS.clone();
         broken[3] = Float.NaN;
-        assertThrows(KvmergeException.class, () -> new Calibration("c", 1, 1, 2, 0.9, new float[][] {broken}));
-        assertThrows(KvmergeException.class, () -> new Calibration("c", 1, 1, 3, 0.9, one));
-        Calibration fine = new Calibration("c", 1, 1, 2, 0.9, one);
+        assertThrows(KvmergeException.class, () -> new Calibration("c", 1, 1, 2, 0.9, 1, new float[][] {broken}));
+        assertThrows(KvmergeException.class, () -> new Calibration("c", 1, 1, 3, 0.9, 1, one));
+        assertThrows(
+                KvmergeException.class, () -> new Calibration("c", 0, 0, 2, 0.9, 1, one), "of no model, with keys");
+        assertThrows(KvmergeException.class, () -> new Calibration("c", 1, 1, 2, 0.9, 3, one));
+        Calibration fine = new Calibration("c", 1, 1, 2, 0.9, 1, one);
         fine.check(1, 1);
         assertTrue(assertThrows(KvmergeException.class, () -> fine.check(30, 3))
                 .getMessage()

@@ -37,11 +37,12 @@ class CalibrationsTest {
     void whatIsWrittenIsRead() throws Exception {
         float[][] weights = {{-1, .5f, 1e-7f, -.125f, 0, 3e20f, 2, -3}};
         Path file = folder.resolve("model.gguf.calibration.json");
-        Calibrations.write(new Calibration("a \"b\" \\ \n \u00fc", 1, 1, 2, 0.9, weights), file);
+        Calibrations.write(new Calibration("a \"b\" \\ \n \u00fc", 1, 1, 2, 0.9, 1.5, weights), file);
         Calibration read = Calibrations.of(folder.resolve("model.gguf"));
         assertEquals("a \"b\" \\ \n \u00fc", read.name());
         assertArrayEquals(weights[0], read.weights()[0]);
         assertEquals(0.9, read.decay());
+        assertEquals(1.5, read.massPower());
     }
 
     @Test
@@ -53,6 +54,7 @@ class CalibrationsTest {
         Calibration read = Calibrations.read(file);
         assertEquals("\u00fc\n", read.name());
         assertEquals(.65f, read.weights()[0][5]);
+        assertEquals(1, read.massPower(), "as in files of 0.1, which do not say");
     }
 
     @Test
@@ -80,6 +82,7 @@ class CalibrationsTest {
                 "layers\":1=layers\":null",
                 "keyDimension\":2=keyDimension\":3",
                 "decay\":0.9=decay\":1.1",
+                "decay\":0.9=decay\":0.9,\"massPower\":3",
                 "[[-1,=[[-1,,",
                 "[[-1,=[[NaN,",
                 "[[-1,=[[1e39,",
@@ -119,6 +122,7 @@ class CalibrationsTest {
     void oneIsThereForEachModelOfTheList() {
         assertEquals(256, Calibrations.of(Path.of("gemma-3-270m-q4_k_m.gguf")).keyDimension());
         assertNotNull(Calibrations.of(Path.of("SmolLM2-135M-Instruct.Q4_1.gguf")));
+        assertEquals(1.5, Calibrations.of(Path.of("qwen2.5-coder-0.5b.gguf")).massPower());
     }
 
     @ParameterizedTest

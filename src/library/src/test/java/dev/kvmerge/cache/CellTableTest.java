@@ -235,7 +235,7 @@ class CellTableTest {
                 row[i] = (float) (random.nextGaussian() * 0.3);
             }
         }
-        return new Calibration("random", 2, 2, 16, 0.9, weights);
+        return new Calibration("random", 2, 2, 16, 0.9, random.nextBoolean() ? 1 : 1.5, weights);
     }
 
     private static float[] logits(CompressedContext context) {

@@ -336,7 +336,7 @@ class StrategyTest {
         float[] w = new float[Calibration.SCALARS + DIM];
         w[1] = 1;
         w[Calibration.SCALARS] = 20;
-        Calibration calibration = new Calibration("made by hand", 1, 1, DIM, 0.9, new float[][] {w});
+        Calibration calibration = new Calibration("made by hand", 1, 1, DIM, 0.9, 1, new float[][] {w});
         float[] keys = new float[n * DIM];
         float[] values = new float[n * DIM];
         for (int i = 0; i < n; i++) {
