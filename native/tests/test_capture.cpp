@@ -8,11 +8,11 @@
 
 #ifdef KVMERGE_ON_SHIM
 #    include "cuda_runtime.h"
-extern bool shim_has_cublas; // it rounds queries to half precision
 constexpr bool ON_GPU = true;
+constexpr double TOLERANCE = 1e-3; // tensor cores take queries in half precision
 #else
 constexpr bool ON_GPU = false;
-static bool shim_has_cublas;
+constexpr double TOLERANCE = 1e-5;
 #endif
 
 #include <cmath>
@@ -148,12 +148,12 @@ void same_statistics(const Run & run, const Run & stopped, const Settings & s, i
     CHECK(std::memcmp(a.token_cell, b.token_cell, size_t(a.n_tokens) * sizeof(int32_t)) == 0);
     CHECK(!a.mass == !b.mass && !a.mass == ((s.observe & ATTENTION) == 0));
     for (int i = 0; a.mass && i < LAYERS * KV_HEADS * CELLS; i++) {
-        CHECK_NEAR(a.mass[i], b.mass[i], 1e-6, 1e-5);
+        CHECK_NEAR(a.mass[i], b.mass[i], 1e-6, TOLERANCE);
     }
     CHECK(!a.entropy == !b.entropy && !a.entropy == ((s.observe & KVMERGE_OBSERVE_ENTROPY) == 0));
     for (int row = 0; a.entropy && row < LAYERS * TinyGguf::HEADS; row++) {
         for (int t = 0; t < a.n_tokens; t++) {
-            CHECK_NEAR(a.entropy[row * 96 + t], b.entropy[row * 96 + t], 1e-6, 1e-5);
+            CHECK_NEAR(a.entropy[row * 96 + t], b.entropy[row * 96 + t], 1e-6, TOLERANCE);
         }
     }
     for (int i = 0; (s.observe & KVMERGE_OBSERVE_QUERIES) && i < n_layer_seen * KV_HEADS; i++) {
@@ -275,7 +275,7 @@ void test_gpu_counts(llama_model * model) {
         const shim::Counts whole = shim::counts();
         std::printf("  a block: %d launches, %d copies, %d fills, %d waits, %d allocations, %zu bytes\n",
                     whole.launches, whole.copies, whole.fills, whole.waits, whole.allocations, whole.bytes);
-        CHECK(whole.launches + whole.copies + whole.fills <= 20 * LAYERS);
+        CHECK(whole.launches + whole.copies + whole.fills <= 12 * LAYERS);
         CHECK(whole.bytes <= 16 * all);
         CHECK(whole.waits == 2); // before the host plans, and before llama.cpp goes on
     }
@@ -402,7 +402,6 @@ void test_free(llama_model * model) {
 
 int main(int argc, char ** argv) {
     llama_model * const model = tiny_model_for(argc, argv);
-    shim_has_cublas = false;
     constexpr int QUERIES = KVMERGE_OBSERVE_QUERIES, MASS = KVMERGE_OBSERVE_MASS;
     const Settings settings[] = {{"F16"},
                                  {"small ubatches", true, GGML_TYPE_F16, 16},

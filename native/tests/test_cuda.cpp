@@ -9,10 +9,8 @@
 extern "C" const Device * kvmerge_cuda_device(int version, const char ** why_not);
 
 #ifdef KVMERGE_CUDA_SHIM
-extern bool shim_has_cublas;
 constexpr unsigned TIMES = 12; // a thread is a fiber here: slow
 #else
-static bool shim_has_cublas;
 constexpr unsigned TIMES = 200;
 #endif
 
@@ -190,9 +188,8 @@ int main(int argc, char ** argv) {
     test_release = [](void * memory) { CHECK(cudaFree(memory) == cudaSuccess); };
     const unsigned seed = seed_of(argc, argv), times = TIMES;
     const Waiting waiting = {*device}, &table = waiting;
-    for (const bool cublas : {false, true}) { // only the shim can tell them apart
-        shim_has_cublas = cublas;
-        const char * const isa = cublas ? "CUDA, cuBLAS if it is there" : "CUDA";
+    {
+        const char * const isa = "CUDA";
         KVMERGE_DEVICE_KERNELS(KVMERGE_TEST)
     }
     {

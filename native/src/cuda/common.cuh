@@ -120,6 +120,8 @@ class Launch {
     cudaStream_t stream_ = nullptr;
 };
 
+bool on_one_gpu(const void * a, const void * b);
+
 // Memory for the time of a launch. It comes from the GPU's pool, which keeps what it has got from the driver.
 template <class T>
 class Scratch {
@@ -143,16 +145,26 @@ class Scratch {
     T * data_ = nullptr;
 };
 
-// Scores by cuBLAS, which is opened when it is first needed: scores[b][row][cell] = queries . keys for `batches` KV
-// heads. Keys are in half precision, element (b, cell, i) at b*dim + cell*key_stride + i; queries are
-// [batches][rows][dim]. Gives false where there is no cuBLAS: then `products` has to do.
-bool cublas_scores(const Launch & launch, const void * keys, std::ptrdiff_t key_stride, const void * queries,
-                   int batches, int rows, int cells, int dim, float * scores);
+// Calls body(first, n) for neighbours in a list of descriptors that are on one GPU and of one shape: no more than
+// `most` at a time. Which are on one GPU is asked for only where there is more than one.
+template <class Args, class Memory, class Same, class Body>
+void in_groups(const Args * args, int n, int most, Memory && memory, Same && same, Body && body) {
+    for (int first = 0, end; first < n; first = end) {
+        for (end = first + 1; end < n && end - first < most && same(args[first], args[end]) &&
+                              on_one_gpu(memory(args[first]), memory(args[end]));
+             end++) {
+        }
+        body(args + first, end - first);
+    }
+}
 
 #define KVMERGE_DECLARE(name, Args) void name(const Args &);
 KVMERGE_DEVICE_KERNELS(KVMERGE_DECLARE)
 KVMERGE_HEADS_KERNELS(KVMERGE_DECLARE)
 KVMERGE_DEVICE_STEPS(KVMERGE_DECLARE)
+#undef KVMERGE_DECLARE
+#define KVMERGE_DECLARE(name, Args) void name##_all(const Args * args, int n);
+KVMERGE_LAYER_KERNELS(KVMERGE_DECLARE)
 #undef KVMERGE_DECLARE
 
 inline int ceil_div(std::ptrdiff_t a, std::ptrdiff_t b) {

@@ -89,6 +89,16 @@ Launch::Launch(const void * memory) {
     }
 }
 
+bool on_one_gpu(const void * a, const void * b) {
+    static const int gpus = [] {
+        int n = 1;
+        return cudaGetDeviceCount(&n) == cudaSuccess ? n : 1;
+    }();
+    cudaPointerAttributes one = {}, other = {};
+    return gpus == 1 || (cudaPointerGetAttributes(&one, a) == cudaSuccess &&
+                         cudaPointerGetAttributes(&other, b) == cudaSuccess && one.device == other.device);
+}
+
 Launch::~Launch() {
     if (stream_) {
         note(cudaGetLastError()); // errors of the launches
@@ -199,14 +209,23 @@ static const char * finish() {
     return told.c_str();
 }
 
-#define KVMERGE_ALL(kernel, Args)                        \
-    static void kernel##_all(const Args * args, int n) { \
-        for (const Args * a = args; a < args + n; a++) { \
-            kernel(*a);                                  \
-        }                                                \
+void attention_stats_all(const AttentionStatsArgs * args, int n) { // at stops, which are of one layer
+    for (int i = 0; i < n; i++) {
+        attention_stats(args[i]);
     }
-KVMERGE_LAYER_KERNELS(KVMERGE_ALL)
-#undef KVMERGE_ALL
+}
+
+void score_stats(const ScoreStatsArgs & a) {
+    score_stats_all(&a, 1);
+}
+
+void query_moments(const QueryMomentsArgs & a) {
+    query_moments_all(&a, 1);
+}
+
+void fold_direction(const FoldDirectionArgs & a) {
+    fold_direction_all(&a, 1);
+}
 
 } // namespace cuda
 } // namespace kvmerge

@@ -1,136 +1,238 @@
-// Query moments, and the direction to fold a bias along, on the GPU.
+// Query moments, and the direction to fold a bias along, on the GPU, of several layers at once.
 #include "common.cuh"
+
+#include <algorithm>
 
 namespace kvmerge {
 namespace cuda {
 
-constexpr int SIDE = 16;
+constexpr int SIDE = 16, TILE = 2 * SIDE; // a thread makes 2 by 2 of a tile
+constexpr int MOST_LAYERS = 32;           // of a launch: parameters of a kernel have 4 KB
 
-// A thread block makes a SIDE by SIDE tile of a KV head's second moment, SIDE queries at a time.
-__global__ void __launch_bounds__(SIDE * SIDE) moments(QueryMomentsArgs a) {
-    __shared__ float qi[SIDE][SIDE + 1], qj[SIDE][SIDE + 1];
-    const int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
-    const int i = blockIdx.y * SIDE + y, j = blockIdx.x * SIDE + x, kv_head = blockIdx.z;
-    const int rows = a.heads_per_kv * a.n_rows;
-    float product = 0, sum = 0;
+struct MomentsOfLayers {
+    QueryMomentsArgs at[MOST_LAYERS];
+};
+struct DirectionsOfLayers {
+    FoldDirectionArgs at[MOST_LAYERS];
+};
+static_assert(sizeof(MomentsOfLayers) <= 4000 && sizeof(DirectionsOfLayers) <= 4000, "the parameters of a kernel");
+
+// A thread block makes a TILE by TILE tile of a KV head's second moment, SIDE queries at a time. It is symmetric:
+// blocks below the diagonal leave it to those above.
+__global__ void __launch_bounds__(SIDE * SIDE) moments(MomentsOfLayers layers, int n_kv_heads) {
+    __shared__ float qi[SIDE][TILE + 1], qj[SIDE][TILE + 1];
+    const QueryMomentsArgs & a = layers.at[blockIdx.z / n_kv_heads];
+    if (blockIdx.x < blockIdx.y) {
+        return;
+    }
+    const int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE, kv_head = blockIdx.z % n_kv_heads;
+    const int i0 = blockIdx.y * TILE, j0 = blockIdx.x * TILE, rows = a.heads_per_kv * a.n_rows;
+    float product[2][2] = {}, sum[2] = {};
     for (int r0 = 0; r0 < rows; r0 += SIDE) {
-        const int r = r0 + y; // loading: a row of threads takes a query
-        const float * q = a.q + std::ptrdiff_t(kv_head * a.heads_per_kv + min(r, rows - 1) / a.n_rows) * a.head_stride +
-                          std::ptrdiff_t(min(r, rows - 1) % a.n_rows) * a.row_stride;
-        const int di = blockIdx.y * SIDE + x, dj = blockIdx.x * SIDE + x;
-        qi[y][x] = r < rows && di < a.dim ? q[di] : 0.0f;
-        qj[y][x] = r < rows && dj < a.dim ? q[dj] : 0.0f;
+        const int r = min(r0 + y, rows - 1); // loading: a row of threads takes a query
+        const float * const q = a.q + std::ptrdiff_t(kv_head * a.heads_per_kv + r / a.n_rows) * a.head_stride +
+                                std::ptrdiff_t(r % a.n_rows) * a.row_stride;
+        for (int k = 0; k < 2; k++) {
+            const int d = x + SIDE * k;
+            qi[y][d] = r0 + y < rows && i0 + d < a.dim ? q[i0 + d] : 0.0f;
+            qj[y][d] = r0 + y < rows && j0 + d < a.dim ? q[j0 + d] : 0.0f;
+        }
         __syncthreads();
         for (int k = 0; k < SIDE; k++) {
-            product += qi[k][y] * qj[k][x];
-            sum += qi[k][y];
+            for (int i = 0; i < 2; i++) {
+                for (int j = 0; j < 2; j++) {
+                    product[i][j] += qi[k][y + SIDE * i] * qj[k][x + SIDE * j];
+                }
+                sum[i] += qi[k][y + SIDE * i];
+            }
         }
         __syncthreads();
     }
-    if (i < a.dim && j < a.dim) {
-        float & second = a.second[(std::ptrdiff_t(kv_head) * a.dim + i) * a.dim + j];
-        second = second * a.keep + product;
-        if (j == 0) {
+    float * const second = a.second + std::ptrdiff_t(kv_head) * a.dim * a.dim;
+    for (int di = 0; di < 2; di++) {
+        const int i = i0 + y + SIDE * di;
+        for (int dj = 0; dj < 2; dj++) {
+            const int j = j0 + x + SIDE * dj;
+            if (i < a.dim && j < a.dim) {
+                const float total = second[std::ptrdiff_t(i) * a.dim + j] * a.keep + product[di][dj];
+                second[std::ptrdiff_t(i) * a.dim + j] = total;
+                if (blockIdx.x > blockIdx.y) {
+                    second[std::ptrdiff_t(j) * a.dim + i] = total;
+                }
+            }
+        }
+        if (i < a.dim && x == 0 && blockIdx.x == blockIdx.y) {
             float & total = a.sum[std::ptrdiff_t(kv_head) * a.dim + i];
-            total = total * a.keep + sum;
+            total = total * a.keep + sum[di];
         }
     }
 }
 
-void query_moments(const QueryMomentsArgs & a) {
-    const Launch launch(a.q);
-    if (launch.fine()) {
-        const int n = ceil_div(a.dim, SIDE);
-        KVMERGE_LAUNCH(moments, dim3(n, n, a.n_kv_heads), SIDE * SIDE, 0, launch.stream(), a);
-    }
+void query_moments_all(const QueryMomentsArgs * args, int n) {
+    in_groups(
+        args, n, MOST_LAYERS, [](const QueryMomentsArgs & a) { return static_cast<const void *>(a.q); },
+        [](const QueryMomentsArgs & a, const QueryMomentsArgs & b) {
+            return a.n_kv_heads == b.n_kv_heads && a.dim == b.dim;
+        },
+        [](const QueryMomentsArgs * first, int count) {
+            const Launch launch(first->q);
+            if (launch.fine()) {
+                MomentsOfLayers layers = {};
+                std::copy_n(first, count, layers.at);
+                const int tiles = ceil_div(first->dim, TILE);
+                KVMERGE_LAUNCH(moments, dim3(tiles, tiles, count * first->n_kv_heads), SIDE * SIDE, 0, launch.stream(),
+                               layers, first->n_kv_heads);
+            }
+        });
 }
 
-constexpr int SOLVE_THREADS = 128;
+constexpr int SOLVE_THREADS = 256, SOLVE_WARPS = SOLVE_THREADS / WARP;
+constexpr int REFINEMENTS = 2;
+constexpr size_t MOST_SHARED = 40 << 10; // bytes of a thread block's triangle; larger ones lie in the GPU's memory
 
-__device__ inline double block_sum(double x, double * shared) {
-    shared[threadIdx.x] = x;
-    __syncthreads();
-    for (int n = SOLVE_THREADS / 2; n > 0; n /= 2) {
-        if (int(threadIdx.x) < n) {
-            shared[threadIdx.x] += shared[threadIdx.x + n];
+__host__ __device__ constexpr int triangle(int rows) {
+    return rows * (rows + 1) / 2;
+}
+
+// Solves L L' x = x for one warp. Row i of L starts at triangle(i).
+__device__ inline void solve_triangles(const float * lower, double * x, int dim) {
+    const int lane = threadIdx.x % WARP;
+    for (int k = 0; k < dim; k++) {
+        const double solved = x[k] / lower[triangle(k) + k];
+        __syncwarp();
+        for (int i = k + 1 + lane; i < dim; i += WARP) {
+            x[i] -= solved * lower[triangle(i) + k];
         }
-        __syncthreads();
+        if (lane == 0) {
+            x[k] = solved;
+        }
+        __syncwarp();
     }
-    const double sum = shared[0];
-    __syncthreads();
-    return sum;
+    for (int k = dim - 1; k >= 0; k--) {
+        const double solved = x[k] / lower[triangle(k) + k];
+        __syncwarp();
+        for (int i = lane; i < k; i += WARP) {
+            x[i] -= solved * lower[triangle(k) + i];
+        }
+        if (lane == 0) {
+            x[k] = solved;
+        }
+        __syncwarp();
+    }
 }
 
-// A thread block solves one head's system by Cholesky on the upper triangle, A = U'U, in double precision.
-// work: [n][dim * dim + dim].
-__global__ void __launch_bounds__(SOLVE_THREADS) solve(FoldDirectionArgs a, double * work) {
-    __shared__ double shared[SOLVE_THREADS];
-    const int d = a.dim, t = threadIdx.x;
-    const float * const second = a.second + std::ptrdiff_t(blockIdx.x) * d * d;
-    const float * const sum = a.sum + std::ptrdiff_t(blockIdx.x) * d;
-    float * const u = a.u + std::ptrdiff_t(blockIdx.x) * d;
-    double * const upper = work + std::ptrdiff_t(blockIdx.x) * (std::ptrdiff_t(d) * d + d);
-    double * const x = upper + std::ptrdiff_t(d) * d;
+// A thread block solves one head's system: Cholesky's factor in single precision, in shared memory where it fits, then
+// residuals in double precision until the solution has the accuracy of that. The ridge bounds the condition by 20 times
+// the dimension.
+__global__ void __launch_bounds__(SOLVE_THREADS) solve(DirectionsOfLayers layers, int n, float * work) {
+    KVMERGE_DYNAMIC_SHARED(double, shared);
+    const FoldDirectionArgs & a = layers.at[blockIdx.x / n];
+    const int d = a.dim, t = threadIdx.x, lane = t % WARP, warp = t / WARP, head = blockIdx.x % n;
+    const float * const second = a.second + std::ptrdiff_t(head) * d * d;
+    const float * const sum = a.sum + std::ptrdiff_t(head) * d;
+    double * const x = shared; // the right side, then a correction
+    double * const u = x + d;
+    double * const part = u + d; // [SOLVE_WARPS]
+    float * const lower =
+        work ? work + std::ptrdiff_t(blockIdx.x) * triangle(d) : reinterpret_cast<float *>(part + SOLVE_WARPS);
     double diagonal = 0;
     for (int i = t; i < d; i += SOLVE_THREADS) {
         diagonal += second[std::ptrdiff_t(i) * d + i] * a.inverse_weight;
+        u[i] = 0;
+        x[i] = sum[i] * a.inverse_weight;
     }
-    const double trace = block_sum(diagonal, shared);
-    if (!(trace > 0)) {
+    for (int o = WARP / 2; o > 0; o /= 2) {
+        diagonal += __shfl_xor_sync(ALL_LANES, diagonal, o);
+    }
+    if (lane == 0) {
+        part[warp] = diagonal;
+    }
+    __syncthreads();
+    double trace = 0;
+    for (int w = 0; w < SOLVE_WARPS; w++) {
+        trace += part[w];
+    }
+    if (trace <= 0) { // a NaN goes on to the result
         for (int i = t; i < d; i += SOLVE_THREADS) {
-            u[i] = 0;
+            a.u[std::ptrdiff_t(head) * d + i] = 0;
         }
         return;
     }
-    for (int i = t; i < d * d; i += SOLVE_THREADS) {
-        upper[i] = second[i] * a.inverse_weight + (i / d == i % d ? a.ridge * trace / d : 0.0);
-    }
-    for (int i = t; i < d; i += SOLVE_THREADS) {
-        x[i] = sum[i] * a.inverse_weight;
+    const double ridge = a.ridge * trace / d;
+    for (int i = warp; i < d; i += SOLVE_WARPS) {
+        for (int j = lane; j <= i; j += WARP) {
+            lower[triangle(i) + j] =
+                float(second[std::ptrdiff_t(i) * d + j] * a.inverse_weight + (i == j ? ridge : 0.0));
+        }
     }
     __syncthreads();
-    for (int i = 0; i < d; i++) {
-        double * const row = upper + std::ptrdiff_t(i) * d;
-        const double inverse = 1 / sqrt(row[i]);
-        __syncthreads(); // every thread has read the diagonal
-        for (int j = i + t; j < d; j += SOLVE_THREADS) {
-            row[j] *= inverse;
+    for (int k = 0; k < d; k++) {
+        const float root = sqrtf(lower[triangle(k) + k]);
+        __syncthreads(); // all have read it
+        for (int i = k + 1 + t; i < d; i += SOLVE_THREADS) {
+            lower[triangle(i) + k] /= root;
         }
         if (t == 0) {
-            x[i] *= inverse; // divides by the new diagonal
+            lower[triangle(k) + k] = root;
         }
         __syncthreads();
-        for (int r = i + 1 + t; r < d; r += SOLVE_THREADS) {
-            const double f = row[r];
-            double * const below = upper + std::ptrdiff_t(r) * d;
-            for (int j = r; j < d; j++) {
-                below[j] -= f * row[j];
+        for (int i = k + 1 + warp; i < d; i += SOLVE_WARPS) {
+            const float f = lower[triangle(i) + k];
+            for (int j = k + 1 + lane; j <= i; j += WARP) {
+                lower[triangle(i) + j] -= f * lower[triangle(j) + k];
             }
-            x[r] -= f * x[i];
         }
         __syncthreads();
     }
-    for (int i = d - 1; i >= 0; i--) {
-        const double * const row = upper + std::ptrdiff_t(i) * d;
-        double part = 0;
-        for (int j = i + 1 + t; j < d; j += SOLVE_THREADS) {
-            part += row[j] * x[j];
-        }
-        const double known = block_sum(part, shared);
-        if (t == 0) {
-            x[i] = (x[i] - known) / row[i];
-            u[i] = float(x[i]);
+    for (int step = 0;; step++) {
+        if (warp == 0) {
+            solve_triangles(lower, x, d);
+            for (int i = lane; i < d; i += WARP) {
+                u[i] += x[i];
+            }
         }
         __syncthreads();
+        if (step == REFINEMENTS) {
+            break;
+        }
+        for (int i = warp; i < d; i += SOLVE_WARPS) { // what is still missing
+            double product = 0;
+            for (int j = lane; j < d; j += WARP) {
+                product += double(second[std::ptrdiff_t(i) * d + j]) * u[j];
+            }
+            for (int o = WARP / 2; o > 0; o /= 2) {
+                product += __shfl_xor_sync(ALL_LANES, product, o);
+            }
+            if (lane == 0) {
+                x[i] = sum[i] * a.inverse_weight - product * a.inverse_weight - ridge * u[i];
+            }
+        }
+        __syncthreads();
+    }
+    for (int i = t; i < d; i += SOLVE_THREADS) {
+        a.u[std::ptrdiff_t(head) * d + i] = float(u[i]);
     }
 }
 
-void fold_direction(const FoldDirectionArgs & a) {
-    const Launch launch(a.second);
-    if (launch.fine()) {
-        const Scratch<double> work(launch, size_t(a.n) * (size_t(a.dim) * a.dim + a.dim));
-        KVMERGE_LAUNCH(solve, a.n, SOLVE_THREADS, 0, launch.stream(), a, work.data());
-    }
+void fold_direction_all(const FoldDirectionArgs * args, int n) {
+    in_groups(
+        args, n, MOST_LAYERS, [](const FoldDirectionArgs & a) { return static_cast<const void *>(a.second); },
+        [](const FoldDirectionArgs & a, const FoldDirectionArgs & b) { return a.n == b.n && a.dim == b.dim; },
+        [](const FoldDirectionArgs * first, int count) {
+            const Launch launch(first->second);
+            if (!launch.fine()) {
+                return;
+            }
+            const int dim = first->dim, blocks = count * first->n;
+            const size_t vectors = size_t(2 * dim + SOLVE_WARPS) * sizeof(double),
+                         lower = size_t(triangle(dim)) * sizeof(float);
+            const bool fits = lower <= MOST_SHARED;
+            const Scratch<float> work(launch, fits ? 0 : size_t(blocks) * triangle(dim));
+            DirectionsOfLayers layers = {};
+            std::copy_n(first, count, layers.at);
+            KVMERGE_LAUNCH(solve, blocks, SOLVE_THREADS, vectors + (fits ? lower : 0), launch.stream(), layers,
+                           first->n, fits ? nullptr : work.data());
+        });
 }
 
 } // namespace cuda

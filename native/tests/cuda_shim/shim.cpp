@@ -1,4 +1,4 @@
-// The fibers behind cuda_runtime.h, and a cuBLAS that multiplies by its definition.
+// The fibers behind cuda_runtime.h, and its queue.
 #include "cuda_runtime.h"
 
 #include <cstdio>
@@ -249,35 +249,3 @@ cudaError_t cudaFreeAsync(void * p, cudaStream_t) {
     });
     return cudaSuccess;
 }
-
-#include "cuda/common.cuh"
-
-__attribute__((visibility("default"))) bool shim_has_cublas = true;
-
-namespace kvmerge {
-namespace cuda {
-
-bool cublas_scores(const Launch &, const void * keys, std::ptrdiff_t key_stride, const void * queries, int batches,
-                   int rows, int cells, int dim, float * scores) {
-    shim::run_queue(); // the queries are made by a kernel
-    shim::counts().launches++;
-    const auto half = [](const void * p, std::ptrdiff_t i) {
-        return double(__half2float(__ushort_as_half(static_cast<const uint16_t *>(p)[i])));
-    };
-    for (int b = 0; shim_has_cublas && b < batches; b++) {
-        for (int r = 0; r < rows; r++) {
-            for (int c = 0; c < cells; c++) {
-                double sum = 0;
-                for (int i = 0; i < dim; i++) {
-                    sum += half(keys, std::ptrdiff_t(b) * dim + c * key_stride + i) *
-                           half(queries, (std::ptrdiff_t(b) * rows + r) * dim + i);
-                }
-                scores[(std::ptrdiff_t(b) * rows + r) * cells + c] = float(sum);
-            }
-        }
-    }
-    return shim_has_cublas;
-}
-
-} // namespace cuda
-} // namespace kvmerge
