@@ -179,6 +179,11 @@ test-relied-on: build setup
 test-cuda: cuda setup
 	bin/test-cuda
 
+## bench-cuda: the CUDA kernels beside copying and cuBLAS, on the GPU that is here; writes docs/results/gpu-kernels.csv
+.PHONY: bench-cuda
+bench-cuda:
+	bin/bench-cuda docs/results/gpu-kernels.csv
+
 ## llama-cuda: build llama.cpp with its CUDA backend for this machine's GPU, where the npm build does not suit it (long)
 llama-cuda:
 	bin/build-llama cuda

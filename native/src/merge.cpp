@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <utility>
@@ -197,15 +198,8 @@ DeviceArray<float> fold_directions(kvmerge_observer & o, int layer) {
     return moved;
 }
 
-template <class T>
-DeviceArray<T> uploaded(const Device & device, const std::vector<T> & x, const void * near) {
-    DeviceArray<T> array(device, x.size(), near);
-    array.upload(x.data(), x.size());
-    return array;
-}
-
-// The moves that one device carries out. Its constructor does all that can be refused or lack memory, before any cell
-// is written.
+// The moves that one device carries out, on one GPU if it has several. Its constructor does all that can be refused or
+// lack memory, before any cell is written.
 class Rewrite {
   public:
     Rewrite(kvmerge_observer & o, Work && work, const Device & device) : work_(std::move(work)), device_(&device) {
@@ -213,10 +207,20 @@ class Rewrite {
             return;
         }
         near_ = o.layers[work_.heads[0].layer].k.tensor()->data;
-        start_ = uploaded(device, work_.start, near_), member_ = uploaded(device, work_.member, near_);
-        delta_ = uploaded(device, work_.delta, near_), dest_ = uploaded(device, work_.dest, near_);
-        weight_ = uploaded(device, work_.weight, near_), value_weight_ = uploaded(device, work_.value_weight, near_);
-        bias_ = uploaded(device, work_.bias, near_);
+        std::vector<int32_t> all; // in one piece: every copy to a GPU costs microseconds
+        const auto put = [&](const auto & x) {
+            const size_t at = all.size();
+            all.resize(at + x.size());
+            std::copy_n(reinterpret_cast<const int32_t *>(x.data()), x.size(), all.data() + at);
+            return at;
+        };
+        const size_t start = put(work_.start), member = put(work_.member), delta = put(work_.delta),
+                     dest = put(work_.dest), weight = put(work_.weight), value_weight = put(work_.value_weight),
+                     bias = put(work_.bias);
+        arrays_ = DeviceArray<int32_t>(device, all.size(), near_);
+        arrays_.upload(all.data(), all.size());
+        const int32_t * const ints = arrays_.data();
+        const float * const floats = reinterpret_cast<const float *>(ints);
         directions_.resize(o.layers.size());
         for (const Work::Head & h : work_.heads) {
             auto & l = o.layers[h.layer];
@@ -225,10 +229,10 @@ class Rewrite {
                 directions_[h.layer] = direction(o, h.layer);
             }
             const size_t start_of = h.first_group + heads_.size(); // `start` has one element more for each head before
-            heads_.push_back({l.k.on_device(), l.v.on_device(), h.kv_head, h.n_groups, start_.data() + start_of,
-                              member_.data() + h.first_member, delta_.data() + h.first_member,
-                              weight_.data() + h.first_member, value_weight_.data() + h.first_member,
-                              dest_.data() + h.first_group, folds ? bias_.data() + h.first_group : nullptr,
+            heads_.push_back({l.k.on_device(), l.v.on_device(), h.kv_head, h.n_groups, ints + start + start_of,
+                              ints + member + h.first_member, ints + delta + h.first_member,
+                              floats + weight + h.first_member, floats + value_weight + h.first_member,
+                              ints + dest + h.first_group, folds ? floats + bias + h.first_group : nullptr,
                               folds ? directions_[h.layer] + size_t(h.kv_head) * l.k.dim() : nullptr, nullptr,
                               l.rope.n_rot, l.rope.neox, l.rope.freq.data(), l.rope.hadamard});
             scratch_size_ += size_t(h.n_groups) * (l.k.dim() + l.v.dim());
@@ -252,7 +256,6 @@ class Rewrite {
             scratch += size_t(h.n_groups) * (h.k.dim + h.v.dim);
         }
         device_->merge_cells({heads_.data(), int(heads_.size())});
-        check(*device_);
     }
 
     // Uploads cells that were rewritten in a copy on the host.
@@ -280,8 +283,7 @@ class Rewrite {
     Work work_;
     const Device * device_;
     const void * near_ = nullptr;
-    DeviceArray<int32_t> start_, member_, delta_, dest_;
-    DeviceArray<float> weight_, value_weight_, bias_;
+    DeviceArray<int32_t> arrays_;                    // those of work_, one after the other; floats are as wide
     std::vector<const float *> directions_;          // [layer], on the device
     std::vector<DeviceArray<float>> own_directions_; // those that are not the layer's
     std::vector<MergeHead> heads_;
@@ -340,11 +342,14 @@ std::vector<Rewrite> rewrites_of(kvmerge_observer & o, const kvmerge_moves & mov
     for (auto & one : by_layer) {
         all.push_back(std::move(*one));
     }
-    if (o.device != &host_device()) {
-        Work work;
-        for (int layer = 0; layer < o.params.n_layer; layer++) {
-            add_layer(work, layer, *o.device);
+    std::map<int, Work> by_gpu;
+    for (int layer = 0; layer < o.params.n_layer && o.device != &host_device(); layer++) {
+        const CellTensor & k = o.layers[layer].k;
+        if (&k.device() == o.device) {
+            add_layer(by_gpu[o.device->place(k.tensor()->data)], layer, *o.device);
         }
+    }
+    for (auto & [gpu, work] : by_gpu) {
         all.emplace_back(o, std::move(work), *o.device);
     }
     return all;
@@ -417,17 +422,19 @@ extern "C" kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmer
         std::for_each(rewrites.begin(), host_end,
                       [&](const Rewrite & r) { largest = std::max(largest, r.scratch_size()); });
         Scratch scratch(std::min(o.params.n_threads, o.params.n_layer), largest);
-        DeviceArray<float> elsewhere;
-        if (host_end != rewrites.end()) {
-            elsewhere = DeviceArray<float>(*o.device, host_end->scratch_size(), host_end->near());
-        }
+        std::vector<DeviceArray<float>> elsewhere; // on each GPU
+        std::for_each(host_end, rewrites.end(), [&](const Rewrite & r) {
+            elsewhere.push_back(r.near() ? DeviceArray<float>(*o.device, r.scratch_size(), r.near())
+                                         : DeviceArray<float>());
+        });
 
         Writing writing(o);
         parallel_for(o.params.n_layer, o.params.n_threads,
                      [&](int64_t layer) { scratch.with([&](float * mine) { rewrites[size_t(layer)].run(o, mine); }); });
-        if (host_end != rewrites.end()) {
-            host_end->run(o, elsewhere.data());
+        for (auto r = host_end; r != rewrites.end(); r++) {
+            r->run(o, elsewhere[size_t(r - host_end)].data());
         }
+        kvmerge::check(*o.device);           // before llama.cpp goes on
         for (const Rewrite & r : rewrites) { // copies to a backend are made one after the other
             r.finish(o);
         }

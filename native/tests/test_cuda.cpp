@@ -172,8 +172,79 @@ static void test_check_queries(const Waiting & device, Random & random) {
     CHECK(queries == expected && missing == expected_missing);
 }
 
+#ifdef KVMERGE_CUDA_SHIM
+// What the driver may answer, and what a user then can do.
+static void test_errors(const Device & device) {
+    const std::pair<cudaError_t, const char *> errors[] = {
+        {cudaErrorMemoryAllocation, "memory is full"},      {cudaErrorNoKernelImageForDevice, "make cuda CUDA_ARCHS="},
+        {cudaErrorUnsupportedPtxVersion, "newer driver"},   {cudaErrorIllegalAddress, "Start the program anew"},
+        {cudaErrorLaunchFailure, "Start the program anew"}, {cudaErrorECCUncorrectable, "Start the program anew"}};
+    float * const memory = static_cast<float *>(device.allocate(4 * sizeof(float), &device));
+    for (const auto & [status, remedy] : errors) {
+        shim::failing() = status;
+        device.zero(memory, 4 * sizeof(float));
+        const char * const what = device.finish();
+        CHECK(what && std::strstr(what, remedy));
+        shim::failing() = cudaSuccess;
+        CHECK(!device.finish()); // told once
+    }
+    const char * why_not = nullptr;
+    shim::failing() = cudaErrorInsufficientDriver;
+    CHECK(!kvmerge_cuda_device(DEVICE_VERSION, &why_not) && std::strstr(why_not, "newer driver"));
+    shim::failing() = cudaErrorMemoryAllocation;
+    try {
+        DeviceArray<float>(device, 10, memory);
+        CHECK(false);
+    } catch (const Error & e) {
+        CHECK(e.status == KVMERGE_E_MEMORY && std::strstr(e.what(), "no memory for 40 bytes"));
+    }
+    shim::failing() = cudaSuccess;
+    CHECK(!device.finish());
+    device.release(memory);
+}
+
+// Layers that lie on two GPUs in turns give what they give on one, and each kernel runs where its memory is.
+static void test_two_gpus(const Device & device, Random & random) {
+    const int layers = 5, heads = 2, rows = 9, cells = 70, dim = 32;
+    std::vector<Vec<float>> q, mass, expected;
+    std::vector<TestCells> keys;
+    std::vector<ScoreStatsArgs> args;
+    for (int i = 0; i < layers; i++) {
+        q.push_back(normals(random, size_t(rows) * heads * dim));
+        keys.emplace_back(random, heads, dim, cells, false, CELL_F32);
+        mass.emplace_back(heads * cells, 0.0f), expected.emplace_back(heads * cells, 0.0f);
+        args.push_back({q[i].data(), dim, heads * dim, heads, 1, rows, keys[i].view, 0, cells, nullptr, 0, 0.2f, 0, 2,
+                        mass[i].data(), cells, nullptr, 0, nullptr});
+        if (i % 2) {
+            shim::second_gpu()[reinterpret_cast<const char *>(q[i].data())] = int(q[i].size() * sizeof(float));
+        }
+    }
+    CHECK(device.place(q[0].data()) == 0 && device.place(q[1].data()) == 1);
+    shim::counts() = {};
+    device.score_stats_all(args.data(), layers);
+    CHECK(device.finish() == nullptr);
+    CHECK(shim::counts().waits == 2); // one for each GPU
+    const int launches = shim::counts().launches;
+    shim::second_gpu().clear();
+    shim::counts() = {};
+    for (int i = 0; i < layers; i++) {
+        args[i].mass = expected[i].data();
+    }
+    device.score_stats_all(args.data(), layers);
+    CHECK(device.finish() == nullptr && shim::counts().waits == 1);
+    CHECK(launches == 5 * shim::counts().launches);    // all layers at once, against each after one of the other GPU
+    for (int i = 0; i < layers * heads * cells; i++) { // cut into other parts, so not by the bit
+        CHECK_NEAR(mass[i / (heads * cells)][i % (heads * cells)], expected[i / (heads * cells)][i % (heads * cells)],
+                   1e-7, 1e-5);
+    }
+}
+#endif
+
 int main(int argc, char ** argv) {
     const char * why_not = nullptr;
+#ifdef KVMERGE_CUDA_SHIM
+    shim::gpus() = 2;
+#endif
     CHECK(!kvmerge_cuda_device(DEVICE_VERSION + 1, &why_not) && why_not);
     const Device * const device = kvmerge_cuda_device(DEVICE_VERSION, &why_not);
     if (!device) {
@@ -210,5 +281,9 @@ int main(int argc, char ** argv) {
     test_moved_cells_keep_bits(table);
     test_entropy_of_known_rows(table);
     CHECK(device->finish() == nullptr);
+#ifdef KVMERGE_CUDA_SHIM
+    test_errors(*device);
+    test_two_gpus(*device, random);
+#endif
     std::printf("ok\n");
 }

@@ -2,6 +2,7 @@
 #include "heads.cuh"
 
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 namespace kvmerge {
@@ -112,17 +113,20 @@ static void merge_on_one(const MergeHead * heads, int n_heads, const Launch & la
     if (n_groups == 0) {
         return;
     }
-    const Scratch<MergeHead> on_gpu(launch, size_t(n_heads));
-    const Scratch<int> first_on_gpu(launch, first_group.size());
-    note(cudaMemcpyAsync(on_gpu.data(), heads, size_t(n_heads) * sizeof(MergeHead), cudaMemcpyHostToDevice,
-                         launch.stream()));
-    note(cudaMemcpyAsync(first_on_gpu.data(), first_group.data(), first_group.size() * sizeof(int),
-                         cudaMemcpyHostToDevice, launch.stream()));
+    // Both in one copy.
+    const size_t head_bytes = size_t(n_heads) * sizeof(MergeHead),
+                 all_bytes = head_bytes + first_group.size() * sizeof(int);
+    std::vector<char> all(all_bytes);
+    std::memcpy(all.data(), heads, head_bytes);
+    std::memcpy(all.data() + head_bytes, first_group.data(), all_bytes - head_bytes);
+    const Scratch<char> on_gpu(launch, all_bytes);
+    note(cudaMemcpyAsync(on_gpu.data(), all.data(), all_bytes, cudaMemcpyHostToDevice, launch.stream()));
+    const MergeHead * const heads_there = reinterpret_cast<const MergeHead *>(on_gpu.data());
+    const int * const first_there = reinterpret_cast<const int *>(on_gpu.data() + head_bytes);
     const int blocks = ceil_div(n_groups, WARPS);
     KVMERGE_LAUNCH(merge_groups, blocks, WARPS * WARP, WARPS * 2 * size_t(largest_dim) * sizeof(float), launch.stream(),
-                   on_gpu.data(), first_on_gpu.data(), n_heads, n_groups, largest_dim);
-    KVMERGE_LAUNCH(write_groups, blocks, WARPS * WARP, 0, launch.stream(), on_gpu.data(), first_on_gpu.data(), n_heads,
-                   n_groups);
+                   heads_there, first_there, n_heads, n_groups, largest_dim);
+    KVMERGE_LAUNCH(write_groups, blocks, WARPS * WARP, 0, launch.stream(), heads_there, first_there, n_heads, n_groups);
 }
 
 void merge_cells(const MergeCellsArgs & a) {
