@@ -283,7 +283,8 @@ static void test_score_stats(const Table & fast, Random & random) {
     const int kv_heads = random.integer(1, 3), heads_per_kv = random.integer(1, 3), heads = kv_heads * heads_per_kv,
               rows = random.integer(1, 20), cells = random.integer(0, 9) == 0 ? 1 : random.integer(1, 300),
               half_powers = random.integer(2, 4);
-    const int size = random.integer(0, 1) ? 16 * random.integer(1, 9) : random.integer(1, 70); // multiples: tensor cores
+    // Multiples of 16 are for tensor cores.
+    const int size = random.integer(0, 1) ? 16 * random.integer(1, 9) : random.integer(1, 70);
     TestCells keys(random, kv_heads + random.integer(0, 1), size, cells + random.integer(0, 4), false);
     const int dim = keys.dim, first = keys.heads - kv_heads;
     const int row_stride = heads * dim, head_stride = dim, mask_stride = cells + random.integer(0, 5);

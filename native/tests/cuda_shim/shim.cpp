@@ -181,6 +181,9 @@ namespace {
 
 std::vector<std::function<void()>> queued;
 int current_gpu = 0;
+struct AtTheEnd { // memory whose release is queued is released
+    ~AtTheEnd() { run_queue(); }
+} at_the_end;
 
 } // namespace
 
@@ -200,7 +203,7 @@ int & gpus() {
 }
 
 std::map<const char *, int> & second_gpu() {
-    static std::map<const char *, int> memory;
+    static auto & memory = *new std::map<const char *, int>(); // there until the very end
     return memory;
 }
 
