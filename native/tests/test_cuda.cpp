@@ -209,6 +209,7 @@ static void test_two_gpus(const Device & device, Random & random) {
     std::vector<Vec<float>> q, mass, expected;
     std::vector<TestCells> keys;
     std::vector<ScoreStatsArgs> args;
+    keys.reserve(layers); // they must not move
     for (int i = 0; i < layers; i++) {
         q.push_back(normals(random, size_t(rows) * heads * dim));
         keys.emplace_back(random, heads, dim, cells, false, CELL_F32);
