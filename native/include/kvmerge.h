@@ -488,7 +488,7 @@ KVMERGE_API kvmerge_status kvmerge_cache_stage(kvmerge_cache * cache, int32_t la
                                                const int32_t * target, const float * weight,
                                                const float * value_weight);
 /* Plans all layers and KV heads by the default strategy, on the observer's threads. Errors: STATE when nothing is due,
- * and what kvmerge_plan_cells answers. */
+ * ARGUMENT where the observer does not observe the mass, and what kvmerge_plan_cells answers. */
 KVMERGE_API kvmerge_status kvmerge_cache_plan(kvmerge_cache * cache);
 /* Carries out the plans: rewrites the cells, frees the others in llama.cpp's record, and moves the table. The groups of
  * a head come in their pivots' order. Errors: STATE (nothing due, a head without a plan), what kvmerge_apply answers.
@@ -547,7 +547,9 @@ static inline kvmerge_observer_params kvmerge_observer_params_for(const struct l
     p.n_layer = llama_model_n_layer(model);
     p.n_head = llama_model_n_head(model);
     p.n_head_kv = llama_model_n_head_kv(model);
-    p.n_cells = (n_cells + n_block + 255) / 256 * 256;
+    p.n_cells = n_cells < 0 || n_block < 0 || n_cells > INT32_MAX - 255 - n_block
+                    ? 0 /* no context has so many: refused when the observer is made */
+                    : (n_cells + n_block + 255) / 256 * 256;
     p.n_tokens = n_block;
     p.observe = KVMERGE_OBSERVE_MASS;
     p.bias = KVMERGE_BIAS_FOLDED;

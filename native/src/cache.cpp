@@ -23,7 +23,8 @@ void pass(kvmerge_status status) {
 
 kvmerge_cache::kvmerge_cache(const kvmerge_cache_params & p, const kvmerge_observer & o, kvmerge_observer * handle,
                              llama_context * context, int32_t seq_id)
-    : params(p), observer(handle), context(context), seq_id(seq_id), n_threads(o.params.n_threads), inside(o.in_caches),
+    : params(p), observer(handle), context(context), seq_id(seq_id), n_threads(o.params.n_threads),
+      observes_mass(o.params.observe & KVMERGE_OBSERVE_MASS), inside(o.in_caches),
       table({o.params.n_layer, o.params.n_head, o.params.n_head_kv, o.params.n_cells}, p.keep_newest != 0,
             p.position_range > 0, p.record_fates != 0) {
     if (p.calibration) {
@@ -48,6 +49,11 @@ void kvmerge_cache::require_due() const {
     }
 }
 
+void kvmerge_cache::require_mass() const {
+    require(observes_mass, "the default strategy goes by the attention that cells receive, which this cache's observer "
+                           "does not observe: make it with KVMERGE_OBSERVE_MASS, or stage plans of your own");
+}
+
 void kvmerge_cache::require_positions(int32_t n) const {
     // As many as there are cells are left for restore(), which fills cells for a moment.
     require(n <= INT32_MAX - table.shape().n_cells - n_tokens - pending,
@@ -57,6 +63,9 @@ void kvmerge_cache::require_positions(int32_t n) const {
 void kvmerge_cache::decode(const int32_t * tokens, int32_t n, const float ** logits) {
     require_whole();
     require_positions(n);
+    if (params.n_cells > 0) {
+        require_mass();
+    }
     const int32_t n_batch = int32_t(std::min<uint32_t>(params.llama.n_batch(context), INT32_MAX));
     for (int32_t at = 0; at < n;) {
         if (pending == params.n_block) { // what failed at the last one's end

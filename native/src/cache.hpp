@@ -21,6 +21,7 @@ struct kvmerge_cache {
     llama_context * context;
     int32_t seq_id;
     int32_t n_threads;                        // the observer's
+    bool observes_mass;                       // likewise
     std::shared_ptr<std::atomic<int>> inside; // the observer's: calls with its caches
     kvmerge::CellTable table;
     int32_t n_tokens = 0; // in the table
@@ -35,6 +36,7 @@ struct kvmerge_cache {
     bool is_over() const { return params.n_cells > 0 && table.used() > params.n_cells; }
     void require_whole() const;
     void require_due() const;
+    void require_mass() const; // of plans that the default strategy makes
 
     void decode(const int32_t * tokens, int32_t n, const float ** logits);
     void settle(); // takes what is pending, and compresses

@@ -1,5 +1,6 @@
 // The functions of kvmerge.h on a cache. They check handles and arguments, and nothing is thrown across the border.
 #include "cache.hpp"
+#include "llama_graph.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -28,6 +29,12 @@ void check(const kvmerge_cache_params & p, const kvmerge_observer & o, llama_con
                     text("n_cells + n_block is %lld, where the context has %lld cells a sequence and the observer was "
                          "made for %d",
                          static_cast<long long>(wanted), static_cast<long long>(there), o.params.n_cells));
+    }
+    if (o.params.n_cells - there >= CELL_PADDING) { // which observing would refuse, once the table has its memory
+        throw Error(KVMERGE_E_ARGUMENT,
+                    text("the observer was made for %d cells, where the context has %lld a sequence: make it for "
+                         "llama_n_ctx_seq",
+                         o.params.n_cells, static_cast<long long>(there)));
     }
     require(p.position_range == 0 || (p.n_cells > 0 && p.position_range >= p.n_cells),
             "position_range must be 0 or hold n_cells");

@@ -23,6 +23,7 @@ int end_of_middle(int n, int first, int budget, double recent_share) {
 
 void kvmerge_cache::plan() {
     require_due();
+    require_mass();
     parallel_for(table.shape().pairs(), n_threads, [&](int64_t pair) { plan(int(pair)); });
 }
 

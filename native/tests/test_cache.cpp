@@ -362,6 +362,41 @@ void keeps_its_observer(llama_model * model, const Case & c) {
     refused(kvmerge_cache_decode(run.cache, tokens.data(), INT32_MAX, nullptr), KVMERGE_E_ARGUMENT, "can be counted");
 }
 
+// What does not go together is refused when the cache is made, or before anything is decoded.
+void refuses_what_does_not_go_together(llama_model * model, const Case & c) {
+    kvmerge_observer_params p = {};
+    p.n_layer = TinyGguf::LAYERS;
+    p.n_head = TinyGguf::HEADS;
+    p.n_head_kv = TinyGguf::KV_HEADS;
+    p.n_cells = INT32_MAX; // whose table no memory holds
+    p.n_tokens = BLOCK;
+    p.observe = KVMERGE_OBSERVE_MASS;
+    p.mass_power = 1;
+    p.n_threads = 1;
+    p.ggml = {llama.ggml_backend_tensor_get, llama.ggml_backend_tensor_set, llama.ggml_backend_buffer_is_host};
+    kvmerge_observer * observer = nullptr;
+    kvmerge_cache * cache = nullptr;
+    kvmerge_cache_params q = {};
+    Run run(model, c, [&](kvmerge_cache_params & params) { q = params; });
+    for (const int32_t cells : {INT32_MAX, THERE + 256}) {
+        p.n_cells = cells;
+        ok(kvmerge_observer_create(&p, &observer));
+        refused(kvmerge_cache_create(&q, observer, run.context, 0, &cache), KVMERGE_E_ARGUMENT, "llama_n_ctx_seq");
+        ok(kvmerge_observer_free(observer));
+    }
+    p.n_cells = THERE;
+    p.observe = KVMERGE_OBSERVE_CELLS; // plans would go by zeros
+    ok(kvmerge_observer_create(&p, &observer));
+    ok(kvmerge_cache_create(&q, observer, run.context, 0, &cache));
+    const std::vector<llama_token> tokens = tokens_of(1, 8);
+    refused(kvmerge_cache_decode(cache, tokens.data(), 8, nullptr), KVMERGE_E_ARGUMENT, "KVMERGE_OBSERVE_MASS");
+    kvmerge_cache_used used;
+    ok(kvmerge_cache_usage(cache, &used));
+    CHECK(used.n_tokens == 0);
+    ok(kvmerge_cache_free(cache));
+    ok(kvmerge_observer_free(observer));
+}
+
 // A saved state, some of whose numbers are others.
 class Forged {
   public:
@@ -550,6 +585,7 @@ int main(int argc, char ** argv) {
     is_broken_by_halves_only(model, cases[0]);
     is_broken_in_the_midst_of_a_block(model, cases[0]);
     keeps_its_observer(model, cases[0]);
+    refuses_what_does_not_go_together(model, cases[0]);
     for (const Case & c : {cases[0], cases[4]}) {
         refuses_states_that_contradict_themselves(model, c);
     }

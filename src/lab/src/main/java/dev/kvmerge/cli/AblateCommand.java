@@ -11,6 +11,7 @@ import dev.kvmerge.llama.Model;
 import dev.kvmerge.models.Catalogue;
 import dev.kvmerge.report.Ablation;
 import dev.kvmerge.report.ResultsFolder;
+import dev.kvmerge.report.Table;
 import dev.kvmerge.strategy.Full;
 import dev.kvmerge.strategy.Strategies;
 import java.math.BigDecimal;
@@ -23,7 +24,9 @@ import java.util.Set;
 import java.util.function.Function;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
+import picocli.CommandLine.Spec;
 
 /** What each parameter is worth. */
 @Command(
@@ -66,6 +69,14 @@ final class AblateCommand implements Runnable {
         EVERYTHING.put(CELLS, List.of("0.05", "0.1", "0.2", "0.3", "0.5", "0.7", "0.95"));
     }
 
+    private static final Experiment.Extras BESIDE = new Experiment.Extras(true, false);
+
+    /** A parameter's points, and what the full cache differs by from itself. */
+    private record Sweep(List<Ablation.Point> points, List<String> floors) {}
+
+    @Spec
+    private CommandSpec command;
+
     @Mixin
     private ModelOptions model;
 
@@ -107,10 +118,16 @@ final class AblateCommand implements Runnable {
         ComputeSettings compute = model.compute(FlashAttention.OFF);
         model.checkCells(compute, Strategies.Settings.DEFAULT.bias());
         Experiment.cellsFor(1, compression);
-        Map<String, List<String>> sweeps = sweeps();
+        Map<String, List<String>> sweeps = sweeps(compute);
+        if (sweeps.keySet().equals(Set.of(CELLS))) {
+            StrategyOptions.refuse(command, List.of("--compression"), "goes with other parameters than cells");
+        }
         Catalogue catalogue = Home.catalogue();
         Calibration calibration = StrategyOptions.calibration("auto", model, catalogue);
         Text read = text.read(catalogue);
+        TextOptions.holds(read, "--tokens", tokens);
+        sweeps.getOrDefault(BLOCK, List.of())
+                .forEach(value -> TextOptions.holds(read, "--vary block", Long.parseLong(value)));
         Interrupt.listen(
                 "kvmerge: stopping at the end of this block; what is finished is in " + out + ", run again to go on");
         try (ResultsFolder folder = ResultsFolder.open(out);
@@ -119,9 +136,11 @@ final class AblateCommand implements Runnable {
             ExperimentRunner runner = new ExperimentRunner(loaded, read, reading.offset, part, compute);
             StringBuilder tables = new StringBuilder();
             sweeps.forEach((parameter, values) -> {
-                List<Ablation.Point> points = vary(runner, parameter, values, part.length, calibration);
-                tables.append(Ablation.table(parameter, points)).append('\n');
-                folder.write(parameter + ".svg", Ablation.plot(strategy, parameter, points));
+                Sweep sweep = vary(runner, parameter, values, part.length, calibration);
+                tables.append(Ablation.table(parameter, sweep.points())).append('\n');
+                sweep.floors().forEach(tables::append);
+                tables.append('\n');
+                folder.write(parameter + ".svg", Ablation.plot(strategy, parameter, sweep.points()));
                 folder.write("ablation.md", tables.toString());
             });
             System.out.print(tables);
@@ -130,8 +149,7 @@ final class AblateCommand implements Runnable {
     }
 
     /** One parameter's values, each with what it costs. */
-    private List<Ablation.Point> vary(
-            ExperimentRunner runner, String parameter, List<String> values, int n, Calibration calibration) {
+    private Sweep vary(ExperimentRunner runner, String parameter, List<String> values, int n, Calibration calibration) {
         Strategies.Settings calibrated = Strategies.Settings.DEFAULT.with(calibration);
         return switch (parameter) {
             case BLOCK -> varyBlock(runner, values, n, calibrated);
@@ -146,9 +164,9 @@ final class AblateCommand implements Runnable {
         };
     }
 
-    private List<Ablation.Point> varyBlock(
-            ExperimentRunner runner, List<String> values, int n, Strategies.Settings settings) {
+    private Sweep varyBlock(ExperimentRunner runner, List<String> values, int n, Strategies.Settings settings) {
         List<Ablation.Point> points = new ArrayList<>();
+        List<String> floors = new ArrayList<>();
         for (String value : values) {
             int block = Integer.parseInt(value);
             if (Strategies.method(strategy, settings).fewestCells(block) > Experiment.cellsFor(n, compression)) {
@@ -157,19 +175,15 @@ final class AblateCommand implements Runnable {
                 continue;
             }
             ExperimentRunner.Request request = new ExperimentRunner.Request(
-                    Experiment.Mode.stream(n),
-                    block,
-                    List.of(strategy),
-                    List.of(compression),
-                    settings,
-                    Experiment.Extras.NONE);
-            points.addAll(points(runner, request, out.resolve(BLOCK).resolve(value), run -> value));
+                    Experiment.Mode.stream(n), block, List.of(strategy), List.of(compression), settings, BESIDE);
+            Sweep one = sweep(runner, request, out.resolve(BLOCK).resolve(value), run -> value);
+            points.addAll(one.points());
+            floors.add(one.floors().getFirst().replaceFirst("noise floor", "noise floor at " + value));
         }
-        return points;
+        return new Sweep(points, floors);
     }
 
-    private List<Ablation.Point> varyCells(
-            ExperimentRunner runner, List<String> values, int n, Strategies.Settings settings) {
+    private Sweep varyCells(ExperimentRunner runner, List<String> values, int n, Strategies.Settings settings) {
         Map<Double, String> byCompression = new LinkedHashMap<>();
         values.forEach(value -> byCompression.put(saved(value), value));
         ExperimentRunner.Request request = new ExperimentRunner.Request(
@@ -178,11 +192,11 @@ final class AblateCommand implements Runnable {
                 List.of(strategy),
                 List.copyOf(byCompression.keySet()),
                 settings,
-                Experiment.Extras.NONE);
-        return points(runner, request, out.resolve(CELLS), run -> byCompression.get(run.compression()));
+                BESIDE);
+        return sweep(runner, request, out.resolve(CELLS), run -> byCompression.get(run.compression()));
     }
 
-    private List<Ablation.Point> varyParameter(
+    private Sweep varyParameter(
             ExperimentRunner runner, String parameter, List<String> values, int n, Strategies.Settings settings) {
         Map<String, String> bySpec = new LinkedHashMap<>();
         values.forEach(value -> bySpec.put(spec(parameter, value), value));
@@ -192,27 +206,27 @@ final class AblateCommand implements Runnable {
                 List.copyOf(bySpec.keySet()),
                 List.of(compression),
                 settings,
-                Experiment.Extras.NONE);
-        return points(runner, request, out.resolve(parameter), run -> bySpec.get(run.spec()));
+                BESIDE);
+        return sweep(runner, request, out.resolve(parameter), run -> bySpec.get(run.spec()));
     }
 
     /** Runs an experiment, or what its folder lacks of it: a point for each of its runs but the full cache's. */
-    private static List<Ablation.Point> points(
-            ExperimentRunner runner,
-            ExperimentRunner.Request request,
-            Path folder,
-            Function<Experiment.Run, String> value) {
+    private static Sweep sweep(
+            ExperimentRunner runner, ExperimentRunner.Request request, Path folder, Function<Experiment.Run, String> value) {
         try (ResultsFolder results = ResultsFolder.open(folder)) {
             ExperimentRunner.Finished finished = runner.run(request, results, true);
             List<Ablation.Point> points = new ArrayList<>();
+            List<String> floors = new ArrayList<>();
             for (Experiment.Run run : finished.runs()) {
                 RunResult r = finished.record().result(run);
-                if (r.klMean() != null) {
+                if (run.name().equals(Experiment.AGAIN)) {
+                    floors.add(Table.floor(r));
+                } else if (r.klMean() != null) {
                     points.add(new Ablation.Point(
                             value.apply(run), r.klMean(), r.klSe(), r.perplexity(), r.perplexityFull()));
                 }
             }
-            return points;
+            return new Sweep(points, floors);
         }
     }
 
@@ -231,7 +245,7 @@ final class AblateCommand implements Runnable {
     }
 
     /** What to vary, checked before anything is loaded. */
-    private Map<String, List<String>> sweeps() {
+    private Map<String, List<String>> sweeps(ComputeSettings compute) {
         if (Strategies.method(strategy, Strategies.Settings.DEFAULT) instanceof Full) {
             throw new KvmergeException.Usage("the full cache has nothing to vary: name another --strategy");
         }
@@ -248,11 +262,11 @@ final class AblateCommand implements Runnable {
             sweeps.put(
                     one.substring(0, equals), List.of(one.substring(equals + 1).split(",")));
         }
-        sweeps.forEach((parameter, values) -> values.forEach(value -> check(parameter, value)));
+        sweeps.forEach((parameter, values) -> values.forEach(value -> check(parameter, value, compute)));
         return sweeps;
     }
 
-    private void check(String parameter, String value) {
+    private void check(String parameter, String value, ComputeSettings compute) {
         switch (parameter) {
             case BLOCK -> {
                 if (!value.matches("0*[1-9][0-9]{0,8}")) {
@@ -261,7 +275,9 @@ final class AblateCommand implements Runnable {
                 }
             }
             case CELLS -> Experiment.cellsFor(1, saved(value));
-            default -> Strategies.method(spec(parameter, value), Strategies.Settings.DEFAULT);
+            default ->
+                ModelOptions.checkBias(
+                        compute, List.of(Strategies.method(spec(parameter, value), Strategies.Settings.DEFAULT)));
         }
     }
 }

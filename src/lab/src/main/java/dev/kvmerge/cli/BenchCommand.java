@@ -121,6 +121,7 @@ final class BenchCommand implements Runnable {
     @Override
     public void run() {
         check();
+        StrategyOptions.refuseOfFull(command, List.of("--compression"), strategies);
         Catalogue catalogue = Home.catalogue();
         List<Cache> caches = Cache.list(
                 "llama.cpp", strategies, compressions, settings.settings(model, catalogue, strategies, command));
@@ -128,7 +129,7 @@ final class BenchCommand implements Runnable {
             caches.forEach(cache -> cache.check(block.tokens, prompt));
         }
         ComputeSettings compute = model.compute(FlashAttention.AUTO);
-        model.checkCells(compute, model.flashAttention == FlashAttention.ON ? settings.bias : Bias.NONE);
+        model.checkCells(compute, model.flashAttention == FlashAttention.ON ? bias(caches) : Bias.NONE);
         Text source = text.read(catalogue);
         for (int prompt : prompts) {
             TextOptions.holds(source, "-p with -n", (long) prompt + generated);
@@ -165,18 +166,25 @@ final class BenchCommand implements Runnable {
                 block.tokens,
                 compute,
                 settings(loaded, null),
-                settings(loaded, settings.bias));
+                settings(loaded, bias(caches)));
         return new SpeedBench(loaded, setup, caches, tokens);
     }
 
     private SequencesBench together(Model loaded, ComputeSettings compute, List<Cache> caches, int[] tokens) {
-        FlashAttention setting = settings(loaded, settings.bias).getLast(); // on, if it can be
+        FlashAttention setting = settings(loaded, bias(caches)).getLast(); // on, if it can be
         return new SequencesBench(
                 loaded,
                 new SequencesBench.Setup(
                         prompts, generated, repetitions, block.tokens, compute.withFlashAttention(setting), sequences),
                 caches,
                 tokens);
+    }
+
+    /** The bias that decides which settings of flash attention there are, by --bias or a strategy's own parameter. */
+    private static Bias bias(List<Cache> caches) {
+        return caches.stream().anyMatch(cache -> cache.strategy().needs().bias() == Bias.EXACT)
+                ? Bias.EXACT
+                : Bias.NONE;
     }
 
     /**
@@ -199,7 +207,7 @@ final class BenchCommand implements Runnable {
         }
         if (all.isEmpty()) {
             throw new KvmergeException.Usage("no setting of flash attention goes with -ctv q8_0"
-                    + (bias == Bias.EXACT ? " and an exact bias: use --bias folded" : " and this model: use -ctv f16"));
+                    + (bias == Bias.EXACT ? " and an exact bias: use a folded one" : " and this model: use -ctv f16"));
         }
         return all;
     }

@@ -3,6 +3,7 @@ package dev.kvmerge.cli;
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.eval.ServerBench;
 import dev.kvmerge.eval.Text;
+import dev.kvmerge.llama.ContextOptions;
 import dev.kvmerge.models.Catalogue;
 import dev.kvmerge.report.ResultsFolder;
 import dev.kvmerge.report.ServerTable;
@@ -22,7 +23,9 @@ import java.util.concurrent.CopyOnWriteArrayList;
 import java.util.concurrent.TimeUnit;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
+import picocli.CommandLine.Spec;
 
 /** Speed of 'kvmerge serve' beside llama-server. */
 @Command(
@@ -49,6 +52,9 @@ final class BenchServerCommand implements Runnable {
     private static final long LOOK_MILLIS = 100;
     private static final int ROOM = 200; // tokens of a conversation beside its first message and the two answers
     private static final double CHARACTERS = 3.5; // a token, at least, of English
+
+    @Spec
+    private CommandSpec command;
 
     @Option(
             names = {"-m", "--model"},
@@ -122,10 +128,7 @@ final class BenchServerCommand implements Runnable {
 
     @Override
     public void run() {
-        if (characters < 100 || tokens < 2 || turns < 1 || Arrays.stream(atOnce).anyMatch(n -> n < 1)) {
-            throw new KvmergeException.Usage(
-                    "--prompt-characters must be 100 and more, -n 2 and more, -r and --at-once positive");
-        }
+        check();
         Catalogue catalogue = Home.catalogue();
         Text source = text.read(catalogue);
         String words = source.content().replaceAll("\\s+", " ").strip();
@@ -154,6 +157,47 @@ final class BenchServerCommand implements Runnable {
         }
     }
 
+    private void check() {
+        if (characters < 100 || tokens < 2 || turns < 1 || Arrays.stream(atOnce).anyMatch(n -> n < 1)) {
+            throw new KvmergeException.Usage(
+                    "--prompt-characters must be 100 and more, -n 2 and more, -r and --at-once positive");
+        }
+        Least.of("--cells", cells, 1);
+        if (threads != null) {
+            ModelOptions.checkThreads(threads);
+        }
+        int most = most();
+        if (most > ContextOptions.MOST_SEQUENCES) {
+            throw new KvmergeException.Usage(
+                    "--at-once can be " + ContextOptions.MOST_SEQUENCES + " at most, not " + most);
+        }
+        if (others.isEmpty()) {
+            if (most * context() > ContextOptions.MOST_CELLS) {
+                throw new KvmergeException.Usage("no context holds " + most + " conversations of " + context()
+                        + " tokens: use a smaller -n, --prompt-characters or --at-once");
+            }
+            return;
+        }
+        StrategyOptions.refuse(command, List.of("-t", "--cells", "--llama-server"), "goes without --server");
+        if (!namesModel()) {
+            StrategyOptions.refuse(command, List.of("-m"), "goes with {model} in a --server");
+        }
+    }
+
+    private int most() {
+        return Arrays.stream(atOnce).max().orElseThrow();
+    }
+
+    /** Tokens of a conversation. */
+    private long context() {
+        return (long) Math.ceil(characters / CHARACTERS) + 2L * tokens + ROOM;
+    }
+
+    /** Whether it is this command's model that is served, as far as is known. */
+    private boolean namesModel() {
+        return others.isEmpty() || others.values().stream().anyMatch(c -> c.contains("{model}"));
+    }
+
     /** llama-server with as many tokens of context as the conversations have, and kvmerge with its cells. */
     private Map<String, String> both(Catalogue catalogue) {
         Path server = llamaServer != null
@@ -163,14 +207,13 @@ final class BenchServerCommand implements Runnable {
             throw new KvmergeException.Usage("no llama-server at " + server
                     + ": build it with 'make llama-server', or give one with --llama-server");
         }
-        int most = Arrays.stream(atOnce).max().orElseThrow();
-        int context = (int) Math.ceil(characters / CHARACTERS) + 2 * tokens + ROOM;
+        int most = most();
         int n = threads == null ? Runtime.getRuntime().availableProcessors() : threads;
         Map<String, String> commands = new LinkedHashMap<>();
         commands.put(
                 "llama-server",
                 server + " -m {model} --host 127.0.0.1 --port {port} -t " + n + " -np " + most + " -c "
-                        + most * context);
+                        + most * context());
         commands.put(
                 "kvmerge",
                 Home.path().resolve("bin/kvmerge").toAbsolutePath() + " serve -m {model} --host 127.0.0.1 --port {port}"
@@ -262,8 +305,8 @@ final class BenchServerCommand implements Runnable {
         int cores = Runtime.getRuntime().availableProcessors();
         System.out.printf(
                 Locale.ROOT,
-                "%n%s, first messages of %,d characters, answers of %d tokens, %d turns, %s, %d cores%n%n",
-                model,
+                "%n%sfirst messages of %,d characters, answers of %d tokens, %d turns, %s, %d cores%n%n",
+                namesModel() ? model + ", " : "",
                 characters,
                 tokens,
                 turns,

@@ -5,6 +5,7 @@ import dev.kvmerge.attention.Calibration;
 import dev.kvmerge.attention.Calibrations;
 import dev.kvmerge.eval.Calibrator;
 import dev.kvmerge.eval.Text;
+import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
@@ -73,10 +74,13 @@ final class CalibrateCommand implements Runnable {
                     "--pieces must be positive and --tokens " + Calibrator.FEWEST_TOKENS + " and more");
         }
         ComputeSettings compute = model.compute(FlashAttention.ON);
+        model.checkCells(compute, Bias.NONE);
         Catalogue catalogue = Home.catalogue();
         List<Text> texts = new ArrayList<>();
         for (String file : files) {
-            texts.add(Text.read(catalogue.resolve(file, Catalogue.Kind.TEXT)));
+            Text read = Text.read(catalogue.resolve(file, Catalogue.Kind.TEXT));
+            TextOptions.holds(read, "--pieces times --tokens", (long) pieces * tokens);
+            texts.add(read);
         }
         Path to = out == null ? Calibrations.beside(catalogue.resolve(model.model, Catalogue.Kind.MODEL)) : out;
         Path folder = to.toAbsolutePath().getParent();

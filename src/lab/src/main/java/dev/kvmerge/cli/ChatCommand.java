@@ -3,6 +3,7 @@ package dev.kvmerge.cli;
 import dev.kvmerge.engine.GenerateOptions;
 import java.io.IOException;
 import java.nio.file.Path;
+import java.util.List;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
@@ -82,6 +83,9 @@ final class ChatCommand implements Runnable {
         String begin = SamplingOptions.either("-p", prompt, "-f", file);
         String obey = SamplingOptions.either("-sys", system, "-sysf", systemFile);
         boolean terminal = System.console() != null && System.console().isTerminal();
+        if (!terminal) {
+            StrategyOptions.refuse(command, List.of("--history"), "goes with a terminal");
+        }
         try (EngineSettings.Loaded loaded = session.load(command, template);
                 ChatInput input = terminal ? TerminalInput.open(history) : new PipedInput()) {
             loaded.engine().chatTemplate(); // says so now if there is none

@@ -1,5 +1,6 @@
 package dev.kvmerge.cli;
 
+import dev.kvmerge.KvmergeException;
 import dev.kvmerge.cache.CacheChecks;
 import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.eval.Endless;
@@ -116,7 +117,9 @@ final class EndlessCommand implements Runnable {
         Least.of("--cells", cells, 1);
         Least.of("--block", block.tokens, 1);
         Least.of("--stretch", stretch, 2);
-        Least.of("--full-tokens", fullTokens, 0);
+        if (fullTokens < 0 || fullTokens == 1) {
+            throw new KvmergeException.Usage("--full-tokens must be 2 or more, or 0 for none, not " + fullTokens);
+        }
         ComputeSettings compute = model.compute(FlashAttention.OFF);
         model.checkCells(compute, settings.bias);
         Catalogue catalogue = Home.catalogue();
@@ -129,6 +132,7 @@ final class EndlessCommand implements Runnable {
                 caches.put(name, strategy);
             }
         }
+        ModelOptions.checkBias(compute, List.copyOf(caches.values()));
         Text read = text.read(catalogue);
         TextOptions.holds(read, "--tokens", tokens);
         TextOptions.holds(read, "--cells", cells);
@@ -146,7 +150,7 @@ final class EndlessCommand implements Runnable {
                             positionRange != null
                                     ? positionRange
                                     : Math.max(cells, loaded.trainedContext() - block.tokens));
-            if (fullTokens > 1) {
+            if (fullTokens > 0) {
                 int n = Math.min(fullTokens, part.length);
                 traces.put(
                         Strategies.FULL,

@@ -1,8 +1,10 @@
 package dev.kvmerge.cli;
 
+import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.engine.Engine;
 import dev.kvmerge.engine.EngineOptions;
 import dev.kvmerge.llama.ComputeSettings;
+import dev.kvmerge.llama.ContextOptions;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.models.Catalogue;
@@ -31,6 +33,13 @@ final class EngineSettings {
     @Mixin
     private BlockOption block;
 
+    @Option(
+            names = "--fill",
+            description =
+                    "use all cells that llama.cpp allocates: it rounds cells and a block up to 256; 2000 cells with"
+                            + " blocks of 128 become 2176")
+    private boolean fill;
+
     /** A loaded model with its engine, closed together. */
     record Loaded(Model model, Engine engine) implements AutoCloseable {
         @Override
@@ -48,8 +57,11 @@ final class EngineSettings {
     Loaded load(CommandSpec command, int cells, int sessions) {
         ComputeSettings compute = model.compute(FlashAttention.ON);
         model.checkCells(compute, settings.bias);
+        ContextOptions.of( // refuses what no context holds
+                CacheOptions.of(cells, block.tokens).wanted(), block.tokens, sessions, compute);
         Catalogue catalogue = Home.catalogue();
         Strategy chosen = Strategies.create(strategy, settings.settings(model, catalogue, List.of(strategy), command));
+        ModelOptions.checkBias(compute, List.of(chosen));
         EngineOptions options = EngineOptions.usual()
                 .withCells(cells)
                 .withBlock(block.tokens)
@@ -58,7 +70,7 @@ final class EngineSettings {
                 .withCompute(compute);
         Model loaded = model.load(catalogue);
         try {
-            return new Loaded(loaded, Engine.of(loaded, options));
+            return new Loaded(loaded, Engine.of(loaded, fill ? options.filled() : options));
         } catch (RuntimeException e) {
             loaded.close();
             throw e;

@@ -123,7 +123,10 @@ final class ExperimentCommand implements Runnable {
         }
         if (prefill == null) {
             StrategyOptions.refuse(command, List.of("--score"), "goes with --prefill");
+        } else {
+            StrategyOptions.refuse(command, List.of("--block"), "goes without --prefill, which compresses once");
         }
+        StrategyOptions.refuseOfFull(command, List.of("--compression"), strategies);
         if (fill && prefill != null) {
             throw new KvmergeException.Usage(
                     "--fill uses what a block leaves over, and with --prefill there is no block after the one"
@@ -133,7 +136,9 @@ final class ExperimentCommand implements Runnable {
         model.checkCells(compute, settings.bias);
         Catalogue catalogue = Home.catalogue();
         Strategies.Settings chosen = settings.settings(model, catalogue, strategies, command);
-        strategies.forEach(name -> Strategies.method(name, chosen)); // a wrong name is said before anything is loaded
+        ModelOptions.checkBias( // and a wrong name is said before anything is loaded
+                compute,
+                strategies.stream().map(name -> Strategies.method(name, chosen)).toList());
         compressions.forEach(c -> Experiment.cellsFor(1, c));
         Text read = text.read(catalogue);
         TextOptions.holds(read, "--tokens", reading.tokens);

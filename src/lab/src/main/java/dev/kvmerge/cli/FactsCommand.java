@@ -24,7 +24,9 @@ import java.util.Locale;
 import java.util.Objects;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
+import picocli.CommandLine.Spec;
 
 /** What a bounded cache remembers of a long conversation. */
 @Command(
@@ -48,6 +50,9 @@ import picocli.CommandLine.Option;
         })
 final class FactsCommand implements Runnable {
     private static final int MOST_TOKENS = 1 << 20; // the longest contexts that models are trained on
+
+    @Spec
+    private CommandSpec command;
 
     @Mixin
     private ModelOptions model;
@@ -105,11 +110,18 @@ final class FactsCommand implements Runnable {
     @Override
     public void run() {
         check();
+        StrategyOptions.refuseOfFull(command, List.of("--cells"), strategies);
         ComputeSettings compute = model.compute(FlashAttention.OFF);
         model.checkCells(compute, Bias.FOLDED);
         Catalogue catalogue = Home.catalogue();
         List<Facts.Asked> caches =
                 caches(Strategies.Settings.DEFAULT.with(StrategyOptions.calibration("auto", model, catalogue)));
+        ModelOptions.checkBias(
+                compute,
+                caches.stream()
+                        .map(Facts.Asked::strategy)
+                        .filter(Objects::nonNull)
+                        .toList());
         try (ResultsFolder folder = out.open(ResultsFolder::hasFacts)) {
             try (Model loaded = model.load(catalogue)) {
                 for (Facts.Asked cache : caches) {
@@ -145,9 +157,10 @@ final class FactsCommand implements Runnable {
         if (count < 1 || count > FactsChat.MOST) {
             throw new KvmergeException.Usage("--facts must be 1 to " + FactsChat.MOST + ", not " + count);
         }
-        if (tokens < 1 || tokens > MOST_TOKENS || answer < 1 || block.tokens < 32) {
+        if (tokens < 1 || tokens > MOST_TOKENS || answer < 1 || block.tokens < 32 || block.tokens > MOST_TOKENS) {
             throw new KvmergeException.Usage("--tokens must be 1 to " + MOST_TOKENS
-                    + ", --answer positive and --block 32 and more: " + tokens + ", " + answer + ", " + block.tokens);
+                    + ", --answer positive and --block 32 to " + MOST_TOKENS + ": " + tokens + ", " + answer + ", "
+                    + block.tokens);
         }
     }
 
@@ -165,6 +178,9 @@ final class FactsCommand implements Runnable {
                     Experiment.checkBudget(strategy, n, block.tokens, tokens);
                 } else if (n < block.tokens) {
                     throw new KvmergeException.Usage("--cells must hold a block of " + block.tokens + ": " + n);
+                } else if (n > tokens) {
+                    throw new KvmergeException.Usage("--cells " + n + " are more than the conversation's --tokens "
+                            + tokens + ": nothing would be dropped; use fewer cells");
                 }
                 caches.add(new Facts.Asked(strategy == null ? name : Strategies.label(name, strategy), strategy, n));
             }

@@ -7,6 +7,7 @@ import dev.kvmerge.engine.Generation;
 import dev.kvmerge.engine.Session;
 import dev.kvmerge.eval.Experiment;
 import java.nio.file.Path;
+import java.util.List;
 import java.util.Locale;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -69,6 +70,9 @@ final class GenerateCommand implements Runnable {
 
     @Override
     public void run() {
+        if (file != null) {
+            StrategyOptions.refuse(command, List.of("--escape"), "goes with -p");
+        }
         GenerateOptions options = sampling.options().withSpecial(true);
         String start = prompt();
         Interrupt.listen("kvmerge: stopping");
@@ -117,7 +121,7 @@ final class GenerateCommand implements Runnable {
 
     private static void print(String text) {
         System.out.print(text);
-        System.out.flush();
+        Output.check();
     }
 
     /** What it took. */

@@ -94,7 +94,14 @@ public final class Main {
             return USAGE;
         }
         try {
-            return commandLine.execute(args);
+            int code = commandLine.execute(args);
+            if (code == 0) {
+                Output.check();
+            }
+            return code;
+        } catch (KvmergeException e) { // of Output
+            commandLine.getErr().println("kvmerge: " + oneLine(e));
+            return FAILED;
         } finally {
             Interrupt.finished();
         }

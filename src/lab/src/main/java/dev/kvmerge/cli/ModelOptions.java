@@ -12,6 +12,8 @@ import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.LlamaLibrary;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.models.Catalogue;
+import dev.kvmerge.strategy.Method;
+import dev.kvmerge.strategy.Strategy;
 import java.nio.file.Path;
 import java.util.List;
 import picocli.CommandLine.Option;
@@ -84,9 +86,8 @@ final class ModelOptions {
     @Option(
             names = "--observe",
             paramLabel = "capture|stop",
-            defaultValue = "capture",
             description = "with flash attention: capture each layer's queries as llama.cpp's graph runs, or stop the"
-                    + " graph at each layer, as it is where capturing cannot be (default: ${DEFAULT-VALUE})")
+                    + " graph at each layer, as it is where capturing cannot be (default: capture)")
     Observation observation;
 
     @Option(
@@ -103,10 +104,14 @@ final class ModelOptions {
 
     int threads() {
         int n = threads == null ? Runtime.getRuntime().availableProcessors() : threads;
-        if (n <= 0 || n > 1024) {
-            throw new KvmergeException.Usage("-t must be 1 to 1024, not " + n);
-        }
+        checkThreads(n);
         return n;
+    }
+
+    static void checkThreads(int n) {
+        if (n <= 0 || n > ComputeSettings.MOST_THREADS) {
+            throw new KvmergeException.Usage("-t must be 1 to " + ComputeSettings.MOST_THREADS + ", not " + n);
+        }
     }
 
     /** Refuses cell types and layouts that kvmerge cannot rewrite yet, before anything is loaded. */
@@ -124,6 +129,15 @@ final class ModelOptions {
         CacheChecks.checkBias(bias, compute.flashAttention());
     }
 
+    /** Refuses an exact bias that a strategy's own parameters ask for, before a full cache is run to compare with. */
+    static void checkBias(ComputeSettings compute, List<? extends Method> methods) {
+        for (Method method : methods) {
+            if (method instanceof Strategy strategy) {
+                CacheChecks.checkBias(strategy.needs().bias(), compute.flashAttention());
+            }
+        }
+    }
+
     /**
      * How llama.cpp computes, as the options have it.
      *
@@ -134,7 +148,12 @@ final class ModelOptions {
             throw new KvmergeException.Usage("-ub must be positive, not " + ubatch);
         }
         FlashAttention chosen = flashAttention == null ? otherwise : flashAttention;
-        return new ComputeSettings(threads(), ubatch, chosen, keyType, valueType, observation);
+        if (observation != null && chosen == FlashAttention.OFF) {
+            throw new KvmergeException.Usage(
+                    "--observe goes with flash attention: add -fa on, or leave it out, since here it has no effect");
+        }
+        return new ComputeSettings(
+                threads(), ubatch, chosen, keyType, valueType, observation == null ? Observation.CAPTURE : observation);
     }
 
     /** Loads the libraries. */

@@ -113,6 +113,7 @@ final class NeedleCommand implements Runnable {
         if (junk) {
             StrategyOptions.refuse(command, List.of("-f"), "goes without --junk");
         }
+        StrategyOptions.refuseOfFull(command, List.of("--compression"), strategies);
         Least.of("--tokens", tokens, 64);
         Least.of("--trials", trials, 1);
         Least.of("--block", block.tokens, 32);
@@ -131,6 +132,7 @@ final class NeedleCommand implements Runnable {
         Catalogue catalogue = Home.catalogue();
         List<Cache> caches = Cache.list(
                 Strategies.FULL, strategies, compressions, settings.settings(model, catalogue, strategies, command));
+        ModelOptions.checkBias(compute, caches.stream().map(Cache::strategy).toList());
         caches.forEach(cache -> cache.check(block.tokens, tokens));
         Retrieval.Puzzle puzzle =
                 junk ? Retrieval.Puzzle.passkey() : Retrieval.Puzzle.needle(book(text.read(catalogue)));

@@ -9,6 +9,7 @@ import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.models.Catalogue;
 import dev.kvmerge.report.KlStatistics;
+import dev.kvmerge.report.Table;
 import dev.kvmerge.strategy.Strategies;
 import dev.kvmerge.strategy.Strategy;
 import java.io.IOException;
@@ -102,6 +103,7 @@ final class PerplexityCommand implements Runnable {
         boolean full = chosen.keepsAll();
         if (full) {
             StrategyOptions.refuse(command, StrategyOptions.NAMES, "goes with --strategy");
+            StrategyOptions.refuse(command, List.of("--observe"), "goes with --strategy");
         }
         if (!full) {
             StrategyOptions.refuse(command, List.of("-b"), "goes without --strategy");
@@ -150,7 +152,7 @@ final class PerplexityCommand implements Runnable {
                 ChunkedPerplexity.Listener listener = (number, value) -> {
                     progress.clear();
                     System.out.printf(Locale.ROOT, "[%d]%.4f,", number, value);
-                    System.out.flush();
+                    Output.check();
                 };
                 estimate = full
                         ? perplexity.full(tokens, listener)
@@ -184,7 +186,7 @@ final class PerplexityCommand implements Runnable {
                         block.tokens,
                         compute,
                         work,
-                        Experiment.Extras.NONE);
+                        new Experiment.Extras(true, false));
                 try (Experiment experiment =
                         new Experiment(loaded, setup, List.of(strategy), List.of(1 - (double) budget / chunk), found)) {
                     List<Experiment.Outcome> outcomes = new ArrayList<>();
@@ -200,6 +202,7 @@ final class PerplexityCommand implements Runnable {
                     experiment.deleteFullPredictions();
                     System.out.print(KlStatistics.of(
                             outcomes.get(0).trace(), outcomes.get(1).trace(), budget + 1));
+                    System.err.print(Table.floor(outcomes.get(2).result())); // not in llama-perplexity's report
                 }
             }
         } catch (IOException e) {

@@ -22,7 +22,7 @@ final class PipedInput implements ChatInput {
     @Override
     public void print(String text) {
         System.out.print(text);
-        System.out.flush();
+        Output.check();
     }
 
     @Override

@@ -33,6 +33,13 @@ final class StrategyOptions {
         }
     }
 
+    /** Refuses what only a compressed cache uses where none is asked for but the full one. */
+    static void refuseOfFull(CommandSpec command, List<String> names, List<String> strategies) {
+        if (strategies.stream().allMatch(Strategies.FULL::equals)) {
+            refuse(command, names, "goes with a strategy other than full");
+        }
+    }
+
     @Option(
             names = "--sinks",
             paramLabel = "N",

@@ -210,7 +210,7 @@ public final class Experiment implements AutoCloseable {
         if (!setup.extras().fill() || !mode.streams()) {
             return cells;
         }
-        return CacheOptions.of(cells, setup.block()).allocated() - setup.block();
+        return CacheOptions.of(cells, setup.block()).filled().cells();
     }
 
     /** Cells that a compression leaves of a text. */
@@ -231,7 +231,7 @@ public final class Experiment implements AutoCloseable {
                             + ": use more cells (--cells, or more --tokens and less --compression), a smaller --block"
                             + " or fewer --sinks");
         }
-        if (tokens < cells + 2) {
+        if (tokens < cells + 2L) {
             throw new KvmergeException.Usage("the text has " + tokens + " tokens, which fit into " + cells
                     + " cells: use a longer text, fewer cells or more --compression");
         }

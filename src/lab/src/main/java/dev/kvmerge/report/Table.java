@@ -69,7 +69,7 @@ public final class Table {
     }
 
     /** What a KL is worth: less than this is no compression's doing. */
-    static String floor(RunResult again) {
+    public static String floor(RunResult again) {
         return again.klMean() == null
                 ? ""
                 : String.format(

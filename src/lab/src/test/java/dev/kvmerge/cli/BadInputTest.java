@@ -111,6 +111,7 @@ class BadInputTest {
                 "-ctk q4_0; cannot be rewritten yet",
                 "-ctv q8_0; add -fa on",
                 "-fa on --bias exact; use -fa off",
+                "-fa on --strategies entropy-merged:bias=exact; use -fa off",
                 "--tokens many; many",
                 "--resume --overwrite; exclude each other",
                 "--no-such-option; --no-such-option"
@@ -133,8 +134,9 @@ class BadInputTest {
                 "--max-body 0; --max-body must be 1 to 1024",
                 "--max-messages 0; --max-messages must be positive",
                 "--cors-origin chat.example; --cors-origin 'chat.example' is none",
-                "--cells 0; --cells) must be at least 1",
-                "--block 0; --block) must be at least 1",
+                "--cells 0; (--cells) must be positive, not 0",
+                "--block 0; (--block) must be positive, not 0",
+                "--sinks 2 --strategy h2o; --sinks has no effect on h2o",
                 "--api-key a,,b; a key is empty",
                 "--api-key-file nowhere; --api-key-file nowhere cannot be read",
                 "--slot-save-path nowhere; --slot-save-path nowhere is not a folder",
@@ -207,7 +209,20 @@ class BadInputTest {
                 "bench -p 2147483000 -n 2147483000; at most; -p with -n",
                 "bench --block 100000000; at least; block",
                 "analyze --tokens 100000000; smaller --tokens; at most",
-                "analyze --batch-size 100000000; smaller --batch-size; at most"
+                "analyze --batch-size 100000000; smaller --batch-size; at most",
+                "calibrate -f alice --tokens 2147483647 --pieces 2147483647; --pieces times --tokens; at most",
+                "perplexity --strategy h2o --cells 2147483647; 2147483647 cells; fewer cells",
+                "ablate --tokens 200000000; smaller --tokens; at most",
+                "ablate --vary block=200000000; smaller --vary block; at most",
+                "bench --sequences 256 -p 2147483000; at most; -p with -n",
+                "bench --sequences 257; --sequences are 1 to 256; each",
+                "generate -p x --cells 2147483647; no context has 2147483775 cells; fewer --cells",
+                "generate -p x --strategy full --cells 2147483647; no context has; fewer --cells",
+                "chat --block 2147483647; no context has; smaller --block",
+                "serve --parallel 200 --cells 10000000; 200 sequences of 10000128 cells; use fewer",
+                "serve --strategy full --cells 2147483647; no context has; fewer --cells",
+                "bench-server --at-once 100000; --at-once can be 256 at most; 100000",
+                "bench-server -n 2147483647; no context holds 8 conversations; smaller -n"
             })
     void sizesThatNothingCanHave(String args, String expected, String more) throws IOException {
         String model = file("not-read.gguf", new byte[] {1});
@@ -271,7 +286,7 @@ class BadInputTest {
             value = {
                 "endless --cells 0; --cells must be positive, not 0",
                 "endless --stretch 1; --stretch must be 2 or more, not 1",
-                "endless --full-tokens -1; --full-tokens must be 0 or more, not -1",
+                "endless --full-tokens -1; --full-tokens must be 2 or more, or 0 for none, not -1",
                 "endless --cells 40; use more cells (--cells",
                 "experiment --strategies h2o:recent-share=7; h2o:recent-share=7: --recent-share must be 0..1",
                 "experiment --strategies h2o:recent-share=abc; recent-share is a number, not 'abc'",

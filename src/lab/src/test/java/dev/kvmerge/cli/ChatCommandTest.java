@@ -96,6 +96,25 @@ class ChatCommandTest {
                         "h2o"));
         assertEquals(0, made.code, made.err);
         assertTrue(made.out.startsWith(book) && made.out.length() > book.length() + 40, made.out);
+        int used = Integer.parseInt(made.err.replaceFirst("(?s).*; (\\d+) of 512 cells in use.*", "$1"));
+        assertTrue(used >= 256 && used < 256 + 64, made.err);
+        Ended filled = run(
+                "",
+                greedy(
+                        "generate",
+                        "-f",
+                        prompt.toString(),
+                        "-n",
+                        "1",
+                        "-c",
+                        "256",
+                        "--block",
+                        "64",
+                        "--strategy",
+                        "h2o",
+                        "--fill"));
+        used = Integer.parseInt(filled.err.replaceFirst("(?s).*; (\\d+) of 512 cells in use.*", "$1"));
+        assertTrue(used >= 512 - 64, "what the padding leaves holds text: " + filled.err);
     }
 
     @Test

@@ -204,6 +204,26 @@ class FaultsTest {
         resumes(out, "out of space");
     }
 
+    /** What is printed is lost on a full disk, and where the reader of a pipe has gone: neither is success. */
+    @Test
+    void outputThatNobodyGets() throws IOException, InterruptedException {
+        String kvmerge =
+                "'%s/bin/java' --enable-native-access=ALL-UNNAMED -Dkvmerge.home='%s' -cp '%s' dev.kvmerge.cli.Main"
+                        .formatted(
+                                System.getProperty("java.home"), TestModel.HOME, System.getProperty("java.class.path"));
+        for (String command : List.of("--version", "models", "experiment --help")) {
+            String text = Child.shell(kvmerge + " " + command + " > /dev/full", Map.of())
+                    .ended(1);
+            assertTrue(text.contains("kvmerge: standard output cannot be written"), text);
+        }
+        String endless =
+                kvmerge + " generate -m '" + experiment[2] + "' -p old -n 1000000 --ignore-eos -c 64 --block 32 -t 1";
+        String text = Child.shell("(" + endless + " || echo \"code $?\" >&2) | head -c 20 > /dev/null", Map.of())
+                .ended(0);
+        assertTrue(text.contains("kvmerge: standard output cannot be written") && text.contains("code 1"), text);
+        assertFalse(text.contains("\tat "), text);
+    }
+
     /** Whoever comes while another is at it is refused; whoever comes later finds everything done. */
     @Test
     void severalAtOnce() throws IOException, InterruptedException {

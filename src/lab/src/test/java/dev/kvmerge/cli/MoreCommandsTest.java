@@ -265,8 +265,10 @@ class MoreCommandsTest {
         String first = Files.readString(folder.resolve("ablate/ablation.md"));
         assertTrue(first.contains("| recent-share | KL ") && first.contains("| 0.6 | 0."), first);
         assertTrue(Files.size(folder.resolve("ablate/cells.svg")) > 1000);
+        assertTrue(first.contains("\nnoise floor: KL ") && first.contains("\nnoise floor at 64: KL "), first);
         Cli.run(arguments).succeeded();
         assertEquals(first, Files.readString(folder.resolve("ablate/ablation.md")), "nothing is made again");
+        Cli.run("ablate", "--vary", "bias=folded,exact", "-fa", "on").failed(2, "an exact bias", "-fa off");
         Cli.run("ablate", "--vary", "decay").failed(2, "--vary takes");
         Cli.run("ablate", "--vary", "speed=1,2").failed(2, "no parameter 'speed'");
     }
@@ -305,6 +307,7 @@ class MoreCommandsTest {
                 .succeeded();
         assertTrue(run.out().contains("====== KL divergence statistics ======"), run.out());
         assertTrue(run.out().matches("(?s).*Same top p: \\d+\\.\\d{3} \u00b1 .*"), run.out());
+        assertTrue(run.err().contains("noise floor: KL "), run.err());
         Cli.run("perplexity", "--kl-divergence").failed(2, "name one");
     }
 

@@ -113,7 +113,20 @@ class OptionsTest {
                 "perplexity --strategy full --recent-share 0.3; --recent-share goes with --strategy",
                 "perplexity --strategy h2o --cells 300 -b 512; -b goes without --strategy",
                 "perplexity --strategy h2o --cells 300 --kl-divergence --chunks 1; --chunks goes without --kl-diverg",
+                "perplexity --observe stop; --observe goes with --strategy",
                 "experiment --score 100; --score goes with --prefill",
+                "experiment --prefill 512 --block 64; --block goes without --prefill",
+                "experiment --observe stop; --observe goes with flash attention",
+                "experiment --strategies full --compression 0.5; --compression goes with a strategy other than full",
+                "bench --strategies full --compression 0.5; --compression goes with a strategy other than full",
+                "needle --strategies full --compression 0.5; --compression goes with a strategy other than full",
+                "ablate --vary cells=0.1,0.3 --compression 0.5; --compression goes with other parameters than cells",
+                "endless --full-tokens 1; --full-tokens must be 2 or more",
+                "generate -f pom.xml --no-escape; --escape goes with -p",
+                "chat --history h -p x -st; --history goes with a terminal",
+                "bench-server --server a=http://127.0.0.1:1 -t 2; -t goes without --server",
+                "bench-server --server a=http://127.0.0.1:1 --cells 100; --cells goes without --server",
+                "bench-server --server a=http://127.0.0.1:1 -m smollm2-135m; -m goes with {model}",
                 "needle --junk -f alice; -f goes without --junk"
             })
     void whatWouldHaveNoEffectIsRefused(String args, String expected) {

@@ -66,6 +66,19 @@ public record CacheOptions(
         return LlamaCache.padded(wanted());
     }
 
+    /**
+     * The same with as many cells as can hold text between blocks: llama.cpp rounds what it allocates up to a multiple
+     * of 256, and what a block leaves of that costs nothing more. 410 cells and blocks of 128 are 768 cells, so that
+     * 640 can stay. Without a limit, the same.
+     *
+     * @throws KvmergeException.Usage if a position range does not hold so many
+     */
+    public CacheOptions filled() {
+        return cells == 0
+                ? this
+                : new CacheOptions(allocated() - block, block, capacity, positionRange, compute, fates);
+    }
+
     /** The same within so many positions. */
     public CacheOptions withPositionRange(int positions) {
         return new CacheOptions(cells, block, capacity, positions, compute, fates);

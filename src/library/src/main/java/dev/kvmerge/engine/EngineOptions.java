@@ -73,6 +73,11 @@ public record EngineOptions(
         return new EngineOptions(n, block, sessions, positionRange, strategy, compute, backend, gpuLayers);
     }
 
+    /** The same with all cells that llama.cpp allocates for these: {@link CacheOptions#filled}. */
+    public EngineOptions filled() {
+        return withCells(CacheOptions.of(cells, block).filled().cells());
+    }
+
     /** The same with other blocks. */
     public EngineOptions withBlock(int n) {
         return new EngineOptions(cells, n, sessions, positionRange, strategy, compute, backend, gpuLayers);
@@ -106,7 +111,7 @@ public record EngineOptions(
     /** How a session of a model has its cells. */
     CacheOptions cache(Model model, Planner planner) {
         if (planner.keepsAll()) {
-            return CacheOptions.unlimited(Math.addExact(cells, block), block)
+            return CacheOptions.unlimited(CacheOptions.of(cells, block).wanted(), block)
                     .withFates()
                     .with(compute);
         }

@@ -8,11 +8,15 @@ import dev.kvmerge.KvmergeException;
 import dev.kvmerge.TestModel;
 import dev.kvmerge.TinyGguf;
 import dev.kvmerge.cache.CacheOptions;
+import dev.kvmerge.cache.CompressedContext;
+import dev.kvmerge.engine.EngineOptions;
 import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
+import dev.kvmerge.strategy.H2o;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Random;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -102,6 +106,38 @@ class MemoryTest {
                     77,
                     MemoryNeed.of(model, ContextOptions.of(1 << 20, 512, usual), 77)
                             .total());
+        }
+    }
+
+    /** llama.cpp allocates 768 cells for 410 and blocks of 128: all but a block's hold text between blocks. */
+    @Test
+    void whatThePaddingLeavesHoldsText() {
+        CacheOptions options = CacheOptions.of(410, 128).with(usual.withThreads(1));
+        assertEquals(768, options.allocated());
+        assertEquals(640, options.filled().cells());
+        assertEquals(768, options.filled().allocated(), "no more than without");
+        assertEquals(
+                CacheOptions.of(640, 128).with(usual.withThreads(1)),
+                options.filled().filled());
+        assertEquals(
+                CacheOptions.unlimited(410, 128),
+                CacheOptions.unlimited(410, 128).filled());
+        assertEquals(
+                640,
+                EngineOptions.usual().withCells(410).withBlock(128).filled().cells());
+        KvmergeException refused = assertThrows(KvmergeException.Usage.class, () -> options.withPositionRange(500)
+                .filled());
+        assertTrue(refused.getMessage().contains("must hold the 640 cells"), refused.getMessage());
+        TinyGguf.Geometry tiny = new TinyGguf.Geometry("llama", 4, 2, 16, 10000, "none", 16, false);
+        try (Model model = Model.load(
+                        TestModel.library(), TinyGguf.write(root.resolve("tiny.gguf"), tiny), Backend.CPU, 0);
+                CompressedContext context = new CompressedContext(model, new H2o(0.5), options.filled())) {
+            Random random = new Random(1);
+            for (int block = 0; block < 8; block++) {
+                context.decode(random.ints(128, 0, TinyGguf.VOCABULARY).toArray(), false);
+                assertEquals(Math.min(640, 128 * (block + 1)), context.used());
+                assertEquals(768, context.info().cells());
+            }
         }
     }
 
