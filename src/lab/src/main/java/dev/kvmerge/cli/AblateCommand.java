@@ -125,7 +125,7 @@ final class AblateCommand implements Runnable {
         Catalogue catalogue = Home.catalogue();
         Calibration calibration = StrategyOptions.calibration("auto", model, catalogue);
         Text read = text.read(catalogue);
-        TextOptions.holds(read, "--tokens", tokens);
+        TextOptions.holds(read, "--tokens", reading.tokens);
         sweeps.getOrDefault(BLOCK, List.of())
                 .forEach(value -> TextOptions.holds(read, "--vary block", Long.parseLong(value)));
         Interrupt.listen(

@@ -12,6 +12,7 @@ import java.lang.management.ManagementFactory;
 import java.net.InetAddress;
 import java.net.ServerSocket;
 import java.net.URI;
+import java.net.URISyntaxException;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -225,7 +226,7 @@ final class BenchServerCommand implements Runnable {
     private ServerBench.Server up(
             String name, String command, Catalogue catalogue, ResultsFolder folder, List<Process> started) {
         if (command.startsWith("http://") || command.startsWith("https://")) {
-            URI base = URI.create(command);
+            URI base = uri(name, command);
             if (!ServerBench.isReady(base)) {
                 throw new KvmergeException("no server is ready at " + base + ": its /health does not answer 200");
             }
@@ -262,6 +263,19 @@ final class BenchServerCommand implements Runnable {
             sleep();
         }
         return new ServerBench.Server(name, base);
+    }
+
+    private static URI uri(String name, String url) {
+        try {
+            URI uri = new URI(url);
+            if (uri.getHost() != null) {
+                return uri;
+            }
+        } catch (URISyntaxException e) {
+            // as without a host
+        }
+        throw new KvmergeException.Usage(
+                "--server " + name + "=" + url + " is no URL of a server: give one as http://127.0.0.1:8080");
     }
 
     private static int freePort() {

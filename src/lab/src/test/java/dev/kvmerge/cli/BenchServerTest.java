@@ -143,6 +143,9 @@ class BenchServerTest {
         bench("--server", "a=http://127.0.0.1:1").failed(1, "no server is ready at http://127.0.0.1:1");
         bench("--llama-server", folder.resolve("nothing").toString()).failed(2, "make llama-server");
         Cli.run("bench-server", "-n", "1").failed(2, "-n 2 and more");
+        for (String url : new String[] {"http://[", "https://", "http:///v1"}) {
+            bench("--server", "a=" + url).failed(2, "--server a=" + url + " is no URL of a server");
+        }
         Path text = folder.resolve("text.txt");
         Cli.run("bench-server", "-f", text.toString(), "--prompt-characters", "5000")
                 .failed(2, "5000 is more than the text");
