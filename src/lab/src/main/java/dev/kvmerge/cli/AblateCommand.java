@@ -212,7 +212,10 @@ final class AblateCommand implements Runnable {
 
     /** Runs an experiment, or what its folder lacks of it: a point for each of its runs but the full cache's. */
     private static Sweep sweep(
-            ExperimentRunner runner, ExperimentRunner.Request request, Path folder, Function<Experiment.Run, String> value) {
+            ExperimentRunner runner,
+            ExperimentRunner.Request request,
+            Path folder,
+            Function<Experiment.Run, String> value) {
         try (ResultsFolder results = ResultsFolder.open(folder)) {
             ExperimentRunner.Finished finished = runner.run(request, results, true);
             List<Ablation.Point> points = new ArrayList<>();

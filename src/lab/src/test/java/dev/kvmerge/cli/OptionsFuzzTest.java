@@ -31,13 +31,75 @@ import picocli.CommandLine.Model.OptionSpec;
 @net.jqwik.api.Tag("model")
 class OptionsFuzzTest {
     private static final List<String> VALUES = List.of(
-            "0", "1", "2", "-1", "-2", "32", "64", "128", "300", "2048", "65536", "8388608", "1073741824", "2147483519",
-            "2147483520", "2147483646", "2147483647", "-2147483648", "2147483648", "9223372036854775807", "0.5", "0.9",
-            "1.5", "-0.1", "NaN", "Infinity", "1e400", "1e-400", "", " ", ",", "0.5,0.5", "1,2,3", "=", "a=b", ":",
-            "h2o", "full", "h2o:", "h2o:recent-share=", "entropy-merged:bias=exact", "random:seed=1", "weights:type=q9",
-            "context-shift", "on", "off", "auto", "f16", "q8_0", "cpu", "any", "none", "row", "exact", "block=1,x",
-            "cells=0,1", "recent-share=0.5", "alice", ".", "/", "/dev/null", "nowhere/at/all", "\u00fc\u66f8",
-            "\0", "%s%n", "1+", "1-inf", "a=http://[", "127.0.0.1:99999");
+            "0",
+            "1",
+            "2",
+            "-1",
+            "-2",
+            "32",
+            "64",
+            "128",
+            "300",
+            "2048",
+            "65536",
+            "8388608",
+            "1073741824",
+            "2147483519",
+            "2147483520",
+            "2147483646",
+            "2147483647",
+            "-2147483648",
+            "2147483648",
+            "9223372036854775807",
+            "0.5",
+            "0.9",
+            "1.5",
+            "-0.1",
+            "NaN",
+            "Infinity",
+            "1e400",
+            "1e-400",
+            "",
+            " ",
+            ",",
+            "0.5,0.5",
+            "1,2,3",
+            "=",
+            "a=b",
+            ":",
+            "h2o",
+            "full",
+            "h2o:",
+            "h2o:recent-share=",
+            "entropy-merged:bias=exact",
+            "random:seed=1",
+            "weights:type=q9",
+            "context-shift",
+            "on",
+            "off",
+            "auto",
+            "f16",
+            "q8_0",
+            "cpu",
+            "any",
+            "none",
+            "row",
+            "exact",
+            "block=1,x",
+            "cells=0,1",
+            "recent-share=0.5",
+            "alice",
+            ".",
+            "/",
+            "/dev/null",
+            "nowhere/at/all",
+            "\u00fc\u66f8",
+            "\0",
+            "%s%n",
+            "1+",
+            "1-inf",
+            "a=http://[",
+            "127.0.0.1:99999");
 
     private static Path folder;
     private static Path model;
@@ -73,7 +135,8 @@ class OptionsFuzzTest {
                             .contains(o.longestName()))
                     .toList();
             Arbitrary<Given> given = Combinators.combine(Arbitraries.of(options), Arbitraries.of(VALUES))
-                    .as((option, value) -> new Given(option.longestName(), option.arity().max() == 0 ? null : value));
+                    .as((option, value) ->
+                            new Given(option.longestName(), option.arity().max() == 0 ? null : value));
             return given.list().ofMaxSize(5).map(all -> {
                 List<String> args = new ArrayList<>(List.of(command.name(), "-m", model.toString()));
                 if (command.findOption("--out") != null) {
@@ -87,7 +150,7 @@ class OptionsFuzzTest {
         });
     }
 
-    @Property(tries = 2000, shrinking = ShrinkingMode.BOUNDED)
+    @Property(tries = 1000, shrinking = ShrinkingMode.BOUNDED)
     void itEndsWithAMessage(@ForAll("calls") List<String> args) {
         Cli run = Cli.run(args.toArray(String[]::new));
         assertTrue(run.code() == 1 || run.code() == 2, args + ": " + run);
