@@ -18,8 +18,9 @@ struct FuzzShape {
         : n_head_kv(c.between(1, 2)), heads_per_kv(c.between(1, 2)), dim_k(c.of<int>({4, 32, 64, 6})),
           dim_v(c.of<int>({4, 32, 64, 5})), cells(c.between(1, 40)), tokens(c.between(1, 3)),
           streams(c.one_in(2) ? 1 : c.between(1, 3)), parts(c.between(1, streams)),
-          type(c.of<ggml_type>({GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0})), flash(c.one_in(2)),
-          rope(c.one_in(2)), neox(c.one_in(2)) {}
+          type(c.of<ggml_type>({GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0,
+                                GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL})),
+          flash(c.one_in(2)), rope(c.one_in(2)), neox(c.one_in(2)) {}
     int n_head() const { return n_head_kv * heads_per_kv; }
 };
 
@@ -162,10 +163,25 @@ class FuzzGraph {
   private:
     static constexpr size_t BYTES = 1 << 16; // of each tensor's memory
 
+    // Of 32 elements of a quantised type; 0 of others.
+    static size_t block_bytes(ggml_type type) {
+        switch (type) {
+        case GGML_TYPE_Q8_0:
+            return 34;
+        case GGML_TYPE_Q5_1:
+            return 24;
+        case GGML_TYPE_Q4_0:
+        case GGML_TYPE_IQ4_NL:
+            return 18;
+        default:
+            return 0;
+        }
+    }
+
     // Strides as ggml makes them. False: its memory is not enough.
     static bool lay_out(ggml_tensor & t) {
         const auto n = [&](int i) { return size_t(t.ne[i] > 0 ? t.ne[i] : 1); };
-        t.nb[1] = t.type == GGML_TYPE_Q8_0 ? (n(0) + 31) / 32 * 34 : t.nb[0] * n(0);
+        t.nb[1] = block_bytes(t.type) ? (n(0) + 31) / 32 * block_bytes(t.type) : t.nb[0] * n(0);
         t.nb[2] = t.nb[1] * n(1);
         t.nb[3] = t.nb[2] * n(2);
         return t.nb[3] * n(3) <= BYTES;
@@ -178,7 +194,7 @@ class FuzzGraph {
         tensors_.push_back(std::make_unique<Tensor>(type, op, name, n0, n1, n2, data ? data : memory_.back().data()));
         Tensor & t = *tensors_.back();
         t.ne[3] = n3;
-        t.nb[0] = type == GGML_TYPE_BF16 ? 2 : type == GGML_TYPE_Q8_0 ? 34 : t.nb[0];
+        t.nb[0] = type == GGML_TYPE_BF16 ? 2 : block_bytes(type) ? block_bytes(type) : t.nb[0];
         lay_out(t);
         return &t;
     }

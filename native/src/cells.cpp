@@ -31,9 +31,7 @@ CellTensor::CellTensor(ggml_tensor * t, const CacheLayout & layout, int stream, 
                                                 layout.n_cells,
                                                 std::ptrdiff_t(t->nb[1])},
       ggml_(&ggml) {
-    const size_t elements = size_t(t->ne[0]);
-    const size_t row = layout.type == CELL_Q8_0 ? elements / 32 * 34 : elements * (layout.type == CELL_F32 ? 4 : 2);
-    if (t->nb[1] < row || t->nb[2] / size_t(layout.n_cells) < t->nb[1]) {
+    if (t->nb[1] < bytes_of(layout.type, size_t(t->ne[0])) || t->nb[2] / size_t(layout.n_cells) < t->nb[1]) {
         throw Error(KVMERGE_E_UNSUPPORTED, text("%s: cells that overlap", t->name));
     }
     host_ = is_host(t, ggml);
@@ -43,7 +41,7 @@ CellTensor::CellTensor(ggml_tensor * t, const CacheLayout & layout, int stream, 
 }
 
 const char * CellTensor::type_name() const {
-    static const char * const names[] = {"f32", "f16", "bf16", "q8_0"};
+    static const char * const names[] = {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl"};
     return names[view_.type];
 }
 

@@ -93,6 +93,16 @@ int cell_type_of(ggml_type type) {
         return CELL_BF16;
     case GGML_TYPE_Q8_0:
         return CELL_Q8_0;
+    case GGML_TYPE_Q4_0:
+        return CELL_Q4_0;
+    case GGML_TYPE_Q4_1:
+        return CELL_Q4_1;
+    case GGML_TYPE_Q5_0:
+        return CELL_Q5_0;
+    case GGML_TYPE_Q5_1:
+        return CELL_Q5_1;
+    case GGML_TYPE_IQ4_NL:
+        return CELL_IQ4_NL;
     default:
         return -1;
     }
@@ -168,12 +178,13 @@ CacheLayout cache_of(const ggml_tensor * write, int n_head_kv, int n_streams, in
                          layer, which, (long long)t->ne[0], n_head_kv, pads(write) ? ", padded" : ""));
     }
     const int64_t head_dim = t->ne[0] / n_head_kv;
-    const bool block_fits = type != CELL_Q8_0 || (!transposed && head_dim % 32 == 0);
+    const bool block_fits = !is_quantised(type) || (!transposed && head_dim % QUANTS == 0);
     if (type < 0 || !block_fits) {
-        throw Error(
-            KVMERGE_E_UNSUPPORTED,
-            text("layer %d: %s cells of ggml type %d are not handled%s; use f16, f32, bf16 or q8_0 (-ctk, -ctv)", layer,
-                 which, int(t->type), block_fits ? "" : " at this head size"));
+        throw Error(KVMERGE_E_UNSUPPORTED,
+                    text("layer %d: %s cells of ggml type %d are not handled%s (-ctk, -ctv)", layer, which,
+                         int(t->type),
+                         block_fits ? "; use f16, f32, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl"
+                                    : " at this head size; use f16, f32 or bf16"));
     }
     check_streams(t, n_streams, layer, which);
     if (!t->buffer) {

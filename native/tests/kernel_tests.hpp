@@ -144,11 +144,10 @@ struct TestCells {
     std::unique_ptr<Guarded<uint8_t>> memory;
     TestCells(Random & random, int heads, int dim_wanted, int n_cells, bool may_transpose, int type = -1)
         : heads(heads), n_cells(n_cells) {
-        type = type >= 0 ? type : random.integer(CELL_F32, CELL_Q8_0);
-        dim = type == CELL_Q8_0 ? (dim_wanted + 31) / 32 * 32 : dim_wanted;
-        const bool transposed = may_transpose && type != CELL_Q8_0 && random.integer(0, 1);
-        const int size = type == CELL_F32 ? 4 : 2;
-        const int row = type == CELL_Q8_0 ? heads * dim / 32 * 34 : heads * dim * size;
+        type = type >= 0 ? type : random.integer(0, CELL_TYPES - 1);
+        dim = is_quantised(type) ? (dim_wanted + 31) / 32 * 32 : dim_wanted;
+        const bool transposed = may_transpose && !is_quantised(type) && random.integer(0, 1);
+        const int row = int(bytes_of(type, size_t(heads) * dim));
         memory = std::make_unique<Guarded<uint8_t>>(size_t(row) * n_cells);
         view = {(uint8_t *)*memory, type, transposed, dim, n_cells, row};
         Vec<int32_t> all(n_cells);
@@ -176,10 +175,12 @@ struct TestCells {
     }
     // How far rounding to the type may move a number of this size: the last place, or a step of the scale.
     double tolerance(double block_max) const {
-        return view.type == CELL_F32    ? 4e-6
-               : view.type == CELL_F16  ? 1e-3 * block_max + 1e-6
-               : view.type == CELL_BF16 ? 8e-3 * block_max
-                                        : block_max / 100;
+        return view.type == CELL_F32                              ? 4e-6
+               : view.type == CELL_F16                            ? 1e-3 * block_max + 1e-6
+               : view.type == CELL_BF16                           ? 8e-3 * block_max
+               : view.type == CELL_Q8_0                           ? block_max / 100
+               : view.type == CELL_Q5_0 || view.type == CELL_Q5_1 ? block_max / 12
+                                                                  : block_max / 4;
     }
     void check_near(const TestCells & expected) const {
         for (int h = 0; h < heads; h++) {
@@ -189,7 +190,7 @@ struct TestCells {
                 largest = std::max(largest, std::fabs(double(x)));
             }
             for (size_t i = 0; i < a.size(); i++) {
-                const double scale = view.type == CELL_Q8_0 ? largest : std::fabs(double(b[i])) + 1e-3;
+                const double scale = is_quantised(view.type) ? largest : std::fabs(double(b[i])) + 1e-3;
                 CHECK_NEAR(a[i], b[i], tolerance(scale), 0);
             }
         }
@@ -255,6 +256,21 @@ static void test_gather_cells(const Table & fast, Random & random) {
     }
 }
 
+// Blocks on which quantising has to choose: all zeros, all equal, ties, one sign, and scales that half precision lacks.
+static void spoil_block(Random & random, float * x) {
+    const int how = random.integer(0, 9);
+    for (int i = 0; i < QUANTS; i++) {
+        x[i] = how == 0   ? 0.0f
+               : how == 1 ? x[0]
+               : how == 2 ? float(random.integer(-8, 8))
+               : how == 3 ? std::fabs(x[i])
+               : how == 4 ? -std::fabs(x[i])
+               : how == 5 ? 1e-6f * x[i]
+               : how == 6 ? 1e5f * x[i]
+                          : x[i];
+    }
+}
+
 template <class Table>
 static void test_scatter_cells(const Table & fast, Random & random) {
     const int n_cells = random.integer(1, 150), n = random.integer(1, n_cells);
@@ -266,12 +282,14 @@ static void test_scatter_cells(const Table & fast, Random & random) {
     for (float & x : in) { // all that half precision rounds: ties, subnormals, overflow
         const float special[] = {0.0f,   -0.0f,         INF,           -INF,         65504.0f, 65519.99f, -65520.0f,
                                  1e-30f, 5.9604645e-8f, 2.9802322e-8f, 6.097555e-5f, 2049.0f,  2051.0f};
-        if (cells.view.type != CELL_Q8_0 && random.integer(0, 4) == 0) {
+        if (!is_quantised(cells.view.type) && random.integer(0, 4) == 0) {
             x = random.integer(0, 1) ? special[random.integer(0, 12)] : std::ldexp(x, random.integer(-30, 18));
         }
     }
-    if (cells.view.type == CELL_Q8_0 && random.integer(0, 3) == 0) {
-        std::fill(in.begin(), in.begin() + 32, 0.0f);
+    if (is_quantised(cells.view.type)) {
+        for (size_t block = 0; block < in.size(); block += QUANTS) {
+            spoil_block(random, in.data() + block);
+        }
     }
     fast.scatter_cells({cells.view, head, which.data(), n, in.data()});
     reference.scatter_cells({expected.view, head, which.data(), n, in.data()});
@@ -328,7 +346,7 @@ static void test_score_stats(const Table & fast, Random & random) {
     Vec<float> spoilt(dim, 0.5f);
     spoilt[0] = NOT_A_NUMBER;
     const Vec<int32_t> any(1, random.integer(0, cells - 1));
-    if (!masked && keys.view.type != CELL_Q8_0) {
+    if (!masked && !is_quantised(keys.view.type)) {
         reference.scatter_cells({keys.view, first, any.data(), 1, spoilt.data()});
         run(fast, mass, entropy);
         double sum = 0;
@@ -513,13 +531,16 @@ static void test_rotation_composes(const Table & fast) {
     }
 }
 
-// Cells that only move keep their bits, in every type that holds its own values exactly.
+// Cells that only move keep their values, also where a quantised block is quantised again.
 template <class Table>
 static void test_moved_cells_keep_bits(const Table & fast) {
     Random random(8);
-    for (const int type : {CELL_F32, CELL_F16, CELL_BF16}) {
+    for (int type = 0; type < CELL_TYPES; type++) {
         for (const bool transposed : {false, true}) {
-            const int n = 40, dim = 24;
+            if (transposed && is_quantised(type)) {
+                continue;
+            }
+            const int n = 40, dim = is_quantised(type) ? 64 : 24;
             TestCells keys(random, 1, dim, n, false, type), values(random, 1, dim, n, false, type);
             values.view.transposed = transposed;
             const TestCells before_k(keys), before_v(values);

@@ -563,6 +563,7 @@ int main(int argc, char ** argv) {
     const Case cases[] = {{"F16", false, GGML_TYPE_F16, KVMERGE_BIAS_FOLDED, 0, 0, false},
                           {"F16, flash, calibrated", true, GGML_TYPE_F16, KVMERGE_BIAS_FOLDED, 0, 0, true},
                           {"Q8_0, flash", true, GGML_TYPE_Q8_0, KVMERGE_BIAS_FOLDED, KVMERGE_OBSERVE_ENTROPY, 0, false},
+                          {"Q4_0, flash, calibrated", true, GGML_TYPE_Q4_0, KVMERGE_BIAS_FOLDED, 0, 0, true},
                           {"F32, exact bias", false, GGML_TYPE_F32, KVMERGE_BIAS_EXACT, 0, 0, false},
                           {"F16, flash, position range", true, GGML_TYPE_F16, KVMERGE_BIAS_FOLDED, 0, 64, false},
                           {"F16, stopped", true, GGML_TYPE_F16, KVMERGE_BIAS_NONE, KVMERGE_OBSERVE_STOP, 0, false}};
@@ -586,10 +587,10 @@ int main(int argc, char ** argv) {
     is_broken_in_the_midst_of_a_block(model, cases[0]);
     keeps_its_observer(model, cases[0]);
     refuses_what_does_not_go_together(model, cases[0]);
-    for (const Case & c : {cases[0], cases[4]}) {
+    for (const Case & c : {cases[0], cases[5]}) {
         refuses_states_that_contradict_themselves(model, c);
     }
-    takes_states_of_endless_texts(model, cases[4]);
+    takes_states_of_endless_texts(model, cases[5]);
     llama.llama_model_free(model);
     std::printf("ok\n");
 }

@@ -408,6 +408,7 @@ int main(int argc, char ** argv) {
                                  {"small ubatches", true, GGML_TYPE_F16, 16},
                                  {"F32", true, GGML_TYPE_F32, 32},
                                  {"Q8_0, power 1.5", true, GGML_TYPE_Q8_0, 64, ATTENTION, 0, 1.5f},
+                                 {"Q5_1", true, GGML_TYPE_Q5_1, 64, ATTENTION},
                                  {"the last 8", true, GGML_TYPE_F16, 64, ATTENTION, 8},
                                  {"the last 8 of small ubatches", true, GGML_TYPE_F16, 16, MASS, 8},
                                  {"entropy of a window", true, GGML_TYPE_F16, 16, ATTENTION | QUERIES, 20},

@@ -441,11 +441,11 @@ static void test_refusals() {
 
     { // a cell type that is not handled is an error of the block, not wrong numbers
         Fixture g;
-        g.cache_k.type = GGML_TYPE_Q4_0;
+        g.cache_k.type = GGML_TYPE_Q4_K;
         o = make(params_for(KVMERGE_OBSERVE_MASS, KVMERGE_BIAS_NONE));
         g.decode(o);
         CHECK(kvmerge_observer_stats(o, &stats) == KVMERGE_E_UNSUPPORTED);
-        CHECK(std::strstr(kvmerge_last_error(), "use f16, f32, bf16 or q8_0"));
+        CHECK(std::strstr(kvmerge_last_error(), "use f16, f32, bf16, q8_0"));
         CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
     }
     { // CUDA without its library says what to do

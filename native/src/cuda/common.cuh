@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/kernels.hpp"
+#include "quantised.cuh"
 
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -43,12 +44,12 @@ __device__ inline float clamped_entropy(float h, float inverse) {
     return normalised < 0 ? 0 : normalised > 1 ? 1 : normalised; // lets NaN through
 }
 
-// Where element i of a cell of a head lies; with Q8_0, where its quantisation block does.
+// Where element i of a cell of a head lies; of a quantised type, where its block does.
 __device__ inline char * address_of(const CellView & v, int head, int cell, int i) {
     char * const data = static_cast<char *>(v.data);
     const std::ptrdiff_t element = std::ptrdiff_t(head) * v.dim + i;
-    if (v.type == CELL_Q8_0) {
-        return data + cell * v.cell_bytes + element / 32 * 34;
+    if (v.type >= CELL_Q8_0) {
+        return data + cell * v.cell_bytes + element / QUANTS * block_bytes(v.type);
     }
     const int size = v.type == CELL_F32 ? 4 : 2;
     return v.transposed ? data + (element * v.n_cells + cell) * size : data + cell * v.cell_bytes + element * size;
@@ -64,22 +65,14 @@ __device__ inline float load_cell(const CellView & v, int head, int cell, int i)
     case CELL_BF16:
         return __uint_as_float(uint32_t(*reinterpret_cast<const uint16_t *>(at)) << 16);
     default:
-        return __half2float(__ushort_as_half(*reinterpret_cast<const uint16_t *>(at))) *
-               float(reinterpret_cast<const int8_t *>(at)[2 + (head * v.dim + i) % 32]);
+        return load_quantised(v.type, at, (head * v.dim + i) % QUANTS);
     }
 }
 
 // Writes 32 elements of a cell, one a lane; all lanes of the warp call it. `inside` tells which lanes have one.
 __device__ inline void store_cells(const CellView & v, int head, int cell, int i, float x, bool inside) {
-    if (v.type == CELL_Q8_0) {
-        // As ggml's quantize_row_q8_0_ref. Head sizes are multiples of 32, so every lane has an element.
-        const float scale = warp_max(fabsf(x)) / 127;
-        const float inverse = scale != 0 ? 1 / scale : 0;
-        char * const at = address_of(v, head, cell, i);
-        if (i % 32 == 0) {
-            *reinterpret_cast<uint16_t *>(at) = __half_as_ushort(__float2half_rn(scale));
-        }
-        reinterpret_cast<int8_t *>(at)[2 + i % 32] = int8_t(roundf(x * inverse));
+    if (v.type >= CELL_Q8_0) { // head sizes are multiples of 32, so every lane has an element
+        store_quantised(v.type, address_of(v, head, cell, i), i % QUANTS, x);
         return;
     }
     if (!inside) {

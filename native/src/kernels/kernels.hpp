@@ -11,13 +11,42 @@
 
 namespace kvmerge {
 
-enum CellType : int32_t { CELL_F32, CELL_F16, CELL_BF16, CELL_Q8_0 };
+// The types that llama.cpp's -ctk and -ctv take. From CELL_Q8_0 on they are quantised: elements come in blocks of
+// QUANTS, with a factor in half precision and in some types an offset.
+enum CellType : int32_t {
+    CELL_F32,
+    CELL_F16,
+    CELL_BF16,
+    CELL_Q8_0,
+    CELL_Q4_0,
+    CELL_Q4_1,
+    CELL_Q5_0,
+    CELL_Q5_1,
+    CELL_IQ4_NL
+};
+constexpr int CELL_TYPES = CELL_IQ4_NL + 1;
+
+constexpr int QUANTS = 32; // elements of a quantisation block
+
+constexpr bool is_quantised(int32_t type) {
+    return type >= CELL_Q8_0;
+}
+
+// Bytes of n elements; of a quantised type, n is a multiple of QUANTS.
+constexpr size_t bytes_of(int32_t type, size_t n) {
+    constexpr size_t block[CELL_TYPES] = {4 * QUANTS, 2 * QUANTS, 2 * QUANTS, 34, 18, 20, 22, 24, 18};
+    return is_quantised(type) ? n / QUANTS * block[type] : n * (block[type] / QUANTS);
+}
+
+// What the 16 codes of IQ4_NL stand for, in units of the block's factor (ggml's kvalues_iq4nl).
+constexpr int8_t IQ4_NL_VALUES[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
 // What llama.cpp's mask hides a cell with: minus infinity in half precision.
 constexpr uint16_t HIDDEN = 0xfc00;
 
 // Where the cells of one of a layer's cache tensors lie. Row-wise, element i of a cell of head h is the (h * dim + i)th
-// of the cell's row; transposed (never Q8_0), it is at h * dim + i rows of n_cells elements.
+// of the cell's row; transposed (never a quantised type), it is at h * dim + i rows of n_cells elements. Of a quantised
+// type, dim is a multiple of QUANTS.
 struct CellView {
     void * data;
     int32_t type;              // CellType

@@ -3,115 +3,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <vector>
 
 namespace kvmerge {
 namespace reference {
-
-// Half precision, IEEE 754: sign, 5 bits of exponent, 10 of mantissa.
-static float half_to_float(uint16_t half) {
-    const int sign = half >> 15, exponent = (half >> 10) & 31, mantissa = half & 1023;
-    double x;
-    if (exponent == 31) {
-        x = mantissa ? std::numeric_limits<double>::quiet_NaN() : std::numeric_limits<double>::infinity();
-    } else if (exponent == 0) {
-        x = std::ldexp(double(mantissa), -24);
-    } else {
-        x = std::ldexp(double(1024 + mantissa), exponent - 25);
-    }
-    return float(sign ? -x : x);
-}
-
-// Rounds to nearest even. Overflow gives infinity.
-static uint16_t float_to_half(float value) {
-    const double x = std::fabs(double(value));
-    uint16_t bits;
-    if (std::isnan(x)) {
-        bits = 0x7e00;
-    } else if (x >= 65520) {
-        bits = 0x7c00;
-    } else if (x < std::ldexp(1.0, -14)) {
-        bits = uint16_t(std::nearbyint(std::ldexp(x, 24))); // carries into the smallest normal by itself
-    } else {
-        const int e = std::ilogb(x);
-        bits = uint16_t((e + 15) * 1024 + int(std::nearbyint(std::ldexp(x, 10 - e))) - 1024);
-    }
-    return uint16_t(bits | (std::signbit(value) ? 0x8000 : 0));
-}
-
-// Where element j of a cell of a head lies: its index among the elements of its row or, transposed, of the tensor.
-static char * address(const CellView & v, int head, int32_t cell, int j) {
-    const std::ptrdiff_t size = v.type == CELL_F32 ? 4 : 2;
-    char * const data = static_cast<char *>(v.data);
-    return v.transposed ? data + ((std::ptrdiff_t(head) * v.dim + j) * v.n_cells + cell) * size
-                        : data + cell * v.cell_bytes + (std::ptrdiff_t(head) * v.dim + j) * size;
-}
-
-// Where the quantisation block of element j lies: a scale in half precision and 32 signed bytes.
-static char * block(const CellView & v, int head, int32_t cell, int j) {
-    return static_cast<char *>(v.data) + cell * v.cell_bytes + (std::ptrdiff_t(head) * v.dim + j) / 32 * 34;
-}
-
-static double element(const CellView & v, int head, int32_t cell, int j) {
-    uint16_t half;
-    float x;
-    switch (v.type) {
-    case CELL_F32:
-        std::memcpy(&x, address(v, head, cell, j), 4);
-        return x;
-    case CELL_F16:
-        std::memcpy(&half, address(v, head, cell, j), 2);
-        return half_to_float(half);
-    case CELL_BF16: {
-        std::memcpy(&half, address(v, head, cell, j), 2);
-        const uint32_t bits = uint32_t(half) << 16;
-        std::memcpy(&x, &bits, 4);
-        return x;
-    }
-    default:
-        std::memcpy(&half, block(v, head, cell, j), 2);
-        return half_to_float(half) * double(reinterpret_cast<const int8_t *>(block(v, head, cell, j))[2 + j % 32]);
-    }
-}
-
-static void store(const CellView & v, int head, int32_t cell, const float * in) {
-    for (int j = 0; j < v.dim; j++) {
-        uint16_t half;
-        switch (v.type) {
-        case CELL_F32:
-            std::memcpy(address(v, head, cell, j), in + j, 4);
-            break;
-        case CELL_F16:
-            half = float_to_half(in[j]);
-            std::memcpy(address(v, head, cell, j), &half, 2);
-            break;
-        case CELL_BF16: {
-            uint32_t bits; // nearest, ties to even: what is dropped is 16 bits
-            std::memcpy(&bits, in + j, 4);
-            const uint32_t dropped = bits & 0xffff;
-            half = uint16_t(bits >> 16);
-            const bool up = dropped > 0x8000 || (dropped == 0x8000 && half % 2);
-            half = uint16_t(std::isnan(in[j]) ? half | 64 : half + up);
-            std::memcpy(address(v, head, cell, j), &half, 2);
-            break;
-        }
-        default: { // in single precision, as ggml's quantize_row_q8_0_ref: its rounding is part of the format
-            float largest = 0;
-            for (int i = j / 32 * 32; i < j / 32 * 32 + 32; i++) {
-                largest = std::max(largest, std::fabs(in[i]));
-            }
-            const float scale = largest / 127;
-            half = float_to_half(scale);
-            std::memcpy(block(v, head, cell, j), &half, 2);
-            const float rounded = scale != 0 ? std::round(in[j] * (1 / scale)) : 0;
-            reinterpret_cast<int8_t *>(block(v, head, cell, j))[2 + j % 32] =
-                int8_t(std::fabs(rounded) <= 127 ? rounded : 0); // 0 for NaN, and beside an infinity
-        }
-        }
-    }
-}
 
 // Clamps to 0..1. NaN stays.
 static float clamped(double x) {
@@ -264,20 +160,6 @@ static void fold_one(const FoldDirectionArgs & a, const float * sum_of, const fl
 void fold_direction(const FoldDirectionArgs & a) {
     for (size_t i = 0; i < size_t(a.n); i++) {
         fold_one(a, a.sum + i * a.dim, a.second + i * a.dim * a.dim, a.u + i * a.dim);
-    }
-}
-
-void gather_cells(const GatherCellsArgs & a) {
-    for (int i = 0; i < a.n; i++) {
-        for (int j = 0; j < a.view.dim; j++) {
-            a.out[size_t(i) * a.view.dim + j] = float(element(a.view, a.head, a.cells[i], j));
-        }
-    }
-}
-
-void scatter_cells(const ScatterCellsArgs & a) {
-    for (int i = 0; i < a.n; i++) {
-        store(a.view, a.head, a.cells[i], a.in + size_t(i) * a.view.dim);
     }
 }
 

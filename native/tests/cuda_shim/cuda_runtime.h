@@ -79,12 +79,16 @@ inline void __syncwarp() {
     shim::warp_barrier();
 }
 template <class T>
-T __shfl_xor_sync(unsigned, T x, int mask) {
+T __shfl_sync(unsigned, T x, int lane) {
     uint64_t bits = 0;
     std::memcpy(&bits, &x, sizeof x);
-    const uint64_t got = shim::exchange(bits)[(shim::thread_index.x % 32) ^ unsigned(mask)];
+    const uint64_t got = shim::exchange(bits)[unsigned(lane) % 32];
     std::memcpy(&x, &got, sizeof x);
     return x;
+}
+template <class T>
+T __shfl_xor_sync(unsigned all, T x, int mask) {
+    return __shfl_sync(all, x, int(shim::thread_index.x % 32) ^ mask);
 }
 inline unsigned __ballot_sync(unsigned, bool vote) {
     const uint64_t * const votes = shim::exchange(vote);
@@ -93,6 +97,12 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
         all |= unsigned(votes[i] & 1) << i;
     }
     return all;
+}
+inline float __fmul_rn(float x, float y) {
+    return x * y;
+}
+inline float __fadd_rn(float x, float y) {
+    return x + y;
 }
 inline int __clz(int x) {
     return x ? __builtin_clz(unsigned(x)) : 32;

@@ -10,16 +10,7 @@
 namespace kvmerge {
 namespace KVMERGE_ISA {
 
-// ggml's block_q8_0: 32 signed bytes and their scale in half precision.
-constexpr int Q8_0_BLOCK = 32;
-struct BlockQ8_0 {
-    uint16_t scale;
-    int8_t x[Q8_0_BLOCK];
-};
-static_assert(sizeof(BlockQ8_0) == 34, "as ggml lays it out");
-
-// Half precision, rounded to nearest even. Overflow gives infinity.
-static uint16_t one_to_half(float x) {
+uint16_t one_to_half(float x) {
     const uint32_t bits = uint32_t(to_bits(x));
     const uint32_t sign = (bits >> 16) & 0x8000;
     const uint32_t rest = bits & 0x7fffffff;
@@ -57,33 +48,6 @@ static void float_to_half(const float * in, std::ptrdiff_t n, uint16_t * out) {
     }
 }
 
-static void q8_0_to_float(const BlockQ8_0 * in, int n, float * out) {
-    for (int b = 0; b < n / Q8_0_BLOCK; b++) {
-        const float scale = value_of(Half{in[b].scale});
-        for (int i = 0; i < Q8_0_BLOCK; i++) {
-            out[b * Q8_0_BLOCK + i] = scale * in[b].x[i];
-        }
-    }
-}
-
-// As ggml's quantize_row_q8_0_ref.
-static void float_to_q8_0(const float * in, int n, BlockQ8_0 * out) {
-    for (int b = 0; b < n / Q8_0_BLOCK; b++) {
-        const float * x = in + b * Q8_0_BLOCK;
-        float largest = 0;
-        for (int i = 0; i < Q8_0_BLOCK; i++) {
-            largest = std::max(largest, std::fabs(x[i]));
-        }
-        const float scale = largest / 127;
-        const float inverse = scale != 0 ? 1 / scale : 0;
-        out[b].scale = one_to_half(scale);
-        for (int i = 0; i < Q8_0_BLOCK; i++) {
-            const float rounded = std::round(x[i] * inverse);
-            out[b].x[i] = int8_t(std::fabs(rounded) <= 127 ? rounded : 0); // 0 for NaN, and beside an infinity
-        }
-    }
-}
-
 // Round to nearest even; NaN stays NaN.
 static void float_to_bf16(const float * in, std::ptrdiff_t n, uint16_t * out) {
     for (std::ptrdiff_t i = 0; i < n; i++) {
@@ -98,8 +62,8 @@ void to_float(int32_t type, const void * in, std::ptrdiff_t n, float * out) {
     if (n == 0) {
         return; // an empty vector's memory may be null
     }
-    if (type == CELL_Q8_0) {
-        q8_0_to_float(static_cast<const BlockQ8_0 *>(in), int(n), out);
+    if (is_quantised(type)) {
+        quants_to_float(type, in, n, out);
         return;
     }
     with_elements(type, in, [&](const auto * x) { to_floats(x, n, out); });
@@ -120,12 +84,8 @@ static void from_float(int32_t type, const float * in, std::ptrdiff_t n, void * 
         float_to_bf16(in, n, static_cast<uint16_t *>(out));
         return;
     default:
-        float_to_q8_0(in, int(n), static_cast<BlockQ8_0 *>(out));
+        float_to_quants(type, in, n, out);
     }
-}
-
-size_t bytes_of(int32_t type, size_t n) {
-    return type == CELL_F32 ? 4 * n : type == CELL_Q8_0 ? n / Q8_0_BLOCK * sizeof(BlockQ8_0) : 2 * n;
 }
 
 static char * row_of(const CellView & v, int head, int32_t cell) {

@@ -23,9 +23,14 @@ namespace KVMERGE_ISA {
 KVMERGE_KERNELS(KVMERGE_DECLARE)
 #undef KVMERGE_DECLARE
 
-// Bytes of n elements of a cell type, and reading them. With Q8_0, n is a multiple of 32.
-size_t bytes_of(int32_t type, size_t n);
+// Reads n elements of a cell type. Of a quantised one, n is a multiple of QUANTS.
 void to_float(int32_t type, const void * in, std::ptrdiff_t n, float * out);
+void quants_to_float(int32_t type, const void * in, std::ptrdiff_t n, float * out);
+// Writes the bytes that ggml's quantize_row_<type>_ref writes. Where those are undefined, at a NaN and beside an
+// infinity, an element gets the code of zero, or of the least.
+void float_to_quants(int32_t type, const float * in, std::ptrdiff_t n, void * out);
+// Half precision, rounded to nearest even. Overflow gives infinity.
+uint16_t one_to_half(float x);
 
 static constexpr std::ptrdiff_t BLOCK = 512; // single-precision partial sums are added up in double
 
@@ -156,7 +161,7 @@ static inline void to_floats(const T * in, std::ptrdiff_t n, float * out) {
     }
 }
 
-// Calls body with data as a pointer to elements of its type. Not for Q8_0, whose elements come in quantisation blocks.
+// Calls body with data as a pointer to elements of its type. Not for quantised types, whose elements come in blocks.
 template <class Body>
 static inline void with_elements(int32_t type, const void * data, Body && body) {
     switch (type) {

@@ -50,6 +50,33 @@ public class Llama_h extends Llama_h$shared {
     public static int GGML_TYPE_Q4_0() {
         return GGML_TYPE_Q4_0;
     }
+    private static final int GGML_TYPE_Q4_1 = (int)3L;
+    /**
+     * {@snippet lang=c :
+     * enum ggml_type.GGML_TYPE_Q4_1 = 3
+     * }
+     */
+    public static int GGML_TYPE_Q4_1() {
+        return GGML_TYPE_Q4_1;
+    }
+    private static final int GGML_TYPE_Q5_0 = (int)6L;
+    /**
+     * {@snippet lang=c :
+     * enum ggml_type.GGML_TYPE_Q5_0 = 6
+     * }
+     */
+    public static int GGML_TYPE_Q5_0() {
+        return GGML_TYPE_Q5_0;
+    }
+    private static final int GGML_TYPE_Q5_1 = (int)7L;
+    /**
+     * {@snippet lang=c :
+     * enum ggml_type.GGML_TYPE_Q5_1 = 7
+     * }
+     */
+    public static int GGML_TYPE_Q5_1() {
+        return GGML_TYPE_Q5_1;
+    }
     private static final int GGML_TYPE_Q8_0 = (int)8L;
     /**
      * {@snippet lang=c :
@@ -58,6 +85,15 @@ public class Llama_h extends Llama_h$shared {
      */
     public static int GGML_TYPE_Q8_0() {
         return GGML_TYPE_Q8_0;
+    }
+    private static final int GGML_TYPE_IQ4_NL = (int)20L;
+    /**
+     * {@snippet lang=c :
+     * enum ggml_type.GGML_TYPE_IQ4_NL = 20
+     * }
+     */
+    public static int GGML_TYPE_IQ4_NL() {
+        return GGML_TYPE_IQ4_NL;
     }
     private static final int GGML_TYPE_BF16 = (int)30L;
     /**

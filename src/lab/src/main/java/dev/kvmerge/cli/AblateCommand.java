@@ -175,7 +175,12 @@ final class AblateCommand implements Runnable {
                 continue;
             }
             ExperimentRunner.Request request = new ExperimentRunner.Request(
-                    Experiment.Mode.stream(n), block, List.of(strategy), List.of(compression), settings, BESIDE);
+                    Experiment.Mode.stream(n),
+                    block,
+                    List.of(strategy),
+                    Experiment.Sizes.of(List.of(compression)),
+                    settings,
+                    BESIDE);
             Sweep one = sweep(runner, request, out.resolve(BLOCK).resolve(value), run -> value);
             points.addAll(one.points());
             floors.add(one.floors().getFirst().replaceFirst("noise floor", "noise floor at " + value));
@@ -190,7 +195,7 @@ final class AblateCommand implements Runnable {
                 Experiment.Mode.stream(n),
                 USUAL_BLOCK,
                 List.of(strategy),
-                List.copyOf(byCompression.keySet()),
+                Experiment.Sizes.of(List.copyOf(byCompression.keySet())),
                 settings,
                 BESIDE);
         return sweep(runner, request, out.resolve(CELLS), run -> byCompression.get(run.compression()));
@@ -204,7 +209,7 @@ final class AblateCommand implements Runnable {
                 Experiment.Mode.stream(n),
                 USUAL_BLOCK,
                 List.copyOf(bySpec.keySet()),
-                List.of(compression),
+                Experiment.Sizes.of(List.of(compression)),
                 settings,
                 BESIDE);
         return sweep(runner, request, out.resolve(parameter), run -> bySpec.get(run.spec()));

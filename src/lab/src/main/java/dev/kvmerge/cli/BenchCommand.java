@@ -8,7 +8,6 @@ import dev.kvmerge.eval.Text;
 import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ContextOptions;
-import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.models.Catalogue;
@@ -199,14 +198,14 @@ final class BenchCommand implements Runnable {
             all.add(model.flashAttention);
             return all;
         }
-        if (model.valueType != CellType.Q8_0) { // which llama.cpp takes with flash attention only
+        if (!model.valueType.isQuantised()) { // which llama.cpp takes with flash attention only
             all.add(FlashAttention.OFF);
         }
         if (bias != Bias.EXACT && !loaded.flashAttentionAborts()) {
             all.add(FlashAttention.ON);
         }
         if (all.isEmpty()) {
-            throw new KvmergeException.Usage("no setting of flash attention goes with -ctv q8_0"
+            throw new KvmergeException.Usage("no setting of flash attention goes with -ctv " + model.valueType.text()
                     + (bias == Bias.EXACT ? " and an exact bias: use a folded one" : " and this model: use -ctv f16"));
         }
         return all;

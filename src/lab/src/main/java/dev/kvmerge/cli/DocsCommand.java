@@ -65,6 +65,7 @@ final class DocsCommand implements Runnable {
     static Map<String, String> pages(Path docs, CommandSpec root) {
         Map<String, String> pages = Pages.render(docs);
         pages.put("kl.svg", Pages.plot(docs));
+        pages.put("memory.svg", Pages.frontier(docs));
         pages.put("options.md", OptionsPage.of(root.commandLine()));
         return pages;
     }

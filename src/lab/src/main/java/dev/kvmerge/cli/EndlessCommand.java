@@ -6,6 +6,7 @@ import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.eval.Endless;
 import dev.kvmerge.eval.Experiment;
 import dev.kvmerge.eval.Text;
+import dev.kvmerge.llama.CellTypes;
 import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
@@ -70,6 +71,13 @@ final class EndlessCommand implements Runnable {
     private int cells;
 
     @Option(
+            names = "--kv-mib",
+            paramLabel = "MIB",
+            description = "instead of --cells: MiB that llama.cpp may allocate for the cells and a block; the cells are"
+                    + " of the type that loses least at that size, unless -ctk or -ctv says which")
+    private Double mib;
+
+    @Option(
             names = "--position-range",
             paramLabel = "N",
             description = "positions that the cells are spread over at most; as many as --cells is StreamingLLM's own "
@@ -120,7 +128,11 @@ final class EndlessCommand implements Runnable {
         if (fullTokens < 0 || fullTokens == 1) {
             throw new KvmergeException.Usage("--full-tokens must be 2 or more, or 0 for none, not " + fullTokens);
         }
-        ComputeSettings compute = model.compute(FlashAttention.OFF);
+        if (mib != null) {
+            StrategyOptions.refuse(command, List.of("--cells"), "goes without --kv-mib");
+            KvMemory.check(mib);
+        }
+        ComputeSettings compute = model.compute(mib == null ? FlashAttention.OFF : FlashAttention.ON);
         model.checkCells(compute, settings.bias);
         Catalogue catalogue = Home.catalogue();
         Strategies.Settings chosen = settings.settings(model, catalogue, strategies, command);
@@ -128,28 +140,32 @@ final class EndlessCommand implements Runnable {
         for (String name : strategies) {
             Strategy strategy = Strategies.create(name, chosen);
             if (!strategy.keepsAll()) {
-                Experiment.checkBudget(strategy, cells, block.tokens, Integer.MAX_VALUE);
+                if (mib == null) {
+                    Experiment.checkBudget(strategy, cells, block.tokens, Integer.MAX_VALUE);
+                }
                 caches.put(name, strategy);
             }
         }
         ModelOptions.checkBias(compute, List.copyOf(caches.values()));
         Text read = text.read(catalogue);
         TextOptions.holds(read, "--tokens", tokens);
-        TextOptions.holds(read, "--cells", cells);
+        TextOptions.holds(read, "--cells", mib == null ? cells : 0);
         TextOptions.holds(read, "--block", block.tokens);
         Interrupt.listen("kvmerge: stopping at the end of this block; what is finished is in " + out.folder);
         try (ResultsFolder folder = ResultsFolder.open(out.folder);
                 Model loaded = model.load(catalogue)) {
-            caches.values().forEach(strategy -> CacheChecks.checkModel(loaded, strategy, cells, true));
+            KvMemory held = held(loaded, caches);
+            int stay = held.cells();
+            caches.values().forEach(strategy -> CacheChecks.checkModel(loaded, strategy, stay, true));
             int[] part = TextOptions.part(loaded, read, 0, tokens);
-            caches.values().forEach(strategy -> Experiment.checkBudget(strategy, cells, block.tokens, part.length));
+            caches.values().forEach(strategy -> Experiment.checkBudget(strategy, stay, block.tokens, part.length));
             Map<String, double[]> traces = new LinkedHashMap<>();
-            CacheOptions endless = CacheOptions.of(cells, block.tokens)
-                    .with(compute)
+            CacheOptions endless = CacheOptions.of(stay, block.tokens)
+                    .with(compute.withCells(held.types()))
                     .withPositionRange(
                             positionRange != null
                                     ? positionRange
-                                    : Math.max(cells, loaded.trainedContext() - block.tokens));
+                                    : Math.max(stay, loaded.trainedContext() - block.tokens));
             if (fullTokens > 0) {
                 int n = Math.min(fullTokens, part.length);
                 traces.put(
@@ -169,6 +185,22 @@ final class EndlessCommand implements Runnable {
             System.out.print(EndlessTable.of(traces, stretch));
             System.out.println("\nThe table and the plot are in " + out.folder + ".");
         }
+    }
+
+    /** The cells of --cells or of --kv-mib. */
+    private KvMemory held(Model loaded, Map<String, Strategy> caches) {
+        if (mib == null) {
+            return new KvMemory(new CellTypes(model.keyType, model.valueType), cells);
+        }
+        KvMemory held = null;
+        for (Strategy strategy : caches.values()) {
+            held = model.memory(command, loaded, mib, block.tokens, 1, strategy);
+        }
+        if (held == null) {
+            throw new KvmergeException.Usage("--kv-mib is for compressed caches: name one with --strategies");
+        }
+        System.err.println(held.text(loaded, mib, block.tokens, 1));
+        return held;
     }
 
     private static double[] read(Model model, int[] tokens, String name, Strategy strategy, CacheOptions options) {

@@ -40,6 +40,14 @@ final class EngineSettings {
                             + " blocks of 128 become 2176")
     private boolean fill;
 
+    @Option(
+            names = "--kv-mib",
+            paramLabel = "MIB",
+            description = "instead of --cells: MiB that llama.cpp may allocate for all KV cells, blocks and padding"
+                    + " included. The cells are of the type that loses least at that size, unless -ctk or -ctv says"
+                    + " which")
+    private Double mib;
+
     /** A loaded model with its engine, closed together. */
     record Loaded(Model model, Engine engine) implements AutoCloseable {
         @Override
@@ -55,6 +63,10 @@ final class EngineSettings {
      * @param cells of each session
      */
     Loaded load(CommandSpec command, int cells, int sessions) {
+        if (mib != null) {
+            StrategyOptions.refuse(command, List.of("--cells", "--fill"), "goes without --kv-mib");
+            KvMemory.check(mib);
+        }
         ComputeSettings compute = model.compute(FlashAttention.ON);
         model.checkCells(compute, settings.bias);
         ContextOptions.of( // refuses what no context holds
@@ -70,6 +82,11 @@ final class EngineSettings {
                 .withCompute(compute);
         Model loaded = model.load(catalogue);
         try {
+            if (mib != null) {
+                KvMemory memory = model.memory(command, loaded, mib, block.tokens, sessions, chosen);
+                System.err.println(memory.text(loaded, mib, block.tokens, sessions));
+                options = options.withCells(memory.cells()).withCompute(compute.withCells(memory.types()));
+            }
             return new Loaded(loaded, Engine.of(loaded, fill ? options.filled() : options));
         } catch (RuntimeException e) {
             loaded.close();

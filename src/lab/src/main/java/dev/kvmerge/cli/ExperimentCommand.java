@@ -53,7 +53,8 @@ final class ExperimentCommand implements Runnable {
             split = ",",
             paramLabel = "NAME",
             defaultValue = "full,entropy-merged,h2o,streaming-llm",
-            description = "what to compare; full always runs, to be compared with (default: ${DEFAULT-VALUE})")
+            description = "what to compare; full always runs, to be compared with. NAME@K/V has cells of types of its"
+                    + " own, as full@q4_0 or h2o@q8_0/q4_0 (default: ${DEFAULT-VALUE})")
     private List<String> strategies;
 
     @Option(
@@ -63,6 +64,17 @@ final class ExperimentCommand implements Runnable {
             defaultValue = "0.7,0.9",
             description = "shares of the text's cells to save (default: ${DEFAULT-VALUE})")
     private List<Double> compressions;
+
+    @Option(
+            names = "--kv-mib",
+            split = ",",
+            paramLabel = "MIB",
+            description = {
+                "instead of --compression: MiB that llama.cpp may allocate for the cells that stay and a block. A"
+                        + " strategy without types of its own gets the cells that lose least at that size, unless -ctk"
+                        + " or -ctv says which"
+            })
+    private List<Double> mib = List.of();
 
     @Mixin
     private final PartOptions reading = new PartOptions(4096);
@@ -132,13 +144,20 @@ final class ExperimentCommand implements Runnable {
                     "--fill uses what a block leaves over, and with --prefill there is no block after the one"
                             + " compression: leave one of them out");
         }
-        ComputeSettings compute = model.compute(FlashAttention.OFF);
+        if (!mib.isEmpty()) {
+            StrategyOptions.refuse(command, List.of("--compression", "--fill", "--prefill"), "goes without --kv-mib");
+            mib.forEach(KvMemory::check);
+        }
+        ComputeSettings compute = model.compute(mib.isEmpty() ? FlashAttention.OFF : FlashAttention.ON);
         model.checkCells(compute, settings.bias);
         Catalogue catalogue = Home.catalogue();
-        Strategies.Settings chosen = settings.settings(model, catalogue, strategies, command);
+        List<String> methods = strategies.stream()
+                .map(name -> Experiment.Spec.of(name).method())
+                .toList();
+        Strategies.Settings chosen = settings.settings(model, catalogue, methods, command);
         ModelOptions.checkBias( // and a wrong name is said before anything is loaded
                 compute,
-                strategies.stream().map(name -> Strategies.method(name, chosen)).toList());
+                methods.stream().map(name -> Strategies.method(name, chosen)).toList());
         compressions.forEach(c -> Experiment.cellsFor(1, c));
         Text read = text.read(catalogue);
         TextOptions.holds(read, "--tokens", reading.tokens);
@@ -158,7 +177,7 @@ final class ExperimentCommand implements Runnable {
                                         mode,
                                         block.tokens,
                                         strategies,
-                                        compressions,
+                                        sizes(loaded),
                                         chosen,
                                         new Experiment.Extras(noiseFloor == OnOff.ON, fill)),
                                 folder,
@@ -166,6 +185,15 @@ final class ExperimentCommand implements Runnable {
                 print(finished.record());
             }
         }
+    }
+
+    private Experiment.Sizes sizes(Model loaded) {
+        return mib.isEmpty()
+                ? Experiment.Sizes.of(compressions)
+                : new Experiment.Sizes(
+                        List.of(),
+                        mib,
+                        model.hasCellTypes(command) ? null : size -> model.cellTypes(command, loaded, size));
     }
 
     private void print(RecordedExperiment record) {

@@ -40,14 +40,14 @@ final class ExperimentRunner {
      *
      * @param mode how the text is read; what does not fill its last passage is left out
      * @param strategies and scales, by name
-     * @param compressions shares of the cells to save
+     * @param sizes of the caches
      * @param extras what is run beside
      */
     record Request(
             Experiment.Mode mode,
             int block,
             List<String> strategies,
-            List<Double> compressions,
+            Experiment.Sizes sizes,
             Strategies.Settings settings,
             Experiment.Extras extras) {}
 
@@ -66,7 +66,7 @@ final class ExperimentRunner {
         Experiment.Setup setup =
                 new Experiment.Setup(whole, request.mode(), request.block(), compute, folder.path(), request.extras());
         try (Experiment experiment =
-                new Experiment(model, setup, request.strategies(), request.compressions(), request.settings())) {
+                new Experiment(model, setup, request.strategies(), request.sizes(), request.settings())) {
             RecordedExperiment record = new RecordedExperiment(experiment, header(setup), folder, resume);
             for (Experiment.Run run : record.missing()) {
                 make(run, experiment.runs(), record, whole.length);

@@ -7,6 +7,7 @@ import dev.kvmerge.eval.Experiment;
 import dev.kvmerge.eval.Facts;
 import dev.kvmerge.eval.FactsChat;
 import dev.kvmerge.kernels.Bias;
+import dev.kvmerge.llama.CellTypes;
 import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
@@ -17,6 +18,7 @@ import dev.kvmerge.report.ResultsFolder;
 import dev.kvmerge.strategy.Full;
 import dev.kvmerge.strategy.Strategies;
 import dev.kvmerge.strategy.Strategy;
+import dev.kvmerge.strategy.StreamingLlm;
 import java.util.ArrayList;
 import java.util.LinkedHashSet;
 import java.util.List;
@@ -74,6 +76,16 @@ final class FactsCommand implements Runnable {
     private List<Integer> cells;
 
     @Option(
+            names = "--kv-mib",
+            split = ",",
+            paramLabel = "MIB",
+            description =
+                    "instead of --cells: MiB that llama.cpp may allocate for the cells and a block; the cells, the"
+                            + " full cache's too, are of the type that loses least at the least size, unless -ctk or"
+                            + " -ctv says which")
+    private List<Double> mib = List.of();
+
+    @Option(
             names = "--facts",
             paramLabel = "N",
             defaultValue = "40",
@@ -110,20 +122,28 @@ final class FactsCommand implements Runnable {
     @Override
     public void run() {
         check();
-        StrategyOptions.refuseOfFull(command, List.of("--cells"), strategies);
-        ComputeSettings compute = model.compute(FlashAttention.OFF);
-        model.checkCells(compute, Bias.FOLDED);
+        StrategyOptions.refuseOfFull(command, List.of("--cells", "--kv-mib"), strategies);
+        ComputeSettings given = model.compute(mib.isEmpty() ? FlashAttention.OFF : FlashAttention.ON);
+        model.checkCells(given, Bias.FOLDED);
         Catalogue catalogue = Home.catalogue();
-        List<Facts.Asked> caches =
-                caches(Strategies.Settings.DEFAULT.with(StrategyOptions.calibration("auto", model, catalogue)));
+        Strategies.Settings settings =
+                Strategies.Settings.DEFAULT.with(StrategyOptions.calibration("auto", model, catalogue));
+        // What is wrong is said before anything is loaded.
         ModelOptions.checkBias(
-                compute,
-                caches.stream()
-                        .map(Facts.Asked::strategy)
-                        .filter(Objects::nonNull)
-                        .toList());
+                given,
+                mib.isEmpty()
+                        ? caches(settings, cells).stream()
+                                .map(Facts.Asked::strategy)
+                                .filter(Objects::nonNull)
+                                .toList()
+                        : strategies.stream()
+                                .filter(name -> !name.equals(ContextShift.NAME))
+                                .map(name -> Strategies.create(name, settings))
+                                .toList());
         try (ResultsFolder folder = out.open(ResultsFolder::hasFacts)) {
             try (Model loaded = model.load(catalogue)) {
+                ComputeSettings compute = mib.isEmpty() ? given : given.withCells(types(loaded));
+                List<Facts.Asked> caches = caches(settings, mib.isEmpty() ? cells : cellsIn(loaded));
                 for (Facts.Asked cache : caches) {
                     if (cache.strategy() != null) {
                         CacheChecks.checkModel(loaded, cache.strategy(), cache.cells(), false);
@@ -154,6 +174,10 @@ final class FactsCommand implements Runnable {
 
     private void check() {
         out.check();
+        if (!mib.isEmpty()) {
+            StrategyOptions.refuse(command, List.of("--cells"), "goes without --kv-mib");
+            mib.forEach(KvMemory::check);
+        }
         if (count < 1 || count > FactsChat.MOST) {
             throw new KvmergeException.Usage("--facts must be 1 to " + FactsChat.MOST + ", not " + count);
         }
@@ -164,8 +188,26 @@ final class FactsCommand implements Runnable {
         }
     }
 
+    /** The types of all caches' cells: those for the least of --kv-mib. */
+    private CellTypes types(Model loaded) {
+        return model.cellTypes(
+                command, loaded, mib.stream().min(Double::compare).orElseThrow());
+    }
+
+    /** The cells that stay beside a block in each of --kv-mib. */
+    private List<Integer> cellsIn(Model loaded) {
+        CellTypes types = types(loaded);
+        return mib.stream()
+                .map(size -> {
+                    KvMemory memory = KvMemory.of(loaded, types, size, block.tokens, 1, new StreamingLlm(0));
+                    System.err.println(memory.text(loaded, size, block.tokens, 1));
+                    return memory.cells();
+                })
+                .toList();
+    }
+
     /** The full cache once, all others with each number of cells. */
-    private List<Facts.Asked> caches(Strategies.Settings settings) {
+    private List<Facts.Asked> caches(Strategies.Settings settings, List<Integer> cells) {
         List<Facts.Asked> caches = new ArrayList<>();
         for (String name : new LinkedHashSet<>(strategies)) {
             Strategy strategy = name.equals(ContextShift.NAME) ? null : Strategies.create(name, settings);

@@ -5,6 +5,7 @@ import dev.kvmerge.cache.CacheChecks;
 import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.kernels.Kvmerge;
 import dev.kvmerge.llama.Backend;
+import dev.kvmerge.llama.CellTypes;
 import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ComputeSettings.Observation;
 import dev.kvmerge.llama.ContextOptions.CellType;
@@ -16,7 +17,9 @@ import dev.kvmerge.strategy.Method;
 import dev.kvmerge.strategy.Strategy;
 import java.nio.file.Path;
 import java.util.List;
+import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
+import picocli.CommandLine.ParseResult;
 
 /** What every command that runs a model takes, under llama.cpp's names. */
 final class ModelOptions {
@@ -73,14 +76,15 @@ final class ModelOptions {
             names = {"-ctk", "--cache-type-k"},
             paramLabel = "TYPE",
             defaultValue = "f16",
-            description = "type of the K cells: f16, f32, bf16 or q8_0 (default: ${DEFAULT-VALUE})")
+            description = "type of the K cells: f16, f32, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl (default: "
+                    + "${DEFAULT-VALUE})")
     CellType keyType;
 
     @Option(
             names = {"-ctv", "--cache-type-v"},
             paramLabel = "TYPE",
             defaultValue = "f16",
-            description = "type of the V cells (default: ${DEFAULT-VALUE})")
+            description = "type of the V cells, likewise; a quantised one needs -fa on (default: ${DEFAULT-VALUE})")
     CellType valueType;
 
     @Option(
@@ -114,18 +118,25 @@ final class ModelOptions {
         }
     }
 
-    /** Refuses cell types and layouts that kvmerge cannot rewrite yet, before anything is loaded. */
+    /** Whether the command line says of what types the cells are. */
+    boolean hasCellTypes(CommandSpec command) {
+        ParseResult given = command.commandLine().getParseResult();
+        return given.hasMatchedOption("-ctk") || given.hasMatchedOption("-ctv");
+    }
+
+    /** The types that the command line names, or else those that lose least in so many MiB a sequence. */
+    CellTypes cellTypes(CommandSpec command, Model loaded, double mib) {
+        return hasCellTypes(command) ? new CellTypes(keyType, valueType) : KvMemory.best(loaded, mib, flashAttention);
+    }
+
+    /** The cells of --kv-mib, of each of some sequences. */
+    KvMemory memory(CommandSpec command, Model loaded, double mib, int block, int sequences, Method method) {
+        return KvMemory.of(loaded, cellTypes(command, loaded, mib / sequences), mib, block, sequences, method);
+    }
+
+    /** Refuses cell types that llama.cpp does not take with these settings, before anything is loaded. */
     void checkCells(ComputeSettings compute, Bias bias) {
-        for (CellType type : List.of(keyType, valueType)) {
-            if (type == CellType.Q4_0) {
-                throw new KvmergeException.Usage(
-                        "q4_0 cells cannot be rewritten yet: use -ctk and -ctv with f16, f32, bf16 or q8_0");
-            }
-        }
-        if (valueType == CellType.Q8_0 && compute.flashAttention() == FlashAttention.OFF) {
-            throw new KvmergeException.Usage(
-                    "llama.cpp takes quantised V cells (-ctv q8_0) with flash attention only: add -fa on");
-        }
+        compute.checkCellTypes();
         CacheChecks.checkBias(bias, compute.flashAttention());
     }
 

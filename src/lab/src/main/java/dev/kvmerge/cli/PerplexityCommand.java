@@ -187,8 +187,12 @@ final class PerplexityCommand implements Runnable {
                         compute,
                         work,
                         new Experiment.Extras(true, false));
-                try (Experiment experiment =
-                        new Experiment(loaded, setup, List.of(strategy), List.of(1 - (double) budget / chunk), found)) {
+                try (Experiment experiment = new Experiment(
+                        loaded,
+                        setup,
+                        List.of(strategy),
+                        Experiment.Sizes.of(List.of(1 - (double) budget / chunk)),
+                        found)) {
                     List<Experiment.Outcome> outcomes = new ArrayList<>();
                     for (Experiment.Run run : experiment.runs()) {
                         try (Progress progress = new Progress(run.id())) {

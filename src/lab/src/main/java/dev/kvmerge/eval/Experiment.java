@@ -5,9 +5,10 @@ import dev.kvmerge.cache.CacheChecks;
 import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.cache.CompressedContext;
 import dev.kvmerge.kernels.Scorer;
+import dev.kvmerge.llama.CellMemory;
+import dev.kvmerge.llama.CellTypes;
 import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ContextOptions.CellType;
-import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.llama.WeightType;
 import dev.kvmerge.strategy.Full;
@@ -25,6 +26,7 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.function.BooleanSupplier;
+import java.util.function.DoubleFunction;
 
 /**
  * The main experiment: one text, streamed once through each cache, block by block; every token is predicted from the
@@ -54,6 +56,22 @@ public final class Experiment implements AutoCloseable {
      */
     public record Extras(boolean noiseFloor, boolean fill) {
         public static final Extras NONE = new Extras(false, false);
+    }
+
+    /**
+     * What a run is asked for by.
+     *
+     * @param method a strategy's or scale's name, with its parameters
+     * @param types of its cells; null for those of all
+     */
+    public record Spec(String method, CellTypes types) {
+        /** "h2o", or "h2o@q8_0/q4_0" with cells of its own. */
+        public static Spec of(String text) {
+            int at = text.indexOf('@');
+            return at < 0
+                    ? new Spec(text, null)
+                    : new Spec(text.substring(0, at), CellTypes.parse(text.substring(at + 1)));
+        }
     }
 
     /**
@@ -87,8 +105,9 @@ public final class Experiment implements AutoCloseable {
      * @param name in results
      * @param compression share of the cells to save; 0 of the full cache
      * @param cells that stay; where all are kept, all
+     * @param types of its cells; null for those of all
      */
-    public record Run(String spec, String name, Method method, double compression, int cells) {
+    public record Run(String spec, String name, Method method, double compression, int cells, CellTypes types) {
         /** What tells this run from the others of the experiment, fit for a file name. */
         public String id() {
             return RunResult.id(name, compression);
@@ -144,13 +163,27 @@ public final class Experiment implements AutoCloseable {
     private final int firstCompared; // the first token past the smallest budget
 
     /**
-     * Lists the runs: the full cache, then each strategy at each compression.
+     * How large the caches are: one of the two lists is empty.
      *
      * @param compressions shares of the text's cells to save, between 0 and 1
+     * @param mib what llama.cpp may allocate for the cells that stay and a block
+     * @param choice of the cells' types in so many MiB, for strategies that are asked for without types; null for those
+     *     of all
+     */
+    public record Sizes(List<Double> compressions, List<Double> mib, DoubleFunction<CellTypes> choice) {
+        public static Sizes of(List<Double> compressions) {
+            return new Sizes(compressions, List.of(), null);
+        }
+    }
+
+    /**
+     * Lists the runs: the full cache, then each strategy at each size. Those that keep all cells in types of their own
+     * are run once, and so is what fits into the text's cells anyway: it is left out.
+     *
+     * @param names as {@link Spec#of} reads them
      * @throws KvmergeException.Usage if a budget is too small for a strategy, or leaves nothing of the text to score
      */
-    public Experiment(
-            Model model, Setup setup, List<String> names, List<Double> compressions, Strategies.Settings settings) {
+    public Experiment(Model model, Setup setup, List<String> names, Sizes sizes, Strategies.Settings settings) {
         this.model = model;
         this.setup = setup;
         this.scorer = new Scorer(model.vocabularySize(), setup.compute().threads());
@@ -162,33 +195,91 @@ public final class Experiment implements AutoCloseable {
                 || setup.tokens().length % mode.passage() != 0) {
             throw new IllegalArgumentException("not a way to read " + setup.tokens().length + " tokens: " + mode);
         }
-        int n = mode.streams() ? setup.tokens().length : mode.prefill();
-        int smallest = n;
-        runs.add(new Run(Strategies.FULL, Strategies.FULL, new Full(), 0, mode.passage()));
-        for (double compression : compressions) {
-            int cells = budget(compression);
+        runs.add(new Run(Strategies.FULL, Strategies.FULL, new Full(), 0, mode.passage(), null));
+        for (double compression : sizes.compressions()) {
             for (String name : names) {
-                Method method = Strategies.method(name, settings);
-                if (method instanceof Full) {
-                    continue;
-                }
-                check(method);
-                checkBudget(method, cells, mode.streams() ? setup.block() : 1, n);
-                if (method instanceof Strategy strategy) {
-                    CacheChecks.checkModel(model, strategy, cells, false);
-                } else if (!method.keepsAll()) {
-                    CacheChecks.checkWindow(model, cells, false);
-                }
-                int stay = method.keepsAll() ? mode.passage() : cells;
-                double saved = setup.extras().fill() ? 1 - (double) cells / n : compression;
-                runs.add(new Run(name, Strategies.label(name, method), method, saved, stay));
-                smallest = Math.min(smallest, cells);
+                add(name, budget(compression), compression, settings);
+            }
+        }
+        for (double mib : sizes.mib()) {
+            for (String name : names) {
+                boolean free = sizes.choice() != null
+                        && Spec.of(name).types() == null
+                        && !Strategies.method(name, settings).keepsAll();
+                String sized = free ? name + "@" + sizes.choice().apply(mib).text() : name;
+                add(sized, cellsIn(mib, sized), Double.NaN, settings);
             }
         }
         if (setup.extras().noiseFloor()) {
-            runs.add(new Run(AGAIN, AGAIN, new FullAgain(), 0, mode.passage()));
+            runs.add(new Run(AGAIN, AGAIN, new FullAgain(), 0, mode.passage(), null));
         }
+        int n = mode.streams() ? setup.tokens().length : mode.prefill();
+        int smallest = runs.stream()
+                .mapToInt(run -> run.compression() == 0 ? n : scoredAfter(run))
+                .min()
+                .orElse(n);
         this.firstCompared = !mode.streams() ? mode.prefill() + 1 : smallest == n ? 1 : smallest + 1;
+    }
+
+    /** The cells beside a block that llama.cpp allocates no more than so many MiB for. */
+    private int cellsIn(double mib, String name) {
+        Spec spec = Spec.of(name);
+        CellTypes types = spec.types() == null ? setup.compute().cells() : spec.types();
+        return CellMemory.mostCells(model, types, mib * CellMemory.MIB) - setup.block();
+    }
+
+    /**
+     * Adds a run, unless it is the one that all are compared with, or there already.
+     *
+     * @param compression NaN for what the cells save of the text
+     */
+    private void add(String name, int cells, double compression, Strategies.Settings settings) {
+        Spec spec = Spec.of(name);
+        Mode mode = setup.mode();
+        int n = mode.streams() ? setup.tokens().length : mode.prefill();
+        Method method = Strategies.method(spec.method(), settings);
+        check(method);
+        boolean sized = !Double.isNaN(compression);
+        if (method instanceof Full || method.keepsAll() && !sized) {
+            if (!(method instanceof Full) || spec.types() != null) {
+                Method kept = method instanceof Full ? new FullInOtherCells() : method;
+                addOnce(new Run(name, label(name, method), kept, 0, mode.passage(), spec.types()));
+            }
+            return;
+        }
+        if (!sized && cells + 2 > n) {
+            return; // all of the text fits, so that it is the full cache in these cells
+        }
+        checkBudget(method, cells, mode.streams() ? setup.block() : 1, n);
+        if (method instanceof Strategy strategy) {
+            CacheChecks.checkModel(model, strategy, cells, false);
+            if (spec.types() != null) {
+                CacheChecks.checkBias(
+                        strategy.needs().bias(),
+                        setup.compute().withCells(spec.types()).flashAttention());
+            }
+        } else if (!method.keepsAll()) {
+            CacheChecks.checkWindow(model, cells, false);
+        }
+        int stay = method.keepsAll() ? mode.passage() : cells;
+        double saved = sized && !setup.extras().fill() ? compression : 1 - (double) cells / n;
+        addOnce(new Run(name, label(name, method), method, saved, stay, spec.types()));
+    }
+
+    private void addOnce(Run run) {
+        if (runs.stream().noneMatch(other -> other.id().equals(run.id()))) {
+            runs.add(run);
+        }
+    }
+
+    private static String label(String name, Method method) {
+        int at = name.indexOf('@');
+        return Strategies.label(at < 0 ? name : name.substring(0, at), method) + (at < 0 ? "" : name.substring(at));
+    }
+
+    /** The cells that a compressed run fills before anything of it is scored. */
+    private int scoredAfter(Run run) {
+        return run.method().keepsAll() ? budget(run.compression()) : run.cells();
     }
 
     /** Refuses, before anything is run, a scale that there is not. */
@@ -228,8 +319,8 @@ public final class Experiment implements AutoCloseable {
         if (cells < fewest) {
             throw new KvmergeException.Usage(
                     method.name() + " needs at least " + fewest + " cells with --block " + block + ", not " + cells
-                            + ": use more cells (--cells, or more --tokens and less --compression), a smaller --block"
-                            + " or fewer --sinks");
+                            + ": use more cells (--cells, more --kv-mib, or more --tokens and less --compression), a"
+                            + " smaller --block or fewer --sinks");
         }
         if (tokens < cells + 2L) {
             throw new KvmergeException.Usage("the text has " + tokens + " tokens, which fit into " + cells
@@ -323,20 +414,20 @@ public final class Experiment implements AutoCloseable {
 
     private Recipe recipe(Run run, Listener listener, BooleanSupplier cancelled) {
         return switch (run.method()) {
-            case Strategy strategy -> new Recipe(strategy, options(run, setup.compute()), null);
+            case Strategy strategy -> new Recipe(strategy, options(run, compute(run)), null);
             case Oracle oracle ->
-                new Recipe(oracle.knowing(future(listener, cancelled)), options(run, setup.compute()), null);
+                new Recipe(oracle.knowing(future(listener, cancelled)), options(run, compute(run)), null);
             case QuantisedCells cells ->
                 new Recipe(
                         new Full(),
-                        options(
-                                run,
-                                setup.compute()
-                                        .withFlashAttention(FlashAttention.ON)
-                                        .withCellTypes(CellType.Q8_0, CellType.Q8_0)),
+                        options(run, setup.compute().withCells(new CellTypes(CellType.Q8_0, CellType.Q8_0))),
                         null);
-            case QuantisedWeights weights -> new Recipe(new Full(), options(run, setup.compute()), weights.type());
+            case QuantisedWeights weights -> new Recipe(new Full(), options(run, compute(run)), weights.type());
         };
+    }
+
+    private ComputeSettings compute(Run run) {
+        return run.types() == null ? setup.compute() : setup.compute().withCells(run.types());
     }
 
     /** The model with weights of another type; null for none. */
@@ -383,7 +474,7 @@ public final class Experiment implements AutoCloseable {
 
     /** Of a run: those past its budget, as many for all methods of a compression. */
     private int firstScored(Run run) {
-        return run.compression() == 0 || !setup.mode().streams() ? firstCompared : budget(run.compression()) + 1;
+        return run.compression() == 0 || !setup.mode().streams() ? firstCompared : scoredAfter(run) + 1;
     }
 
     private CacheOptions options(Run run, ComputeSettings compute) {

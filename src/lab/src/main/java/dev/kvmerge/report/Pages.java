@@ -69,6 +69,13 @@ public final class Pages {
         return ReadmePlot.of(Figures.read(results.resolve("cells.csv")), Figures.read(results.resolve("alice.csv")));
     }
 
+    /** The plot of divergence over memory, as SVG. */
+    public static String frontier(Path docs) {
+        return Frontier.plot(
+                Figures.read(docs.resolve("results/memory-alice.csv")),
+                "What less memory costs, SmolLM2-135M, Alice, 4,096 tokens");
+    }
+
     private static List<Path> files(Path folder, String ending) {
         try (Stream<Path> files = Files.list(folder)) {
             return files.filter(f -> f.toString().endsWith(ending)).sorted().toList();

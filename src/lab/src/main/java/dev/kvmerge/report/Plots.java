@@ -77,6 +77,9 @@ public final class Plots {
                             Chart.Axis.fromZero("K and V cells, MiB"),
                             memory(compressed)));
         }
+        if (runs.stream().anyMatch(r -> r.strategy().contains("@"))) {
+            plots.put("frontier.svg", Frontier.plot(runs));
+        }
         int from = compressed.stream().mapToInt(RunResult::cells).max().orElse(0) + 1;
         List<Chart.Line> perplexities = new ArrayList<>();
         List<Chart.Line> divergences = new ArrayList<>();

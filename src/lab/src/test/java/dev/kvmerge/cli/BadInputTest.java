@@ -90,6 +90,14 @@ class BadInputTest {
                 "--compression NaN; between 0 and 1",
                 "--compression 1.5; between 0 and 1",
                 "--tokens 512 --compression 0.9; needs at least 132 cells",
+                "--kv-mib 0; --kv-mib must be more than 0",
+                "--kv-mib NaN; --kv-mib must be more than 0",
+                "--kv-mib 8 --compression 0.5; --compression goes without --kv-mib",
+                "--kv-mib 8 --fill; --fill goes without --kv-mib",
+                "--tokens 512 --kv-mib 3; entropy-merged needs at least 132 cells with --block 128, not 128",
+                "--strategies h2o@q9_0; no cells of type 'q9_0'",
+                "--strategies h2o@q8_0/; no cells of type 'q8_0/'",
+                "--strategies entropy-merged@q8_0 --bias exact; use -fa off, or --bias folded",
                 "-t 0; -t must be 1 to 1024",
                 "-ub -1; -ub must be positive",
                 "--sinks -1; --sinks must not be negative",
@@ -108,8 +116,9 @@ class BadInputTest {
                 "--bias heavy; heavy",
                 "--device tpu; cpu, cuda or any",
                 "-ngl 5; --device cuda",
-                "-ctk q4_0; cannot be rewritten yet",
+                "-ctk q4_k; expected one of",
                 "-ctv q8_0; add -fa on",
+                "-ctv iq4_nl -fa off; (-ctv iq4_nl) with flash attention only",
                 "-fa on --bias exact; use -fa off",
                 "-fa on --strategies entropy-merged:bias=exact; use -fa off",
                 "--tokens many; many",
@@ -161,6 +170,17 @@ class BadInputTest {
     }
 
     @Test
+    void memoryThatHoldsTooLittle() {
+        Cli.run("generate", "-p", "a", "--kv-mib", "2")
+                .failed(USAGE, "--kv-mib 2 holds no cells in q8_0 beside the block of 128", "give 6.0 or more");
+        Cli.run("generate", "-p", "a", "--kv-mib", "4", "-c", "300").failed(USAGE, "--cells goes without --kv-mib");
+        Cli.run("serve", "--kv-mib", "8", "--parallel", "4", "-ctk", "f16")
+                .failed(USAGE, "in f16 beside the block of 128 of each of 4 sequences", "give 45.0 or more");
+        Cli.run("endless", "--kv-mib", "-1").failed(USAGE, "--kv-mib must be more than 0");
+        Cli.run("facts", "--kv-mib", "8", "--cells", "512").failed(USAGE, "--cells goes without --kv-mib");
+    }
+
+    @Test
     void perplexityOptions() {
         Cli.run("perplexity", "-c", "0").failed(USAGE, "-c");
         Cli.run("perplexity", "--chunks", "0").failed(USAGE, "--chunks");
@@ -174,8 +194,7 @@ class BadInputTest {
     @ParameterizedTest
     @ValueSource(strings = {"analyze", "quickstart", "ablate"})
     void howLlamaCppComputesIsObeyedOrRefused(String command) {
-        Cli.run(command, "-ctk", "q4_0").failed(USAGE, "cannot be rewritten yet");
-        Cli.run(command, "-ctv", "q8_0").failed(USAGE, "add -fa on");
+        Cli.run(command, "-ctv", "q4_0").failed(USAGE, "add -fa on");
         Cli.run(command, "-ub", "0").failed(USAGE, "-ub must be positive");
     }
 

@@ -118,11 +118,16 @@ public final class CacheChecks {
         }
     }
 
+    /** Bytes that kvmerge keeps beside the cells of a sequence. */
+    public static long tableBytes(Model model, CacheOptions options) {
+        long entries = (long) model.shape().pairs() * options.allocated();
+        return entries * (TABLE_BYTES + (options.fates() ? Integer.BYTES : 0) + Observer.ENTRY_BYTES);
+    }
+
     /** Refuses tables that the machine has not the memory for. */
     static void checkMemory(Model model, CacheOptions options, ContextOptions made) {
         long entries = (long) model.shape().pairs() * options.allocated(); // of a sequence
-        int fates = options.fates() ? Integer.BYTES : 0;
-        model.checkMemory(made, made.sequences() * entries * (TABLE_BYTES + fates + Observer.ENTRY_BYTES));
+        model.checkMemory(made, made.sequences() * tableBytes(model, options));
         if (entries > MOST_ENTRIES) {
             throw new KvmergeException("the tables of " + made.cells() + " cells have " + entries
                     + " entries, more than an array can: use fewer --cells");

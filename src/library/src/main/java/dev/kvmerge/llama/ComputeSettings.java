@@ -1,5 +1,6 @@
 package dev.kvmerge.llama;
 
+import dev.kvmerge.KvmergeException;
 import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import java.util.Objects;
@@ -50,6 +51,18 @@ public record ComputeSettings(
                 threads, UBATCH, FlashAttention.OFF, CellType.F16, CellType.F16, Observation.CAPTURE);
     }
 
+    /**
+     * Refuses what llama.cpp would fail on without saying why.
+     *
+     * @throws KvmergeException.Usage for quantised values without flash attention
+     */
+    public void checkCellTypes() {
+        if (valueType.isQuantised() && flashAttention == FlashAttention.OFF) {
+            throw new KvmergeException.Usage("llama.cpp takes quantised V cells (-ctv " + valueType.text()
+                    + ") with flash attention only: add -fa on");
+        }
+    }
+
     /** The same on another number of threads. */
     public ComputeSettings withThreads(int n) {
         return new ComputeSettings(n, ubatch, flashAttention, keyType, valueType, observation);
@@ -68,6 +81,17 @@ public record ComputeSettings(
     /** The same with cells of other types. */
     public ComputeSettings withCellTypes(CellType k, CellType v) {
         return new ComputeSettings(threads, ubatch, flashAttention, k, v, observation);
+    }
+
+    /** The same with cells of other types; with flash attention where llama.cpp wants it for them. */
+    public ComputeSettings withCells(CellTypes types) {
+        ComputeSettings same = withCellTypes(types.keys(), types.values());
+        return types.values().isQuantised() ? same.withFlashAttention(FlashAttention.ON) : same;
+    }
+
+    /** The types of the K and V cells. */
+    public CellTypes cells() {
+        return new CellTypes(keyType, valueType);
     }
 
     /** The same with attention observed in another way. */

@@ -78,6 +78,7 @@ public final class Context implements AutoCloseable {
         llama_batch.logits(nativeBatch, outputs);
         MemorySegment made = MemorySegment.NULL;
         try {
+            options.compute().checkCellTypes();
             made = model.makeContext(params(options));
             threads = ThreadPool.attach(made, options.compute().threads(), callback != null);
         } catch (RuntimeException | Error e) {
@@ -135,6 +136,10 @@ public final class Context implements AutoCloseable {
             case BF16 -> Llama_h.GGML_TYPE_BF16();
             case Q8_0 -> Llama_h.GGML_TYPE_Q8_0();
             case Q4_0 -> Llama_h.GGML_TYPE_Q4_0();
+            case Q4_1 -> Llama_h.GGML_TYPE_Q4_1();
+            case Q5_0 -> Llama_h.GGML_TYPE_Q5_0();
+            case Q5_1 -> Llama_h.GGML_TYPE_Q5_1();
+            case IQ4_NL -> Llama_h.GGML_TYPE_IQ4_NL();
         };
     }
 

@@ -2,6 +2,7 @@ package dev.kvmerge.llama;
 
 import dev.kvmerge.KvmergeException;
 import java.lang.foreign.MemorySegment;
+import java.util.Locale;
 import java.util.Objects;
 import java.util.concurrent.atomic.AtomicInteger;
 
@@ -65,20 +66,38 @@ public record ContextOptions(int cells, int batch, int sequences, ComputeSetting
 
     /** Types of KV cells that llama.cpp can be asked for. */
     public enum CellType {
-        F32,
-        F16,
-        BF16,
-        Q8_0,
-        Q4_0;
+        F32(4),
+        F16(2),
+        BF16(2),
+        Q8_0(34 / 32.0),
+        Q5_1(24 / 32.0),
+        Q5_0(22 / 32.0),
+        Q4_1(20 / 32.0),
+        Q4_0(18 / 32.0),
+        IQ4_NL(18 / 32.0);
 
-        /** Bytes an element: quantised ones come in blocks of 32, with a factor of two bytes. */
+        /** Elements of a block of a quantised type: a head's size is a multiple of it. */
+        public static final int BLOCK = 32;
+
+        private final double bytes;
+
+        CellType(double bytes) {
+            this.bytes = bytes;
+        }
+
+        /** Bytes an element: quantised ones come in blocks, with a factor of two bytes, and some an offset of two. */
         public double bytes() {
-            return switch (this) {
-                case F32 -> 4;
-                case F16, BF16 -> 2;
-                case Q8_0 -> 34 / 32.0;
-                case Q4_0 -> 18 / 32.0;
-            };
+            return bytes;
+        }
+
+        /** Whether values of it need flash attention, which is llama.cpp's rule. */
+        public boolean isQuantised() {
+            return ordinal() >= Q8_0.ordinal();
+        }
+
+        /** As -ctk and -ctv have it: "q8_0". */
+        public String text() {
+            return name().toLowerCase(Locale.ROOT);
         }
     }
 

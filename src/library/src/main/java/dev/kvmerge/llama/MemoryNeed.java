@@ -13,21 +13,17 @@ import dev.kvmerge.llama.ContextOptions.FlashAttention;
  */
 record MemoryNeed(long cells, long scores, long tables) {
     private static final long MIB = 1 << 20;
-    private static final String LATENT = ".attention.key_length_mla";
 
     static MemoryNeed of(Model model, ContextOptions options, long tables) {
         GgufHeader header = model.header();
         double n = LlamaCache.padded(options.cells());
-        boolean values = !header.metadata().containsKey(header.architecture() + LATENT); // else they are in the keys
-        double cells = 0;
+        double cells = n
+                * CellMemory.ofCell(
+                        model,
+                        new CellTypes(
+                                options.compute().keyType(), options.compute().valueType()));
         long heads = 0;
         for (int layer : model.fullLayers()) {
-            cells += n
-                    * header.kvHeads(layer)
-                    * (header.headSize("attention.key_length", layer)
-                                    * options.compute().keyType().bytes()
-                            + (values ? header.headSize("attention.value_length", layer) : 0)
-                                    * options.compute().valueType().bytes());
             heads = Math.max(heads, header.heads(layer));
         }
         double rows = Math.min(Math.min(options.ubatch(), options.batch()), n);

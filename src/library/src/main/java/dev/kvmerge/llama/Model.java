@@ -342,6 +342,13 @@ public final class Model implements AutoCloseable {
         return header;
     }
 
+    /** Whether all heads' keys and values have a multiple of so many elements, as quantised cells want. */
+    public boolean headSizesAreMultiplesOf(int n) {
+        return fullLayers().stream()
+                .allMatch(layer -> header.headSize("attention.key_length", layer) % n == 0
+                        && header.headSize("attention.value_length", layer) % n == 0);
+    }
+
     /** The numbers of the layers whose cells grow with the context; of all, until that is known. */
     List<Integer> fullLayers() {
         return shape == null ? IntStream.range(0, header.layers()).boxed().toList() : shape.layerNumbers();

@@ -40,6 +40,8 @@ import java.util.function.Consumer;
 import java.util.stream.IntStream;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 
 /** The real model's cells, through llama.cpp. */
 @Tag("model")
@@ -420,11 +422,12 @@ class CompressedContextTest {
         }
     }
 
-    @Test
-    void quantisedCellsMergeToTheSameKeys() {
+    @ParameterizedTest
+    @CsvSource({"Q8_0, 0.02", "Q5_1, 0.1", "Q5_0, 0.1", "Q4_1, 0.2", "Q4_0, 0.2", "IQ4_NL, 0.2"})
+    void quantisedCellsMergeToTheSameKeys(CellType type, double tolerance) {
         float[] half = mergedKeys(CellType.F16);
         float[] brain = mergedKeys(CellType.BF16);
-        float[] quantised = mergedKeys(CellType.Q8_0);
+        float[] quantised = mergedKeys(type);
         int dim = half.length / 40;
         double largest = 0;
         for (float x : half) {
@@ -434,7 +437,7 @@ class CompressedContextTest {
             float[] rotated = hadamard(
                     Arrays.copyOfRange(half, cell * dim, (cell + 1) * dim)); // as llama.cpp stores quantised keys
             for (int i = 0; i < dim; i++) {
-                assertEquals(rotated[i], quantised[cell * dim + i], 0.02 * largest, "cell " + cell);
+                assertEquals(rotated[i], quantised[cell * dim + i], tolerance * largest, "cell " + cell);
                 assertEquals(half[cell * dim + i], brain[cell * dim + i], 0.02 * largest, "cell " + cell);
             }
         }
@@ -462,14 +465,14 @@ class CompressedContextTest {
                 KvmergeException.Usage.class, () -> new CompressedContext(model, new Full(), CacheOptions.of(40, 32)));
         assertThrows(KvmergeException.Usage.class, () -> CacheOptions.of(-1, 32));
         assertThrows(KvmergeException.Usage.class, () -> CacheOptions.of(40, 0));
-        try (CompressedContext context = new CompressedContext(
-                model,
-                WINDOW,
-                CacheOptions.of(40, 32).with(ComputeSettings.usual().withCellTypes(CellType.Q4_0, CellType.F16)))) {
-            context.decode(new int[] {1, 2, 3});
-            KvmergeException e = assertThrows(KvmergeException.class, context::flush);
-            assertTrue(e.getMessage().contains("use f16, f32, bf16 or q8_0"), e.getMessage());
-        }
+        KvmergeException e = assertThrows(
+                KvmergeException.Usage.class,
+                () -> new CompressedContext(
+                        model,
+                        WINDOW,
+                        CacheOptions.of(40, 32)
+                                .with(ComputeSettings.usual().withCellTypes(CellType.Q4_0, CellType.Q4_0))));
+        assertTrue(e.getMessage().contains("quantised V cells (-ctv q4_0)"), e.getMessage());
         CompressedContext closed = new CompressedContext(model, WINDOW, CacheOptions.of(40, 32));
         closed.close();
         closed.close(); // harmless

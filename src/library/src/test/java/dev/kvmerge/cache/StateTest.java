@@ -44,6 +44,8 @@ class StateTest {
                 CacheOptions.of(96, BLOCK)
                         .with(one.withFlashAttention(FlashAttention.ON).withCellTypes(CellType.Q8_0, CellType.Q8_0))
                         .withFates(),
+                CacheOptions.of(96, BLOCK)
+                        .with(one.withFlashAttention(FlashAttention.ON).withCellTypes(CellType.Q5_1, CellType.Q4_0)),
                 CacheOptions.of(96, BLOCK).with(one).withPositionRange(120));
     }
 
