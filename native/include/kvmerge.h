@@ -446,8 +446,9 @@ KVMERGE_API kvmerge_status kvmerge_cache_decode(kvmerge_cache * cache, const int
 KVMERGE_API kvmerge_status kvmerge_cache_flush(kvmerge_cache * cache);
 
 /* Takes n_tokens that the caller has decoded since kvmerge_observer_begin into the table. stats: what the observer saw
- * of them; may be null. Errors: whatever kvmerge_observer_stats answers; UNSUPPORTED where the graph showed other
- * tokens, or not all attention; ARGUMENT, for a block that was taken before, too. */
+ * of them; may be null. Its mass and entropy are null where the cache keeps its table on a GPU. Errors: whatever
+ * kvmerge_observer_stats answers (kvmerge_cache_commit does so of NaN in attention on a GPU); UNSUPPORTED where the
+ * graph showed other tokens, or not all attention; ARGUMENT, for a block that was taken before, too. */
 KVMERGE_API kvmerge_status kvmerge_cache_take(kvmerge_cache * cache, int32_t n_tokens, kvmerge_block_stats * stats);
 
 /* How far a cache is. */

@@ -160,8 +160,34 @@ void kvmerge_cache::take_pending() {
 void kvmerge_cache::take(int32_t n, kvmerge_block_stats * out) {
     require_whole();
     require_positions(n - pending);
+    place();
+    if (there) {
+        take_there(n, out);
+        return;
+    }
     kvmerge_block_stats stats;
     pass(kvmerge_observer_stats(observer, &stats));
+    require_seen(stats, n, stats.mass != nullptr);
+    int32_t stride = 0;
+    in_observer(observer, [&](const kvmerge_observer & o) { stride = o.params.n_tokens; });
+    const std::vector<float> prior = priors(stats.token_cell, n);
+    table.add({n, stats.token_cell, stats.mass, stats.entropy, stride, prior.empty() ? nullptr : prior.data()},
+              n_tokens, position, params.mass_decay);
+    took(n);
+    if (out) {
+        *out = stats;
+    }
+}
+
+void kvmerge_cache::took(int32_t n) {
+    n_tokens += n;
+    position += n;
+    begun = false;
+    expect_plans();
+}
+
+// Throws UNSUPPORTED where the observer has not seen all of a block. `attention`: whether it looks at that.
+void kvmerge_cache::require_seen(const kvmerge_block_stats & stats, int32_t n, bool attention) const {
     if (stats.n_tokens != n) {
         throw Error(
             KVMERGE_E_UNSUPPORTED,
@@ -169,28 +195,26 @@ void kvmerge_cache::take(int32_t n, kvmerge_block_stats * out) {
                  stats.n_tokens, n));
     }
     const CellTable::Shape & shape = table.shape();
-    if (stats.mass && stats.n_layer_seen != shape.n_layer) {
+    if (attention && stats.n_layer_seen != shape.n_layer) {
         throw Error(KVMERGE_E_UNSUPPORTED, text("the attention of %d of %d layers could not be observed: this model's "
                                                 "attention is not the ordinary one",
                                                 shape.n_layer - stats.n_layer_seen, shape.n_layer));
-    }
-    int32_t stride = 0;
-    in_observer(observer, [&](const kvmerge_observer & o) { stride = o.params.n_tokens; });
-    const std::vector<float> prior = priors(stats.token_cell, n);
-    table.add({n, stats.token_cell, stats.mass, stats.entropy, stride, prior.empty() ? nullptr : prior.data()},
-              n_tokens, position, params.mass_decay);
-    n_tokens += n;
-    position += n;
-    begun = false;
-    expect_plans();
-    if (out) {
-        *out = stats;
     }
 }
 
 void kvmerge_cache::expect_plans() {
     if (is_over()) {
         table.begin(params.n_cells, back_of(params, position));
+        if (there) {
+            there->forget_plans();
+        }
+    }
+}
+
+void kvmerge_cache::require_calibrated_for(int32_t dim) const {
+    if (!calibration.empty() && dim != params.calibration_dim) {
+        throw Error(KVMERGE_E_ARGUMENT, text("the calibration is for keys of %d elements, the model's have %d",
+                                             params.calibration_dim, dim));
     }
 }
 
@@ -201,10 +225,7 @@ std::vector<float> kvmerge_cache::priors(const int32_t * cells, int32_t n) const
     }
     kvmerge_cache_info info;
     pass(kvmerge_observer_cache_info(observer, &info));
-    if (info.head_dim_k != params.calibration_dim) {
-        throw Error(KVMERGE_E_ARGUMENT, text("the calibration is for keys of %d elements, the model's have %d",
-                                             params.calibration_dim, info.head_dim_k));
-    }
+    require_calibrated_for(info.head_dim_k);
     std::vector<int32_t> at(static_cast<size_t>(n));
     for (int32_t i = 0; i < n; i++) {
         at[size_t(i)] = position + i;
@@ -235,13 +256,18 @@ bool kvmerge_cache::is_untouched() const {
 
 void kvmerge_cache::commit() {
     require_due();
-    const kvmerge_moves moves = table.moves(params.pivot_frame != 0);
-    if (const kvmerge_status status = kvmerge_apply(observer, &moves)) {
-        const Error why(status, kvmerge_last_error());
+    try {
+        if (there) {
+            commit_there();
+        } else {
+            const kvmerge_moves moves = table.moves(params.pivot_frame != 0);
+            pass(kvmerge_apply(observer, &moves));
+        }
+    } catch (const Error & why) {
         if (!is_untouched()) {
             broken = why.what();
         }
-        throw Error(why);
+        throw;
     }
     free_cells();
     position -= table.back();
@@ -296,6 +322,9 @@ void kvmerge_cache::clear() {
     pass(kvmerge_observer_begin(observer));
     in_observer(observer, [](kvmerge_observer & o) { forget_queries(o); });
     table.clear();
+    if (there) {
+        there->forget();
+    }
     n_tokens = position = pending = 0;
     begun = false;
     broken.clear();

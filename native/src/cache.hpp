@@ -1,6 +1,7 @@
 // One sequence of a llama_context, held within a number of cells.
 #pragma once
 
+#include "device_table.hpp"
 #include "handles.hpp"
 #include "kvmerge.h"
 #include "observer.hpp"
@@ -24,11 +25,14 @@ struct kvmerge_cache {
     bool observes_mass;                       // likewise
     std::shared_ptr<std::atomic<int>> inside; // the observer's: calls with its caches
     kvmerge::CellTable table;
-    int32_t n_tokens = 0; // in the table
-    int32_t position = 0; // of the next token behind the table's, for llama.cpp
-    int32_t pending = 0;  // decoded by decode(), and not in the table yet
-    bool begun = false;   // a block of the observer, in which nothing was decoded if nothing is pending
-    std::string broken;   // why it is; empty: it is not
+    std::unique_ptr<kvmerge::DeviceTable> there; // the table's columns, where GPUs have the cells; null: the host has
+                                                 // them
+    bool placed = false;                         // it was seen where they are
+    int32_t n_tokens = 0;                        // in the table
+    int32_t position = 0;                        // of the next token behind the table's, for llama.cpp
+    int32_t pending = 0;                         // decoded by decode(), and not in the table yet
+    bool begun = false; // a block of the observer, in which nothing was decoded if nothing is pending
+    std::string broken; // why it is; empty: it is not
 
     kvmerge_cache(const kvmerge_cache_params & params, const kvmerge_observer & observer, kvmerge_observer * handle,
                   llama_context * context, int32_t seq_id);
@@ -46,6 +50,8 @@ struct kvmerge_cache {
     void expect_plans();                     // where there are too many cells
     void plan();                             // by the default strategy
     void commit();
+    const kvmerge::CellTable::Columns & columns(); // on the host; on any thread
+    void place();                                  // when it is known where the cells lie
     void pin(int32_t n_fewest);
     void clear();
 
@@ -54,6 +60,12 @@ struct kvmerge_cache {
     void restore(const char * from, size_t size);
 
   private:
+    void require_calibrated_for(int32_t dim) const; // elements of a key
+    void took(int32_t n);                           // n tokens, into the table
+    void require_seen(const kvmerge_block_stats & stats, int32_t n, bool attention) const;
+    void take_there(int32_t n, kvmerge_block_stats * stats);
+    void plan_there();
+    void commit_there();
     void decode_batch(const int32_t * tokens, int32_t n, bool last_logits);
     void free_cells();
     std::vector<float> priors(const int32_t * cells, int32_t n) const;
@@ -72,6 +84,14 @@ constexpr int CALIBRATION_SCALARS = 6;
 
 // Forgets the query moments, exact biases and the distances between cells, as if nothing had been decoded.
 void forget_queries(kvmerge_observer & o);
+
+constexpr double LEAST_RATE = 1e-6; // added to rates whose logarithm is taken
+
+// What the default strategy may touch of n cells, behind the pinned ones: [first, end); and how many have to go.
+struct DefaultPlan {
+    int first, end, operations;
+};
+DefaultPlan default_plan(const kvmerge_cache_params & params, int n, int budget);
 
 // Throws what a function of kvmerge.h answered.
 void pass(kvmerge_status status);

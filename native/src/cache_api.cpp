@@ -132,7 +132,7 @@ kvmerge_status kvmerge_cache_usage(kvmerge_cache * cache, kvmerge_cache_used * o
                 c.position + c.pending,
                 c.is_over(),
                 !c.broken.empty(),
-                c.table.bytes()};
+                c.table.bytes() + (c.there ? c.there->bytes() : 0)};
     });
 }
 
@@ -142,7 +142,7 @@ kvmerge_status kvmerge_cache_columns(kvmerge_cache * cache, int32_t layer, int32
         require(out, "out is null");
         c.require_whole();
         const size_t at = c.table.row(pair_of(c, layer, kv_head));
-        const CellTable::Columns & of = c.table.columns();
+        const CellTable::Columns & of = c.columns();
         *out = {c.table.used(),       c.table.pinned(),    of.cell.data() + at,     of.position.data() + at,
                 of.frame.data() + at, of.mass.data() + at, of.exposure.data() + at, of.entropy.data() + at,
                 of.count.data() + at, of.prior.data() + at};

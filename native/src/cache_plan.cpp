@@ -10,8 +10,6 @@ using namespace kvmerge;
 
 namespace {
 
-constexpr double LEAST_RATE = 1e-6;
-
 // The end of the cells that may be touched: the newest have a share of the budget for themselves, less where the sinks
 // leave it less. The newest cell is never among them.
 int end_of_middle(int n, int first, int budget, double recent_share) {
@@ -21,9 +19,18 @@ int end_of_middle(int n, int first, int budget, double recent_share) {
 
 } // namespace
 
+kvmerge::DefaultPlan kvmerge::default_plan(const kvmerge_cache_params & params, int n, int budget) {
+    const int first = std::min(params.sinks, budget - 1);
+    return {first, end_of_middle(n, first, budget, params.recent_share), n - budget};
+}
+
 void kvmerge_cache::plan() {
     require_due();
     require_mass();
+    if (there) {
+        plan_there();
+        return;
+    }
     parallel_for(table.shape().pairs(), n_threads, [&](int64_t pair) { plan(int(pair)); });
 }
 
@@ -32,7 +39,7 @@ void kvmerge_cache::plan(int pair) {
     const size_t from = table.row(pair) + size_t(table.pinned());
     const int n = table.used() - table.pinned(), budget = table.budget() - table.pinned();
     const CellTable::Columns & columns = table.columns();
-    const int first = std::min(params.sinks, budget - 1);
+    const DefaultPlan of = default_plan(params, n, budget);
 
     std::vector<double> received(static_cast<size_t>(n));
     for (size_t i = 0; i < received.size(); i++) {
@@ -48,9 +55,9 @@ void kvmerge_cache::plan(int pair) {
     }
     kvmerge_groups_params p = {};
     p.n = n;
-    p.first = first;
-    p.end = end_of_middle(n, first, budget, params.recent_share);
-    p.operations = n - budget;
+    p.first = of.first;
+    p.end = of.end;
+    p.operations = of.operations;
     p.largest_group = params.largest_group;
     p.key_cost = params.key_cost;
     p.rate = expected.data();

@@ -337,7 +337,7 @@ void kvmerge_cache::save(char * to, size_t size) {
     const size_t used = size_t(h.n_used), pairs = size_t(shape.pairs());
     Content content = content_for(h.kind, used, size_t(n_tokens), size_t(shape.n_cells));
     content.table.held = table.held();
-    content.table.columns = table.columns();
+    content.table.columns = columns();
     for (size_t pair = 0; pair < content.table.fates.size(); pair++) {
         table.fates(int(pair), 0, n_tokens, content.table.fates[pair].data());
     }
@@ -403,6 +403,7 @@ void kvmerge_cache::restore(const char * from, size_t size) {
         become_known();
     }
     require_same(h.kind, kind_of(*this));
+    place();
     const CellTable::Shape & shape = table.shape();
     const size_t used = size_t(h.n_used), pairs = size_t(shape.pairs());
     check(h, size, params, shape);
@@ -451,6 +452,9 @@ void kvmerge_cache::restore(const char * from, size_t size) {
         o.bias.swap(biases);
     });
     table.replace(std::move(content.table));
+    if (there) {
+        there->replace(table);
+    }
     n_tokens = h.n_tokens;
     position = h.position;
     expect_plans();

@@ -275,6 +275,14 @@ void kvmerge_observer::add_captured_on_gpu(bool attention) {
 
 // The directions to fold biases along, of all layers on GPUs: queued with the block's statistics, so that rewriting
 // does not have to wait for them.
+void kvmerge_observer::require_captured() const {
+    for (int layer = 0; layer < params.n_layer; layer++) {
+        if (const int token = captured_on_gpu.missing(layer); token >= 0) {
+            throw never_came(layer, token);
+        }
+    }
+}
+
 bool kvmerge_observer::fold_on_gpu() {
     std::vector<FoldDirectionArgs> all;
     for (Layer & l : layers) {

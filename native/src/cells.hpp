@@ -36,6 +36,8 @@ class CellTensor {
                t->type == type_;
     }
     const Device & device() const { return *device_; }
+    // Whether the device works on the tensor's own memory, which is not the host's.
+    bool is_in_place_on(const Device & device) const { return in_place_ && !host_ && device_ == &device; }
     int n_cells() const { return view_.n_cells; }
     int dim() const { return view_.dim; }
     bool transposed() const { return view_.transposed != 0; }

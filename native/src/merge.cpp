@@ -1,4 +1,5 @@
 // kvmerge_apply: carries out moves on the cells.
+#include "merge.hpp"
 #include "cell_access.hpp"
 #include "device.hpp"
 #include "observer.hpp"
@@ -202,7 +203,8 @@ DeviceArray<float> fold_directions(kvmerge_observer & o, int layer) {
 // lack memory, before any cell is written.
 class Rewrite {
   public:
-    Rewrite(kvmerge_observer & o, Work && work, const Device & device) : work_(std::move(work)), device_(&device) {
+    Rewrite(kvmerge_observer & o, Work && work, const Device & device)
+        : work_(std::move(work)), device_(&device), directions_(o) {
         if (work_.heads.empty()) {
             return;
         }
@@ -221,19 +223,15 @@ class Rewrite {
         arrays_.upload(all.data(), all.size());
         const int32_t * const ints = arrays_.data();
         const float * const floats = reinterpret_cast<const float *>(ints);
-        directions_.resize(o.layers.size());
         for (const Work::Head & h : work_.heads) {
             auto & l = o.layers[h.layer];
             const bool folds = h.merges && o.params.bias == KVMERGE_BIAS_FOLDED;
-            if (folds && !directions_[h.layer]) {
-                directions_[h.layer] = direction(o, h.layer);
-            }
             const size_t start_of = h.first_group + heads_.size(); // `start` has one element more for each head before
             heads_.push_back({l.k.on_device(), l.v.on_device(), h.kv_head, h.n_groups, ints + start + start_of,
                               ints + member + h.first_member, ints + delta + h.first_member,
                               floats + weight + h.first_member, floats + value_weight + h.first_member,
                               ints + dest + h.first_group, folds ? floats + bias + h.first_group : nullptr,
-                              folds ? directions_[h.layer] + size_t(h.kv_head) * l.k.dim() : nullptr, nullptr,
+                              folds ? directions_.of(h.layer) + size_t(h.kv_head) * l.k.dim() : nullptr, nullptr,
                               l.rope.n_rot, l.rope.neox, l.rope.freq.data(), l.rope.hadamard});
             scratch_size_ += size_t(h.n_groups) * (l.k.dim() + l.v.dim());
         }
@@ -269,23 +267,11 @@ class Rewrite {
     }
 
   private:
-    const float * direction(kvmerge_observer & o, int layer) {
-        auto & l = o.layers[layer];
-        if (!l.direction_known || device_ != l.stats_device) {
-            return own_directions_.emplace_back(fold_directions(o, layer)).data();
-        }
-        if (!std::all_of(l.direction_on_host.data(), l.direction_on_host.data() + l.direction_on_host.size(),
-                         [](float x) { return std::isfinite(x); })) {
-            throw not_finite(layer);
-        }
-        return l.direction.data();
-    }
     Work work_;
     const Device * device_;
     const void * near_ = nullptr;
-    DeviceArray<int32_t> arrays_;                    // those of work_, one after the other; floats are as wide
-    std::vector<const float *> directions_;          // [layer], on the device
-    std::vector<DeviceArray<float>> own_directions_; // those that are not the layer's
+    DeviceArray<int32_t> arrays_; // those of work_, one after the other; floats are as wide
+    Directions directions_;
     std::vector<MergeHead> heads_;
     size_t scratch_size_ = 0;
 };
@@ -386,6 +372,39 @@ std::vector<float> moved_biases(const kvmerge_observer & o, const kvmerge_moves 
 
 } // namespace
 
+void kvmerge::prepare_to_rewrite(kvmerge_observer & o) {
+    o.add_captured(); // with the keys as they are
+    if (o.params.bias == KVMERGE_BIAS_FOLDED) {
+        o.add_waiting_queries();
+        if (o.fold_on_gpu()) { // nobody asked for the block's statistics
+            check(*o.device);
+        }
+    }
+    for (int layer = 0; layer < o.params.n_layer && o.params.bias != KVMERGE_BIAS_NONE; layer++) {
+        if (o.params.bias == KVMERGE_BIAS_FOLDED && !(o.layers[layer].query_weight > 0)) {
+            throw Error(KVMERGE_E_STATE, text("layer %d: no queries observed yet to fold a bias along", layer));
+        }
+        if (!(o.layers[layer].scale > 0)) {
+            throw Error(KVMERGE_E_STATE, text("layer %d: no attention seen yet that a bias could be scaled to", layer));
+        }
+    }
+}
+
+const float * kvmerge::Directions::of(int layer) {
+    const auto & l = o_.layers[size_t(layer)];
+    if (!l.direction_known || &l.k.device() != l.stats_device) {
+        if (made_[size_t(layer)].size() == 0) {
+            made_[size_t(layer)] = fold_directions(o_, layer);
+        }
+        return made_[size_t(layer)].data();
+    }
+    if (!std::all_of(l.direction_on_host.data(), l.direction_on_host.data() + l.direction_on_host.size(),
+                     [](float x) { return std::isfinite(x); })) {
+        throw not_finite(layer);
+    }
+    return l.direction.data();
+}
+
 extern "C" kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmerge_moves * moves) {
     return on_observer("kvmerge_apply", observer, Access::ALONE, [&](kvmerge_observer & o) {
         require(moves && moves->target && moves->weight && moves->position && moves->dest,
@@ -399,22 +418,7 @@ extern "C" kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmer
                 check(o, *moves, int(layer), head, taken);
             }
         });
-        o.add_captured(); // with the keys as they are
-        if (o.params.bias == KVMERGE_BIAS_FOLDED) {
-            o.add_waiting_queries();
-            if (o.fold_on_gpu()) { // nobody asked for the block's statistics
-                kvmerge::check(*o.device);
-            }
-        }
-        for (int layer = 0; layer < o.params.n_layer && o.params.bias != KVMERGE_BIAS_NONE; layer++) {
-            if (o.params.bias == KVMERGE_BIAS_FOLDED && !(o.layers[layer].query_weight > 0)) {
-                throw Error(KVMERGE_E_STATE, text("layer %d: no queries observed yet to fold a bias along", layer));
-            }
-            if (!(o.layers[layer].scale > 0)) {
-                throw Error(KVMERGE_E_STATE,
-                            text("layer %d: no attention seen yet that a bias could be scaled to", layer));
-            }
-        }
+        prepare_to_rewrite(o);
         std::vector<Rewrite> rewrites = rewrites_of(o, *moves);
         std::vector<float> biases = moved_biases(o, *moves);
         const auto host_end = rewrites.begin() + o.params.n_layer;

@@ -116,6 +116,8 @@ struct kvmerge_observer {
     void add_captured(bool attention = true);
     void add_captured_before_writing(); // the same, while the keys are as they are: others are about to write them
     bool fold_on_gpu();                 // whether there was anything to do
+    // Throws STATE where queries of the block never came; of those on a GPU that is known once it has finished.
+    void require_captured() const;
     void look_at_newest();              // of what is captured on a GPU: finds out what the newest token sees
     void add_waiting_queries();         // of all layers, to the moments
     void add_waiting_queries(Layer & layer);
@@ -153,6 +155,8 @@ namespace kvmerge {
 
 Handles<kvmerge_observer> & observers();
 Error another_context(int layer);
+// What kvmerge_observer_stats gives, but for the arrays that it brings to the host. Throws as it does.
+kvmerge_block_stats finished_block(kvmerge_observer & o, kvmerge_observer * handle);
 // Runs an entry's body on the observer behind a handle, if this thread may enter it.
 template <class Body>
 kvmerge_status on_observer(const char * entry, kvmerge_observer * handle, Access access, Body && body) noexcept {

@@ -94,6 +94,28 @@ Handles<kvmerge_observer> & observers() {
 
 } // namespace kvmerge
 
+kvmerge_block_stats kvmerge::finished_block(kvmerge_observer & o, kvmerge_observer * handle) {
+    if (observers().missed(handle)) {
+        throw Error(KVMERGE_E_STATE, "another thread was inside a call with this observer while llama.cpp decoded");
+    }
+    if (o.error) {
+        throw_anew(*o.error);
+    }
+    const auto start = std::chrono::steady_clock::now();
+    o.look_at_newest();
+    o.add_captured();
+    o.add_waiting_queries();
+    o.nanos += nanos_since(start);
+    kvmerge_block_stats stats = {};
+    stats.n_tokens = int32_t(o.token_cell.size());
+    stats.token_cell = o.token_cell.data();
+    for (const auto & l : o.layers) {
+        stats.n_layer_seen += stats.n_tokens > 0 && l.tokens_seen == stats.n_tokens;
+    }
+    stats.observe_nanos = o.nanos;
+    return stats;
+}
+
 extern "C" {
 
 kvmerge_status kvmerge_observer_create(const kvmerge_observer_params * params, kvmerge_observer ** out) {
@@ -220,23 +242,7 @@ kvmerge_status kvmerge_observer_forget(kvmerge_observer * observer) {
 kvmerge_status kvmerge_observer_stats(kvmerge_observer * observer, kvmerge_block_stats * out) {
     return on_observer("kvmerge_observer_stats", observer, Access::ALONE, [&](kvmerge_observer & o) {
         require(out, "out is null");
-        if (observers().missed(observer)) {
-            throw Error(KVMERGE_E_STATE, "another thread was inside a call with this observer while llama.cpp decoded");
-        }
-        if (o.error) {
-            throw_anew(*o.error);
-        }
-        const auto start = std::chrono::steady_clock::now();
-        o.look_at_newest();
-        o.add_captured();
-        o.add_waiting_queries();
-        o.nanos += nanos_since(start);
-        kvmerge_block_stats stats = {};
-        stats.n_tokens = int32_t(o.token_cell.size());
-        stats.token_cell = o.token_cell.data();
-        for (const auto & l : o.layers) {
-            stats.n_layer_seen += stats.n_tokens > 0 && l.tokens_seen == stats.n_tokens;
-        }
+        kvmerge_block_stats stats = finished_block(o, observer);
         if (o.layers[0].k.tensor()) { // before that, the sizes are not known to be a context's
             o.collect();
         }
@@ -249,7 +255,6 @@ kvmerge_status kvmerge_observer_stats(kvmerge_observer * observer, kvmerge_block
             stats.mass = o.mass.data();
         }
         stats.entropy = o.entropy.empty() ? nullptr : o.entropy.data();
-        stats.observe_nanos = o.nanos;
         *out = stats;
     });
 }

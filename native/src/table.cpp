@@ -71,7 +71,7 @@ float CellTable::token_entropy(const Block & block, int pair, int token) const {
     return sum / float(n);
 }
 
-void CellTable::add(const Block & block, int first_position, int first_frame, double mass_decay) {
+void CellTable::check(const Block & block) const {
     const int used = this->used(), n = block.n_tokens;
     require(n > 0 && n <= shape_.n_cells - used, "more tokens than there are cells");
     std::vector<char> taken = marks(size_t(shape_.n_cells));
@@ -84,12 +84,17 @@ void CellTable::add(const Block & block, int first_position, int first_frame, do
                 "a token of the block is in a cell that is in use: was the block taken before?");
         taken[size_t(cell)] = 1;
     }
+}
+
+void CellTable::add(const Block & block, int first_position, int first_frame, double mass_decay) {
+    const int used = this->used(), n = block.n_tokens;
+    check(block);
     for (auto & of_pair : fates_) { // what lacks memory does so before anything changes
         if (const size_t needed = size_t(first_position + n); needed > of_pair.capacity()) {
             of_pair.reserve(std::max(needed, 2 * of_pair.capacity()));
         }
     }
-    for (int pair = 0; pair < shape_.pairs(); pair++) {
+    for (int pair = 0; pair < shape_.pairs() && !elsewhere_; pair++) {
         const size_t base = row(pair);
         for (size_t i = base; i < base + size_t(used); i++) {
             now_.exposure[i] = float(now_.exposure[i] * mass_decay + n);
@@ -187,6 +192,10 @@ void CellTable::stage(int pair, const Plan & plan) {
         throw Error(e.status, text("the plan for layer %d, KV head %d: %s", pair / shape_.n_head_kv,
                                    pair % shape_.n_head_kv, e.what()));
     }
+    if (elsewhere_) {
+        stage_by_index(pair, plan);
+        return;
+    }
     const int used = this->used(), first = pinned_;
     const size_t base = row(pair), n_cells = size_t(shape_.n_cells);
     const auto target_of = [&](int i) {
@@ -263,9 +272,23 @@ void CellTable::stage(int pair, const Plan & plan) {
     staged_[size_t(pair)] = 1;
 }
 
-kvmerge_moves CellTable::moves(bool pivot_frame) {
+void CellTable::stage_by_index(int pair, const Plan & plan) {
+    if (plan.value_weight) {
+        const std::lock_guard<std::mutex> lock(sizing_);
+        value_weight_.resize(target_.size());
+    }
+    std::copy_n(plan.target, plan.n, target_.begin() + std::ptrdiff_t(row(pair)));
+    std::copy_n(plan.weight, plan.n, weight_.begin() + std::ptrdiff_t(row(pair)));
+    if (plan.value_weight) {
+        std::copy_n(plan.value_weight, plan.n, value_weight_.begin() + std::ptrdiff_t(row(pair)));
+    }
+    values_apart_[size_t(pair)] = plan.value_weight != nullptr;
+    staged_[size_t(pair)] = 1;
+}
+
+CellTable::Staged CellTable::staged(bool some) {
     for (int pair = 0; pair < shape_.pairs(); pair++) {
-        if (!staged_[size_t(pair)]) {
+        if (!some && !staged_[size_t(pair)]) {
             throw Error(KVMERGE_E_STATE,
                         text("layer %d, KV head %d has no plan yet", pair / shape_.n_head_kv, pair % shape_.n_head_kv));
         }
@@ -274,6 +297,11 @@ kvmerge_moves CellTable::moves(bool pivot_frame) {
             std::copy_n(from, shape_.n_cells, value_weight_.begin() + std::ptrdiff_t(row(pair)));
         }
     }
+    return {target_.data(), weight_.data(), value_weight_.empty() ? nullptr : value_weight_.data(), staged_};
+}
+
+kvmerge_moves CellTable::moves(bool pivot_frame) {
+    staged(false);
     kvmerge_moves moves = {};
     moves.target = target_.data();
     moves.weight = weight_.data();
@@ -291,7 +319,9 @@ void CellTable::commit() noexcept {
             fates_[size_t(pair)][size_t(now_.position[i])] = fate_[i];
         }
     }
-    std::swap(now_, next_);
+    if (!elsewhere_) {
+        std::swap(now_, next_);
+    }
     held_.assign(staying_.begin(), staying_.end()); // there is room
     std::fill(staged_.begin(), staged_.end(), char(0));
 }

@@ -4,6 +4,7 @@
 
 #include "kvmerge.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
@@ -63,8 +64,26 @@ class CellTable {
     // The cells in use, in the order of the positions that llama.cpp knows them by.
     const std::vector<int32_t> & held() const { return held_; }
 
+    // Whether another keeps the columns, on a device: then this table has the cells in use, plans and fates are not of
+    // it, and columns() is a copy, as old as whoever filled it says. Before the first block.
+    void keep_columns_elsewhere() { elsewhere_ = true; }
+    bool columns_are_elsewhere() const { return elsewhere_; }
+    Columns & copy() { return now_; }
+    // The plans that were staged, [pair][n_cells] by their index; null where no value has a weight of its own. Throws
+    // STATE where a pair lacks one, unless `some` will do.
+    struct Staged {
+        const int32_t * target;
+        const float *weight, *value_weight;
+        const std::vector<char> & staged; // by pair
+    };
+    Staged staged(bool some);
+    void forget_staged() { std::fill(staged_.begin(), staged_.end(), char(0)); }
+    // By cell: whether llama.cpp keeps it, of the rewriting that was begun.
+    const std::vector<char> & stays() const { return stays_; }
+
     // Adds a block's tokens, which are at consecutive positions. `first_frame`: what llama.cpp was told of the first.
     // Throws ARGUMENT where its cells are not free, and changes nothing.
+    void check(const Block & block) const; // throws what add() would
     void add(const Block & block, int first_position, int first_frame, double mass_decay);
     void pin() { pinned_ = used(); }
     void clear();
@@ -97,12 +116,14 @@ class CellTable {
   private:
     float token_entropy(const Block & block, int pair, int token) const;
     void check(const Plan & plan) const;
+    void stage_by_index(int pair, const Plan & plan);
 
     const Shape shape_;
     const bool keeps_newest_, records_fates_;
     Columns now_, next_; // next: what a rewriting makes of them
     std::vector<int32_t> held_;
     int pinned_ = 0;
+    bool elsewhere_ = false;
     std::vector<std::vector<int32_t>> fates_;
 
     int budget_ = 0, back_ = 0; // of the rewriting

@@ -15,6 +15,7 @@
 // Stand-ins for ggml's three entry points, for memory of the host and for memory that only they can reach: there,
 // pointers are off by REMOTE, and whoever follows one crashes.
 inline bool on_host = true;
+inline bool on_gpu = false; // memory that ggml says is not the host's, and the shim's device can follow pointers to
 inline constexpr std::ptrdiff_t REMOTE = std::ptrdiff_t(1) << 50;
 inline char * memory_of(const ggml_tensor * t) {
     return static_cast<char *>(t->data) - (on_host ? 0 : REMOTE);
@@ -26,7 +27,7 @@ inline void tensor_set(ggml_tensor * t, const void * data, size_t offset, size_t
     std::memcpy(memory_of(t) + offset, data, size);
 }
 inline bool buffer_is_host(ggml_backend_buffer_t) {
-    return on_host;
+    return on_host && !on_gpu;
 }
 
 struct Tensor : ggml_tensor {

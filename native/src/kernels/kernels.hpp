@@ -252,6 +252,95 @@ struct PlanHeadsArgs {
     int n_heads;
 };
 
+// The table of the cells (table.hpp) of the KV heads of those layers that lie on one GPU: rows of n_cells, one a head, in
+// position order. All arrays of the following kernels lie on that GPU; those by head are [n_heads][n_cells] too, unless
+// they say otherwise.
+struct TableRows {
+    int n_heads;
+    int n_cells;
+    int32_t *cell, *position, *frame, *count;
+    float *mass, *exposure;
+    float *entropy, *prior; // null where nobody asks for them
+};
+
+// Adds a block, as CellTable::add does.
+struct AddBlockArgs {
+    TableRows rows;
+    int used;                    // cells in use before
+    int n;                       // tokens of the block
+    const int32_t * token_cell;  // [n]
+    int32_t first_position;
+    int32_t first_frame;
+    double mass_decay;
+    const float * const * mass;    // [n_heads]: what the observer summed up, [n_cells] by cell; or null
+    const float * const * entropy; // [n_heads]: that of the head's first query head, [n]; or null
+    std::ptrdiff_t entropy_stride; // elements, to the next query head
+    int heads_per_kv;
+    const float * product;     // [n_heads][n], of ProjectCellsArgs; null where calibration is
+    const float * length;      // [n_heads][n]
+    const float * calibration; // [n_heads][calibration_stride]: the prior is w0 + w5 log(length + 1e-3) + product
+    int calibration_stride;
+    int32_t * flaw; // [n_heads]: 1 is written where the mass is not finite
+};
+
+// Attention received from a query that could see the cell, of cells [pinned, used): row h of `rate` starts with the
+// first of them, and so do those of the plans below.
+struct RateCellsArgs {
+    TableRows rows;
+    int used, pinned;
+    double * rate;
+};
+
+// Makes groups (PlanGroupsArgs) a plan: members weigh what they received, and the heaviest is the pivot.
+struct WeighGroupsArgs {
+    TableRows rows;
+    int used, pinned;
+    const int32_t * group;
+    int32_t * target; // written
+    float * weight;   // written
+};
+
+// What became of a head's plan. flaw: 0, or which rule it breaks.
+struct Verdict {
+    int32_t flaw;
+    int32_t n_groups; // that are rewritten
+    int32_t merges;   // whether one of them has two members and more
+};
+
+// Checks plans and makes of them what MergeHead takes. Nothing of the table changes.
+struct StageHeadsArgs {
+    TableRows rows;
+    int used, pinned;
+    int budget;                 // groups that a head must have
+    int32_t back;               // positions that all go back
+    int pivot_frame;            // as in kvmerge_moves
+    const uint8_t * stays;      // [n_cells]: whether llama.cpp keeps the cell
+    const int32_t * target;     // as kvmerge_cache_stage takes them
+    const float * weight;
+    const float * value_weight; // null: as weight
+    const float * inverse_scale; // [n_heads]: of the scores; 0 where no bias is folded
+    int room;                    // most members and groups of a head, that are rewritten
+    int32_t * dest;              // written: the cell that the row's group goes to; -1 where the row is no pivot
+    int32_t * start;             // [n_heads][room + 1], written: as in MergeHead, and so on
+    int32_t *member, *row;       // [n_heads][room]: cells and rows; a group's pivot comes first
+    int32_t * delta;             // [n_heads][room]
+    float *share, *value_share;  // [n_heads][room]: weight and value_weight
+    int32_t * to;                // [n_heads][room]: dest of each group
+    float * bias;                // [n_heads][room]
+    Verdict * verdict;           // [n_heads]
+};
+
+// Moves the table, as CellTable::commit does, when the cells have been rewritten. The arrays are those of StageHeadsArgs.
+struct CommitHeadsArgs {
+    TableRows rows;
+    int used;
+    int32_t back;
+    int room;
+    const int32_t *dest, *start, *row;
+    const float * share;
+    const Verdict * verdict;
+};
+
 // log(sum(exp(x))) of one row of logits, and the index of its largest element (the first of equals).
 struct LogSumExpArgs {
     const float * x;
@@ -314,11 +403,16 @@ struct CheckQueriesArgs {
     X(fold_direction, FoldDirectionArgs)   \
     X(merge_cells, MergeCellsArgs)
 
-// Kernels of many heads, which only GPUs have: the reference for them is the host's kernel of one head.
+// Kernels of many heads, which only GPUs have. The reference for them is the host's kernel of one head, and CellTable.
 #define KVMERGE_HEADS_KERNELS(X)       \
     X(project_heads, ProjectHeadsArgs) \
     X(foresee_heads, ForeseeHeadsArgs) \
-    X(plan_heads, PlanHeadsArgs)
+    X(plan_heads, PlanHeadsArgs)       \
+    X(add_block, AddBlockArgs)         \
+    X(rate_cells, RateCellsArgs)       \
+    X(weigh_groups, WeighGroupsArgs)   \
+    X(stage_heads, StageHeadsArgs)     \
+    X(commit_heads, CommitHeadsArgs)
 
 // Those of them that are run for all layers at once.
 #define KVMERGE_LAYER_KERNELS(X)           \

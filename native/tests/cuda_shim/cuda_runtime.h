@@ -16,6 +16,7 @@
 #include <functional>
 #include <map>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #define KVMERGE_CUDA_SHIM
@@ -103,6 +104,18 @@ inline float __fmul_rn(float x, float y) {
 }
 inline float __fadd_rn(float x, float y) {
     return x + y;
+}
+inline int __popc(unsigned x) {
+    return __builtin_popcount(x);
+}
+inline int atomicAdd(int * to, int x) {
+    return std::exchange(*to, *to + x);
+}
+inline int atomicMin(int * to, int x) {
+    return std::exchange(*to, std::min(*to, x));
+}
+inline int atomicMax(int * to, int x) {
+    return std::exchange(*to, std::max(*to, x));
 }
 inline int __clz(int x) {
     return x ? __builtin_clz(unsigned(x)) : 32;
