@@ -8,6 +8,7 @@ import dev.kvmerge.kernels.CellVectors;
 import dev.kvmerge.kernels.Observer;
 import dev.kvmerge.llama.Context;
 import dev.kvmerge.llama.Shape;
+import java.util.List;
 import java.util.function.Supplier;
 import java.util.stream.IntStream;
 
@@ -104,11 +105,23 @@ final class Compressor implements AutoCloseable {
         int budget = this.cells - usage.pinned();
         Plan[] plans = new Plan[shape.pairs()];
         int cells = usage.cells() - usage.pinned();
-        Parallel.each(plans.length, threads, pair -> {
-            Plan plan = planner.plan(stats(pair, buffers::get, declared, false), budget);
-            check(pair, plan, cells, budget);
-            table.stage(pair, plan.target(), plan.weight(), plan.valueWeight());
-            plans[pair] = plan;
+        int heads = shape.kvHeads();
+        Parallel.each(plans.length / heads, threads, layer -> {
+            int first = layer * heads;
+            List<CellStats> stats = IntStream.range(first, first + heads)
+                    .mapToObj(pair -> stats(pair, buffers::get, declared, false))
+                    .toList();
+            Plan[] planned = planner.planLayer(stats, budget);
+            if (planned == null || planned.length != heads) {
+                throw new KvmergeException("the strategy's plans for layer " + layer + ": are "
+                        + (planned == null ? "null" : planned.length) + " where it has " + heads + " KV heads");
+            }
+            for (int head = 0; head < heads; head++) {
+                Plan plan = planned[head];
+                check(first + head, plan, cells, budget);
+                table.stage(first + head, plan.target(), plan.weight(), plan.valueWeight());
+                plans[first + head] = plan;
+            }
         });
         return plans;
     }

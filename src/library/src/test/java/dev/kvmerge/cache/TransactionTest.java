@@ -150,6 +150,58 @@ class TransactionTest {
     }
 
     @Test
+    void aPlannerMayPlanALayersHeadsTogether() {
+        Planner together = new Planner() {
+            @Override
+            public Plan plan(CellStats cells, int budget) {
+                throw new AssertionError("asked for one head");
+            }
+
+            @Override
+            public Plan[] planLayer(List<CellStats> heads, int budget) {
+                assertEquals(model.shape().kvHeads(), heads.size());
+                for (int head = 0; head < heads.size(); head++) {
+                    assertEquals(head, heads.get(head).kvHead());
+                    assertEquals(heads.getFirst().layer(), heads.get(head).layer());
+                }
+                return heads.stream().map(head -> window(head, budget)).toArray(Plan[]::new);
+            }
+        };
+        try (CompressedContext layers = new CompressedContext(model, together, options(2));
+                CompressedContext heads = context(TransactionTest::window)) {
+            for (int block = 0; block < 4; block++) {
+                int[] tokens = tokens(BLOCK);
+                layers.decode(tokens);
+                heads.decode(tokens);
+                assertArrayEquals(logits(heads), logits(layers), "block " + block);
+            }
+        }
+    }
+
+    @Test
+    void fewerPlansThanHeadsAreRefused() {
+        Planner fewer = new Planner() {
+            @Override
+            public Plan plan(CellStats cells, int budget) {
+                return window(cells, budget);
+            }
+
+            @Override
+            public Plan[] planLayer(List<CellStats> heads, int budget) {
+                return new Plan[] {plan(heads.getFirst(), budget)};
+            }
+        };
+        try (CompressedContext context = new CompressedContext(model, fewer, options(1))) {
+            KvmergeException thrown = assertThrows(KvmergeException.class, () -> {
+                for (int block = 0; block < 4; block++) {
+                    context.decode(tokens(BLOCK));
+                }
+            });
+            assertTrue(thrown.getMessage().contains("where it has"), thrown.getMessage());
+        }
+    }
+
+    @Test
     void planningTakesNoMoreThreadsThanTheContext() {
         Set<Thread> used = ConcurrentHashMap.newKeySet();
         Planner planner = (cells, budget) -> {
