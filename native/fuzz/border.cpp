@@ -155,6 +155,7 @@ class Session {
         p.bias = c_.below(3);
         p.mass_power = c_.of<float>({1, 1.5f, 2});
         p.mass_queries = c_.one_in(3) ? c_.below(5) : 0;
+        p.mass_sample = c_.one_in(3) ? c_.below(9) : 0;
         p.query_decay = 0.7f;
         p.ridge = 0.05f;
         p.n_threads = c_.between(1, 3);
@@ -163,9 +164,9 @@ class Session {
         p.layers = c_.one_in(2) ? numbers : nullptr;
         bool huge = false;
         if (c_.one_in(3)) {
-            int32_t * const fields[] = {&p.n_head, &p.n_head_kv,    &p.n_cells, &p.n_tokens, &p.observe,
-                                        &p.bias,   &p.mass_queries, &p.device,  &p.n_threads};
-            *fields[c_.below(9)] = c_.wild_int();
+            int32_t * const fields[] = {&p.n_head, &p.n_head_kv,    &p.n_cells,     &p.n_tokens, &p.observe,
+                                        &p.bias,   &p.mass_queries, &p.mass_sample, &p.device,   &p.n_threads};
+            *fields[c_.below(10)] = c_.wild_int();
             float * const floats[] = {&p.mass_power, &p.query_decay, &p.ridge};
             if (c_.one_in(3)) {
                 *floats[c_.below(3)] = c_.wild_float();

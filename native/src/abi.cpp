@@ -104,6 +104,7 @@ std::string describe() {
     FIELD(kvmerge_observer_params, bias)
     FIELD(kvmerge_observer_params, mass_power)
     FIELD(kvmerge_observer_params, mass_queries)
+    FIELD(kvmerge_observer_params, mass_sample)
     FIELD(kvmerge_observer_params, query_decay)
     FIELD(kvmerge_observer_params, ridge)
     FIELD(kvmerge_observer_params, device)

@@ -159,6 +159,19 @@ void kvmerge_observer::add_captured_on_host(bool attention) {
     }
 }
 
+// Which rows stand for the rows from..to of a block, each for as many as it says. Half a distance from either end: a
+// token of the block is seen by itself and those after it alone, and would be seen too often by the last row of each
+// distance, too rarely by the first.
+kvmerge_observer::Rows kvmerge_observer::rows_of_mass(int from, int to) const {
+    const int n = to - from;
+    if (params.mass_sample == 0 || n <= params.mass_sample || params.mass_queries > 0 ||
+        observes(KVMERGE_OBSERVE_ENTROPY)) {
+        return {from, n, 1, 1};
+    }
+    const int step = n / params.mass_sample, sampled = (n - step / 2 + step - 1) / step;
+    return {from + step / 2, sampled, step, float(n) / float(sampled)};
+}
+
 // Of one KV head: nobody else adds to its mass.
 void kvmerge_observer::add_captured_attention(int layer, int kv_head) {
     Layer & l = layers[layer];
@@ -170,20 +183,34 @@ void kvmerge_observer::add_captured_attention(int layer, int kv_head) {
     const std::ptrdiff_t first_head = std::ptrdiff_t(kv_head) * heads_per_kv();
     float * const entropy =
         entropies ? l.entropy.data() + first_head * params.n_tokens + captured.rows().first_token : nullptr;
-    const auto add = [&](int from, int to, bool with_mass) {
+    const auto add = [&](const Rows & rows, bool with_mass) {
         host_device().score_stats(
-            {captured.queries(layer) + (std::ptrdiff_t(from) * params.n_head + first_head) * dim, dim,
-             std::ptrdiff_t(params.n_head) * dim, 1, heads_per_kv(), to - from, l.k.on_host(), kv_head,
-             captured.n_cells(), captured.masks() + size_t(from) * size_t(captured.mask_stride()),
-             captured.mask_stride(), l.scale, l.cap, half_powers(),
-             with_mass ? l.mass.data() + std::ptrdiff_t(kv_head) * params.n_cells : nullptr, params.n_cells,
-             entropies ? entropy + from : nullptr, params.n_tokens, captured.inv_log_visible() + from});
+            {captured.queries(layer) + (std::ptrdiff_t(rows.first) * params.n_head + first_head) * dim,
+             dim,
+             std::ptrdiff_t(params.n_head) * dim * rows.step,
+             1,
+             heads_per_kv(),
+             rows.n,
+             l.k.on_host(),
+             kv_head,
+             captured.n_cells(),
+             captured.masks() + size_t(rows.first) * size_t(captured.mask_stride()),
+             std::ptrdiff_t(captured.mask_stride()) * rows.step,
+             l.scale,
+             l.cap,
+             rows.weight,
+             half_powers(),
+             with_mass ? l.mass.data() + std::ptrdiff_t(kv_head) * params.n_cells : nullptr,
+             params.n_cells,
+             entropies ? entropy + rows.first : nullptr,
+             params.n_tokens,
+             captured.inv_log_visible() + rows.first});
     };
     if (first > 0 && entropies) {
-        add(0, first, false);
+        add({0, first, 1, 1}, false);
     }
     if (first < n_rows) {
-        add(first, n_rows, true);
+        add(rows_of_mass(first, n_rows), true);
     }
 }
 
@@ -223,33 +250,35 @@ void kvmerge_observer::add_captured_on_gpu(bool attention) {
             continue;
         }
         const std::ptrdiff_t row = std::ptrdiff_t(params.n_head) * dim;
-        const auto part_of = [&](int from, int to, bool with_mass) {
-            return ScoreStatsArgs{captured_on_gpu.queries(layer) + from * row,
+        const auto part_of = [&](const Rows & some, bool with_mass) {
+            return ScoreStatsArgs{captured_on_gpu.queries(layer) + some.first * row,
                                   dim,
-                                  row,
+                                  row * some.step,
                                   params.n_head_kv,
                                   heads_per_kv(),
-                                  to - from,
+                                  some.n,
                                   l.k.on_device(),
                                   0,
                                   captured_on_gpu.n_cells(),
-                                  captured_on_gpu.masks(layer) + size_t(from) * size_t(captured_on_gpu.mask_stride()),
-                                  captured_on_gpu.mask_stride(),
+                                  captured_on_gpu.masks(layer) +
+                                      size_t(some.first) * size_t(captured_on_gpu.mask_stride()),
+                                  std::ptrdiff_t(captured_on_gpu.mask_stride()) * some.step,
                                   l.scale,
                                   l.cap,
+                                  some.weight,
                                   half_powers(),
                                   with_mass ? l.mass.data() : nullptr,
                                   params.n_cells,
-                                  entropies ? l.entropy.data() + rows.first_token + from : nullptr,
+                                  entropies ? l.entropy.data() + rows.first_token + some.first : nullptr,
                                   params.n_tokens,
-                                  captured_on_gpu.inv_log_visible(layer) + from};
+                                  captured_on_gpu.inv_log_visible(layer) + some.first};
         };
         if (attention && observes_attention()) {
             if (first > 0 && entropies) {
-                unseen.push_back(part_of(0, first, false));
+                unseen.push_back(part_of({0, first, 1, 1}, false));
             }
             if (first < n_rows) {
-                seen.push_back(part_of(first, n_rows, true));
+                seen.push_back(part_of(rows_of_mass(first, n_rows), true));
             }
             l.tokens_seen += n_rows;
         }

@@ -39,7 +39,7 @@ struct Device {
 };
 
 // Raised when Device or a descriptor changes: the CUDA part is a library of its own, and may come from another build.
-constexpr int DEVICE_VERSION = 5;
+constexpr int DEVICE_VERSION = 6;
 using DeviceEntry = const Device * (*)(int version, const char ** why_not);
 
 const Device & host_device();

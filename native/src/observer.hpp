@@ -135,6 +135,11 @@ struct kvmerge_observer {
     void add_captured_on_host(bool attention);
     void add_captured_on_gpu(bool attention);
     static kvmerge::Error never_came(int layer, int token);
+    struct Rows { // n rows of a block, from the first on in steps, and how many each stands for
+        int first, n, step;
+        float weight;
+    };
+    Rows rows_of_mass(int from, int to) const;
     void add_captured_attention(int layer, int kv_head);
     void add_captured_moments(int layer, int kv_head);
     bool capture_queries(const ggml_tensor * node, const kvmerge::Attention & attention, int layer);

@@ -27,7 +27,7 @@ void check_params(const kvmerge_observer_params & p) {
     require(p.observe >= 0 && p.observe < 16, "observe must be KVMERGE_OBSERVE_* flags");
     require(p.bias >= KVMERGE_BIAS_NONE && p.bias <= KVMERGE_BIAS_EXACT, "bias must be one of KVMERGE_BIAS_*");
     require(p.mass_power == 1 || p.mass_power == 1.5f || p.mass_power == 2, "mass_power must be 1, 1.5 or 2");
-    require(p.mass_queries >= 0, "mass_queries must not be negative");
+    require(p.mass_queries >= 0 && p.mass_sample >= 0, "mass_queries and mass_sample must not be negative");
     require(p.query_decay >= 0 && p.query_decay <= 1, "query_decay must be 0..1");
     require(p.n_threads > 0 && p.n_threads <= 1024, "n_threads must be 1..1024");
     require(p.device == KVMERGE_DEVICE_CPU || p.device == KVMERGE_DEVICE_CUDA,

@@ -267,6 +267,7 @@ void kvmerge_observer::add_flash_attention(Stop & stop, ggml_tensor * node, int 
                            mask ? std::ptrdiff_t(mask->nb[1] / sizeof(uint16_t)) : 0,
                            l.scale,
                            attention.cap,
+                           1,
                            half_powers(),
                            l.mass.data(),
                            params.n_cells,

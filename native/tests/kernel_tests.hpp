@@ -320,6 +320,7 @@ static void test_score_stats(const Table & fast, Random & random) {
     }
     const bool masked = random.integer(0, 4) > 0;
     const float scale = 1 / std::sqrt(float(dim)), cap = random.integer(0, 3) == 0 ? 5.0f : 0.0f;
+    const float row_weight = random.integer(0, 2) == 0 ? 3.5f : 1.0f;
     const int case_of = random.integer(0, 9);
     if (case_of <= 1) { // one cell takes all, or all tie
         for (float & x : q) {
@@ -330,9 +331,10 @@ static void test_score_stats(const Table & fast, Random & random) {
     Guarded<float> mass(size_t(kv_heads) * cells, 0.5f), expected_mass(size_t(kv_heads) * cells, 0.5f),
         entropy(size_t(heads) * rows), expected_entropy(size_t(heads) * rows);
     const auto run = [&](const auto & table, float * m, float * e) {
-        table.score_stats({q.data(), head_stride, row_stride, kv_heads, heads_per_kv, rows, keys.view, first, cells,
-                           masked ? mask.data() : nullptr, mask_stride, scale, cap, half_powers, m, cells, e, rows,
-                           inverse.data()});
+        table.score_stats({q.data(),    head_stride, row_stride, kv_heads,   heads_per_kv,
+                           rows,        keys.view,   first,      cells,      masked ? mask.data() : nullptr,
+                           mask_stride, scale,       cap,        row_weight, half_powers,
+                           m,           cells,       e,          rows,       inverse.data()});
     };
     const bool masses = random.integer(0, 9) > 0;
     run(fast, masses ? (float *)mass : nullptr, entropy);

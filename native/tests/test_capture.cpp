@@ -33,6 +33,7 @@ struct Settings {
     float mass_power = 1;
     int bias = KVMERGE_BIAS_NONE;
     bool gpu = ON_GPU;
+    int mass_sample = 0;
 };
 
 // What a host's own callback wants.
@@ -70,6 +71,7 @@ struct Run {
         p.bias = s.bias;
         p.mass_power = s.mass_power;
         p.mass_queries = s.mass_queries;
+        p.mass_sample = s.mass_sample;
         p.query_decay = .7f;
         p.ridge = .05f;
         p.n_threads = 2;
@@ -227,6 +229,38 @@ void test_counts(llama_model * model) {
             ok(kvmerge_observer_stats(run.observer, &stats));
             CHECK(stats.n_layer_seen == LAYERS && stats.n_tokens == 60);
         }
+    }
+}
+
+// Of 60 queries in a block, 15 stand for four each: the third of every four. Their masses are told from blocks of one.
+void test_sample(llama_model * model, bool flash) {
+    const std::vector<llama_token> tokens = text(100);
+    Settings s{"a sample of the queries"};
+    s.flash = flash;
+    s.observe = KVMERGE_OBSERVE_MASS;
+    Run each(model, s);
+    s.mass_sample = 15;
+    Run run(model, s);
+    const size_t all = size_t(LAYERS) * KV_HEADS * CELLS;
+    std::vector<double> sum(all, 0.0);
+    kvmerge_block_stats stats;
+    for (Run * r : {&each, &run}) {
+        CHECK(r->decode(tokens, 0, 40) == 0);
+        r->begin();
+    }
+    for (int t = 0; t < 60; t++) {
+        each.begin();
+        each.generate(tokens, 40 + t, 41 + t);
+        ok(kvmerge_observer_stats(each.observer, &stats));
+        const double counts = !flash ? 1 : t % 4 == 2 ? 4 : 0; // without a capture, all are looked at
+        for (size_t i = 0; i < all; i++) {
+            sum[i] += counts * stats.mass[i];
+        }
+    }
+    run.generate(tokens, 40, 100);
+    ok(kvmerge_observer_stats(run.observer, &stats));
+    for (size_t i = 0; i < all; i++) {
+        CHECK_NEAR(stats.mass[i], sum[i], 1e-5, 1e-5);
     }
 }
 
@@ -419,6 +453,8 @@ int main(int argc, char ** argv) {
         test_blocks(model, s);
     }
     test_counts(model);
+    test_sample(model, true);
+    test_sample(model, false);
 #ifdef KVMERGE_ON_SHIM
     test_gpu_counts(model);
 #endif

@@ -214,8 +214,9 @@ static void test_two_gpus(const Device & device, Random & random) {
         q.push_back(normals(random, size_t(rows) * heads * dim));
         keys.emplace_back(random, heads, dim, cells, false, CELL_F32);
         mass.emplace_back(heads * cells, 0.0f), expected.emplace_back(heads * cells, 0.0f);
-        args.push_back({q[i].data(), dim, heads * dim, heads, 1, rows, keys[i].view, 0, cells, nullptr, 0, 0.2f, 0, 2,
-                        mass[i].data(), cells, nullptr, 0, nullptr});
+        args.push_back({q[i].data(), dim,    heads * dim, heads, 1, rows, keys[i].view,   0,     cells,
+                        nullptr,     0,      0.2f,        0,     1, 2,    mass[i].data(), cells, nullptr,
+                        0,           nullptr});
         if (i % 2) {
             shim::second_gpu()[reinterpret_cast<const char *>(q[i].data())] = int(q[i].size() * sizeof(float));
         }

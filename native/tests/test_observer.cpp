@@ -554,6 +554,9 @@ static void test_window() {
     params.mass_queries = -1;
     CHECK(kvmerge_observer_create(&params, &o) == KVMERGE_E_ARGUMENT);
     params.mass_queries = 0;
+    params.mass_sample = -1;
+    CHECK(kvmerge_observer_create(&params, &o) == KVMERGE_E_ARGUMENT);
+    params.mass_sample = 0;
     params.mass_power = 1.2f;
     CHECK(kvmerge_observer_create(&params, &o) == KVMERGE_E_ARGUMENT);
 }

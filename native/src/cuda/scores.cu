@@ -264,7 +264,7 @@ __global__ void whole_columns(Layers layers, int n_kv_heads, int parts, const fl
         for (int p = 0; p < parts; p++) {
             sum += part[(std::ptrdiff_t(blockIdx.y) * parts + p) * s.a.n_cells + c];
         }
-        s.a.mass[blockIdx.y % n_kv_heads * s.a.mass_stride + c] += sum;
+        s.a.mass[blockIdx.y % n_kv_heads * s.a.mass_stride + c] += s.a.row_weight * sum;
     }
 }
 

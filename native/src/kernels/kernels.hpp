@@ -90,7 +90,8 @@ struct ScoreStatsArgs {
     std::ptrdiff_t mask_stride; // elements
     float scale;
     float cap;
-    int half_powers; // this and the following: as above
+    float row_weight; // each row's share of the mass counts so often
+    int half_powers;  // this and the following: as above
     float * mass;
     std::ptrdiff_t mass_stride;
     float * entropy;

@@ -70,7 +70,7 @@ void score_stats(const ScoreStatsArgs & a) {
             }
             for (int c = 0; c < a.n_cells; c++) {
                 const double p = std::isinf(score[c]) ? 0 : std::exp(score[c] - max) / sum;
-                mass[h / a.heads_per_kv][c] += std::pow(p, a.half_powers / 2.0);
+                mass[h / a.heads_per_kv][c] += a.row_weight * std::pow(p, a.half_powers / 2.0);
                 entropy -= p != 0 ? p * std::log(p) : 0;
             }
             if (a.entropy) {

@@ -426,7 +426,7 @@ static void score_stats_of(const ScoreStatsArgs & a) {
             }
         }
         for (int c = 0; a.mass && c < a.n_cells; c++) {
-            a.mass[kv_head * a.mass_stride + c] += mass[size_t(c)];
+            a.mass[kv_head * a.mass_stride + c] += a.row_weight * mass[size_t(c)];
         }
     }
 }

@@ -24,6 +24,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     int32_t bias;
  *     float mass_power;
  *     int32_t mass_queries;
+ *     int32_t mass_sample;
  *     float query_decay;
  *     float ridge;
  *     int32_t device;
@@ -49,11 +50,11 @@ public class kvmerge_observer_params {
         Kvmerge_h.C_INT.withName("bias"),
         Kvmerge_h.C_FLOAT.withName("mass_power"),
         Kvmerge_h.C_INT.withName("mass_queries"),
+        Kvmerge_h.C_INT.withName("mass_sample"),
         Kvmerge_h.C_FLOAT.withName("query_decay"),
         Kvmerge_h.C_FLOAT.withName("ridge"),
         Kvmerge_h.C_INT.withName("device"),
         Kvmerge_h.C_INT.withName("n_threads"),
-        MemoryLayout.paddingLayout(4),
         Kvmerge_h.C_POINTER.withName("layers"),
         kvmerge_ggml.layout().withName("ggml")
     ).withName("kvmerge_observer_params");
@@ -459,6 +460,50 @@ public class kvmerge_observer_params {
      */
     public static void mass_queries(MemorySegment struct, int fieldValue) {
         struct.set(mass_queries$LAYOUT, mass_queries$OFFSET, fieldValue);
+    }
+
+    private static final OfInt mass_sample$LAYOUT = (OfInt)$LAYOUT.select(groupElement("mass_sample"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * int32_t mass_sample
+     * }
+     */
+    public static final OfInt mass_sample$layout() {
+        return mass_sample$LAYOUT;
+    }
+
+    private static final long mass_sample$OFFSET = $LAYOUT.byteOffset(groupElement("mass_sample"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * int32_t mass_sample
+     * }
+     */
+    public static final long mass_sample$offset() {
+        return mass_sample$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * int32_t mass_sample
+     * }
+     */
+    public static int mass_sample(MemorySegment struct) {
+        return struct.get(mass_sample$LAYOUT, mass_sample$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * int32_t mass_sample
+     * }
+     */
+    public static void mass_sample(MemorySegment struct, int fieldValue) {
+        struct.set(mass_sample$LAYOUT, mass_sample$OFFSET, fieldValue);
     }
 
     private static final OfFloat query_decay$LAYOUT = (OfFloat)$LAYOUT.select(groupElement("query_decay"));

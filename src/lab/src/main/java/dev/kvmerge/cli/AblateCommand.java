@@ -35,7 +35,8 @@ import picocli.CommandLine.Spec;
         description = {
             "Varies one parameter of a strategy at a time and measures the KL divergence from the full cache: a table "
                     + "and a plot each.",
-            "Parameters are the strategy's (see its row in results.json), or cells, the share that stays, or block. "
+            "Parameters are the strategy's (see its row in results.json), or cells, the share that stays, or block, or (with "
+                    + "-fa on) queries, those observed of a block. "
                     + "What is finished is not made again.",
             "decay and mass-power are varied without a calibration, which is made for one of each."
         },
@@ -50,6 +51,7 @@ import picocli.CommandLine.Spec;
 final class AblateCommand implements Runnable {
     private static final String BLOCK = "block";
     private static final String CELLS = "cells";
+    private static final String QUERIES = "queries";
     private static final int USUAL_BLOCK = 128;
 
     /** Parameters that a calibration was made for: they are varied without one. */
@@ -122,6 +124,9 @@ final class AblateCommand implements Runnable {
         if (sweeps.keySet().equals(Set.of(CELLS))) {
             StrategyOptions.refuse(command, List.of("--compression"), "goes with other parameters than cells");
         }
+        if (sweeps.containsKey(QUERIES) && !compute.captures()) {
+            throw new KvmergeException.Usage("--vary queries is of captured queries: add -fa on");
+        }
         Catalogue catalogue = Home.catalogue();
         Calibration calibration = StrategyOptions.calibration("auto", model, catalogue);
         Text read = text.read(catalogue);
@@ -154,6 +159,7 @@ final class AblateCommand implements Runnable {
         return switch (parameter) {
             case BLOCK -> varyBlock(runner, values, n, calibrated);
             case CELLS -> varyCells(runner, values, n, calibrated);
+            case QUERIES -> varyQueries(runner, values, n, calibrated);
             default ->
                 varyParameter(
                         runner,
@@ -182,6 +188,25 @@ final class AblateCommand implements Runnable {
                     settings,
                     BESIDE);
             Sweep one = sweep(runner, request, out.resolve(BLOCK).resolve(value), run -> value);
+            points.addAll(one.points());
+            floors.add(one.floors().getFirst().replaceFirst("noise floor", "noise floor at " + value));
+        }
+        return new Sweep(points, floors);
+    }
+
+    private Sweep varyQueries(ExperimentRunner runner, List<String> values, int n, Strategies.Settings settings) {
+        ExperimentRunner.Request request = new ExperimentRunner.Request(
+                Experiment.Mode.stream(n),
+                USUAL_BLOCK,
+                List.of(strategy),
+                Experiment.Sizes.of(List.of(compression)),
+                settings,
+                BESIDE);
+        List<Ablation.Point> points = new ArrayList<>();
+        List<String> floors = new ArrayList<>();
+        for (String value : values) {
+            ExperimentRunner so = runner.observing(Integer.parseInt(value));
+            Sweep one = sweep(so, request, out.resolve(QUERIES).resolve(value), run -> value);
             points.addAll(one.points());
             floors.add(one.floors().getFirst().replaceFirst("noise floor", "noise floor at " + value));
         }
@@ -283,6 +308,13 @@ final class AblateCommand implements Runnable {
                 }
             }
             case CELLS -> Experiment.cellsFor(1, saved(value));
+            case QUERIES -> {
+                if (!value.matches("[0-9]{1,9}")) {
+                    throw new KvmergeException.Usage(
+                            "--vary queries takes numbers of a block's queries, as queries=128,32, not '" + value
+                                    + "'");
+                }
+            }
             default ->
                 ModelOptions.checkBias(
                         compute, List.of(Strategies.method(spec(parameter, value), Strategies.Settings.DEFAULT)));

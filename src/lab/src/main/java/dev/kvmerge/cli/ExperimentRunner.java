@@ -35,6 +35,11 @@ final class ExperimentRunner {
         this.compute = compute;
     }
 
+    /** The same with about so many of a block's captured queries observed. */
+    ExperimentRunner observing(int queries) {
+        return new ExperimentRunner(model, text, offset, tokens, compute.withObservedQueries(queries));
+    }
+
     /**
      * What to run.
      *
@@ -114,7 +119,8 @@ final class ExperimentRunner {
                 compute.threads(),
                 compute.flashAttention().name().toLowerCase(Locale.ROOT),
                 compute.keyType().name().toLowerCase(Locale.ROOT),
-                compute.valueType().name().toLowerCase(Locale.ROOT));
+                compute.valueType().name().toLowerCase(Locale.ROOT),
+                compute.captures() ? compute.observedQueries() : null);
         header = header == null ? Provenance.of(model, text, offset, settings) : header.with(settings);
         return header;
     }

@@ -95,6 +95,13 @@ final class ModelOptions {
     Observation observation;
 
     @Option(
+            names = "--observe-queries",
+            paramLabel = "N",
+            description = "with captured queries: look at about N of a block's, evenly spaced; 0 for all (default: "
+                    + ComputeSettings.OBSERVED_QUERIES + ")")
+    Integer observedQueries;
+
+    @Option(
             names = "--llama-lib",
             paramLabel = "DIR",
             description =
@@ -163,8 +170,18 @@ final class ModelOptions {
             throw new KvmergeException.Usage(
                     "--observe goes with flash attention: add -fa on, or leave it out, since here it has no effect");
         }
+        if (observedQueries != null && (chosen == FlashAttention.OFF || observation == Observation.STOP)) {
+            throw new KvmergeException.Usage("--observe-queries is of captured queries: add -fa on, without --observe"
+                    + " stop, or leave it out, since here it has no effect");
+        }
         return new ComputeSettings(
-                threads(), ubatch, chosen, keyType, valueType, observation == null ? Observation.CAPTURE : observation);
+                threads(),
+                ubatch,
+                chosen,
+                keyType,
+                valueType,
+                observation == null ? Observation.CAPTURE : observation,
+                observedQueries == null ? ComputeSettings.OBSERVED_QUERIES : observedQueries);
     }
 
     /** Loads the libraries. */

@@ -222,7 +222,11 @@ public final class HtmlReport {
         return "bin/kvmerge experiment -m " + report.model().path() + " -f "
                 + report.text().name() + " --offset "
                 + report.text().offset() + " --tokens " + report.settings().tokens() + " --block "
-                + report.settings().block() + " -fa " + report.settings().flashAttention() + " -ctk "
+                + report.settings().block() + " -fa " + report.settings().flashAttention()
+                + (report.settings().observedQueries() == null
+                        ? ""
+                        : " --observe-queries " + report.settings().observedQueries())
+                + " -ctk "
                 + report.settings().keyType() + " -ctv " + report.settings().valueType() + " --strategies "
                 + String.join(
                         ",",

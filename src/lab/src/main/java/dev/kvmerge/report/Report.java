@@ -52,9 +52,20 @@ public record Report(
      */
     public record TextInfo(String name, String sha256, int offset) {}
 
-    /** What all runs shared. */
+    /**
+     * What all runs shared.
+     *
+     * @param observedQueries of a block's captured queries; null where none are captured, and in older files
+     */
     public record Settings(
-            int tokens, String mode, int block, int threads, String flashAttention, String keyType, String valueType) {}
+            int tokens,
+            String mode,
+            int block,
+            int threads,
+            String flashAttention,
+            String keyType,
+            String valueType,
+            Integer observedQueries) {}
 
     /** The same of an experiment with other settings. */
     public Report with(Settings newSettings) {

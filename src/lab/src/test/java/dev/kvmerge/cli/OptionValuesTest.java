@@ -59,12 +59,13 @@ class OptionValuesTest {
         wrong("NaN", "", "--presence-penalty", "--frequency-penalty");
         wrong("2", "", "--top-p", "--typical", "--recent-share", "--compression", "--depths");
         wrong("-1", "position", "--position-range");
+        wrong("-1", "", "--observe-queries");
+        wrong("0", "", "--kv-mib");
         wrong("5", "-ngl 5", "--gpu-layers");
         wrong("tpu", "", "--device");
         wrong("nobody:1", "make llama-rpc", "--rpc");
         wrong("maybe", "", "--flash-attn", "--observe", "--noise-floor");
-        wrong("q4_0", "q4_0", "--cache-type-k", "--cache-type-v");
-        wrong("q9", "", "perplexity --cache-type-k", "perplexity --cache-type-v"); // llama.cpp's own takes q4_0
+        wrong("q9", "", "--cache-type-k", "--cache-type-v");
         wrong("nowhere", "already loaded from", "--llama-lib");
         wrong("nowhere.txt", "nowhere.txt", "--file", "--grammar-file", "--system-prompt-file", "--api-key-file");
         wrong("nowhere.txt", "nowhere.txt", "--chat-template-file");

@@ -15,7 +15,7 @@ class DifferencesTest {
                 null,
                 new Report.ModelInfo("m.gguf", sha, "llama", "tiny", 2, 4, 2, 16, "F32"),
                 new Report.TextInfo(text, "abc", 0),
-                new Report.Settings(512, "stream", block, 1, "off", "f16", "f16"),
+                new Report.Settings(512, "stream", block, 1, "off", "f16", "f16", null),
                 List.of());
     }
 

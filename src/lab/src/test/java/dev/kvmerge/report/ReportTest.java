@@ -90,7 +90,7 @@ class ReportTest {
                 new Report.Machine("cpu", 2, "avx2", "cpu", null),
                 new Report.ModelInfo("m.gguf", "abc", "llama", "llama 1B Q4_0", 2, 4, 2, 64, "Q4_0"),
                 new Report.TextInfo("t.txt", "def", 0),
-                new Report.Settings(1000, "stream", 64, 2, "off", "f16", "f16"),
+                new Report.Settings(1000, "stream", 64, 2, "off", "f16", "f16", null),
                 List.of(FULL, OURS));
         Trace trace = new Trace(
                 new double[] {Double.NaN, 1.25, 3e-9},

@@ -68,6 +68,7 @@ record Watched(Context context, Observer observer, Compressor.Shown shown, Compr
                         options.compute().threads())
                 .withMassPower(needs.massPower())
                 .withMassQueries(needs.massQueries())
+                .withMassSample(options.compute().observedQueries())
                 .withQueries(needs.queries())
                 .withBackend(model.backend())
                 .withObservation(options.compute().observation());

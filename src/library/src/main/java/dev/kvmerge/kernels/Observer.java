@@ -30,6 +30,8 @@ public final class Observer implements AutoCloseable {
      * @param entropy normalised entropy of each attention row
      * @param massPower 1 for attention received; 1.5 or 2 for the sum of that power of it
      * @param massQueries the mass is over so many of the newest queries; 0 for all
+     * @param massSample of all a block's captured queries, the mass is of about so many, evenly spaced, each for those
+     *     between; 0 for all
      * @param queries mean and second moment of the queries; a folded bias needs them and gets them
      * @param bias how merged cells keep their members' mass
      * @param queryDecay factor on the query moments at each block, 0..1
@@ -43,6 +45,7 @@ public final class Observer implements AutoCloseable {
             boolean entropy,
             double massPower,
             int massQueries,
+            int massSample,
             boolean queries,
             Bias bias,
             double queryDecay,
@@ -55,9 +58,10 @@ public final class Observer implements AutoCloseable {
 
         public Options {
             Objects.requireNonNull(observation, "observation");
-            if (!(massPower == 1 || massPower == 1.5 || massPower == 2) || massQueries < 0) {
-                throw new KvmergeException.Usage("the mass power is 1, 1.5 or 2 and its queries not negative: "
-                        + massPower + ", " + massQueries);
+            if (!(massPower == 1 || massPower == 1.5 || massPower == 2) || massQueries < 0 || massSample < 0) {
+                throw new KvmergeException.Usage(
+                        "the mass power is 1, 1.5 or 2, its queries and its sample not negative: " + massPower + ", "
+                                + massQueries + ", " + massSample);
             }
             if (!(queryDecay >= 0 && queryDecay <= 1) || !(ridge > 0 && Double.isFinite(ridge))) {
                 throw new KvmergeException.Usage(
@@ -68,12 +72,23 @@ public final class Observer implements AutoCloseable {
         /** The decay and ridge that were measured best. */
         public static Options of(boolean mass, boolean entropy, Bias bias, int threads) {
             return new Options(
-                    mass, entropy, 1, 0, false, bias, QUERY_DECAY, RIDGE, Backend.CPU, threads, Observation.CAPTURE);
+                    mass, entropy, 1, 0, 0, false, bias, QUERY_DECAY, RIDGE, Backend.CPU, threads, Observation.CAPTURE);
         }
 
         public Options withMassPower(double power) {
             return new Options(
-                    mass, entropy, power, massQueries, queries, bias, queryDecay, ridge, backend, threads, observation);
+                    mass,
+                    entropy,
+                    power,
+                    massQueries,
+                    massSample,
+                    queries,
+                    bias,
+                    queryDecay,
+                    ridge,
+                    backend,
+                    threads,
+                    observation);
         }
 
         public Options withBackend(Backend where) {
@@ -82,6 +97,7 @@ public final class Observer implements AutoCloseable {
                     entropy,
                     massPower,
                     massQueries,
+                    massSample,
                     queries,
                     bias,
                     queryDecay,
@@ -93,7 +109,34 @@ public final class Observer implements AutoCloseable {
 
         public Options withMassQueries(int newest) {
             return new Options(
-                    mass, entropy, massPower, newest, queries, bias, queryDecay, ridge, backend, threads, observation);
+                    mass,
+                    entropy,
+                    massPower,
+                    newest,
+                    massSample,
+                    queries,
+                    bias,
+                    queryDecay,
+                    ridge,
+                    backend,
+                    threads,
+                    observation);
+        }
+
+        public Options withMassSample(int most) {
+            return new Options(
+                    mass,
+                    entropy,
+                    massPower,
+                    massQueries,
+                    most,
+                    queries,
+                    bias,
+                    queryDecay,
+                    ridge,
+                    backend,
+                    threads,
+                    observation);
         }
 
         public Options withQueries(boolean observed) {
@@ -102,6 +145,7 @@ public final class Observer implements AutoCloseable {
                     entropy,
                     massPower,
                     massQueries,
+                    massSample,
                     observed,
                     bias,
                     queryDecay,
@@ -113,7 +157,18 @@ public final class Observer implements AutoCloseable {
 
         public Options withObservation(Observation how) {
             return new Options(
-                    mass, entropy, massPower, massQueries, queries, bias, queryDecay, ridge, backend, threads, how);
+                    mass,
+                    entropy,
+                    massPower,
+                    massQueries,
+                    massSample,
+                    queries,
+                    bias,
+                    queryDecay,
+                    ridge,
+                    backend,
+                    threads,
+                    how);
         }
     }
 

@@ -37,6 +37,7 @@ final class ObserverParams {
                         | (options.observation() == Observation.STOP ? Kvmerge_h.KVMERGE_OBSERVE_STOP() : 0));
         kvmerge_observer_params.mass_power(params, (float) options.massPower());
         kvmerge_observer_params.mass_queries(params, options.massQueries());
+        kvmerge_observer_params.mass_sample(params, options.massSample());
         kvmerge_observer_params.bias(
                 params,
                 switch (options.bias()) {

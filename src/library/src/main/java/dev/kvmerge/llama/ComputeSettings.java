@@ -14,6 +14,8 @@ import java.util.Objects;
  * @param keyType type of the K cells (-ctk)
  * @param valueType type of the V cells (-ctv)
  * @param observation how attention is observed where flash attention is on (--observe, which is kvmerge's)
+ * @param observedQueries of a block's captured queries, about so many, evenly spaced, tell what attention the cells
+ *     get, each for those between; 0 for all (--observe-queries, which is kvmerge's)
  */
 public record ComputeSettings(
         int threads,
@@ -21,7 +23,8 @@ public record ComputeSettings(
         FlashAttention flashAttention,
         CellType keyType,
         CellType valueType,
-        Observation observation) {
+        Observation observation,
+        int observedQueries) {
     /** How queries are seen that flash attention leaves no probabilities of. */
     public enum Observation {
         /** llama.cpp's graph copies them as it runs, and they are looked at once a block; in host memory alone. */
@@ -33,6 +36,9 @@ public record ComputeSettings(
     /** Most CPU threads. */
     public static final int MOST_THREADS = 1024;
 
+    /** A quarter of a usual block of 128: KL hardly notices, docs/parameters.md. */
+    public static final int OBSERVED_QUERIES = 32;
+
     private static final int UBATCH = 512;
 
     public ComputeSettings {
@@ -42,13 +48,18 @@ public record ComputeSettings(
         Objects.requireNonNull(keyType, "keyType");
         Objects.requireNonNull(valueType, "valueType");
         Objects.requireNonNull(observation, "observation");
+        if (observedQueries < 0) {
+            throw new KvmergeException.Usage(
+                    "the observed queries (--observe-queries) are a number of a block's queries,"
+                            + " or 0 for all, not " + observedQueries);
+        }
     }
 
     /** All cores, llama.cpp's ubatch and F16 cells; flash attention off, which shows the attention for less. */
     public static ComputeSettings usual() {
         int threads = Runtime.getRuntime().availableProcessors();
         return new ComputeSettings(
-                threads, UBATCH, FlashAttention.OFF, CellType.F16, CellType.F16, Observation.CAPTURE);
+                threads, UBATCH, FlashAttention.OFF, CellType.F16, CellType.F16, Observation.CAPTURE, OBSERVED_QUERIES);
     }
 
     /**
@@ -63,24 +74,29 @@ public record ComputeSettings(
         }
     }
 
+    /** Whether queries may be captured: with flash attention off there is nothing to capture. */
+    public boolean captures() {
+        return flashAttention != FlashAttention.OFF && observation == Observation.CAPTURE;
+    }
+
     /** The same on another number of threads. */
     public ComputeSettings withThreads(int n) {
-        return new ComputeSettings(n, ubatch, flashAttention, keyType, valueType, observation);
+        return new ComputeSettings(n, ubatch, flashAttention, keyType, valueType, observation, observedQueries);
     }
 
     /** The same with another number of tokens computed at once. */
     public ComputeSettings withUbatch(int n) {
-        return new ComputeSettings(threads, n, flashAttention, keyType, valueType, observation);
+        return new ComputeSettings(threads, n, flashAttention, keyType, valueType, observation, observedQueries);
     }
 
     /** The same with flash attention on, off, or as llama.cpp chooses. */
     public ComputeSettings withFlashAttention(FlashAttention f) {
-        return new ComputeSettings(threads, ubatch, f, keyType, valueType, observation);
+        return new ComputeSettings(threads, ubatch, f, keyType, valueType, observation, observedQueries);
     }
 
     /** The same with cells of other types. */
     public ComputeSettings withCellTypes(CellType k, CellType v) {
-        return new ComputeSettings(threads, ubatch, flashAttention, k, v, observation);
+        return new ComputeSettings(threads, ubatch, flashAttention, k, v, observation, observedQueries);
     }
 
     /** The same with cells of other types; with flash attention where llama.cpp wants it for them. */
@@ -96,6 +112,11 @@ public record ComputeSettings(
 
     /** The same with attention observed in another way. */
     public ComputeSettings withObservation(Observation o) {
-        return new ComputeSettings(threads, ubatch, flashAttention, keyType, valueType, o);
+        return new ComputeSettings(threads, ubatch, flashAttention, keyType, valueType, o, observedQueries);
+    }
+
+    /** The same with about so many of a block's queries observed; 0 for all. */
+    public ComputeSettings withObservedQueries(int n) {
+        return new ComputeSettings(threads, ubatch, flashAttention, keyType, valueType, observation, n);
     }
 }

@@ -592,8 +592,9 @@ class CompressedContextTest {
             assertThrows(
                     KvmergeException.Usage.class,
                     () -> new Observer.Options(
-                            true, false, 1, 0, false, Bias.NONE, decay, 0.05, Backend.CPU, 1, Observation.CAPTURE));
+                            true, false, 1, 0, 0, false, Bias.NONE, decay, 0.05, Backend.CPU, 1, Observation.CAPTURE));
         }
+        assertThrows(KvmergeException.Usage.class, () -> ComputeSettings.usual().withObservedQueries(-1));
         assertThrows(KvmergeException.Usage.class, () -> Needs.NOTHING.withMassPower(3));
         assertThrows(KvmergeException.Usage.class, () -> Needs.NOTHING.withMassQueries(-1));
         assertThrows(
