@@ -127,8 +127,8 @@ typedef struct kvmerge_observer_params {
     int32_t mass_queries;   /* n: the mass is over the newest n queries of the block's last ubatch of n and more, and
                              * all that came after it; over all queries where no ubatch has as many, as in a generation
                              * token by token (n = 1 is exact there too). 0: over all queries */
-    int32_t mass_sample;    /* n: where queries are captured, the mass is of about n of a block's, evenly spaced, each of
-                             * which counts for those between. Not with mass_queries or entropies. 0: of all */
+    int32_t mass_sample;    /* n: where queries are captured, the mass is of about n of a block's, evenly spaced, each
+                             * of which counts for those between. Not with mass_queries or entropies. 0: of all */
     float query_decay;      /* factor on the query moments at each begin, 0..1; .7 a block of 128 is good */
     float ridge;            /* lambda of the fold direction, > 0; .05 is good */
     int32_t device;         /* KVMERGE_DEVICE_* */

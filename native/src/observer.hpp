@@ -118,8 +118,8 @@ struct kvmerge_observer {
     bool fold_on_gpu();                 // whether there was anything to do
     // Throws STATE where queries of the block never came; of those on a GPU that is known once it has finished.
     void require_captured() const;
-    void look_at_newest();              // of what is captured on a GPU: finds out what the newest token sees
-    void add_waiting_queries();         // of all layers, to the moments
+    void look_at_newest();      // of what is captured on a GPU: finds out what the newest token sees
+    void add_waiting_queries(); // of all layers, to the moments
     void add_waiting_queries(Layer & layer);
 
   private:

@@ -253,9 +253,9 @@ struct PlanHeadsArgs {
     int n_heads;
 };
 
-// The table of the cells (table.hpp) of the KV heads of those layers that lie on one GPU: rows of n_cells, one a head, in
-// position order. All arrays of the following kernels lie on that GPU; those by head are [n_heads][n_cells] too, unless
-// they say otherwise.
+// The table of the cells (table.hpp) of the KV heads of those layers that lie on one GPU: rows of n_cells, one a head,
+// in position order. All arrays of the following kernels lie on that GPU; those by head are [n_heads][n_cells] too,
+// unless they say otherwise.
 struct TableRows {
     int n_heads;
     int n_cells;
@@ -267,9 +267,9 @@ struct TableRows {
 // Adds a block, as CellTable::add does.
 struct AddBlockArgs {
     TableRows rows;
-    int used;                    // cells in use before
-    int n;                       // tokens of the block
-    const int32_t * token_cell;  // [n]
+    int used;                   // cells in use before
+    int n;                      // tokens of the block
+    const int32_t * token_cell; // [n]
     int32_t first_position;
     int32_t first_frame;
     double mass_decay;
@@ -312,13 +312,13 @@ struct Verdict {
 struct StageHeadsArgs {
     TableRows rows;
     int used, pinned;
-    int budget;                 // groups that a head must have
-    int32_t back;               // positions that all go back
-    int pivot_frame;            // as in kvmerge_moves
-    const uint8_t * stays;      // [n_cells]: whether llama.cpp keeps the cell
-    const int32_t * target;     // as kvmerge_cache_stage takes them
+    int budget;             // groups that a head must have
+    int32_t back;           // positions that all go back
+    int pivot_frame;        // as in kvmerge_moves
+    const uint8_t * stays;  // [n_cells]: whether llama.cpp keeps the cell
+    const int32_t * target; // as kvmerge_cache_stage takes them
     const float * weight;
-    const float * value_weight; // null: as weight
+    const float * value_weight;  // null: as weight
     const float * inverse_scale; // [n_heads]: of the scores; 0 where no bias is folded
     int room;                    // most members and groups of a head, that are rewritten
     int32_t * dest;              // written: the cell that the row's group goes to; -1 where the row is no pivot
@@ -331,7 +331,8 @@ struct StageHeadsArgs {
     Verdict * verdict;           // [n_heads]
 };
 
-// Moves the table, as CellTable::commit does, when the cells have been rewritten. The arrays are those of StageHeadsArgs.
+// Moves the table, as CellTable::commit does, when the cells have been rewritten. The arrays are those of
+// StageHeadsArgs.
 struct CommitHeadsArgs {
     TableRows rows;
     int used;

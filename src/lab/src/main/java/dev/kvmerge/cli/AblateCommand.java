@@ -35,9 +35,8 @@ import picocli.CommandLine.Spec;
         description = {
             "Varies one parameter of a strategy at a time and measures the KL divergence from the full cache: a table "
                     + "and a plot each.",
-            "Parameters are the strategy's (see its row in results.json), or cells, the share that stays, or block, or (with "
-                    + "-fa on) queries, those observed of a block. "
-                    + "What is finished is not made again.",
+            "Parameters are the strategy's (see its row in results.json), or cells, the share that stays, or block, "
+                    + "or (with -fa on) queries, those observed of a block. What is finished is not made again.",
             "decay and mass-power are varied without a calibration, which is made for one of each."
         },
         footer = {
