@@ -426,7 +426,7 @@ typedef struct kvmerge_cache_params {
 
 /* Fills in what docs/performance.md was measured with: 4 sinks, a quarter for the newest, groups of at most 8,
  * mass_decay .9, pivot_frame 1, and key_cost 1.5, which goes without a calibration and with an observer's mass_power
- * of 1.5. With a calibration key_cost .8 and mass_power 1 are good. The rest is 0. */
+ * of 1.5. With a calibration key_cost .8 is good, and the mass_power that it is for. The rest is 0. */
 KVMERGE_API kvmerge_status kvmerge_cache_defaults(kvmerge_cache_params * out);
 
 /* Makes a cache of an empty sequence, below llama_n_seq_max. Errors: ARGUMENT (what does not go together, too), MEMORY.

@@ -42,7 +42,7 @@ struct TestAllocator {
 template <class T>
 using Vec = std::vector<T, TestAllocator<T>>;
 
-static Vec<float> normals(Random & random, size_t n) {
+inline Vec<float> normals(Random & random, size_t n) {
     const std::vector<float> x = random.normals(n);
     return Vec<float>(x.begin(), x.end());
 }
@@ -67,7 +67,7 @@ struct Guarded {
     operator T *() { return data.data() + MARGIN; }
 };
 
-static void softmax_row(Random & random, int visible, float sharpness, float * p) {
+inline void softmax_row(Random & random, int visible, float sharpness, float * p) {
     double sum = 0;
     for (int i = 0; i < visible; i++) {
         sum += p[i] = std::exp(sharpness * random.normal());
@@ -78,7 +78,7 @@ static void softmax_row(Random & random, int visible, float sharpness, float * p
 }
 
 template <class Table>
-static void test_attention_stats(const Table & fast, Random & random) {
+inline void test_attention_stats(const Table & fast, Random & random) {
     const int kv_heads = random.integer(1, 3), heads_per_kv = random.integer(1, 4), heads = kv_heads * heads_per_kv,
               rows = random.integer(1, 20);
     const int cells = random.integer(0, 9) == 0 ? 1 : random.integer(1, 700);
@@ -197,7 +197,7 @@ struct TestCells {
     }
 };
 
-static Vec<int32_t> some_cells(Random & random, int n_cells, int n) { // distinct, in any order
+inline Vec<int32_t> some_cells(Random & random, int n_cells, int n) { // distinct, in any order
     Vec<int32_t> cells(n_cells);
     for (int i = 0; i < n_cells; i++) {
         cells[i] = i;
@@ -208,7 +208,7 @@ static Vec<int32_t> some_cells(Random & random, int n_cells, int n) { // distinc
 }
 
 // Rounds to what half precision holds, by the reference.
-static void round_to_half(Vec<float> & x) {
+inline void round_to_half(Vec<float> & x) {
     Vec<uint16_t> half(x.size());
     const int n = int(x.size());
     const CellView one = {half.data(), CELL_F16, 0, n, 1, std::ptrdiff_t(2 * x.size())};
@@ -220,7 +220,7 @@ static void round_to_half(Vec<float> & x) {
 // Every value that half precision has: read as the reference reads it, and written back to the same bits. The sizes
 // leave all remainders of a vector.
 template <class Table>
-static void test_every_half(const Table & fast) {
+inline void test_every_half(const Table & fast) {
     for (const int dim : {1, 7, 31, 64}) {
         const int n = 65536 / dim;
         std::vector<uint16_t> half(size_t(n) * dim), back(half.size());
@@ -243,7 +243,7 @@ static void test_every_half(const Table & fast) {
 }
 
 template <class Table>
-static void test_gather_cells(const Table & fast, Random & random) {
+inline void test_gather_cells(const Table & fast, Random & random) {
     const int n_cells = random.integer(1, 150), n = random.integer(1, n_cells);
     const TestCells cells(random, random.integer(1, 3), random.integer(1, 140), n_cells, true);
     const auto which = some_cells(random, n_cells, n);
@@ -257,7 +257,7 @@ static void test_gather_cells(const Table & fast, Random & random) {
 }
 
 // Blocks on which quantising has to choose: all zeros, all equal, ties, one sign, and scales that half precision lacks.
-static void spoil_block(Random & random, float * x) {
+inline void spoil_block(Random & random, float * x) {
     const int how = random.integer(0, 9);
     for (int i = 0; i < QUANTS; i++) {
         x[i] = how == 0   ? 0.0f
@@ -272,7 +272,7 @@ static void spoil_block(Random & random, float * x) {
 }
 
 template <class Table>
-static void test_scatter_cells(const Table & fast, Random & random) {
+inline void test_scatter_cells(const Table & fast, Random & random) {
     const int n_cells = random.integer(1, 150), n = random.integer(1, n_cells);
     const TestCells cells(random, random.integer(1, 3), random.integer(1, 140), n_cells, true);
     const TestCells expected(cells);
@@ -297,7 +297,7 @@ static void test_scatter_cells(const Table & fast, Random & random) {
 }
 
 template <class Table>
-static void test_score_stats(const Table & fast, Random & random) {
+inline void test_score_stats(const Table & fast, Random & random) {
     const int kv_heads = random.integer(1, 3), heads_per_kv = random.integer(1, 3), heads = kv_heads * heads_per_kv,
               rows = random.integer(1, 20), cells = random.integer(0, 9) == 0 ? 1 : random.integer(1, 300),
               half_powers = random.integer(2, 4);
@@ -360,7 +360,7 @@ static void test_score_stats(const Table & fast, Random & random) {
 }
 
 template <class Table>
-static void test_find_spans(const Table & fast, Random & random) {
+inline void test_find_spans(const Table & fast, Random & random) {
     const int rows = random.integer(1, 5), n = random.integer(1, 300), stride = n + random.integer(0, 7);
     const int first = random.integer(0, n), end = random.integer(first, n), longest = random.integer(1, 40);
     const float threshold = random.normal();
@@ -380,7 +380,7 @@ static void test_find_spans(const Table & fast, Random & random) {
 }
 
 template <class Table>
-static void test_query_moments(const Table & fast, Random & random) {
+inline void test_query_moments(const Table & fast, Random & random) {
     const int kv_heads = random.integer(1, 3), heads_per_kv = random.integer(1, 4), rows = random.integer(1, 20),
               dim = random.integer(1, 130);
     const int row_stride = dim * kv_heads * heads_per_kv, head_stride = dim; // [token][head][dim], as in llama.cpp
@@ -403,7 +403,7 @@ static void test_query_moments(const Table & fast, Random & random) {
 }
 
 template <class Table>
-static void test_fold_direction(const Table & fast, Random & random) {
+inline void test_fold_direction(const Table & fast, Random & random) {
     const int n = random.integer(1, 3), dim = random.integer(1, 80), samples = random.integer(1, 100);
     Vec<float> sum(size_t(n) * dim, 0.0f), second(size_t(n) * dim * dim, 0.0f);
     const auto center = normals(random, dim);
@@ -433,7 +433,7 @@ static void test_fold_direction(const Table & fast, Random & random) {
 
 // Random groups of some heads, with destinations that are members of other groups.
 template <class Table>
-static void test_merge_cells(const Table & fast, Random & random) {
+inline void test_merge_cells(const Table & fast, Random & random) {
     const int n_cells = random.integer(1, 90), n_heads = random.integer(1, 3);
     const bool rotated = random.integer(0, 3) == 0; // stored rotated by a Hadamard matrix
     const TestCells keys(random, n_heads, rotated ? 64 : 2 * random.integer(1, 70), n_cells, false);
@@ -492,7 +492,7 @@ static void test_merge_cells(const Table & fast, Random & random) {
 
 // A rotation to another position and back, and equality with rotating from scratch: the law that the merge rests on.
 template <class Table>
-static void test_rotation_composes(const Table & fast) {
+inline void test_rotation_composes(const Table & fast) {
     const int dim = 64;
     Random random(7);
     const TestCells key(random, 1, dim, 1, false, CELL_F32), value(random, 1, 1, 1, false, CELL_F32);
@@ -535,7 +535,7 @@ static void test_rotation_composes(const Table & fast) {
 
 // Cells that only move keep their values, also where a quantised block is quantised again.
 template <class Table>
-static void test_moved_cells_keep_bits(const Table & fast) {
+inline void test_moved_cells_keep_bits(const Table & fast) {
     Random random(8);
     for (int type = 0; type < CELL_TYPES; type++) {
         for (const bool transposed : {false, true}) {
@@ -567,7 +567,7 @@ static void test_moved_cells_keep_bits(const Table & fast) {
 }
 
 template <class Table>
-static void test_entropy_of_known_rows(const Table & fast) {
+inline void test_entropy_of_known_rows(const Table & fast) {
     const int n = 1000;
     Vec<float> uniform(n, 1.0f / n), one_hot(n, 0.0f), mass(n, 0.0f), entropy(1, -1.0f);
     one_hot[17] = 1;
@@ -579,7 +579,7 @@ static void test_entropy_of_known_rows(const Table & fast) {
 }
 
 template <class Table>
-static void test_project_cells(const Table & fast, Random & random) {
+inline void test_project_cells(const Table & fast, Random & random) {
     const int n_cells = random.integer(1, 300), heads = random.integer(1, 3), n = random.integer(0, n_cells);
     const bool rotated = random.integer(0, 3) == 0;
     const TestCells keys(random, heads, rotated ? 64 : random.integer(1, 140), n_cells, true);
@@ -611,7 +611,7 @@ static void test_project_cells(const Table & fast, Random & random) {
 }
 
 template <class Table>
-static void test_expected_attention(const Table & fast, Random & random) {
+inline void test_expected_attention(const Table & fast, Random & random) {
     const int n = random.integer(1, 300);
     Vec<double> rate(n);
     for (double & r : rate) {
@@ -643,7 +643,7 @@ static void test_expected_attention(const Table & fast, Random & random) {
 // Rounding may turn a choice between two operations of nearly the same price. So the plans may differ, and what has to
 // agree is the sum of the prices.
 template <class Table>
-static void test_plan_groups(const Table & fast, Random & random) {
+inline void test_plan_groups(const Table & fast, Random & random) {
     const int n = random.integer(1, random.integer(0, 3) ? 60 : 150), heads = random.integer(1, 3),
               n_cells = n + random.integer(0, 20);
     const TestCells keys(random, heads, random.integer(1, 70), n_cells, true);
@@ -717,7 +717,7 @@ static void test_plan_groups(const Table & fast, Random & random) {
 }
 
 template <class Table>
-static void test_log_sum_exp(const Table & fast, Random & random) {
+inline void test_log_sum_exp(const Table & fast, Random & random) {
     const int n = random.integer(1, 5000);
     auto x = random.normals(n);
     for (float & v : x) {
@@ -734,7 +734,7 @@ static void test_log_sum_exp(const Table & fast, Random & random) {
 }
 
 template <class Table>
-static void test_kl_row(const Table & fast, Random & random) {
+inline void test_kl_row(const Table & fast, Random & random) {
     const int n = random.integer(1, 5000);
     auto x = random.normals(n);
     std::vector<uint16_t> base(n);
