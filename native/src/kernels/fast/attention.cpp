@@ -178,6 +178,7 @@ void attention_stats(const AttentionStatsArgs & a) {
 // is added.
 constexpr int ROW_TILE = WIDTH == 16 ? 8 : WIDTH == 8 ? 6 : 4;
 constexpr int CELL_TILE = 2 * WIDTH;
+// Arrays of vectors are aligned by hand below: clang forgets in a template that Vector need not be.
 
 typedef int32_t Integers __attribute__((vector_size(WIDTH * sizeof(int32_t)), may_alias));
 typedef uint16_t Shorts __attribute__((vector_size(WIDTH * sizeof(uint16_t)), aligned(2), may_alias));
@@ -225,7 +226,7 @@ static inline void interleave(Vector a, Vector b, Vector & lower, Vector & upper
 // Transposes a square of vectors by perfect shuffles.
 static inline void transpose(Vector (&x)[WIDTH]) {
     for (int width = WIDTH; width > 1; width /= 2) {
-        Vector y[WIDTH];
+        alignas(sizeof(Vector)) Vector y[WIDTH];
 #pragma GCC unroll 8
         for (int i = 0; i < WIDTH / 2; i++) {
             interleave(x[i], x[i + WIDTH / 2], y[2 * i], y[2 * i + 1]);
@@ -249,7 +250,7 @@ static void pack_keys(const CellView & view, int head, int n_cells, float * pack
             const float * const from = tile.data() + half * dim;
             std::ptrdiff_t i = 0;
             for (; i + WIDTH <= dim; i += WIDTH) {
-                Vector x[WIDTH];
+                alignas(sizeof(Vector)) Vector x[WIDTH];
                 for (int c = 0; c < WIDTH; c++) {
                     x[c] = load(from + c * dim + i);
                 }
@@ -291,7 +292,7 @@ struct ScoreRows {
 
     // Rows first..., as many as `rows`; the last is repeated up to ROWS.
     void run(int head, int first, int rows, const float * keys, float * mass) {
-        Vector max[ROWS];
+        alignas(sizeof(Vector)) Vector max[ROWS];
         score(head, first, rows, keys, max);
         float weight[ROWS] = {};
         for (int r = 0; r < rows; r++) {
@@ -327,7 +328,7 @@ struct ScoreRows {
             max[r] = all(std::numeric_limits<float>::lowest());
         }
         for (std::ptrdiff_t c = 0; c < stride; c += CELL_TILE, keys += CELL_TILE * dim) {
-            Vector sum[ROWS][2] = {};
+            alignas(sizeof(Vector)) Vector sum[ROWS][2] = {};
             score_tile<ROWS>(packed, keys, dim, sum);
             const bool hides = a.mask || c + CELL_TILE > a.n_cells;
             for (int r = 0; r < rows; r++) {
