@@ -17,7 +17,9 @@ import java.util.List;
 import java.util.Locale;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
+import picocli.CommandLine.Spec;
 
 /** Learns what a model's heads attend to later. */
 @Command(
@@ -67,6 +69,9 @@ final class CalibrateCommand implements Runnable {
             description = "where it goes (default: beside the model, as MODEL" + Calibrations.SUFFIX + ")")
     private Path out;
 
+    @Spec
+    private CommandSpec command;
+
     @Override
     public void run() {
         if (pieces < 1 || tokens < Calibrator.FEWEST_TOKENS) {
@@ -74,6 +79,11 @@ final class CalibrateCommand implements Runnable {
                     "--pieces must be positive and --tokens " + Calibrator.FEWEST_TOKENS + " and more");
         }
         ComputeSettings compute = model.compute(FlashAttention.ON);
+        if (model.ubatch < Calibrator.FEWEST_UBATCH) {
+            throw new KvmergeException.Usage(
+                    "-ub must be " + Calibrator.FEWEST_UBATCH + " or more: a calibration is of whole blocks");
+        }
+        StrategyOptions.refuse(command, List.of("--observe-queries"), "is for strategies, a calibration looks at half");
         model.checkCells(compute, Bias.NONE);
         Catalogue catalogue = Home.catalogue();
         List<Text> texts = new ArrayList<>();

@@ -92,7 +92,7 @@ record KvMemory(CellTypes types, int cells) {
         CacheOptions options = CacheOptions.of(cells, block);
         return String.format(
                 Locale.ROOT,
-                "kvmerge: --kv-mib %s: %,d cells in %s and a block of %d%s, which allocates %.1f MiB; kvmerge's tables"
+                "kvmerge: --kv-mib %s: %,d cells in %s and a block of %d%s, which allocates %.1f MiB%s; kvmerge's tables"
                         + " take %.1f MiB beside",
                 number(mib),
                 cells,
@@ -100,6 +100,7 @@ record KvMemory(CellTypes types, int cells) {
                 block,
                 sequences == 1 ? "" : ", for each of " + sequences + " sequences",
                 options.allocated() * CellMemory.ofCell(model, types) * sequences / CellMemory.MIB,
+                model.slidingWindow() > 0 ? " beside the cells of layers with sliding windows" : "",
                 CacheChecks.tableBytes(model, options) * sequences / CellMemory.MIB);
     }
 

@@ -103,7 +103,7 @@ final class PerplexityCommand implements Runnable {
         boolean full = chosen.keepsAll();
         if (full) {
             StrategyOptions.refuse(command, StrategyOptions.NAMES, "goes with --strategy");
-            StrategyOptions.refuse(command, List.of("--observe"), "goes with --strategy");
+            StrategyOptions.refuse(command, List.of("--observe", "--observe-queries"), "goes with --strategy");
         }
         if (!full) {
             StrategyOptions.refuse(command, List.of("-b"), "goes without --strategy");

@@ -3,6 +3,7 @@ package dev.kvmerge.cli;
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.Calibration;
 import dev.kvmerge.attention.Calibrations;
+import dev.kvmerge.eval.Experiment;
 import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.models.Catalogue;
 import dev.kvmerge.strategy.Method;
@@ -35,7 +36,8 @@ final class StrategyOptions {
 
     /** Refuses what only a compressed cache uses where none is asked for but the full one. */
     static void refuseOfFull(CommandSpec command, List<String> names, List<String> strategies) {
-        if (strategies.stream().allMatch(Strategies.FULL::equals)) {
+        if (strategies.stream()
+                .allMatch(name -> Experiment.Spec.of(name).method().equals(Strategies.FULL))) {
             refuse(command, names, "goes with a strategy other than full");
         }
     }

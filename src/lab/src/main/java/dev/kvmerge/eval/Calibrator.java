@@ -28,6 +28,9 @@ public final class Calibrator {
     public static final double MASS_POWER = 1.5;
 
     private static final int BLOCK = 128;
+    /** Fewest tokens computed at once: a block. */
+    public static final int FEWEST_UBATCH = BLOCK;
+
     private static final int QUERIES = BLOCK / 2; // of a block, that are looked at: with flash attention each costs
     private static final int FIRST_POINT = 3; // blocks before the first look, and
     private static final int POINTS_APART = 3; // from one to the next

@@ -239,6 +239,10 @@ public final class Experiment implements AutoCloseable {
         int n = mode.streams() ? setup.tokens().length : mode.prefill();
         Method method = Strategies.method(spec.method(), settings);
         check(method);
+        if (method instanceof QuantisedCells && spec.types() != null) {
+            throw new KvmergeException.Usage(
+                    name + ": " + spec.method() + " is a type of cells itself: full@TYPE is the full cache in others");
+        }
         boolean sized = !Double.isNaN(compression);
         if (method instanceof Full || method.keepsAll() && !sized) {
             if (!(method instanceof Full) || spec.types() != null) {

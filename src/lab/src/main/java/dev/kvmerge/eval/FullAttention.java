@@ -49,7 +49,8 @@ final class FullAttention {
                         true, false, Bias.NONE, options.compute().threads())
                 .withBackend(model.backend())
                 .withMassPower(power)
-                .withMassQueries(queries);
+                .withMassQueries(queries)
+                .withObservation(options.compute().observation());
         long start = System.nanoTime();
         try (CompressedContext context = new CompressedContext(model, new Full(), options, observe)) {
             for (int at = 0, block = 0; at < tokens.length; block++) {

@@ -32,7 +32,8 @@ public record FactsReport(
             int threads,
             String flashAttention,
             String keyType,
-            String valueType) {}
+            String valueType,
+            Integer observedQueries) {}
 
     /** The same with these runs. */
     public FactsReport with(List<Facts.Run> newRuns) {

@@ -68,7 +68,12 @@ final class FolderLock implements AutoCloseable {
         while (true) {
             Files.createDirectories(folder);
             Object before = key(file);
-            FileChannel channel = FileChannel.open(file, StandardOpenOption.CREATE, StandardOpenOption.WRITE);
+            FileChannel channel;
+            try {
+                channel = FileChannel.open(file, StandardOpenOption.CREATE, StandardOpenOption.WRITE);
+            } catch (NoSuchFileException e) { // who held it has just deleted the folder too
+                continue;
+            }
             boolean mine = false;
             try {
                 if (channel.tryLock() == null) {

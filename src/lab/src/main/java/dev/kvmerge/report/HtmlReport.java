@@ -232,6 +232,7 @@ public final class HtmlReport {
                         ",",
                         report.runs().stream()
                                 .map(RunResult::strategy)
+                                .filter(name -> !name.equals(Experiment.AGAIN))
                                 .distinct()
                                 .toList())
                 + report.runs().stream()

@@ -126,7 +126,7 @@ public final class Table {
         StringBuilder text = new StringBuilder();
         byCompression(runs).forEach((compression, all) -> {
             List<RunResult> part = all.stream()
-                    .filter(r -> !SCALES.contains(r.strategy().split(":", 2)[0]))
+                    .filter(r -> !SCALES.contains(r.strategy().split("[:@]", 2)[0]))
                     .toList();
             if (part.isEmpty()) {
                 return;

@@ -3,7 +3,6 @@ package dev.kvmerge.cli;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
-import dev.kvmerge.SmallVocabulary;
 import dev.kvmerge.TestModel;
 import java.io.IOException;
 import java.net.InetAddress;
@@ -232,11 +231,8 @@ class OptionValuesTest {
     @MethodSource("computing")
     void howToComputeReachesTheContexts(String command) throws IOException, InterruptedException {
         List<String> args = new ArrayList<>(Arrays.asList(command.split(" ")));
-        if (Stream.of("facts", "chat").noneMatch(command::startsWith)) { // which need a chat template
-            Path small = SmallVocabulary.write(folder.resolve("small.gguf"), true, true, false);
-            args.addAll(List.of("-m", small.toString()));
-        }
-        args.addAll(List.of("-v", "-t", "1", "-ub", "48", "-fa", "on", "-ctk", "f32", "-ctv", "bf16"));
+        String ubatch = command.startsWith("calibrate") ? "128" : "48"; // a calibration is of whole blocks
+        args.addAll(List.of("-v", "-t", "1", "-ub", ubatch, "-fa", "on", "-ctk", "f32", "-ctv", "bf16"));
         if (Stream.of("generate", "chat", "perplexity").noneMatch(command::startsWith)) {
             args.addAll(List.of("--out", folder.resolve("out").toString()));
         }
@@ -248,7 +244,7 @@ class OptionValuesTest {
         String log = text.lines()
                 .filter(l -> l.contains("n_ubatch") || l.contains("flash_attn") || l.contains("K ("))
                 .collect(Collectors.joining("\n"));
-        assertTrue(log.matches("(?s).*n_ubatch += 48\\b.*"), log);
+        assertTrue(log.matches("(?s).*n_ubatch += " + ubatch + "\\b.*"), log);
         assertTrue(log.matches("(?s).*flash_attn += enabled.*"), log);
         assertTrue(log.matches("(?s).*K \\(f32\\).*V \\(bf16\\).*"), log);
     }

@@ -7,6 +7,7 @@ import dev.kvmerge.kernels.CellVectors;
 import dev.kvmerge.kernels.Observer;
 import dev.kvmerge.llama.Context;
 import dev.kvmerge.llama.Guard;
+import dev.kvmerge.llama.LlamaCache;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.llama.Shape;
 import java.io.IOException;
@@ -174,10 +175,25 @@ public final class CompressedContext implements AutoCloseable {
      * observe it, the queries' moments, which a folded bias goes by, keep what they have seen of many tokens at once.
      *
      * @return how many
+     * @throws KvmergeException.Usage if the model has sliding windows, and they have no room for so many tokens more
      */
     public int takeBack() {
         try (Guard.Use _ = enter()) {
+            requireWindow(blocks.pending());
             return blocks.takeBack();
+        }
+    }
+
+    /**
+     * llama.cpp gives layers with sliding windows a window and an ubatch of cells: more tokens overwrite the window.
+     */
+    private void requireWindow(int taken) {
+        int window = context().model().slidingWindow();
+        int spare = LlamaCache.padded(window + Math.min(options.compute().ubatch(), options.block())) - window;
+        if (window > 0 && taken > spare) {
+            throw new KvmergeException.Usage(taken + " tokens cannot be taken back: layers with sliding windows of "
+                    + window + " positions have room for " + spare + " more. Use a --block of " + spare
+                    + " or less, or a larger -ub");
         }
     }
 

@@ -248,8 +248,13 @@ public final class Session implements AutoCloseable {
         return sequence.context().isBroken();
     }
 
-    /** How many tokens {@link #takeBack} leaves. */
+    /**
+     * How many tokens {@link #takeBack} leaves; 0 where layers with sliding windows may have let go of what it needs.
+     */
     int settled() {
+        if (model.slidingWindow() > 0) {
+            return 0;
+        }
         return sequence.context().position() - sequence.context().recent();
     }
 
