@@ -92,8 +92,8 @@ record KvMemory(CellTypes types, int cells) {
         CacheOptions options = CacheOptions.of(cells, block);
         return String.format(
                 Locale.ROOT,
-                "kvmerge: --kv-mib %s: %,d cells in %s and a block of %d%s, which allocates %.1f MiB%s; kvmerge's tables"
-                        + " take %.1f MiB beside",
+                "kvmerge: --kv-mib %s: %,d cells in %s and a block of %d%s, which allocates %.1f MiB%s; kvmerge's"
+                        + " tables take %.1f MiB beside",
                 number(mib),
                 cells,
                 types.text(),

@@ -243,6 +243,7 @@ class EndToEndTest {
         assertEquals(320 - 224 - 1, with.get("scored").asInt());
         assertTrue(with.get("kl_mean").asDouble() < without.get("kl_mean").asDouble());
         filled.addAll(List.of("--prefill", "128", "--score", "64", "--overwrite"));
+        filled.removeAll(List.of("--block", "32")); // which goes without --prefill too
         Cli.run(filled.toArray(String[]::new)).failed(2, "--fill", "--prefill");
     }
 

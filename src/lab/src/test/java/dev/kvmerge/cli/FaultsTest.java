@@ -197,10 +197,7 @@ class FaultsTest {
         String text = Child.shell(command).ended(1);
         assertTrue(text.contains("free space") && text.contains("--out"), text);
         assertFalse(text.contains("\tat "), text);
-        try (Stream<Path> files = Files.walk(out)) {
-            assertEquals(
-                    0, files.filter(f -> f.toString().contains("full-logits")).count(), "the disk would stay full");
-        }
+        assertFalse(Files.exists(out), "nothing came of it, and the disk would stay full");
         resumes(out, "out of space");
     }
 
