@@ -73,7 +73,13 @@ final class AblateCommand implements Runnable {
     private static final Experiment.Extras BESIDE = new Experiment.Extras(true, false);
 
     /** A parameter's points, and what the full cache differs by from itself. */
-    private record Sweep(List<Ablation.Point> points, List<String> floors) {}
+    private record Sweep(List<Ablation.Point> points, List<String> floors) {
+        /** Adds what one value of the parameter gave in an experiment of its own. */
+        void add(String value, Sweep one) {
+            points.addAll(one.points);
+            floors.add(one.floors.getFirst().replaceFirst("noise floor", "noise floor at " + value));
+        }
+    }
 
     @Spec
     private CommandSpec command;
@@ -170,8 +176,7 @@ final class AblateCommand implements Runnable {
     }
 
     private Sweep varyBlock(ExperimentRunner runner, List<String> values, int n, Strategies.Settings settings) {
-        List<Ablation.Point> points = new ArrayList<>();
-        List<String> floors = new ArrayList<>();
+        Sweep all = new Sweep(new ArrayList<>(), new ArrayList<>());
         for (String value : values) {
             int block = Integer.parseInt(value);
             if (Strategies.method(strategy, settings).fewestCells(block) > Experiment.cellsFor(n, compression)) {
@@ -179,49 +184,27 @@ final class AblateCommand implements Runnable {
                         + " fewer cells do not hold one and the sinks");
                 continue;
             }
-            ExperimentRunner.Request request = new ExperimentRunner.Request(
-                    Experiment.Mode.stream(n),
-                    block,
-                    List.of(strategy),
-                    Experiment.Sizes.of(List.of(compression)),
-                    settings,
-                    BESIDE);
-            Sweep one = sweep(runner, request, out.resolve(BLOCK).resolve(value), run -> value);
-            points.addAll(one.points());
-            floors.add(one.floors().getFirst().replaceFirst("noise floor", "noise floor at " + value));
+            ExperimentRunner.Request request = request(n, block, List.of(strategy), List.of(compression), settings);
+            all.add(value, sweep(runner, request, out.resolve(BLOCK).resolve(value), run -> value));
         }
-        return new Sweep(points, floors);
+        return all;
     }
 
     private Sweep varyQueries(ExperimentRunner runner, List<String> values, int n, Strategies.Settings settings) {
-        ExperimentRunner.Request request = new ExperimentRunner.Request(
-                Experiment.Mode.stream(n),
-                USUAL_BLOCK,
-                List.of(strategy),
-                Experiment.Sizes.of(List.of(compression)),
-                settings,
-                BESIDE);
-        List<Ablation.Point> points = new ArrayList<>();
-        List<String> floors = new ArrayList<>();
+        ExperimentRunner.Request request = request(n, USUAL_BLOCK, List.of(strategy), List.of(compression), settings);
+        Sweep all = new Sweep(new ArrayList<>(), new ArrayList<>());
         for (String value : values) {
             ExperimentRunner so = runner.observing(Integer.parseInt(value));
-            Sweep one = sweep(so, request, out.resolve(QUERIES).resolve(value), run -> value);
-            points.addAll(one.points());
-            floors.add(one.floors().getFirst().replaceFirst("noise floor", "noise floor at " + value));
+            all.add(value, sweep(so, request, out.resolve(QUERIES).resolve(value), run -> value));
         }
-        return new Sweep(points, floors);
+        return all;
     }
 
     private Sweep varyCells(ExperimentRunner runner, List<String> values, int n, Strategies.Settings settings) {
         Map<Double, String> byCompression = new LinkedHashMap<>();
         values.forEach(value -> byCompression.put(saved(value), value));
-        ExperimentRunner.Request request = new ExperimentRunner.Request(
-                Experiment.Mode.stream(n),
-                USUAL_BLOCK,
-                List.of(strategy),
-                Experiment.Sizes.of(List.copyOf(byCompression.keySet())),
-                settings,
-                BESIDE);
+        ExperimentRunner.Request request =
+                request(n, USUAL_BLOCK, List.of(strategy), List.copyOf(byCompression.keySet()), settings);
         return sweep(runner, request, out.resolve(CELLS), run -> byCompression.get(run.compression()));
     }
 
@@ -229,14 +212,15 @@ final class AblateCommand implements Runnable {
             ExperimentRunner runner, String parameter, List<String> values, int n, Strategies.Settings settings) {
         Map<String, String> bySpec = new LinkedHashMap<>();
         values.forEach(value -> bySpec.put(spec(parameter, value), value));
-        ExperimentRunner.Request request = new ExperimentRunner.Request(
-                Experiment.Mode.stream(n),
-                USUAL_BLOCK,
-                List.copyOf(bySpec.keySet()),
-                Experiment.Sizes.of(List.of(compression)),
-                settings,
-                BESIDE);
+        ExperimentRunner.Request request =
+                request(n, USUAL_BLOCK, List.copyOf(bySpec.keySet()), List.of(compression), settings);
         return sweep(runner, request, out.resolve(parameter), run -> bySpec.get(run.spec()));
+    }
+
+    private static ExperimentRunner.Request request(
+            int n, int block, List<String> strategies, List<Double> compressions, Strategies.Settings settings) {
+        return new ExperimentRunner.Request(
+                Experiment.Mode.stream(n), block, strategies, Experiment.Sizes.of(compressions), settings, BESIDE);
     }
 
     /** Runs an experiment, or what its folder lacks of it: a point for each of its runs but the full cache's. */
