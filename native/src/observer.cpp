@@ -109,12 +109,17 @@ void kvmerge_observer::overlook(const ggml_tensor * node) noexcept {
     }
 }
 
-bool kvmerge_observer::saw_scores(const ggml_tensor * node, int layer) {
-    Layer & l = layers[layer];
-    if (!l.k.tensor()) {
+// Arrays of a layer's statistics are as large as its keys say: no attention is looked at before they are known.
+void kvmerge_observer::require_keys(int layer) const {
+    if (!layers[layer].k.tensor()) {
         throw Error(KVMERGE_E_UNSUPPORTED,
                     text("layer %d keeps no keys: models whose layers share them are not handled", layer));
     }
+}
+
+bool kvmerge_observer::saw_scores(const ggml_tensor * node, int layer) {
+    Layer & l = layers[layer];
+    require_keys(layer);
     check_queries(node->src[1], layer);
     l.stops_at_scores = (observes(KVMERGE_OBSERVE_QUERIES) && !(l.in_place && observes_attention())) ||
                         (params.bias == KVMERGE_BIAS_EXACT && any_bias);
@@ -135,6 +140,7 @@ void kvmerge_observer::check_queries(const ggml_tensor * q, int layer) const {
 // Whether to stop at a layer's attention.
 bool kvmerge_observer::saw_attention(const ggml_tensor * node, bool flash, int layer) {
     Layer & l = layers[layer];
+    require_keys(layer);
     const Attention attention = attention_of(node, layer);
     if (params.bias == KVMERGE_BIAS_EXACT) {
         if (flash) {

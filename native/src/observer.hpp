@@ -129,6 +129,7 @@ struct kvmerge_observer {
     void saw_cache_write(ggml_tensor * node, bool is_key, int layer);
     void saw_tokens();
     bool saw_scores(const ggml_tensor * node, int layer);
+    void require_keys(int layer) const;
     void check_queries(const ggml_tensor * q, int layer) const;
     void saw_mask(const ggml_tensor * mask);
     bool saw_attention(const ggml_tensor * node, bool flash, int layer);

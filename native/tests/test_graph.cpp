@@ -115,6 +115,23 @@ void test_layers_that_differ() {
     }
 }
 
+// The first graph has no write of keys: its attention may not decide how large the arrays are (found by the fuzzer: the
+// moments of the next graph's queries went into arrays of no elements).
+void test_attention_before_keys() {
+    kvmerge_observer * o = make(params_for(KVMERGE_OBSERVE_MASS | KVMERGE_OBSERVE_QUERIES, KVMERGE_BIAS_NONE));
+    Fixture f;
+    CHECK(!kvmerge_eval_callback(&f.soft_max, true, o));
+    check_refused(o, KVMERGE_E_UNSUPPORTED, "layer 0 keeps no keys");
+    CHECK(kvmerge_observer_begin(o) == KVMERGE_OK);
+    for (int i = 0; i < 2; i++) { // the second begin adds the queries that wait
+        f.decode(o);
+        kvmerge_block_stats stats;
+        CHECK(kvmerge_observer_stats(o, &stats) == KVMERGE_OK);
+        CHECK(kvmerge_observer_begin(o) == KVMERGE_OK);
+    }
+    CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+}
+
 // Keys of an unrotated part and a rotated one behind it, shared by all heads, as MLA has them.
 void test_rotated_parts() {
     const auto rotation_of = [](int mode, bool rotated_first, bool both, kvmerge_key_rotation & r, double * freq) {
@@ -308,6 +325,7 @@ int main() {
     skip_without_isa();
     test_foreign_nodes();
     test_layers_that_differ();
+    test_attention_before_keys();
     test_rotated_parts();
     test_rope_offset();
     test_shift();
