@@ -514,14 +514,15 @@ KVMERGE_API kvmerge_status kvmerge_cache_fates(kvmerge_cache * cache, int32_t la
 
 /* The whole state in bytes: cells as they lie in memory, the table, the query moments, llama.cpp's positions. Not the
  * last logits. Both functions take account of what kvmerge_cache_decode decoded since the last compression. The bytes
- * are of the same size until something is decoded. Errors: UNSUPPORTED with keep_newest, MEMORY, STATE (llama.cpp's
- * state has a layout that is not known, too). */
+ * are of the same size until something is decoded. Errors: MEMORY; STATE (llama.cpp's state has a layout that is not
+ * known; with keep_newest, tokens that the observer has not seen, too). */
 KVMERGE_API kvmerge_status kvmerge_cache_state_size(kvmerge_cache * cache, size_t * size);
 KVMERGE_API kvmerge_status kvmerge_cache_save(kvmerge_cache * cache, void * to, size_t size);
 /* Takes over a state in place of what there is. A cache of the same params, of a context of the same model and kinds of
  * cells, goes on with the same bits as the one that was saved. All is checked before anything changes. A cache whose
- * observer has seen no decode yet decodes a token first, which leaves no trace. Errors: ARGUMENT (the bytes are no
- * state, damaged, cut short, or of a cache of another kind, and the message says which), MEMORY, STATE. */
+ * observer has seen no decode yet decodes a token first, which leaves no trace. With keep_newest, the windows have to
+ * have as many cells, which llama.cpp makes of a window and an ubatch. Errors: ARGUMENT (the bytes are no state,
+ * damaged, cut short, or of a cache of another kind, and the message says which), MEMORY, STATE. */
 KVMERGE_API kvmerge_status kvmerge_cache_restore(kvmerge_cache * cache, const void * from, size_t size);
 
 #ifdef LLAMA_H /* llama.h was included before this header: its entry points and a model's shape, filled in */

@@ -286,6 +286,10 @@ void kvmerge_cache::free_cells() {
     const int32_t budget = table.budget(), back = table.back();
     if (params.keep_newest) {
         remove(0, position - budget);
+        const Handles<kvmerge_observer>::Use use(observers(), observer, Access::ALONE);
+        if (use.status() == KVMERGE_OK) { // else they count as held, by tokens that no window sees
+            use.object().windows.remove(0, position - budget);
+        }
         return;
     }
     // In llama.cpp's record the cells 0 .. budget-2 keep the positions they first had, which are those numbers. Behind

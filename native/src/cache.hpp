@@ -73,6 +73,7 @@ struct kvmerge_cache {
     bool is_untouched() const;
     bool saw_more(bool if_busy) const;
     void become_known();
+    size_t n_windows() const; // cells of the layers with sliding windows, once some were seen
 };
 
 namespace kvmerge {

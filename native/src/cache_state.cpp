@@ -1,5 +1,6 @@
 // A cache's whole state as bytes.
 #include "cache.hpp"
+#include "cache_kind.hpp"
 #include "llama_state.hpp"
 
 #include <algorithm>
@@ -14,96 +15,16 @@ namespace {
 constexpr char MAGIC[8] = {'k', 'v', 'm', 's', 't', 'a', 't', 'e'};
 constexpr uint32_t VERSION = 1;
 
-// What has to be the same in the cache that restores.
-struct Kind {
-    int32_t n_layer, n_head, n_head_kv, head_dim_k, head_dim_v, v_transposed;
-    char type_k[16], type_v[16];
-    int32_t n_cells, position_range, observe, bias, pivot_frame, record_fates;
-    float mass_power, query_decay;
-    double mass_decay;
-    uint64_t calibration; // a sum of its weights
-};
-
 struct Header {
     char magic[8];
-    uint32_t version, reserved;
-    uint64_t bytes; // of the whole state
-    uint64_t sum;   // of what follows this field
+    uint32_t version, n_windows; // cells of sliding windows; 0 where the model has none
+    uint64_t bytes;              // of the whole state
+    uint64_t sum;                // of what follows this field
     Kind kind;
     int32_t n_used, n_pinned, n_tokens, position;
     uint64_t llama_bytes;
 };
 constexpr size_t SUMMED = offsetof(Header, kind);
-
-uint64_t sum_of(const char * bytes, size_t n) {
-    uint64_t sum = 1469598103934665603u; // FNV-1a, over words
-    for (size_t i = 0; i < n; i += 8) {
-        uint64_t word = 0;
-        std::memcpy(&word, bytes + i, std::min<size_t>(8, n - i));
-        sum = (sum ^ word) * 1099511628211u;
-        sum ^= sum >> 29;
-    }
-    return sum;
-}
-
-template <class T>
-uint64_t sum_of(const std::vector<T> & x) {
-    return x.empty() ? 0 : sum_of(reinterpret_cast<const char *>(x.data()), x.size() * sizeof(T));
-}
-
-Kind kind_of(const kvmerge_cache & cache) {
-    Kind kind = {};
-    kvmerge_cache_info info;
-    pass(kvmerge_observer_cache_info(cache.observer, &info));
-    const CellTable::Shape & shape = cache.table.shape();
-    kind.n_layer = shape.n_layer, kind.n_head = shape.n_head, kind.n_head_kv = shape.n_head_kv;
-    kind.head_dim_k = info.head_dim_k, kind.head_dim_v = info.head_dim_v, kind.v_transposed = info.v_transposed;
-    std::memcpy(kind.type_k, info.type_k, sizeof kind.type_k);
-    std::memcpy(kind.type_v, info.type_v, sizeof kind.type_v);
-    const kvmerge_cache_params & p = cache.params;
-    kind.n_cells = p.n_cells, kind.position_range = p.position_range, kind.pivot_frame = p.pivot_frame;
-    kind.record_fates = p.record_fates;
-    kind.mass_decay = p.mass_decay;
-    kind.calibration = sum_of(cache.calibration);
-    in_observer(cache.observer, [&](const kvmerge_observer & o) {
-        kind.observe = o.params.observe & ~KVMERGE_OBSERVE_STOP, kind.bias = o.params.bias;
-        kind.mass_power = o.params.mass_power, kind.query_decay = o.params.query_decay;
-    });
-    return kind;
-}
-
-// Throws ARGUMENT, which says what is another.
-void require_same(const Kind & saved, const Kind & own) {
-    const auto same = [](const char * what, double a, double b) {
-        if (a != b) {
-            throw Error(KVMERGE_E_ARGUMENT,
-                        text("the state is of another kind of cache: it has %s %g, this one %g", what, a, b));
-        }
-    };
-    same("layers:", saved.n_layer, own.n_layer);
-    same("heads:", saved.n_head, own.n_head);
-    same("KV heads:", saved.n_head_kv, own.n_head_kv);
-    same("elements a key:", saved.head_dim_k, own.head_dim_k);
-    same("elements a value:", saved.head_dim_v, own.head_dim_v);
-    same("values transposed (flash attention off):", saved.v_transposed, own.v_transposed);
-    if (std::memcmp(saved.type_k, own.type_k, sizeof own.type_k) != 0 ||
-        std::memcmp(saved.type_v, own.type_v, sizeof own.type_v) != 0) {
-        throw Error(KVMERGE_E_ARGUMENT, text("the state has cells of type %.16s and %.16s, this cache %.16s and %.16s",
-                                             saved.type_k, saved.type_v, own.type_k, own.type_v));
-    }
-    same("cells that stay:", saved.n_cells, own.n_cells);
-    same("a position range of", saved.position_range, own.position_range);
-    same("the observed statistics", saved.observe, own.observe);
-    same("the bias mode", saved.bias, own.bias);
-    same("a pivot_frame of", saved.pivot_frame, own.pivot_frame);
-    same("a record of fates:", saved.record_fates, own.record_fates);
-    same("a mass power of", saved.mass_power, own.mass_power);
-    same("a query decay of", saved.query_decay, own.query_decay);
-    same("a mass decay of", saved.mass_decay, own.mass_decay);
-    if (saved.calibration != own.calibration) {
-        throw Error(KVMERGE_E_ARGUMENT, "the state is of a cache with another calibration, or with none");
-    }
-}
 
 // The query moments of a layer, with their weights.
 struct Moments {
@@ -117,6 +38,7 @@ struct Content {
     std::vector<Moments> moments; // by layer; empty where queries are not observed
     std::vector<float> bias;      // [pair][used], of an exact bias; else empty
     CellTable::State table;
+    Windows windows;
 };
 
 // Visits all of the content in the order of its bytes. `io` takes a pointer and a number of elements.
@@ -132,6 +54,10 @@ void visit(Content & content, Io && io) {
     io(content.table.held.data(), content.table.held.size());
     for (auto & fates : content.table.fates) {
         io(fates.data(), fates.size());
+    }
+    if (!content.windows.position.empty()) {
+        io(content.windows.position.data(), content.windows.position.size());
+        io(&content.windows.head, 1);
     }
 }
 
@@ -149,9 +75,10 @@ void visit_columns(CellTable::Columns & c, size_t pairs, size_t stride, size_t u
 }
 
 // Content of the right sizes, without what is in it.
-Content content_for(const Kind & kind, size_t n_used, size_t n_tokens, size_t n_cells) {
+Content content_for(const Kind & kind, size_t n_used, size_t n_tokens, size_t n_cells, size_t n_windows) {
     const size_t pairs = size_t(kind.n_layer) * size_t(kind.n_head_kv), dim = size_t(kind.head_dim_k);
-    Content content{{}, {}, {std::vector<int32_t>(n_used), 0, CellTable::Columns(pairs * n_cells), {}}};
+    Content content{{}, {}, {std::vector<int32_t>(n_used), 0, CellTable::Columns(pairs * n_cells), {}}, {}};
+    content.windows.position.resize(n_windows);
     if (kind.observe & KVMERGE_OBSERVE_QUERIES) {
         const size_t n = size_t(kind.n_head_kv) * dim;
         content.moments.resize(size_t(kind.n_layer), {0, 1, std::vector<float>(n), std::vector<float>(n * dim)});
@@ -185,9 +112,17 @@ void check(const Header & h, size_t size, const kvmerge_cache_params & params, c
     }
 }
 
+// Throws ARGUMENT where no windows can be so.
+void check(const Windows & windows, const Header & h) {
+    const int32_t size = int32_t(windows.position.size());
+    ok(size == 0 || (windows.head >= 0 && windows.head <= size));
+    ok(std::all_of(windows.position.begin(), windows.position.end(),
+                   [&](int32_t at) { return at >= -1 && at < h.position; }));
+}
+
 // Throws ARGUMENT where the cells cannot be packed as a rewriting does: see CellTable::begin.
 void check_packing(const Header & h, const std::vector<int32_t> & held, const kvmerge_cache_params & params) {
-    if (params.n_cells == 0 || h.n_used < params.n_cells) {
+    if (params.n_cells == 0 || h.n_used < params.n_cells || params.keep_newest) {
         return;
     }
     const int32_t last = params.n_cells - 1; // of those that stay, one is not among the first
@@ -270,10 +205,29 @@ size_t largest_row_of(const kvmerge_observer & o) {
     for (const auto & l : o.layers) {
         largest = std::max({largest, l.k.bytes(), l.v.bytes()});
     }
+    largest /= o.layers[0].k.n_cells();
     for (const auto & other : o.other_bytes) {
-        largest = std::max(largest, other.second);
+        largest = std::max(largest, other.second / std::max(int64_t(1), int64_t(o.windows.position().size())));
     }
-    return size_t(largest / o.layers[0].k.n_cells());
+    return size_t(largest);
+}
+
+// What is known of the windows of a sequence of n_tokens. Throws STATE where the observer has not seen all of it.
+Windows windows_of(const kvmerge_observer & o, int32_t n_tokens) {
+    if (o.windows.next() != n_tokens || o.windows.position().empty()) {
+        throw Error(KVMERGE_E_STATE,
+                    text("the state cannot be saved: %lld of %d tokens were seen written to the layers with sliding "
+                         "windows; clear the cache and read the text again",
+                         static_cast<long long>(o.windows.next()), n_tokens));
+    }
+    const std::vector<int64_t> & position = o.windows.position();
+    return {std::vector<int32_t>(position.begin(), position.end()), int32_t(o.windows.head())};
+}
+
+// What llama.cpp's state in a saved one is of.
+SequenceCells cells_of(const kvmerge_observer & o, const Content & content, const Header & h) {
+    return {content.table.held, h.position, h.kind.v_transposed != 0, largest_row_of(o),
+            h.n_windows > 0 ? &content.windows : nullptr};
 }
 
 // Visits exact biases, which the observer keeps by cell.
@@ -289,6 +243,14 @@ void each_bias(const CellTable::Shape & shape, const CellTable::Columns & column
 
 } // namespace
 
+size_t kvmerge_cache::n_windows() const {
+    size_t n = 0;
+    if (params.keep_newest) {
+        in_observer(observer, [&](const kvmerge_observer & o) { n = o.windows.position().size(); });
+    }
+    return n;
+}
+
 void kvmerge::forget_queries(kvmerge_observer & o) {
     for (auto & l : o.layers) {
         l.n_queries = 0;
@@ -303,21 +265,19 @@ void kvmerge::forget_queries(kvmerge_observer & o) {
     o.bias.clear();
     o.any_bias = false;
     o.in_sequence.clear();
+    o.windows.clear();
 }
 
 size_t kvmerge_cache::state_size() {
     require_whole();
-    if (params.keep_newest) {
-        throw Error(KVMERGE_E_UNSUPPORTED, "the state of a model with sliding windows is not saved: llama.cpp does not "
-                                           "say in which cells its windows lie");
-    }
     take_pending();
     if (table.used() == 0) {
         throw Error(KVMERGE_E_STATE, "there is no state yet: decode something first");
     }
     size_t size = sizeof(Header) + params.llama.state_seq_get_size(context, seq_id);
     const Kind kind = kind_of(*this);
-    Content content = content_for(kind, size_t(table.used()), size_t(n_tokens), size_t(table.shape().n_cells));
+    Content content =
+        content_for(kind, size_t(table.used()), size_t(n_tokens), size_t(table.shape().n_cells), n_windows());
     const auto count = [&](auto * x, size_t n) { size += n * sizeof *x; };
     visit(content, count);
     visit_columns(content.table.columns, size_t(table.shape().pairs()), 0, size_t(table.used()), count);
@@ -335,7 +295,8 @@ void kvmerge_cache::save(char * to, size_t size) {
     h.llama_bytes = params.llama.state_seq_get_size(context, seq_id);
     const CellTable::Shape & shape = table.shape();
     const size_t used = size_t(h.n_used), pairs = size_t(shape.pairs());
-    Content content = content_for(h.kind, used, size_t(n_tokens), size_t(shape.n_cells));
+    Content content = content_for(h.kind, used, size_t(n_tokens), size_t(shape.n_cells), n_windows());
+    h.n_windows = uint32_t(content.windows.position.size());
     content.table.held = table.held();
     content.table.columns = columns();
     for (size_t pair = 0; pair < content.table.fates.size(); pair++) {
@@ -345,6 +306,9 @@ void kvmerge_cache::save(char * to, size_t size) {
         o.add_captured();
         o.add_waiting_queries();
         take_moments(o, content);
+        if (params.keep_newest) {
+            content.windows = windows_of(o, n_tokens);
+        }
         if (o.any_bias) {
             each_bias(shape, content.table.columns, content.bias.empty() ? 0 : used,
                       [&](size_t i, size_t of_cell) { content.bias[i] = o.bias[of_cell]; });
@@ -363,6 +327,11 @@ void kvmerge_cache::save(char * to, size_t size) {
     if (left != h.llama_bytes ||
         params.llama.state_seq_get_data(context, reinterpret_cast<uint8_t *>(at), left, seq_id) != left) {
         throw Error(KVMERGE_E_STATE, "llama.cpp does not give the sequence's state");
+    }
+    if (params.keep_newest) {
+        in_observer(observer, [&](const kvmerge_observer & o) { // throws where it could not come back
+            with_gaps(at, left, cells_of(o, content, h), std::vector<char>(at, at + left));
+        });
     }
     std::memcpy(to, &h, sizeof h);
     h.sum = sum_of(to + SUMMED, size - SUMMED);
@@ -396,20 +365,23 @@ void kvmerge_cache::restore(const char * from, size_t size) {
                                              static_cast<unsigned long long>(h.bytes)));
     }
     require(sum_of(from + SUMMED, size - SUMMED) == h.sum, "the state is damaged: its bytes do not have their sum");
-    if (params.keep_newest) {
-        throw Error(KVMERGE_E_UNSUPPORTED, "a model with sliding windows restores no state");
-    }
     if (broken.empty()) {
         become_known();
     }
     require_same(h.kind, kind_of(*this));
+    if (h.n_windows != n_windows()) {
+        throw Error(KVMERGE_E_ARGUMENT,
+                    text("the state is of another kind of cache: it has sliding windows of %u cells, this one %zu; a "
+                         "window and an ubatch make them",
+                         h.n_windows, n_windows()));
+    }
     place();
     const CellTable::Shape & shape = table.shape();
     const size_t used = size_t(h.n_used), pairs = size_t(shape.pairs());
     check(h, size, params, shape);
     require(params.n_cells == 0 || h.n_used <= params.n_cells + params.n_block,
             "the state has more cells in use than this cache has: use a larger n_block");
-    Content content = content_for(h.kind, used, size_t(h.n_tokens), size_t(shape.n_cells));
+    Content content = content_for(h.kind, used, size_t(h.n_tokens), size_t(shape.n_cells), h.n_windows);
     content.table.pinned = h.n_pinned;
     const char * at = from + sizeof h;
     const auto read = [&](auto * x, size_t n) {
@@ -422,14 +394,15 @@ void kvmerge_cache::restore(const char * from, size_t size) {
     visit(content, read);
     visit_columns(content.table.columns, pairs, size_t(shape.n_cells), used, read);
     check(content, h, shape);
+    check(content.windows, h);
     check_packing(h, content.table.held, params);
     require(size_t(from + size - at) == h.llama_bytes, "the state is longer than its table");
     std::vector<char> own(params.llama.state_seq_get_size(context, seq_id));
     own.resize(params.llama.state_seq_get_data(context, reinterpret_cast<uint8_t *>(own.data()), own.size(), seq_id));
-    size_t largest_row = 0;
-    in_observer(observer, [&](const kvmerge_observer & o) { largest_row = largest_row_of(o); });
-    const SequenceState state = with_gaps(at, size_t(h.llama_bytes),
-                                          {content.table.held, h.position, h.kind.v_transposed != 0, largest_row}, own);
+    SequenceState state;
+    in_observer(observer, [&](const kvmerge_observer & o) {
+        state = with_gaps(at, size_t(h.llama_bytes), cells_of(o, content, h), own);
+    });
     std::vector<float> biases(content.bias.empty() ? 0 : pairs * size_t(shape.n_cells));
     each_bias(shape, content.table.columns, content.bias.empty() ? 0 : used,
               [&](size_t i, size_t of_cell) { biases[of_cell] = content.bias[i]; });
@@ -438,8 +411,12 @@ void kvmerge_cache::restore(const char * from, size_t size) {
     broken = "a state was restored by half";
     const auto data = reinterpret_cast<const uint8_t *>(state.bytes.data());
     llama_memory_i * const memory = params.llama.get_memory(context);
-    if (params.llama.state_seq_set_data(context, data, state.bytes.size(), seq_id) != state.bytes.size() ||
-        !params.llama.memory_seq_rm(memory, seq_id, h.position, h.position + state.gaps) ||
+    const auto put = [&] {
+        return params.llama.state_seq_set_data(context, data, state.bytes.size(), seq_id) == state.bytes.size();
+    };
+    // Windows go on from where they were. Once all of their cells were filled and freed, that is the first.
+    const bool at_first = !params.keep_newest || (put() && params.llama.memory_seq_rm(memory, seq_id, -1, -1));
+    if (!at_first || !put() || !params.llama.memory_seq_rm(memory, seq_id, h.position, h.position + state.gaps) ||
         params.llama.memory_seq_pos_max(memory, seq_id) != h.position - 1) {
         throw Error(KVMERGE_E_STATE, "llama.cpp does not take the state: is it of this model?");
     }
@@ -447,6 +424,10 @@ void kvmerge_cache::restore(const char * from, size_t size) {
         give_moments(o, content);
         for (auto & l : o.layers) {
             o.distrust(l);
+        }
+        if (params.keep_newest) {
+            const Windows & left = state.windows;
+            o.windows.replace({left.position.begin(), left.position.end()}, left.head, h.position);
         }
         o.any_bias = std::any_of(biases.begin(), biases.end(), [](float b) { return b != 0; });
         o.bias.swap(biases);

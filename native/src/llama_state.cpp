@@ -5,12 +5,65 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 
 namespace kvmerge {
 
 namespace {
 
 struct Unknown {}; // the bytes are not laid out as this reader expects
+
+// The cells of one of llama.cpp's caches as they are to come back, from the first on.
+struct Layout {
+    static constexpr int32_t HELD = -1;
+    std::vector<int32_t> made; // by cell: HELD, as in the state; else the position that a cell without content gets
+    std::vector<int32_t> held; // those that the state has, ascending
+};
+
+// Of the layers without windows: up to the last cell in use, and those in between are freed afterwards.
+Layout layout_of(const SequenceCells & cells) {
+    Layout layout{{}, cells.held};
+    std::sort(layout.held.begin(), layout.held.end());
+    int32_t gap = cells.end;
+    size_t next = 0;
+    for (int32_t cell = 0; cell <= layout.held.back(); cell++) {
+        const bool held = layout.held[next] == cell;
+        layout.made.push_back(held ? Layout::HELD : gap++);
+        next += held;
+    }
+    return layout;
+}
+
+// Of the layers with windows, n of whose positions the state has: all cells. llama.cpp looks for cells from the one
+// that is freed first. So cells before the one that it came to are none of those: where they hold nothing that is seen,
+// they get a position that no window sees any more. `after`: what the cells hold when the others are freed.
+Layout layout_of_windows(const SequenceCells & cells, uint32_t n, Windows & after) {
+    const Windows & windows = *cells.windows;
+    const int32_t size = int32_t(windows.position.size()), first = cells.end - int32_t(n);
+    require(n > 0 && int64_t(n) <= std::min(cells.end, size), "llama.cpp's state has other windows than its table");
+    const auto is_seen = [&](int32_t cell) { return windows.position[size_t(cell)] >= first; };
+    int32_t head = windows.head % size;
+    for (int32_t tried = 0; tried < size && is_seen(head); tried++) {
+        head = (head + 1) % size;
+    }
+    Layout layout;
+    after.position = windows.position;
+    after.head = head;
+    int32_t gap = cells.end;
+    for (int32_t cell = 0; cell < size; cell++) {
+        int32_t & position = after.position[size_t(cell)];
+        if (is_seen(cell)) {
+            layout.held.push_back(cell);
+        } else if (cell == head) {
+            position = -1;
+        } else if (position < 0 && cell < head && first > 0) {
+            position = first - 1;
+        }
+        layout.made.push_back(position < 0 ? gap++ : is_seen(cell) ? Layout::HELD : position);
+    }
+    require(layout.held.size() == n, "llama.cpp's state has other windows than its table");
+    return layout;
+}
 
 // Reads the old bytes and writes the new ones at the same time.
 class Rewriter {
@@ -44,16 +97,19 @@ class Rewriter {
         const char * const at = reinterpret_cast<const char *>(&value);
         to_.insert(to_.end(), at, at + sizeof value);
     }
-    // A row of one element of n bytes, at most `most`, for each cell in use becomes one for every cell up to the last;
-    // new ones are zero.
-    void spread(uint64_t n, uint64_t most, const std::vector<int32_t> & held) {
-        if (n == 0 || n > most || n > left_ / held.size()) {
+    // A row of one element of n bytes, at most `most`, for each cell of the state becomes one for every cell of the
+    // layout; new ones are zero.
+    void spread(uint64_t n, uint64_t most, const Layout & layout) {
+        if (n == 0 || n > most || n > left_ / layout.held.size()) {
             throw Unknown();
         }
         const size_t base = to_.size();
-        to_.resize(base + n * size_t(held.back() + 1));
-        for (const int32_t cell : held) {
-            std::memcpy(to_.data() + base + n * size_t(cell), skip(n), n);
+        to_.resize(base + n * layout.made.size());
+        for (const int32_t cell : layout.held) {
+            const char * const row = skip(n);
+            if (layout.made[size_t(cell)] == Layout::HELD) {
+                std::memcpy(to_.data() + base + n * size_t(cell), row, n);
+            }
         }
     }
 
@@ -63,29 +119,29 @@ class Rewriter {
     std::vector<char> & to_;
 };
 
-// held: ascending. position: gets theirs.
-void rewrite_cells(Rewriter & r, const std::vector<int32_t> & held, const SequenceCells & cells, size_t extra,
+// position: gets those of the state's cells.
+void rewrite_cells(Rewriter & r, const Layout & layout, const SequenceCells & cells, size_t extra,
                    std::vector<int32_t> & position) {
-    int32_t gap = cells.end;
     size_t next = 0;
     const std::vector<char> none(extra);
-    for (int32_t cell = 0; cell <= held.back(); cell++) {
-        const bool used = held[next] == cell;
-        const int32_t at = used ? r.read<int32_t>() : gap++;
-        if (used) {
-            position.push_back(at);
+    for (size_t cell = 0; cell < layout.made.size(); cell++) {
+        const int32_t made = layout.made[cell];
+        const char * of_cell = none.data();
+        if (next < layout.held.size() && size_t(layout.held[next]) == cell) {
+            next++;
+            position.push_back(r.read<int32_t>());
+            if (r.read<uint32_t>() != 1) {
+                throw Unknown(); // it is of several sequences
+            }
+            of_cell = r.skip(extra);
+            r.read<int32_t>(); // of the sequence, which llama.cpp does not look at
         }
-        r.write<int32_t>(at);
-        if (used && r.read<uint32_t>() != 1) {
-            throw Unknown(); // it is of several sequences
-        }
+        r.write<int32_t>(made == Layout::HELD ? position.back() : made);
         r.write<uint32_t>(1);
-        const char * const of_cell = used ? r.skip(extra) : none.data();
         for (size_t i = 0; i < extra; i++) {
             r.write(of_cell[i]);
         }
-        r.write<int32_t>(used ? r.read<int32_t>() : 0); // of the sequence, which llama.cpp does not look at
-        next += used;
+        r.write<int32_t>(0);
     }
     const uint32_t transposed = r.copy<uint32_t>(), n_layer = r.copy<uint32_t>();
     if (transposed != uint32_t(cells.transposed) || n_layer == 0 || n_layer > 65536) {
@@ -93,17 +149,17 @@ void rewrite_cells(Rewriter & r, const std::vector<int32_t> & held, const Sequen
     }
     for (uint32_t layer = 0; layer < n_layer; layer++) {
         r.copy<int32_t>(); // the type
-        r.spread(r.copy<uint64_t>(), cells.largest_row, held);
+        r.spread(r.copy<uint64_t>(), cells.largest_row, layout);
     }
     for (uint32_t layer = 0; layer < n_layer; layer++) {
         r.copy<int32_t>();
         if (!transposed) {
-            r.spread(r.copy<uint64_t>(), cells.largest_row, held);
+            r.spread(r.copy<uint64_t>(), cells.largest_row, layout);
             continue;
         }
         const uint32_t element = r.copy<uint32_t>(), n = r.copy<uint32_t>();
         for (uint32_t j = 0; j < n; j++) {
-            r.spread(element, cells.largest_row, held);
+            r.spread(element, cells.largest_row, layout);
         }
     }
 }
@@ -111,39 +167,36 @@ void rewrite_cells(Rewriter & r, const std::vector<int32_t> & held, const Sequen
 struct Start { // of every state
     uint32_t magic;
     int32_t seq_id;
-    uint32_t n_stream;
 };
 
-// extra: bytes of a cell beside its position, where the model needs some. False: they are others.
-bool rewrite(const char * state, size_t size, const std::vector<int32_t> & held, const SequenceCells & cells,
-             const Start & start, size_t extra, std::vector<char> & to, std::vector<int32_t> & position) {
-    try {
-        Rewriter r(state, size, to);
-        const Start from = r.read<Start>();
-        if (from.magic != start.magic || from.n_stream == 0 || start.n_stream == 0) {
-            return false;
+// One of llama.cpp's caches, for n_stream streams. layout_for: given the number of cells that the state has of it.
+template <class LayoutFor>
+void rewrite_cache(Rewriter & r, uint32_t n_stream, const SequenceCells & cells, size_t extra, LayoutFor && layout_for,
+                   std::vector<int32_t> & position) {
+    const uint32_t n_from = r.read<uint32_t>();
+    bool found = false;
+    r.write(n_stream);
+    for (uint32_t s = 0; s < n_from; s++) {
+        const uint32_t n = r.read<uint32_t>();
+        if (n == 0) {
+            continue;
         }
-        r.write(start);
-        bool found = false;
-        for (uint32_t s = 0; s < from.n_stream; s++) {
-            const uint32_t n = r.read<uint32_t>();
-            if (n == 0) {
-                continue;
-            }
-            if (found || n != held.size()) {
-                return false;
-            }
-            found = true;
-            r.write(uint32_t(held.back()) + 1);
-            rewrite_cells(r, held, cells, extra, position);
+        if (found) {
+            throw Unknown();
         }
-        for (uint32_t s = 1; s < start.n_stream; s++) { // the first gives its cells to whichever stream is the
-                                                        // sequence's
-            r.write<uint32_t>(0);
+        found = true;
+        const Layout layout = layout_for(n);
+        if (layout.held.size() != n) {
+            throw Unknown();
         }
-        return found && r.done();
-    } catch (const Unknown &) {
-        return false;
+        r.write(uint32_t(layout.made.size()));
+        rewrite_cells(r, layout, cells, extra, position);
+    }
+    if (!found || n_stream == 0) {
+        throw Unknown();
+    }
+    for (uint32_t s = 1; s < n_stream; s++) { // the first gives its cells to whichever stream is the sequence's
+        r.write<uint32_t>(0);
     }
 }
 
@@ -160,22 +213,59 @@ void check_positions(const std::vector<int32_t> & position, const std::vector<in
     require(last == cells.end - 1, "llama.cpp's last position in the state is not its table's");
 }
 
+// Throws ARGUMENT where cells of windows have other positions than they were seen to get.
+void check_windows(const std::vector<int32_t> & position, const Windows & windows, int32_t first) {
+    std::vector<int32_t> seen;
+    std::copy_if(windows.position.begin(), windows.position.end(), std::back_inserter(seen),
+                 [&](int32_t at) { return at >= first; });
+    require(position == seen, "llama.cpp's positions of windows in the state are not its table's");
+}
+
+// extra: bytes of a cell beside its position, where the model needs some. False: they are others.
+bool rewrite(const char * state, size_t size, const SequenceCells & cells, const std::vector<char> & like, size_t extra,
+             SequenceState & made) {
+    const Layout layout = layout_of(cells);
+    std::vector<int32_t> position, in_windows;
+    try {
+        Rewriter r(state, size, made.bytes);
+        Start own;
+        uint32_t n_stream;
+        std::memcpy(&own, like.data(), sizeof own);
+        std::memcpy(&n_stream, like.data() + sizeof own, sizeof n_stream);
+        if (r.read<Start>().magic != own.magic) {
+            return false;
+        }
+        r.write(own);
+        rewrite_cache(r, n_stream, cells, extra, [&](uint32_t) { return layout; }, position);
+        if (cells.windows) {
+            rewrite_cache(
+                r, n_stream, cells, extra, [&](uint32_t n) { return layout_of_windows(cells, n, made.windows); },
+                in_windows);
+        }
+        if (!r.done()) {
+            return false;
+        }
+    } catch (const Unknown &) {
+        return false;
+    }
+    check_positions(position, layout.held, cells);
+    made.gaps = int(layout.made.size() - layout.held.size());
+    if (cells.windows) {
+        check_windows(in_windows, *cells.windows, cells.end - int32_t(in_windows.size()));
+        made.gaps =
+            std::max(made.gaps, int(std::count(made.windows.position.begin(), made.windows.position.end(), -1)));
+    }
+    return true;
+}
+
 } // namespace
 
 SequenceState with_gaps(const char * state, size_t size, const SequenceCells & cells, const std::vector<char> & like) {
-    SequenceState made;
-    std::vector<int32_t> held = cells.held, position;
-    std::sort(held.begin(), held.end());
-    made.gaps = held.back() + 1 - int32_t(held.size());
-    Start start = {};
-    if (like.size() >= sizeof start) {
-        std::memcpy(&start, like.data(), sizeof start);
+    if (like.size() >= sizeof(Start) + sizeof(uint32_t)) {
         constexpr size_t EXTRAS[] = {0, 12}; // llama_kv_cell_ext: two coordinates and a token
         for (const size_t extra : EXTRAS) {
-            made.bytes.clear();
-            position.clear();
-            if (rewrite(state, size, held, cells, start, extra, made.bytes, position)) {
-                check_positions(position, held, cells);
+            SequenceState made;
+            if (rewrite(state, size, cells, like, extra, made)) {
                 return made;
             }
         }

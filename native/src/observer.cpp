@@ -29,6 +29,9 @@ bool kvmerge_observer::wants(ggml_tensor * node) {
     case NodeKind::KEY_WRITE:
     case NodeKind::VALUE_WRITE:
         saw_cache_write(node, seen.kind == NodeKind::KEY_WRITE, layer);
+        if (seen.kind == NodeKind::KEY_WRITE && seen.layer == first_other()) {
+            saw_window_write(node);
+        }
         break;
     case NodeKind::KEY_SHIFT:
         if (layer >= 0) {
@@ -312,6 +315,26 @@ void kvmerge_observer::saw_cache_write(ggml_tensor * node, bool is_key, int laye
         }
         saw_tokens();
     }
+}
+
+// The first layer that is left alone: all of those have their tokens in the same cells.
+int kvmerge_observer::first_other() const noexcept {
+    int number = 0;
+    for (; number < int(numbers.size()) && numbers[size_t(number)] == number; number++) {
+    }
+    return number;
+}
+
+void kvmerge_observer::saw_window_write(const ggml_tensor * node) {
+    const int64_t n_cells = node->view_src->ne[1];
+    require(n_cells > 0, "a cache without cells");
+    std::vector<int64_t> cells;
+    for (const int64_t row : rows_written(node, params.ggml)) {
+        if (row / n_cells == stream) {
+            cells.push_back(row % n_cells);
+        }
+    }
+    windows.wrote(cells, n_cells);
 }
 
 // At the first layer of a ubatch: notes which cells its tokens go to.

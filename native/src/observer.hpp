@@ -11,6 +11,7 @@
 #include "rope.hpp"
 #include "status.hpp"
 #include "streams.hpp"
+#include "windows.hpp"
 
 #include <atomic>
 #include <cstdint>
@@ -67,6 +68,7 @@ struct kvmerge_observer {
     std::vector<Layer> layers;
     std::vector<int32_t> numbers;                       // of the layers in the model, ascending
     std::map<const ggml_tensor *, int64_t> other_bytes; // of the caches of layers that are left alone
+    kvmerge::WindowCells windows;                       // of those layers
 
     std::vector<float> mass;    // [n_layer][n_head_kv][n_cells]: what stats() brought to the host
     std::vector<float> entropy; // [n_layer][n_head][n_tokens]
@@ -104,6 +106,7 @@ struct kvmerge_observer {
     int heads_per_kv() const { return params.n_head / params.n_head_kv; }
     int find(int number) const noexcept; // index of the model's layer; -1: there is none
     int index_of(int number) const;      // the same; throws where no layer is left alone
+    int first_other() const noexcept;    // number of the first layer that is left alone
     bool is_of_sequence(int cell) const; // true also where no mask has shown it
     size_t head_index(int layer, int kv_head) const { return size_t(layer) * params.n_head_kv + kv_head; }
 
@@ -127,6 +130,7 @@ struct kvmerge_observer {
     void visit(ggml_tensor * node); // after a node that it stops at has run
     void overlook(const ggml_tensor * node) noexcept; // before a node runs that is not looked at, after an error
     void saw_cache_write(ggml_tensor * node, bool is_key, int layer);
+    void saw_window_write(const ggml_tensor * node);
     void saw_tokens();
     bool saw_scores(const ggml_tensor * node, int layer);
     void require_keys(int layer) const;

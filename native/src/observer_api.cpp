@@ -198,6 +198,7 @@ kvmerge_status kvmerge_observer_begin(kvmerge_observer * observer) {
         o.add_waiting_queries();
         o.captured_on_gpu.forget_missing();
         o.token_cell.clear();
+        o.windows.begin();
         o.ubatch_start = 0;
         o.nanos = 0;
         if (!o.another_context) { // that stays an error
@@ -224,6 +225,7 @@ kvmerge_status kvmerge_observer_forget(kvmerge_observer * observer) {
         o.captured_on_gpu.clear();
         o.captured_on_gpu.forget_missing();
         o.token_cell.clear();
+        o.windows.forget();
         o.ubatch_start = 0;
         if (!o.another_context) {
             o.error.reset();

@@ -251,7 +251,7 @@ public final class CompressedContext implements AutoCloseable {
      * that restores it goes on with the same bits.
      *
      * @throws IOException if the channel cannot take it
-     * @throws KvmergeException if nothing is decoded yet, or the model has sliding windows
+     * @throws KvmergeException if nothing is decoded yet
      */
     public void saveState(WritableByteChannel to) throws IOException {
         try (Arena local = Arena.ofConfined()) {

@@ -26,7 +26,7 @@ record Saved(
      * The prefix that is never dropped or merged.
      *
      * @param tokens how many
-     * @param state of the context when it had read no more; null where it cannot be had
+     * @param state of the context when it had read no more; null where nothing is pinned
      */
     record Pinned(int tokens, byte[] state) {
         static final Pinned NOTHING = new Pinned(0, null);

@@ -214,7 +214,7 @@ public final class Session implements AutoCloseable {
         pinned = engine.scheduler().call(() -> {
             CompressedContext context = sequence.context();
             context.pin();
-            return new Saved.Pinned(history.decoded(), SessionFile.stateOf(model, context));
+            return new Saved.Pinned(history.decoded(), SessionFile.stateOf(context));
         });
     }
 
@@ -333,11 +333,9 @@ public final class Session implements AutoCloseable {
      * whole or not at all.
      *
      * @throws KvmergeException if it cannot be written
-     * @throws KvmergeException.Usage if the model has sliding windows
      */
     public void save(Path file) {
         calls.run(new Call(null), running -> {
-            checkState("saved");
             SessionFile.write(file, engine, this);
             return null;
         });
@@ -359,11 +357,10 @@ public final class Session implements AutoCloseable {
     /**
      * A second session that has read what this one has, without reading it again.
      *
-     * @throws KvmergeException.Usage if all sessions of the engine are taken, or the model has sliding windows
+     * @throws KvmergeException.Usage if all sessions of the engine are taken
      */
     public Session fork() {
         return calls.run(new Call(null), running -> {
-            checkState("forked");
             Session other = engine.open();
             try {
                 engine.scheduler().call(() -> {
@@ -378,13 +375,6 @@ public final class Session implements AutoCloseable {
                 throw e;
             }
         });
-    }
-
-    private void checkState(String what) {
-        if (model.slidingWindow() > 0) {
-            throw new KvmergeException.Usage("the model " + model.path() + " has layers with sliding windows, and its"
-                    + " sessions cannot be " + what + ": llama.cpp does not say in which cells the windows lie");
-        }
     }
 
     Saved saved() {

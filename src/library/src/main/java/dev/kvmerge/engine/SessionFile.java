@@ -44,11 +44,8 @@ final class SessionFile {
 
     private SessionFile() {}
 
-    /** A context's state in memory; null for a model whose contexts have none to give. */
-    static byte[] stateOf(Model model, CompressedContext context) {
-        if (model.slidingWindow() > 0) {
-            return null;
-        }
+    /** A context's state in memory. */
+    static byte[] stateOf(CompressedContext context) {
         ByteArrayOutputStream state = new ByteArrayOutputStream();
         try {
             context.saveState(Channels.newChannel(state));

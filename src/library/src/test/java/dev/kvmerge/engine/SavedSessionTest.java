@@ -2,7 +2,6 @@ package dev.kvmerge.engine;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
-import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -291,26 +290,42 @@ class SavedSessionTest extends TinyEngine {
     }
 
     @Test
-    void aModelWithSlidingWindowsGeneratesAndSaysThatItCannotBeSaved() {
+    void aModelWithSlidingWindowsIsSavedForkedAndGoesBackToItsPinnedPrefix() {
         Geometry gemma = new Geometry("gemma3", 4, 2, 16, 10000, "none", 16, false, 32, 2);
         Path file = folder.resolve("windows.session");
         try (Model windows = Model.load(
                         model.library(), TinyGguf.writeWords(folder.resolve("windows.gguf"), gemma), Backend.CPU, 0);
                 Engine engine = Engine.of(windows, options(2));
+                Engine later = Engine.of(windows, options(1));
                 Session session = engine.open()) {
-            session.read("pinned all the same");
+            session.read("pinned");
             session.pin();
+            int[] pinned = session.tokens();
             session.read("x".repeat(300));
             assertEquals(20, session.generate("", penalised(20), t -> {}).tokens().length);
             assertArrayEquals(new double[] {1, 0, 0}, session.cells().shares(0));
-            for (KvmergeException refused : List.of(
-                    assertThrows(KvmergeException.class, () -> session.save(file)),
-                    assertThrows(KvmergeException.class, session::fork))) {
-                assertTrue(refused.getMessage().contains("sliding windows"), refused.getMessage());
+            session.save(file);
+            try (Session restored = later.restore(file);
+                    Session fork = session.fork()) {
+                goesOnAlike(session, restored);
+                session.load(file);
+                goesOnAlike(session, fork);
+                int[] whole = Arrays.copyOf(pinned, pinned.length + 1); // another text after the same prefix
+                whole[pinned.length] = windows.tokenize("y", false, false)[0];
+                int[] again = restored.complete(whole, penalised(20), t -> {}).tokens();
+                assertEquals(pinned.length, restored.usage().pinned());
+                try (Engine other = Engine.of(windows, options(1));
+                        Session fresh = other.open()) {
+                    fresh.read("pinned");
+                    fresh.pin();
+                    fresh.complete(whole, penalised(0), t -> {});
+                    assertArrayEquals(
+                            again, fresh.generate("", penalised(20), t -> {}).tokens());
+                }
             }
-            assertFalse(Files.exists(file));
-            assertEquals(1, engine.freeSessions());
-            assertEquals(20, session.generate("", penalised(20), t -> {}).tokens().length);
+            try (Engine another = engine(1)) {
+                refused(another, file, "another model");
+            }
         }
     }
 
