@@ -154,7 +154,7 @@ final class EndlessCommand implements Runnable {
         Interrupt.listen("kvmerge: stopping at the end of this block; what is finished is in " + out.folder);
         try (ResultsFolder folder = ResultsFolder.open(out.folder);
                 Model loaded = model.load(catalogue)) {
-            KvMemory held = held(loaded, caches);
+            KvMemory held = held(loaded, compute, caches);
             int stay = held.cells();
             caches.values().forEach(strategy -> CacheChecks.checkModel(loaded, strategy, stay, true));
             int[] part = TextOptions.part(loaded, read, 0, tokens);
@@ -188,18 +188,19 @@ final class EndlessCommand implements Runnable {
     }
 
     /** The cells of --cells or of --kv-mib. */
-    private KvMemory held(Model loaded, Map<String, Strategy> caches) {
+    private KvMemory held(Model loaded, ComputeSettings compute, Map<String, Strategy> caches) {
         if (mib == null) {
             return new KvMemory(new CellTypes(model.keyType, model.valueType), cells);
         }
+        KvMemory.Room room = new KvMemory.Room(loaded, mib, block.tokens, 1, compute);
         KvMemory held = null;
         for (Strategy strategy : caches.values()) {
-            held = model.memory(command, loaded, mib, block.tokens, 1, strategy);
+            held = KvMemory.of(room, model.cellTypes(command, room), strategy);
         }
         if (held == null) {
             throw new KvmergeException.Usage("--kv-mib is for compressed caches: name one with --strategies");
         }
-        System.err.println(held.text(loaded, mib, block.tokens, 1));
+        System.err.println(held.text(room));
         return held;
     }
 

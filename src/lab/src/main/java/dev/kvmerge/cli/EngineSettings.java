@@ -83,8 +83,9 @@ final class EngineSettings {
         Model loaded = model.load(catalogue);
         try {
             if (mib != null) {
-                KvMemory memory = model.memory(command, loaded, mib, block.tokens, sessions, chosen);
-                System.err.println(memory.text(loaded, mib, block.tokens, sessions));
+                KvMemory.Room room = new KvMemory.Room(loaded, mib, block.tokens, sessions, compute);
+                KvMemory memory = KvMemory.of(room, model.cellTypes(command, room), chosen);
+                System.err.println(memory.text(room));
                 options = options.withCells(memory.cells()).withCompute(compute.withCells(memory.types()));
             }
             return new Loaded(loaded, Engine.of(loaded, fill ? options.filled() : options));

@@ -12,7 +12,9 @@ import dev.kvmerge.report.RecordedExperiment;
 import dev.kvmerge.report.Report;
 import dev.kvmerge.report.ResultsFolder;
 import dev.kvmerge.report.Table;
+import dev.kvmerge.strategy.Oracle;
 import dev.kvmerge.strategy.Strategies;
+import dev.kvmerge.strategy.Strategy;
 import java.util.List;
 import java.util.Locale;
 import picocli.CommandLine.Command;
@@ -53,8 +55,9 @@ final class ExperimentCommand implements Runnable {
             split = ",",
             paramLabel = "NAME",
             defaultValue = "full,entropy-merged,h2o,streaming-llm",
-            description = "what to compare; full always runs, to be compared with. NAME@K/V has cells of types of its"
-                    + " own, as full@q4_0 or h2o@q8_0/q4_0 (default: ${DEFAULT-VALUE})")
+            description =
+                    "what to compare; full always runs, to be compared with. NAME@K/V has cells of types of its"
+                            + " own, as full@q4_0 or h2o@q8_0/q4_0; quantised V cells turn -fa on for that run (default: ${DEFAULT-VALUE})")
     private List<String> strategies;
 
     @Option(
@@ -148,13 +151,17 @@ final class ExperimentCommand implements Runnable {
             StrategyOptions.refuse(command, List.of("--compression", "--fill", "--prefill"), "goes without --kv-mib");
             mib.forEach(KvMemory::check);
         }
-        ComputeSettings compute = model.compute(mib.isEmpty() ? FlashAttention.OFF : FlashAttention.ON);
+        List<Experiment.Spec> specs =
+                strategies.stream().map(Experiment.Spec::of).toList();
+        List<String> methods = specs.stream().map(Experiment.Spec::method).toList();
+        checkFlashAttention(specs);
+        ComputeSettings compute = model.compute(
+                mib.isEmpty() ? FlashAttention.OFF : FlashAttention.ON,
+                specs.stream().anyMatch(Experiment.Spec::needsFlashAttention));
         model.checkCells(compute, settings.bias);
         Catalogue catalogue = Home.catalogue();
-        List<String> methods = strategies.stream()
-                .map(name -> Experiment.Spec.of(name).method())
-                .toList();
         Strategies.Settings chosen = settings.settings(model, catalogue, methods, command);
+        checkObserved(compute, specs, chosen);
         ModelOptions.checkBias( // and a wrong name is said before anything is loaded
                 compute,
                 methods.stream().map(name -> Strategies.method(name, chosen)).toList());
@@ -177,7 +184,7 @@ final class ExperimentCommand implements Runnable {
                                         mode,
                                         block.tokens,
                                         strategies,
-                                        sizes(loaded),
+                                        sizes(loaded, compute),
                                         chosen,
                                         new Experiment.Extras(noiseFloor == OnOff.ON, fill)),
                                 folder,
@@ -187,13 +194,45 @@ final class ExperimentCommand implements Runnable {
         }
     }
 
-    private Experiment.Sizes sizes(Model loaded) {
+    /** Refuses to turn flash attention off where a strategy's own V cells need it. */
+    private void checkFlashAttention(List<Experiment.Spec> specs) {
+        for (int i = 0; i < specs.size(); i++) {
+            if (specs.get(i).needsFlashAttention() && model.flashAttention == FlashAttention.OFF) {
+                throw new KvmergeException.Usage(
+                        strategies.get(i) + " has quantised V cells, which llama.cpp takes with"
+                                + " flash attention only: leave -fa off out, and it is on for such runs alone");
+            }
+        }
+    }
+
+    /** Refuses to say how attention is observed where no run with flash attention asks for it. */
+    private void checkObserved(ComputeSettings compute, List<Experiment.Spec> specs, Strategies.Settings chosen) {
+        boolean flash = compute.flashAttention() != FlashAttention.OFF;
+        boolean observed = flash && noiseFloor == OnOff.ON;
+        for (Experiment.Spec spec : specs) {
+            boolean asks = Strategies.method(spec.method(), chosen) instanceof Strategy strategy
+                    ? strategy.needs().mass() || strategy.needs().entropy()
+                    : spec.method().equals(Oracle.NAME);
+            observed |= asks && (flash || spec.needsFlashAttention());
+        }
+        if (!observed) {
+            StrategyOptions.refuse(
+                    command,
+                    List.of("--observe", "--observe-queries"),
+                    "goes with flash attention and a strategy that asks for attention");
+        }
+    }
+
+    private Experiment.Sizes sizes(Model loaded, ComputeSettings compute) {
         return mib.isEmpty()
                 ? Experiment.Sizes.of(compressions)
                 : new Experiment.Sizes(
                         List.of(),
                         mib,
-                        model.hasCellTypes(command) ? null : size -> model.cellTypes(command, loaded, size));
+                        model.hasCellTypes(command)
+                                ? null
+                                : size -> model.cellTypes(
+                                        command, new KvMemory.Room(loaded, size, block.tokens, 1, compute)));
     }
 
     private void print(RecordedExperiment record) {
@@ -210,7 +249,7 @@ final class ExperimentCommand implements Runnable {
                 report.settings().mode(),
                 block.tokens,
                 report.settings().threads(),
-                report.settings().flashAttention());
+                record.report().flashAttention());
         System.out.print(Table.of(results));
         System.out.println();
         System.out.print(Table.comparisons(results, record.traces()));

@@ -142,8 +142,8 @@ final class FactsCommand implements Runnable {
                                 .toList());
         try (ResultsFolder folder = out.open(ResultsFolder::hasFacts)) {
             try (Model loaded = model.load(catalogue)) {
-                ComputeSettings compute = mib.isEmpty() ? given : given.withCells(types(loaded));
-                List<Facts.Asked> caches = caches(settings, mib.isEmpty() ? cells : cellsIn(loaded));
+                ComputeSettings compute = mib.isEmpty() ? given : given.withCells(types(loaded, given));
+                List<Facts.Asked> caches = caches(settings, mib.isEmpty() ? cells : cellsIn(loaded, compute));
                 for (Facts.Asked cache : caches) {
                     if (cache.strategy() != null) {
                         CacheChecks.checkModel(loaded, cache.strategy(), cache.cells(), false);
@@ -190,18 +190,18 @@ final class FactsCommand implements Runnable {
     }
 
     /** The types of all caches' cells: those for the least of --kv-mib. */
-    private CellTypes types(Model loaded) {
-        return model.cellTypes(
-                command, loaded, mib.stream().min(Double::compare).orElseThrow());
+    private CellTypes types(Model loaded, ComputeSettings compute) {
+        double least = mib.stream().min(Double::compare).orElseThrow();
+        return model.cellTypes(command, new KvMemory.Room(loaded, least, block.tokens, 1, compute));
     }
 
     /** The cells that stay beside a block in each of --kv-mib. */
-    private List<Integer> cellsIn(Model loaded) {
-        CellTypes types = types(loaded);
+    private List<Integer> cellsIn(Model loaded, ComputeSettings compute) {
         return mib.stream()
                 .map(size -> {
-                    KvMemory memory = KvMemory.of(loaded, types, size, block.tokens, 1, new StreamingLlm(0));
-                    System.err.println(memory.text(loaded, size, block.tokens, 1));
+                    KvMemory.Room room = new KvMemory.Room(loaded, size, block.tokens, 1, compute);
+                    KvMemory memory = KvMemory.of(room, compute.cells(), new StreamingLlm(0));
+                    System.err.println(memory.text(room));
                     return memory.cells();
                 })
                 .toList();

@@ -5,6 +5,7 @@ import dev.kvmerge.cache.CacheChecks;
 import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.llama.CellMemory;
 import dev.kvmerge.llama.CellTypes;
+import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.LlamaCache;
@@ -37,50 +38,68 @@ record KvMemory(CellTypes types, int cells) {
     }
 
     /**
-     * The types that lose least: of the best pairs the one that most cells of fit, or the finest of those. F16 where
-     * llama.cpp takes no quantised cells.
+     * What is to fit into the memory.
      *
-     * @param mib for each sequence
-     * @param asked for with -fa, or null
+     * @param mib of all sequences together
+     * @param block of each sequence
      */
-    static CellTypes best(Model model, double mib, FlashAttention asked) {
-        boolean fits = model.headSizesAreMultiplesOf(CellType.BLOCK) && !model.flashAttentionAborts();
-        if (!fits || asked == FlashAttention.OFF) {
+    record Room(Model model, double mib, int block, int sequences, ComputeSettings compute) {
+        /**
+         * The most cells of each sequence, its block among them, that fit beside the windows of layers that have some.
+         */
+        int cells(CellTypes types) {
+            return CellMemory.mostCells(model, types, mib / sequences * CellMemory.MIB - windows(types));
+        }
+
+        /** Bytes that a sequence takes with so many cells allocated. */
+        double bytes(CellTypes types, int allocated) {
+            return allocated * CellMemory.ofCell(model, types) + windows(types);
+        }
+
+        private double windows(CellTypes types) {
+            return CellMemory.ofWindows(model, types, block * sequences, compute);
+        }
+    }
+
+    /**
+     * The types that lose least: of the best pairs the one that most cells of fit, or the finest of those. F16 where
+     * llama.cpp takes no quantised cells, or flash attention is off.
+     */
+    static CellTypes best(Room room) {
+        boolean fits = room.model.headSizesAreMultiplesOf(CellType.BLOCK) && !room.model.flashAttentionAborts();
+        if (!fits || room.compute.flashAttention() == FlashAttention.OFF) {
             return CellTypes.F16;
         }
         CellTypes best = BEST.getFirst();
         for (CellTypes types : BEST) {
-            if (cells(model, types, mib) > cells(model, best, mib)) {
+            if (room.cells(types) > room.cells(best)) {
                 best = types;
             }
         }
         return best;
     }
 
-    private static int cells(Model model, CellTypes types, double mib) {
-        return CellMemory.mostCells(model, types, mib * CellMemory.MIB);
-    }
-
     /**
-     * The most cells of a type that some memory holds beside a block, for each of some sequences.
+     * The most cells of a type that the memory holds beside a block, for each sequence.
      *
-     * @throws KvmergeException.Usage if those are fewer than the method needs
+     * @throws KvmergeException.Usage if those are fewer than the method or the model's windows need
      */
-    static KvMemory of(Model model, CellTypes types, double mib, int block, int sequences, Method method) {
-        int cells = cells(model, types, mib / sequences) - block;
-        int fewest = Math.max(1, method.fewestCells(block));
+    static KvMemory of(Room room, CellTypes types, Method method) {
+        int cells = room.cells(types) - room.block;
+        int window = room.model.slidingWindow();
+        int fewest = Math.max(1, Math.max(window, method.fewestCells(room.block)));
         if (cells < fewest) {
-            double least = LlamaCache.padded(fewest + block) * CellMemory.ofCell(model, types) * sequences;
+            double least = room.bytes(types, LlamaCache.padded(fewest + room.block)) * room.sequences;
             throw new KvmergeException.Usage(String.format(
                     Locale.ROOT,
                     "--kv-mib %s holds %s cells in %s beside the block of %d%s, and %s needs %d: give %.1f or more, or"
                             + " a smaller --block",
-                    number(mib),
+                    number(room.mib),
                     cells <= 0 ? "no" : cells,
                     types.text(),
-                    block,
-                    sequences == 1 ? "" : " of each of " + sequences + " sequences",
-                    method.name(),
+                    room.block,
+                    room.sequences == 1 ? "" : " of each of " + room.sequences + " sequences",
+                    fewest == window ? "the model's sliding window" : method.name(),
                     fewest,
                     Math.ceil(least / CellMemory.MIB * 10) / 10));
         }
@@ -88,20 +107,20 @@ record KvMemory(CellTypes types, int cells) {
     }
 
     /** What is allocated, in a sentence. */
-    String text(Model model, double mib, int block, int sequences) {
-        CacheOptions options = CacheOptions.of(cells, block);
+    String text(Room room) {
+        CacheOptions options = CacheOptions.of(cells, room.block);
         return String.format(
                 Locale.ROOT,
                 "kvmerge: --kv-mib %s: %,d cells in %s and a block of %d%s, which allocates %.1f MiB%s; kvmerge's"
                         + " tables take %.1f MiB beside",
-                number(mib),
+                number(room.mib),
                 cells,
                 types.text(),
-                block,
-                sequences == 1 ? "" : ", for each of " + sequences + " sequences",
-                options.allocated() * CellMemory.ofCell(model, types) * sequences / CellMemory.MIB,
-                model.slidingWindow() > 0 ? " beside the cells of layers with sliding windows" : "",
-                CacheChecks.tableBytes(model, options) * sequences / CellMemory.MIB);
+                room.block,
+                room.sequences == 1 ? "" : ", for each of " + room.sequences + " sequences",
+                room.bytes(types, options.allocated()) * room.sequences / CellMemory.MIB,
+                room.model.slidingWindow() > 0 ? " with the sliding windows of its layers" : "",
+                CacheChecks.tableBytes(room.model, options) * room.sequences / CellMemory.MIB);
     }
 
     private static String number(double mib) {

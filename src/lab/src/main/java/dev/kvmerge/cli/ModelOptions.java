@@ -131,14 +131,9 @@ final class ModelOptions {
         return given.hasMatchedOption("-ctk") || given.hasMatchedOption("-ctv");
     }
 
-    /** The types that the command line names, or else those that lose least in so many MiB a sequence. */
-    CellTypes cellTypes(CommandSpec command, Model loaded, double mib) {
-        return hasCellTypes(command) ? new CellTypes(keyType, valueType) : KvMemory.best(loaded, mib, flashAttention);
-    }
-
-    /** The cells of --kv-mib, of each of some sequences. */
-    KvMemory memory(CommandSpec command, Model loaded, double mib, int block, int sequences, Method method) {
-        return KvMemory.of(loaded, cellTypes(command, loaded, mib / sequences), mib, block, sequences, method);
+    /** The types that the command line names, or else those that lose least in the room. */
+    CellTypes cellTypes(CommandSpec command, KvMemory.Room room) {
+        return hasCellTypes(command) ? new CellTypes(keyType, valueType) : KvMemory.best(room);
     }
 
     /** Refuses cell types that llama.cpp does not take with these settings, before anything is loaded. */
@@ -162,15 +157,25 @@ final class ModelOptions {
      * @param otherwise flash attention where the options do not say
      */
     ComputeSettings compute(FlashAttention otherwise) {
+        return compute(otherwise, false);
+    }
+
+    /**
+     * As above.
+     *
+     * @param besides whether there are runs with flash attention all the same, which quantised V cells need
+     */
+    ComputeSettings compute(FlashAttention otherwise, boolean besides) {
         if (ubatch <= 0) {
             throw new KvmergeException.Usage("-ub must be positive, not " + ubatch);
         }
         FlashAttention chosen = flashAttention == null ? otherwise : flashAttention;
-        if (observation != null && chosen == FlashAttention.OFF) {
+        boolean without = chosen == FlashAttention.OFF && !besides;
+        if (observation != null && without) {
             throw new KvmergeException.Usage(
                     "--observe goes with flash attention: add -fa on, or leave it out, since here it has no effect");
         }
-        if (observedQueries != null && (chosen == FlashAttention.OFF || observation == Observation.STOP)) {
+        if (observedQueries != null && (without || observation == Observation.STOP)) {
             throw new KvmergeException.Usage("--observe-queries is of captured queries: add -fa on, without --observe"
                     + " stop, or leave it out, since here it has no effect");
         }

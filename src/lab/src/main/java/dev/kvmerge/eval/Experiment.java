@@ -1,11 +1,9 @@
 package dev.kvmerge.eval;
 
 import dev.kvmerge.KvmergeException;
-import dev.kvmerge.cache.CacheChecks;
 import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.cache.CompressedContext;
 import dev.kvmerge.kernels.Scorer;
-import dev.kvmerge.llama.CellMemory;
 import dev.kvmerge.llama.CellTypes;
 import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ContextOptions.CellType;
@@ -22,7 +20,6 @@ import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
-import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.function.BooleanSupplier;
@@ -72,6 +69,11 @@ public final class Experiment implements AutoCloseable {
                     ? new Spec(text, null)
                     : new Spec(text.substring(0, at), CellTypes.parse(text.substring(at + 1)));
         }
+
+        /** Whether its values are quantised, which llama.cpp takes with flash attention only. */
+        public boolean needsFlashAttention() {
+            return types != null ? types.values().isQuantised() : method.equals(QuantisedCells.NAME);
+        }
     }
 
     /**
@@ -103,11 +105,21 @@ public final class Experiment implements AutoCloseable {
      *
      * @param spec what was asked for: a name, with parameters or without
      * @param name in results
+     * @param asked the same without types of cells that were chosen for it
      * @param compression share of the cells to save; 0 of the full cache
      * @param cells that stay; where all are kept, all
+     * @param mib that its cells were to fit into; null where they were asked for by compression
      * @param types of its cells; null for those of all
      */
-    public record Run(String spec, String name, Method method, double compression, int cells, CellTypes types) {
+    public record Run(
+            String spec,
+            String name,
+            String asked,
+            Method method,
+            double compression,
+            int cells,
+            Double mib,
+            CellTypes types) {
         /** What tells this run from the others of the experiment, fit for a file name. */
         public String id() {
             return RunResult.id(name, compression);
@@ -157,6 +169,7 @@ public final class Experiment implements AutoCloseable {
 
     private final Model model;
     private final Setup setup;
+    private final RunList list;
     private final List<Run> runs;
     private final Scorer scorer;
     private AttentionRecord attention; // for the oracle, once it is asked for
@@ -187,125 +200,9 @@ public final class Experiment implements AutoCloseable {
         this.model = model;
         this.setup = setup;
         this.scorer = new Scorer(model.vocabularySize(), setup.compute().threads());
-        this.runs = new ArrayList<>();
-        Mode mode = setup.mode();
-        if (mode.prefill() < 0
-                || mode.prefill() > mode.passage() - 2
-                || mode.passage() > setup.tokens().length
-                || setup.tokens().length % mode.passage() != 0) {
-            throw new IllegalArgumentException("not a way to read " + setup.tokens().length + " tokens: " + mode);
-        }
-        runs.add(new Run(Strategies.FULL, Strategies.FULL, new Full(), 0, mode.passage(), null));
-        for (double compression : sizes.compressions()) {
-            for (String name : names) {
-                add(name, budget(compression), compression, settings);
-            }
-        }
-        for (double mib : sizes.mib()) {
-            for (String name : names) {
-                boolean free = sizes.choice() != null
-                        && Spec.of(name).types() == null
-                        && !Strategies.method(name, settings).keepsAll();
-                String sized = free ? name + "@" + sizes.choice().apply(mib).text() : name;
-                add(sized, cellsIn(mib, sized), Double.NaN, settings);
-            }
-        }
-        if (setup.extras().noiseFloor()) {
-            runs.add(new Run(AGAIN, AGAIN, new FullAgain(), 0, mode.passage(), null));
-        }
-        int n = mode.streams() ? setup.tokens().length : mode.prefill();
-        int smallest = runs.stream()
-                .mapToInt(run -> run.compression() == 0 ? n : scoredAfter(run))
-                .min()
-                .orElse(n);
-        this.firstCompared = !mode.streams() ? mode.prefill() + 1 : smallest == n ? 1 : smallest + 1;
-    }
-
-    /** The cells beside a block that llama.cpp allocates no more than so many MiB for. */
-    private int cellsIn(double mib, String name) {
-        Spec spec = Spec.of(name);
-        CellTypes types = spec.types() == null ? setup.compute().cells() : spec.types();
-        return CellMemory.mostCells(model, types, mib * CellMemory.MIB) - setup.block();
-    }
-
-    /**
-     * Adds a run, unless it is the one that all are compared with, or there already.
-     *
-     * @param compression NaN for what the cells save of the text
-     */
-    private void add(String name, int cells, double compression, Strategies.Settings settings) {
-        Spec spec = Spec.of(name);
-        Mode mode = setup.mode();
-        int n = mode.streams() ? setup.tokens().length : mode.prefill();
-        Method method = Strategies.method(spec.method(), settings);
-        check(method);
-        if (method instanceof QuantisedCells && spec.types() != null) {
-            throw new KvmergeException.Usage(
-                    name + ": " + spec.method() + " is a type of cells itself: full@TYPE is the full cache in others");
-        }
-        boolean sized = !Double.isNaN(compression);
-        if (method instanceof Full || method.keepsAll() && !sized) {
-            if (!(method instanceof Full) || spec.types() != null) {
-                Method kept = method instanceof Full ? new FullInOtherCells() : method;
-                addOnce(new Run(name, label(name, method), kept, 0, mode.passage(), spec.types()));
-            }
-            return;
-        }
-        if (!sized && cells + 2 > n) {
-            return; // all of the text fits, so that it is the full cache in these cells
-        }
-        checkBudget(method, cells, mode.streams() ? setup.block() : 1, n);
-        if (method instanceof Strategy strategy) {
-            CacheChecks.checkModel(model, strategy, cells, false);
-            if (spec.types() != null) {
-                CacheChecks.checkBias(
-                        strategy.needs().bias(),
-                        setup.compute().withCells(spec.types()).flashAttention());
-            }
-        } else if (!method.keepsAll()) {
-            CacheChecks.checkWindow(model, cells, false);
-        }
-        int stay = method.keepsAll() ? mode.passage() : cells;
-        double saved = sized && !setup.extras().fill() ? compression : 1 - (double) cells / n;
-        addOnce(new Run(name, label(name, method), method, saved, stay, spec.types()));
-    }
-
-    private void addOnce(Run run) {
-        if (runs.stream().noneMatch(other -> other.id().equals(run.id()))) {
-            runs.add(run);
-        }
-    }
-
-    private static String label(String name, Method method) {
-        int at = name.indexOf('@');
-        return Strategies.label(at < 0 ? name : name.substring(0, at), method) + (at < 0 ? "" : name.substring(at));
-    }
-
-    /** The cells that a compressed run fills before anything of it is scored. */
-    private int scoredAfter(Run run) {
-        return run.method().keepsAll() ? budget(run.compression()) : run.cells();
-    }
-
-    /** Refuses, before anything is run, a scale that there is not. */
-    private void check(Method method) {
-        switch (method) {
-            case Oracle oracle
-            when !setup.mode().streams() ->
-                throw new KvmergeException.Usage(
-                        "the oracle knows the future of a text that is streamed: leave --prefill out");
-            case QuantisedWeights weights -> WeightType.named(weights.type());
-            default -> {}
-        }
-    }
-
-    /** Cells that a compression leaves of the text, or of a passage's prefill; the same for what those save of it. */
-    private int budget(double compression) {
-        Mode mode = setup.mode();
-        int cells = cellsFor(mode.streams() ? setup.tokens().length : mode.prefill(), compression);
-        if (!setup.extras().fill() || !mode.streams()) {
-            return cells;
-        }
-        return CacheOptions.of(cells, setup.block()).filled().cells();
+        this.list = new RunList(model, setup, names, sizes, settings);
+        this.runs = list.runs();
+        this.firstCompared = list.firstCompared();
     }
 
     /** Cells that a compression leaves of a text. */
@@ -333,7 +230,7 @@ public final class Experiment implements AutoCloseable {
     }
 
     public List<Run> runs() {
-        return List.copyOf(runs);
+        return runs;
     }
 
     /** Whether the full cache's predictions are on disk, whole, from an earlier process. */
@@ -398,7 +295,8 @@ public final class Experiment implements AutoCloseable {
             delete(setup.workFolder().resolve(WEIGHTS));
         }
         double seconds = (System.nanoTime() - start) / 1e9;
-        RunResult result = RunResult.of(run, firstScored(run), reading.spent(), trace, full, seconds);
+        RunResult result = RunResult.of(
+                run, list.firstScored(run), reading.spent(), recipe.attention(reading.spent()), trace, full, seconds);
         if (isFull) {
             try {
                 Files.move(part, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
@@ -414,7 +312,20 @@ public final class Experiment implements AutoCloseable {
      *
      * @param weights type of the model's weights, null for those that it has
      */
-    private record Recipe(Strategy strategy, CacheOptions options, String weights) {}
+    private record Recipe(Strategy strategy, CacheOptions options, String weights) {
+        /** With what flash attention it ran, and of how many captured queries its attention was told. */
+        RunResult.Attention attention(Reading.Spent spent) {
+            ComputeSettings compute = options.compute();
+            boolean flash =
+                    switch (compute.flashAttention()) {
+                        case ON -> true;
+                        case OFF -> false;
+                        case AUTO -> spent.flashAttention();
+                    };
+            boolean captured = flash && compute.captures() && strategy.needs().mass();
+            return new RunResult.Attention(flash, captured ? compute.observedQueries() : null);
+        }
+    }
 
     private Recipe recipe(Run run, Listener listener, BooleanSupplier cancelled) {
         return switch (run.method()) {
@@ -474,11 +385,6 @@ public final class Experiment implements AutoCloseable {
     /** Predictions of a passage that are compared. */
     private int rowsOfPassage() {
         return setup.mode().passage() - firstCompared;
-    }
-
-    /** Of a run: those past its budget, as many for all methods of a compression. */
-    private int firstScored(Run run) {
-        return run.compression() == 0 || !setup.mode().streams() ? firstCompared : scoredAfter(run) + 1;
     }
 
     private CacheOptions options(Run run, ComputeSettings compute) {

@@ -14,7 +14,7 @@ final class Reading {
     private final Scorer scorer;
     private final int firstCompared;
     private final Trace trace;
-    private Spent spent = new Spent(0, 0, 0, 0, 0, 0, 0);
+    private Spent spent = new Spent(0, 0, 0, 0, 0, 0, 0, false);
     private double nll; // of all tokens scored so far
 
     /**
@@ -33,9 +33,17 @@ final class Reading {
 
     /**
      * What the passages so far took: nanoseconds, and the most cells allocated, bytes of K and V and of kvmerge's
-     * table.
+     * table; and whether llama.cpp ran them with flash attention, without which values lie transposed.
      */
-    record Spent(long decode, long observe, long plan, long apply, int allocated, long kvBytes, long tableBytes) {
+    record Spent(
+            long decode,
+            long observe,
+            long plan,
+            long apply,
+            int allocated,
+            long kvBytes,
+            long tableBytes,
+            boolean flashAttention) {
         private Spent with(CompressedContext context) {
             Timings t = context.timings();
             return new Spent(
@@ -45,7 +53,8 @@ final class Reading {
                     apply + t.apply(),
                     Math.max(allocated, context.info().cells()),
                     Math.max(kvBytes, context.info().bytes()),
-                    Math.max(tableBytes, context.tableBytes()));
+                    Math.max(tableBytes, context.tableBytes()),
+                    !context.info().valuesTransposed());
         }
 
         /** All of the time. */

@@ -31,6 +31,12 @@ import java.util.Map;
  * @param secondsPlan deciding
  * @param secondsApply rewriting and freeing cells
  * @param tokensPerSecond tokens over decode, observe, plan and apply
+ * @param flashAttention "on" or "off", as llama.cpp ran it; null in older files
+ * @param observedQueries of a block's captured queries, about so many told what attention the cells get, 0 for all;
+ *     null where none were captured or nothing asked for attention
+ * @param kvMib MiB that the cells were to fit into; null where they were asked for by compression
+ * @param asked the name that was asked for, where the cells' types were chosen for it; else the strategy's; null in
+ *     older files
  */
 public record RunResult(
         String strategy,
@@ -56,7 +62,14 @@ public record RunResult(
         Double secondsObserve,
         Double secondsPlan,
         Double secondsApply,
-        Double tokensPerSecond) {
+        Double tokensPerSecond,
+        String flashAttention,
+        Integer observedQueries,
+        Double kvMib,
+        String asked) {
+    /** With what flash attention a run was made, and from how many of a block's captured queries; null for none. */
+    record Attention(boolean flash, Integer observedQueries) {}
+
     /** What tells this run from the others of an experiment, fit for a file name: "entropy-merged-70". */
     public String id() {
         return id(strategy, compression);
@@ -84,6 +97,7 @@ public record RunResult(
             Experiment.Run run,
             int firstScored,
             Reading.Spent spent,
+            Attention attention,
             Trace trace,
             Experiment.Outcome full,
             double seconds) {
@@ -122,7 +136,11 @@ public record RunResult(
                 spent.observe() / 1e9,
                 spent.plan() / 1e9,
                 spent.apply() / 1e9,
-                tokens / (spent.nanos() / 1e9));
+                tokens / (spent.nanos() / 1e9),
+                attention.flash() ? "on" : "off",
+                attention.observedQueries(),
+                run.mib(),
+                run.asked());
     }
 
     private static Double finite(double x) {

@@ -81,6 +81,11 @@ public final class Catalogue {
             return String.format(Locale.ROOT, "%0" + width + "d", Integer.parseInt(first) + part);
         }
 
+        /** Whether this is its name, or its file's, which is what results say. */
+        private boolean isCalled(String text) {
+            return text.equals(name) || text.equals(place().getFileName().toString());
+        }
+
         /** Where it lies once fetched, below the downloads folder. */
         Path place() {
             String leaf = Path.of(file).getFileName().toString().replaceFirst("\\.part\\d*\\{.*", "");
@@ -189,7 +194,8 @@ public final class Catalogue {
     }
 
     /**
-     * A model or text that the user named: a path if there is such a file, else a name of the list.
+     * A model or text that the user named: a path if there is such a file, else a name of the list, or of a file that
+     * was fetched by it.
      *
      * @throws KvmergeException if it is neither, or not fetched yet
      */
@@ -199,7 +205,7 @@ public final class Catalogue {
             return path;
         }
         Optional<Entry> entry = entries.stream()
-                .filter(e -> e.kind() == kind && e.name().equals(nameOrPath))
+                .filter(e -> e.kind() == kind && e.isCalled(nameOrPath))
                 .findFirst();
         String what = kind == Kind.MODEL ? "model" : "text";
         if (entry.isEmpty() && !nameOrPath.isEmpty() && Files.isDirectory(path)) {

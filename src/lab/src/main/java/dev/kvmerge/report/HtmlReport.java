@@ -105,7 +105,7 @@ public final class HtmlReport {
                 report.text().offset(),
                 report.settings().block(),
                 report.settings().threads(),
-                report.settings().flashAttention(),
+                report.flashAttention(),
                 report.settings().keyType(),
                 report.settings().valueType(),
                 report.versions().kvmerge(),
@@ -145,7 +145,7 @@ public final class HtmlReport {
         if (!without.isEmpty()) {
             missing(name, "no KL or perplexity of " + String.join(", ", without));
         }
-        String command = command(report);
+        String command = CommandLine.of(report);
         html.append("<pre>").append(escape(command)).append("</pre>\n");
         markdown.append("\n    ").append(command).append("\n");
         plots(folder, name);
@@ -168,6 +168,7 @@ public final class HtmlReport {
             "perplexity",
             "full cache",
             "same top",
+            "flash attention",
             "KV MiB",
             "overhead"
         };
@@ -194,6 +195,7 @@ public final class HtmlReport {
                 Table.number("%.3f", r.perplexity()),
                 Table.number("%.3f", r.perplexityFull()),
                 r.top1Agreement() == null ? "-" : Table.number("%.1f %%", 100 * r.top1Agreement()),
+                r.flashAttention() == null ? "-" : r.flashAttention(),
                 r.kvBytes() == null ? "-" : Table.number("%.1f", r.kvBytes() / 1048576.0),
                 overhead(r)
             };
@@ -216,33 +218,6 @@ public final class HtmlReport {
                 ? "-"
                 : Table.number(
                         "%.1f %%", 100 * (r.secondsObserve() + r.secondsPlan() + r.secondsApply()) / r.secondsDecode());
-    }
-
-    private static String command(Report report) {
-        return "bin/kvmerge experiment -m " + report.model().path() + " -f "
-                + report.text().name() + " --offset "
-                + report.text().offset() + " --tokens " + report.settings().tokens() + " --block "
-                + report.settings().block() + " -fa " + report.settings().flashAttention()
-                + (report.settings().observedQueries() == null
-                        ? ""
-                        : " --observe-queries " + report.settings().observedQueries())
-                + " -ctk "
-                + report.settings().keyType() + " -ctv " + report.settings().valueType() + " --strategies "
-                + String.join(
-                        ",",
-                        report.runs().stream()
-                                .map(RunResult::strategy)
-                                .filter(name -> !name.equals(Experiment.AGAIN))
-                                .distinct()
-                                .toList())
-                + report.runs().stream()
-                        .map(RunResult::compression)
-                        .filter(c -> c > 0)
-                        .distinct()
-                        .map(String::valueOf)
-                        .reduce((a, b) -> a + "," + b)
-                        .map(c -> " --compression " + c)
-                        .orElse("");
     }
 
     private void plots(Path folder, String name) {

@@ -86,8 +86,13 @@ public final class RecordedExperiment {
         Experiment.Outcome outcome = experiment.make(run, done.get(full().id()), listener, cancelled);
         done.put(run.id(), outcome);
         folder.writeTrace(run.id(), outcome.trace());
-        folder.write(header.with(results()));
+        folder.write(report());
         return outcome.result();
+    }
+
+    /** What results.json says, with the runs that were made. */
+    public Report report() {
+        return header.with(results());
     }
 
     /** What results.json says of the experiment, without runs. */

@@ -53,7 +53,7 @@ public record Report(
     public record TextInfo(String name, String sha256, int offset) {}
 
     /**
-     * What all runs shared.
+     * What all runs shared. Those with cells of their own have what they say themselves.
      *
      * @param observedQueries of a block's captured queries; null where none are captured, and in older files
      */
@@ -66,6 +66,22 @@ public record Report(
             String keyType,
             String valueType,
             Integer observedQueries) {}
+
+    /** Flash attention, as llama.cpp ran it: "on", "off", or both and of which. */
+    public String flashAttention() {
+        List<String> with = runs.stream()
+                .filter(run -> "on".equals(run.flashAttention()))
+                .map(RunResult::id)
+                .toList();
+        List<String> without = runs.stream()
+                .filter(run -> "off".equals(run.flashAttention()))
+                .map(RunResult::id)
+                .toList();
+        if (with.isEmpty() && without.isEmpty()) {
+            return settings.flashAttention(); // older files
+        }
+        return without.isEmpty() ? "on" : with.isEmpty() ? "off" : "off, but on for " + String.join(", ", with);
+    }
 
     /** The same of an experiment with other settings. */
     public Report with(Settings newSettings) {

@@ -41,6 +41,7 @@ public final class Table {
             "+/-",
             "KL p99",
             "same top",
+            "fa",
             "allocated",
             "KV MiB",
             "own MiB",
@@ -54,7 +55,8 @@ public final class Table {
             part.forEach(r -> rows.add(row(r, full)));
         });
         text.append(align(rows));
-        text.append("\nallocated, KV: what llama.cpp allocates, the cells and a block, rounded up to 256;")
+        text.append("\nfa: llama.cpp's flash attention, without which it takes no quantised V cells\n");
+        text.append("allocated, KV: what llama.cpp allocates, the cells and a block, rounded up to 256;")
                 .append(" own: kvmerge's table of them\n");
         text.append("speed: tokens/s against the full cache read the same way, with logits for every token;")
                 .append(" 'kvmerge bench' compares with llama.cpp at its fastest\n");
@@ -217,6 +219,7 @@ public final class Table {
             number("%.4f", run.klSe()),
             number("%.3f", run.klP99()),
             run.top1Agreement() == null ? "-" : String.format(Locale.ROOT, "%.1f %%", 100 * run.top1Agreement()),
+            run.flashAttention() == null ? "-" : run.flashAttention(),
             run.cellsAllocated() == null ? "-" : String.format(Locale.ROOT, "%,d", run.cellsAllocated()),
             run.kvBytes() == null ? "-" : String.format(Locale.ROOT, "%.1f", run.kvBytes() / MIB),
             run.tableBytes() == null ? "-" : String.format(Locale.ROOT, "%.1f", run.tableBytes() / MIB),

@@ -115,50 +115,6 @@ class MoreCommandsTest {
         assertFalse(Files.exists(folder.resolve("x.json")));
     }
 
-    /** Cells of several types within one memory, all compared with the full cache in F16. */
-    @Test
-    void equalMemory() throws IOException {
-        Cli run = Cli.run(
-                        "experiment",
-                        "--noise-floor",
-                        "off",
-                        "--tokens",
-                        "288",
-                        "--block",
-                        "32",
-                        "--kv-mib",
-                        "3.1,99",
-                        "--strategies",
-                        "full@q4_0,streaming-llm@q4_0,streaming-llm,full@q8_0/q5_1",
-                        "--out",
-                        out("memory"))
-                .succeeded();
-        List<String> names = new java.util.ArrayList<>();
-        for (JsonNode each : runs(folder.resolve("memory"))) {
-            names.add(each.get("strategy").asText() + " " + each.get("cells").asInt());
-        }
-        // In 99 MiB all of the text fits, so that those are the full caches' figures.
-        assertEquals(
-                List.of(
-                        "full 288",
-                        "full@q4_0 288",
-                        "streaming-llm@q4_0 224",
-                        "streaming-llm@q8_0 224",
-                        "full@q8_0/q5_1 288"),
-                names);
-        JsonNode full = runs(folder.resolve("memory")).get(0);
-        JsonNode small = runs(folder.resolve("memory")).get(1);
-        JsonNode good = runs(folder.resolve("memory")).get(4);
-        assertEquals(512 * 30 * 3 * 64 * 2 * 2, full.get("kv_bytes").asInt());
-        assertEquals(512 * 30 * 3 * 64 * 2 * 18 / 32, small.get("kv_bytes").asInt());
-        assertTrue(small.get("kl_mean").asDouble() > 3 * good.get("kl_mean").asDouble(), small + " " + good);
-        for (int i : new int[] {2, 3}) {
-            JsonNode compressed = runs(folder.resolve("memory")).get(i);
-            assertTrue(compressed.get("kv_bytes").asInt() <= 3.1 * (1 << 20), compressed.toString());
-        }
-        assertTrue(Files.readString(folder.resolve("memory/frontier.svg")).contains("streaming-llm@q4_0"), run.out());
-    }
-
     /** What cannot be is said before a full cache is run to compare with. */
     @Test
     void aCalibrationOfAnotherModelIsRefusedFirst() throws IOException {

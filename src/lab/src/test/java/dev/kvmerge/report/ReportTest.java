@@ -49,7 +49,11 @@ class ReportTest {
                 0.1,
                 0.1,
                 0.1,
-                speed);
+                speed,
+                "off",
+                null,
+                null,
+                name);
     }
 
     private static final RunResult FULL = run("full", 0, 20.0, null, 100);
@@ -63,7 +67,7 @@ class ReportTest {
                 Table.sentence(OURS, FULL));
         RunResult bare = new RunResult(
                 "h2o", Map.of(), 100, 0.7, 1000, 900, null, null, null, null, null, null, null, null, null, null, null,
-                null, null, null, null, null, null, null);
+                null, null, null, null, null, null, null, null, null, null, null);
         assertTrue(Table.of(List.of(FULL, OURS, bare)).contains("h2o"), "what lacks figures still has its row");
     }
 
@@ -117,7 +121,8 @@ class ReportTest {
                         && json.contains("\"peak_rss_bytes\" : null"),
                 json);
         assertEquals(
-                "full,{sinks=4},100,0.0,1000,900,20.0,0.5,20.0,,,,0.93,9856614,9856614,256,,,2.0,1.5,0.1,0.1,0.1,100.0",
+                "full,{sinks=4},100,0.0,1000,900,20.0,0.5,20.0,,,,0.93,9856614,9856614,256,,,2.0,1.5,0.1,0.1,0.1,100.0,"
+                        + "off,,,full",
                 Files.readAllLines(folder.resolve("results.csv")).get(1));
     }
 

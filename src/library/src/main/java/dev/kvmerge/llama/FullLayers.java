@@ -11,6 +11,7 @@ import java.lang.invoke.MethodType;
 import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
+import java.util.function.LongPredicate;
 
 /**
  * Finds the layers that attend to everything in a model with sliding windows. llama.cpp's API says how long the windows
@@ -27,8 +28,15 @@ final class FullLayers {
 
     private FullLayers() {}
 
-    /** The layers' numbers, ascending; empty when all have windows. */
-    static List<Integer> of(Model model, int window) {
+    /**
+     * The layers' numbers, ascending.
+     *
+     * @param full attend to everything; empty when all have windows
+     * @param windowed have a window, and cells of their own for it
+     */
+    record Found(List<Integer> full, List<Integer> windowed) {}
+
+    static Found of(Model model, int window) {
         FullLayers found = new FullLayers();
         int block = 32;
         int wanted = window + block + 2 * LlamaCache.PADDING; // more than a layer with windows gets
@@ -52,8 +60,12 @@ final class FullLayers {
         if (found.failure != null) {
             throw found.failure;
         }
-        return found.cells.entrySet().stream()
-                .filter(e -> e.getValue() >= wanted)
+        return new Found(found.layers(n -> n >= wanted), found.layers(n -> n < wanted));
+    }
+
+    private List<Integer> layers(LongPredicate which) {
+        return cells.entrySet().stream()
+                .filter(e -> which.test(e.getValue()))
                 .map(Map.Entry::getKey)
                 .toList();
     }

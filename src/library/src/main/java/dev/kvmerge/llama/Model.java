@@ -28,6 +28,7 @@ public final class Model implements AutoCloseable {
     private final MemorySegment vocabulary;
     private Shape shape;
     private int slidingWindow;
+    private List<Integer> windowedLayers = List.of();
     private final Backend backend;
     private final int vocabularySize;
     private final AtomicInteger openContexts = new AtomicInteger();
@@ -95,12 +96,14 @@ public final class Model implements AutoCloseable {
         int window = Llama_h.llama_model_n_swa(handle);
         if (window > 0) {
             int all = full.size();
-            full = FullLayers.of(this, window);
+            FullLayers.Found found = FullLayers.of(this, window);
+            full = found.full();
             if (full.isEmpty()) {
                 throw new KvmergeException("every layer of the model " + path + " has a sliding window of " + window
                         + " positions: its cache does not grow, and there is nothing to compress");
             }
             slidingWindow = full.size() == all ? 0 : window;
+            windowedLayers = found.windowed();
         }
         int first = full.getFirst();
         if (header.heads(first) == 0 || header.kvHeads(first) == 0) {
@@ -352,6 +355,11 @@ public final class Model implements AutoCloseable {
     /** The numbers of the layers whose cells grow with the context; of all, until that is known. */
     List<Integer> fullLayers() {
         return shape == null ? IntStream.range(0, header.layers()).boxed().toList() : shape.layerNumbers();
+    }
+
+    /** The numbers of the layers that have sliding windows, and cells of their own for them. */
+    List<Integer> windowedLayers() {
+        return windowedLayers;
     }
 
     /**

@@ -10,6 +10,8 @@ import dev.kvmerge.TestModel;
 import dev.kvmerge.TinyGguf;
 import dev.kvmerge.TinyGguf.Geometry;
 import dev.kvmerge.llama.Backend;
+import dev.kvmerge.llama.CellMemory;
+import dev.kvmerge.llama.CellTypes;
 import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
@@ -27,6 +29,7 @@ import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.EnumSource;
 
 /**
@@ -49,6 +52,24 @@ class SlidingWindowTest {
     private Model load(Geometry g, String... zero) {
         Path file = TinyGguf.write(folder.resolve("tiny.gguf"), g, Set.of(zero));
         return Model.load(TestModel.library(), file, Backend.CPU, 0);
+    }
+
+    /** Against what the native library finds in llama.cpp's own tensors. */
+    @ParameterizedTest
+    @CsvSource({"300,32,512,f16", "300,256,512,q8_0/q5_1", "300,256,32,q8_0", "600,600,200,f16", "600,600,208,f16"})
+    void windowsTakeWhatLlamaCppAllocates(int cells, int block, int ubatch, String text) {
+        CellTypes types = CellTypes.parse(text);
+        ComputeSettings settings =
+                ComputeSettings.usual().withThreads(1).withCells(types).withUbatch(ubatch);
+        CacheOptions options = CacheOptions.unlimited(cells, block).with(settings);
+        try (Model model = load(GEMMA);
+                CompressedContext context = new CompressedContext(model, new Full(), options)) {
+            context.decode(new int[] {1, 2, 3});
+            assertEquals(
+                    options.allocated() * CellMemory.ofCell(model, types)
+                            + CellMemory.ofWindows(model, types, block, settings),
+                    context.info().bytes());
+        }
     }
 
     @Test
