@@ -179,10 +179,22 @@ void kvmerge_cache::take(int32_t n, kvmerge_block_stats * out) {
     }
 }
 
+int64_t kvmerge_cache::bytes() const {
+    return table.bytes() + int64_t(bytes_of(calibration)) + (there ? there->bytes() : 0) + observer_bytes;
+}
+
+void kvmerge_cache::weigh() {
+    const Handles<kvmerge_observer>::Use use(observers(), observer, Access::ALONE);
+    if (use.status() == KVMERGE_OK) {
+        observer_bytes = int64_t(use.object().bytes());
+    }
+}
+
 void kvmerge_cache::took(int32_t n) {
     n_tokens += n;
     position += n;
     begun = false;
+    weigh();
     expect_plans();
 }
 
@@ -272,6 +284,7 @@ void kvmerge_cache::commit() {
     free_cells();
     position -= table.back();
     table.commit();
+    weigh();
 }
 
 // Frees the cells that do not stay in llama.cpp's record.

@@ -33,9 +33,13 @@ struct kvmerge_cache {
     int32_t pending = 0;                         // decoded by decode(), and not in the table yet
     bool begun = false; // a block of the observer, in which nothing was decoded if nothing is pending
     std::string broken; // why it is; empty: it is not
+    int64_t observer_bytes = 0; // as of the last block or rewriting
 
     kvmerge_cache(const kvmerge_cache_params & params, const kvmerge_observer & observer, kvmerge_observer * handle,
                   llama_context * context, int32_t seq_id);
+
+    int64_t bytes() const; // all that is kept in memory of the sequence, of the observer too; on devices too
+    void weigh();          // finds out what the observer has, if no other thread is inside of it
 
     bool is_over() const { return params.n_cells > 0 && table.used() > params.n_cells; }
     void require_whole() const;

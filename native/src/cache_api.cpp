@@ -132,7 +132,7 @@ kvmerge_status kvmerge_cache_usage(kvmerge_cache * cache, kvmerge_cache_used * o
                 c.position + c.pending,
                 c.is_over(),
                 !c.broken.empty(),
-                c.table.bytes() + (c.there ? c.there->bytes() : 0)};
+                c.bytes()};
     });
 }
 

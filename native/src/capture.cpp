@@ -181,4 +181,20 @@ int Captured::missing(int layer) const {
     return -1;
 }
 
+size_t Staging::bytes() const {
+    size_t n = bytes_of(memory);
+    for (const auto & of_layer : on_gpu) {
+        n += of_layer.bytes();
+    }
+    return n;
+}
+
+size_t Captured::bytes() const {
+    size_t n = bytes_of(masks_) + bytes_of(seen_) + bytes_of(inv_log_visible_);
+    for (const Layer & l : layers_) {
+        n += bytes_of(l.queries);
+    }
+    return n;
+}
+
 } // namespace kvmerge

@@ -38,6 +38,7 @@ struct Staging {
     std::vector<float> memory;
     size_t device_size = 0; // elements of a layer's on a GPU
     std::vector<DeviceArray<float>> on_gpu;
+    size_t bytes() const;
     float * at(int layer) { return memory.data() + size_t(layer) * layer_size; }
     // Makes room for layers of `size` elements on GPUs. Nothing may wait there.
     void reserve_on_gpu(int n_layer, size_t size) {
@@ -108,6 +109,7 @@ class Captured {
     // The first token of the block whose queries never came to a layer's slot, or -1: decoding was cut short, or
     // llama.cpp ran past the node before it was a copy.
     int missing(int layer) const;
+    size_t bytes() const;
 
   private:
     static constexpr size_t LARGE_MASKS = size_t(1) << 25; // elements: 64 MiB

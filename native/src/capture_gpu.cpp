@@ -282,4 +282,15 @@ void GpuCapture::clear() {
     looked_ = true;
 }
 
+size_t GpuCapture::bytes() const {
+    size_t n = bytes_of(seen_) + newest_.bytes() + missing_.bytes();
+    for (const Layer & l : layers_) {
+        n += l.queries.bytes();
+    }
+    for (const Place & p : places_) {
+        n += p.masks.bytes() + p.inv_log_visible.bytes();
+    }
+    return n;
+}
+
 } // namespace kvmerge

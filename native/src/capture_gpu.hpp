@@ -47,6 +47,7 @@ class GpuCapture {
     void check();
     int missing(int layer) const; // as Captured::missing
     void forget_missing();
+    size_t bytes() const; // on the devices, and on the host what grows with tokens and cells
 
     const CapturedRows & rows() const { return rows_; }
     int n_rows(int layer) const { return size_t(layer) < layers_.size() ? layers_[size_t(layer)].n_rows : 0; }

@@ -43,6 +43,7 @@ class CellTensor {
     bool transposed() const { return view_.transposed != 0; }
     int64_t bytes() const { return bytes_; } // of the slice
     const char * type_name() const;          // "f16" and so on
+    size_t own_bytes() const { return bytes_of(mirror_); }
 
     void decoded() { fresh_ = false; } // llama.cpp wrote to it
     CellView on_device();              // for kernels of device(); first updates the mirror if they work on that

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace kvmerge {
 
@@ -78,6 +79,7 @@ class DeviceArray {
 
     T * data() const { return data_; }
     size_t size() const { return n_; }
+    size_t bytes() const { return n_ * sizeof(T); }
     void zero() { device_->zero(data_, n_ * sizeof(T)); }
     void upload(const T * from, size_t n) { device_->upload(data_, from, n * sizeof(T)); }
     void download(T * to, size_t n, size_t offset = 0) const { device_->download(to, data_ + offset, n * sizeof(T)); }
@@ -117,6 +119,7 @@ class SharedArray {
     }
     T * data() const { return data_; }
     size_t size() const { return n_; }
+    size_t bytes() const { return n_ * sizeof(T); }
 
   private:
     void swap(SharedArray & other) noexcept {
@@ -128,5 +131,11 @@ class SharedArray {
     T * data_ = nullptr;
     size_t n_ = 0;
 };
+
+// Bytes that a vector keeps.
+template <class T>
+size_t bytes_of(const std::vector<T> & v) {
+    return v.capacity() * sizeof(T);
+}
 
 } // namespace kvmerge

@@ -18,6 +18,7 @@ class Neighbours {
             written_[size_t(cells[i])] = true;
         }
     }
+    size_t bytes() const { return known_.capacity() * sizeof(Neighbour) + written_.capacity(); }
     void all_rewritten() { written_.assign(written_.size(), true); }
 
     // Calls plan(known). `known` is null while another thread plans over the same head.

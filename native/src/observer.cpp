@@ -10,6 +10,21 @@
 
 using namespace kvmerge;
 
+size_t kvmerge_observer::bytes() const {
+    size_t n = bytes_of(mass) + bytes_of(entropy) + bytes_of(bias) + shared_mass.bytes() + shared_entropy.bytes() +
+               bytes_of(token_cell) + bytes_of(inv_log_visible) + bytes_of(in_sequence) + captured.bytes() +
+               captured_on_gpu.bytes() + share_of_staging;
+    for (const Layer & l : layers) {
+        n += l.k.own_bytes() + l.v.own_bytes() + l.rope.freq.bytes() + l.mass.bytes() + l.entropy.bytes() +
+             l.inv_log_visible.bytes() + l.query_sum.bytes() + l.query_second.bytes() + bytes_of(l.queries) +
+             l.direction.bytes() + l.direction_on_host.bytes();
+        for (const Neighbours & head : l.neighbours) {
+            n += head.bytes();
+        }
+    }
+    return n;
+}
+
 int kvmerge_observer::find(int number) const noexcept {
     const auto at = std::lower_bound(numbers.begin(), numbers.end(), number);
     return at != numbers.end() && *at == number ? int(at - numbers.begin()) : -1;

@@ -35,6 +35,7 @@ struct kvmerge_observer {
     kvmerge::Part part;                        // the stream's, of the current ubatch
     std::vector<int64_t> written;              // [tokens of the part]: the cells that they go to, within the stream
     std::shared_ptr<kvmerge::Staging> staging; // where the queries of a ubatch of several parts go
+    size_t share_of_staging = 0;               // its bytes, by the group's streams
 
     struct Layer {
         kvmerge::CellTensor k, v;
@@ -99,6 +100,9 @@ struct kvmerge_observer {
     // How many tokens of a ubatch have their queries in the moments. Together with those of earlier blocks they are
     // enough for a direction.
     static constexpr int ENOUGH_QUERIES = 64;
+
+    // All that it keeps in memory which grows with layers, heads, cells or tokens; on devices too.
+    size_t bytes() const;
 
     bool observes(int flag) const { return (params.observe & flag) != 0; }
     bool observes_attention() const { return observes(KVMERGE_OBSERVE_MASS) || observes(KVMERGE_OBSERVE_ENTROPY); }

@@ -71,6 +71,7 @@ void Streams::begin_ubatch(const ggml_tensor * write) noexcept {
                 o.fail(o.out_of_memory);
             }
             o.staging.reset();
+            o.share_of_staging = staging_bytes() / handles_.size();
             elsewhere |= o.another_context || (o.layers[0].k.tensor() && !o.layers[0].k.is_of(write->view_src));
         });
     }

@@ -23,6 +23,7 @@ class Streams {
     const std::vector<kvmerge_observer *> & handles() const { return handles_; }
     // llama.cpp's eval callback. An observer that another thread is inside of misses it, and its stream alone.
     bool called(ggml_tensor * node, bool ask) noexcept;
+    size_t staging_bytes() const { return staging_ ? staging_->bytes() : 0; }
 
   private:
     int size() const { return int(handles_.size()); }

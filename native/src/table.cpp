@@ -22,6 +22,11 @@ std::vector<char> marks(size_t n) {
 CellTable::Columns::Columns(size_t n)
     : cell(n), position(n), frame(n), mass(n), exposure(n), entropy(n), count(n), prior(n) {}
 
+size_t CellTable::Columns::bytes() const {
+    return bytes_of(cell) + bytes_of(position) + bytes_of(frame) + bytes_of(mass) + bytes_of(exposure) +
+           bytes_of(entropy) + bytes_of(count) + bytes_of(prior);
+}
+
 CellTable::CellTable(const Shape & shape, bool keeps_newest, bool limits_positions, bool records_fates)
     : shape_(shape), keeps_newest_(keeps_newest), records_fates_(records_fates),
       now_(size_t(shape.pairs()) * size_t(shape.n_cells)), next_(now_), stays_(marks(size_t(shape.n_cells))),
@@ -36,11 +41,13 @@ CellTable::CellTable(const Shape & shape, bool keeps_newest, bool limits_positio
 }
 
 int64_t CellTable::bytes() const {
-    const size_t columns = 2 * 8 + 4; // now and next, and what moves are made of
     const std::lock_guard<std::mutex> lock(sizing_);
-    size_t bytes = 4 * (columns * target_.size() + new_position_.size() + value_weight_.size() + fate_.size());
+    size_t bytes = now_.bytes() + next_.bytes() + bytes_of(held_) + bytes_of(staying_) + bytes_of(stays_) +
+                   bytes_of(staged_) + bytes_of(values_apart_) + bytes_of(target_) + bytes_of(position_) +
+                   bytes_of(dest_) + bytes_of(new_position_) + bytes_of(fate_) + bytes_of(weight_) +
+                   bytes_of(value_weight_);
     for (const auto & of_pair : fates_) {
-        bytes += 4 * of_pair.capacity();
+        bytes += bytes_of(of_pair);
     }
     return int64_t(bytes);
 }

@@ -2,6 +2,7 @@
 // heads) stops being true once heads keep different tokens. The bookkeeping alone: nothing here knows llama.cpp.
 #pragma once
 
+#include "device.hpp"
 #include "kvmerge.h"
 
 #include <algorithm>
@@ -33,6 +34,7 @@ class CellTable {
         std::vector<int32_t> count;    // tokens merged into it
         std::vector<float> prior;      // what a calibration says of the token
         explicit Columns(size_t n);
+        size_t bytes() const;
     };
 
     // A block that was decoded.

@@ -23,7 +23,8 @@ import java.util.Map;
  * @param kvBytes K and V tensors of all layers, as allocated
  * @param kvBytesFull the same for the full cache
  * @param cellsAllocated cells that llama.cpp allocated: the budget and a block, rounded up to 256
- * @param tableBytes what kvmerge's own table of the cells takes of memory; null where nothing is planned
+ * @param tableBytes what kvmerge keeps in memory beside the cells: its table of them, plans, what was observed and the
+ *     queries captured for it; null where nothing is planned. Older files have the table's alone
  * @param peakRssBytes highest resident memory of the process in the run
  * @param secondsTotal wall clock, scoring included
  * @param secondsDecode in llama.cpp

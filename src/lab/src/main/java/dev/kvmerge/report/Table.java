@@ -57,7 +57,7 @@ public final class Table {
         text.append(align(rows));
         text.append("\nfa: llama.cpp's flash attention, without which it takes no quantised V cells\n");
         text.append("allocated, KV: what llama.cpp allocates, the cells and a block, rounded up to 256;")
-                .append(" own: kvmerge's table of them\n");
+                .append(" own: all that kvmerge keeps beside\n");
         text.append("speed: tokens/s against the full cache read the same way, with logits for every token;")
                 .append(" 'kvmerge bench' compares with llama.cpp at its fastest\n");
         runs.stream().filter(r -> r.strategy().equals(Experiment.AGAIN)).forEach(again -> text.append(floor(again)));

@@ -103,7 +103,10 @@ class EndToEndTest {
                 assertTrue(r.get("kl_mean").asDouble() > 0 && r.get("kl_mean").asDouble() < 0.5);
                 assertTrue(r.get("kv_bytes").asLong() < r.get("kv_bytes_full").asLong());
                 assertEquals(256, r.get("cells_allocated").asInt(), "cells and a block, rounded up");
-                assertEquals(80L * 90 * 256, r.get("table_bytes").asLong(), "bytes a cell, layer and KV head");
+                long entries = 90 * 256; // of layers, KV heads and cells
+                long queries = 4 * 64 * (30 * 9 * 64 + 90 * (64 + 1)); // that wait, and their moments
+                long own = r.get("table_bytes").asLong();
+                assertTrue(own >= 80 * entries && own < 106 * entries + queries, own + ": the table, what is observed");
             }
         }
         for (String file : List.of(

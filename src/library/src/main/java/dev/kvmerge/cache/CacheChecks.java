@@ -4,13 +4,17 @@ import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.Calibration;
 import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.kernels.Observer;
+import dev.kvmerge.llama.CellMemory;
 import dev.kvmerge.llama.ContextOptions;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
+import dev.kvmerge.llama.Shape;
 
 /** What a {@link CompressedContext} cannot be, refused before anything is made. */
 public final class CacheChecks {
     private static final int TABLE_BYTES = 2 * 8 * 4 + 4 * 4; // an entry's columns now and next, and its moves
+    private static final int OBSERVER_BYTES = 2 * 4 + 17; // an entry's mass, and its distance from its neighbour
+    private static final int WAITING_QUERIES = 64; // of a layer, where none are captured
     private static final int MOST_ENTRIES = Integer.MAX_VALUE - 8; // of an array, such as a block's mass
 
     private final Model model;
@@ -118,10 +122,23 @@ public final class CacheChecks {
         }
     }
 
-    /** Bytes that kvmerge keeps beside the cells of a sequence. */
+    /**
+     * Bytes that kvmerge is going to keep beside the cells of a sequence, about: {@link CompressedContext#tableBytes}
+     * knows, once there are any.
+     */
     public static long tableBytes(Model model, CacheOptions options) {
-        long entries = (long) model.shape().pairs() * options.allocated();
-        return entries * (TABLE_BYTES + (options.fates() ? Integer.BYTES : 0) + Observer.ENTRY_BYTES);
+        Shape shape = model.shape();
+        long entry = TABLE_BYTES
+                + OBSERVER_BYTES
+                + (options.fates() ? 2 * Integer.BYTES : 0)
+                + (options.positionRange() > 0 ? Integer.BYTES : 0);
+        long dimension = CellMemory.keyDimension(model);
+        boolean captures = options.compute().captures();
+        long tokens = captures ? options.block() : WAITING_QUERIES;
+        long queries = (long) shape.layers() * shape.heads() * dimension * tokens;
+        long moments = shape.pairs() * dimension * (dimension + 1);
+        long masks = captures ? tokens * options.allocated() * Short.BYTES : 0;
+        return (long) shape.pairs() * options.allocated() * entry + Float.BYTES * (queries + moments) + masks;
     }
 
     /** Refuses tables that the machine has not the memory for. */

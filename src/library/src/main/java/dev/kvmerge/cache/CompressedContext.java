@@ -326,7 +326,10 @@ public final class CompressedContext implements AutoCloseable {
         return compressor().info();
     }
 
-    /** Bytes of native memory that the table of the cells takes. */
+    /**
+     * Bytes that kvmerge keeps beside the cells, as of the last block: the table, plans, what was observed and the
+     * queries captured for it, and cells read for strategies in Java. On devices too.
+     */
     public long tableBytes() {
         return compressor().usage().bytes();
     }

@@ -8,7 +8,10 @@ import dev.kvmerge.kernels.CellVectors;
 import dev.kvmerge.kernels.Observer;
 import dev.kvmerge.llama.Context;
 import dev.kvmerge.llama.Shape;
+import java.util.Collections;
 import java.util.List;
+import java.util.Set;
+import java.util.WeakHashMap;
 import java.util.function.Supplier;
 import java.util.stream.IntStream;
 
@@ -25,7 +28,8 @@ final class Compressor implements AutoCloseable {
     private final int threads;
     private final Observer observer;
     private final CellTable table;
-    private final ThreadLocal<CellVectors.Buffer> buffers = ThreadLocal.withInitial(CellVectors.Buffer::new);
+    private final ThreadLocal<CellVectors.Buffer> buffers = ThreadLocal.withInitial(this::buffer);
+    private final Set<CellVectors.Buffer> weighed = Collections.newSetFromMap(new WeakHashMap<>()); // those of threads
     private volatile CellTable.Usage usage;
     private volatile Observer.CacheInfo info;
 
@@ -72,7 +76,19 @@ final class Compressor implements AutoCloseable {
 
     /** Asks the table anew. */
     void look() {
-        usage = table.usage();
+        long own;
+        synchronized (weighed) {
+            own = weighed.stream().mapToLong(CellVectors.Buffer::bytes).sum();
+        }
+        usage = table.usage().withMore(own);
+    }
+
+    private CellVectors.Buffer buffer() {
+        CellVectors.Buffer made = new CellVectors.Buffer();
+        synchronized (weighed) {
+            weighed.add(made);
+        }
+        return made;
     }
 
     Observer.CacheInfo info() {

@@ -147,9 +147,14 @@ public final class CellTable implements AutoCloseable {
      * @param position of the next token, for llama.cpp
      * @param over whether there are more cells than are to stay
      * @param broken whether rewriting cells failed half-way
-     * @param bytes of the table
+     * @param bytes of native memory, devices' too, for the table, plans and what the observer has, as of the last block
      */
-    public record Usage(int tokens, int cells, int pinned, int position, boolean over, boolean broken, long bytes) {}
+    public record Usage(int tokens, int cells, int pinned, int position, boolean over, boolean broken, long bytes) {
+        /** The same with memory that the native library does not know of. */
+        public Usage withMore(long own) {
+            return new Usage(tokens, cells, pinned, position, over, broken, bytes + own);
+        }
+    }
 
     /** Alone, on the context too. */
     private void alone(boolean endsLogits, Runnable body) {

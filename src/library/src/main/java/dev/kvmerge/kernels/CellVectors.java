@@ -83,6 +83,12 @@ public final class CellVectors implements Cells {
         /** Without memory until the first cells are read. */
         public Buffer() {}
 
+        /** Bytes that it keeps, native and on the heap. */
+        public long bytes() {
+            CellVectors now = vectors;
+            return now == null ? 0 : Integer.BYTES * now.n + 2L * Float.BYTES * (now.keys.length + now.values.length);
+        }
+
         /** Reads as many cells as fit. */
         CellVectors read(int[] which, Observer.CacheInfo info, Reader reader) {
             int k = Math.multiplyExact(which.length, info.keyDimension());

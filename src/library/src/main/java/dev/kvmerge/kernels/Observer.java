@@ -172,9 +172,6 @@ public final class Observer implements AutoCloseable {
         }
     }
 
-    /** Bytes that an entry of a layer, KV head and cell takes here and on the native side, about. */
-    public static final int ENTRY_BYTES = 25;
-
     private final Shape shape;
     private final int cells;
     private final int block;

@@ -43,6 +43,12 @@ public final class CellMemory {
         return bytes;
     }
 
+    /** Elements of a key of the layers whose cells grow with the context. */
+    public static long keyDimension(Model model) {
+        return (long) model.header()
+                .headSize("attention.key_length", model.fullLayers().getFirst());
+    }
+
     /**
      * The most cells, of all sequences together, that a context allocates no more than so many bytes for, in the layers
      * whose cells grow with it.
