@@ -6,6 +6,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import dev.kvmerge.llama.LlamaLibrary;
 import java.io.IOException;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
@@ -79,18 +80,28 @@ class ContributingTest {
         assertTrue(files > 20);
     }
 
+    /** The version of llama.cpp stands in one line, its packages' in another; the lines that fetch it have neither. */
     @Test
-    void theListOfFilesToFetchIsOfTheVersionThatTheBindingsAreFor() throws IOException {
-        List<String> lines = Files.readAllLines(HOME.resolve("models.txt")).stream()
-                .filter(l -> l.startsWith("llama.cpp"))
-                .toList();
-        assertFalse(lines.isEmpty());
-        lines.forEach(l -> assertTrue(l.contains("llama.cpp v" + LlamaLibrary.VERSION), l));
-        List<String> packages = lines.stream()
-                .map(l -> l.replaceAll(".*@([\\d.]+) .*", "$1"))
-                .distinct()
-                .toList();
-        assertEquals(1, packages.size(), "the libraries and headers are of several versions: " + packages);
+    void theVersionOfLlamaCppStandsOnce() throws IOException {
+        String list = Files.readString(HOME.resolve("models.txt"));
+        assertTrue(list.contains("\nllama.cpp = " + LlamaLibrary.VERSION + "\n"), LlamaLibrary.VERSION);
+        List<String> lines =
+                list.lines().filter(l -> l.startsWith("llama.cpp-")).toList();
+        assertEquals(4, lines.size());
+        for (String line : lines) {
+            assertTrue(line.contains("@${node-llama-cpp} ") && line.contains("llama.cpp v${llama.cpp}"), line);
+        }
+        Pattern version = Pattern.compile("(?<![\\d.])" + Pattern.quote(LlamaLibrary.VERSION) + "(?![\\d.])");
+        for (String source : List.of("src/library/src/main", "src/lab/src/main", "native/src", "native/cmake", "bin")) {
+            try (Stream<Path> files = Files.walk(HOME.resolve(source))) {
+                for (Path file : files.filter(Files::isRegularFile).toList()) {
+                    for (String line : Files.readAllLines(file, StandardCharsets.ISO_8859_1)) {
+                        boolean comment = line.strip().matches("(//|/?\\*|#).*") || line.contains("// ");
+                        assertTrue(comment || !version.matcher(line).find(), file + ": " + line);
+                    }
+                }
+            }
+        }
     }
 
     @Test

@@ -5,10 +5,13 @@ import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Locale;
+import java.util.Map;
 import java.util.Optional;
 import java.util.regex.MatchResult;
+import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
 import java.util.stream.IntStream;
@@ -102,6 +105,8 @@ public final class Catalogue {
 
     private static final Pattern SHA256 = Pattern.compile("[0-9a-f]{64}");
     private static final Pattern RANGE = Pattern.compile("\\{(\\d{1,3})\\.\\.(\\d{1,3})}");
+    private static final Pattern DEFINITION = Pattern.compile("([\\w.-]+) = ([\\w.-]+)");
+    private static final Pattern USE = Pattern.compile("\\$\\{([\\w.-]+)}");
     private static final int COLUMNS = 8;
 
     private final Path downloads;
@@ -126,13 +131,30 @@ public final class Catalogue {
             throw new KvmergeException("cannot read the list of models " + file + ": " + e, e);
         }
         List<Entry> entries = new ArrayList<>();
+        Map<String, String> shared = new HashMap<>();
         for (int i = 0; i < lines.size(); i++) {
             String line = lines.get(i).strip();
-            if (!line.isEmpty() && !line.startsWith("#")) {
-                entries.add(parse(line, file + " line " + (i + 1)));
+            String where = file + " line " + (i + 1);
+            Matcher definition = DEFINITION.matcher(line);
+            if (definition.matches()) {
+                shared.put(definition.group(1), definition.group(2));
+            } else if (!line.isEmpty() && !line.startsWith("#")) {
+                entries.add(parse(filled(line, shared, where), where));
             }
         }
         return new Catalogue(downloads, entries);
+    }
+
+    /** The line with what was defined above it. */
+    private static String filled(String line, Map<String, String> shared, String where) {
+        return USE.matcher(line).replaceAll(use -> {
+            String value = shared.get(use.group(1));
+            if (value == null) {
+                throw new KvmergeException(
+                        where + ": " + use.group() + " is not defined above, as '" + use.group(1) + " = ...'");
+            }
+            return Matcher.quoteReplacement(value);
+        });
     }
 
     private static Entry parse(String line, String where) {

@@ -1,6 +1,7 @@
 package dev.kvmerge.report;
 
 import dev.kvmerge.KvmergeException;
+import dev.kvmerge.llama.LlamaLibrary;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -25,6 +26,7 @@ import java.util.stream.Stream;
  * {{NAME | 70 %, h2o | KL}}              one figure, by the first cells of its row and its column
  * {{NAME | 70 %, a over 70 %, h2o | KL}} how many times the second figure the first is
  * {{made}}                               how each table of the page was made
+ * {{llama.cpp}}                          the version of it that kvmerge is for
  * </pre>
  */
 public final class Pages {
@@ -92,6 +94,9 @@ public final class Pages {
             String[] word = tag.group(1).split(" *\\| *");
             if (word[0].equals("made")) {
                 return tag.group(); // when all is known
+            }
+            if (word[0].equals("llama.cpp")) {
+                return LlamaLibrary.VERSION;
             }
             boolean table = word[0].startsWith("table ");
             String source = table ? word[0].substring("table ".length()).strip() : word[0].strip();

@@ -8,6 +8,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import dev.kvmerge.Hash;
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.TestModel;
+import dev.kvmerge.llama.LlamaLibrary;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -161,6 +162,18 @@ class FetcherTest {
     }
 
     @Test
+    void linesHaveWhatIsDefinedAboveThem() throws IOException {
+        String rest = " | text | npm " + folder + "/part${no} | texts/book-${no}.txt | 1 | " + "0".repeat(64)
+                + " | l | g ${un.known-1}";
+        Catalogue catalogue = catalogue("no = 0.7-x", "un.known-1 = 2", "a" + rest, "no = 3", "b" + rest);
+        assertEquals("npm " + folder + "/part0.7-x", catalogue.find("a").source());
+        assertEquals("texts/book-3.txt", catalogue.find("b").file());
+        assertEquals(2, catalogue.entries().size());
+        KvmergeException e = assertThrows(KvmergeException.class, () -> catalogue("no = 1", "a" + rest));
+        assertTrue(e.getMessage().contains("models.txt line 2: ${un.known-1} is not defined above"), e.getMessage());
+    }
+
+    @Test
     void theRealListIsWhole() throws IOException {
         Catalogue catalogue = Catalogue.read(TestModel.HOME.resolve("models.txt"), TestModel.downloads());
         for (Catalogue.Entry e : catalogue.entries()) {
@@ -171,5 +184,6 @@ class FetcherTest {
         }
         assertEquals(
                 "llama.cpp-" + Catalogue.platform(), catalogue.find("llama.cpp").name());
+        assertTrue(catalogue.find("llama.cpp").goodFor().contains("v" + LlamaLibrary.VERSION + " "));
     }
 }

@@ -3,6 +3,8 @@ package dev.kvmerge.llama;
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.bindings.Llama_h;
 import java.io.IOException;
+import java.io.InputStream;
+import java.io.UncheckedIOException;
 import java.lang.foreign.Arena;
 import java.lang.foreign.FunctionDescriptor;
 import java.lang.foreign.Linker;
@@ -13,6 +15,7 @@ import java.lang.invoke.MethodHandle;
 import java.lang.reflect.Method;
 import java.net.InetSocketAddress;
 import java.net.Socket;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -26,8 +29,10 @@ import java.util.stream.Stream;
  * the class loader.
  */
 public final class LlamaLibrary {
-    /** The llama.cpp version that the bindings were generated from. */
-    public static final String VERSION = "0.5.0";
+    /**
+     * The llama.cpp version that the bindings were generated from: models.txt has it, which is packed with this class.
+     */
+    public static final String VERSION = versionOfModelsTxt();
 
     private static LlamaLibrary loaded;
     private static Path bound; // the folder whose libraries the class loader holds, until the JVM ends
@@ -134,6 +139,19 @@ public final class LlamaLibrary {
                     .forEach(ElfFile::checkWhole);
         } catch (IOException e) {
             throw new KvmergeException("cannot list " + folder + ": " + e.getMessage(), e);
+        }
+    }
+
+    private static String versionOfModelsTxt() {
+        try (InputStream list = LlamaLibrary.class.getResourceAsStream("models.txt")) {
+            return new String(list.readAllBytes(), StandardCharsets.UTF_8)
+                    .lines()
+                    .filter(line -> line.startsWith("llama.cpp = "))
+                    .map(line -> line.substring("llama.cpp = ".length()).strip())
+                    .findFirst()
+                    .orElseThrow();
+        } catch (IOException e) {
+            throw new UncheckedIOException(e);
         }
     }
 
