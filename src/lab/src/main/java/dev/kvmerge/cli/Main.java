@@ -25,6 +25,7 @@ import picocli.CommandLine.ScopeType;
             BenchServerCommand.class,
             NeedleCommand.class,
             FactsCommand.class,
+            RulerCommand.class,
             AblateCommand.class,
             EndlessCommand.class,
             ServeCommand.class,

@@ -9,6 +9,7 @@ import dev.kvmerge.llama.LlamaLibrary;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.report.FactsReport;
 import dev.kvmerge.report.Report;
+import dev.kvmerge.report.RulerReport;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -33,6 +34,17 @@ final class Provenance {
     /** The report of a conversation that nobody was asked about yet; likewise. */
     static FactsReport of(Model model, FactsReport.Settings settings) {
         return new FactsReport(versions(model), machine(model), model(model), settings, List.of());
+    }
+
+    /** The report of tasks that no cache has been asked yet; likewise. */
+    static RulerReport of(Model model, Text text, RulerReport.Settings settings) {
+        return new RulerReport(
+                versions(model),
+                machine(model),
+                model(model),
+                new Report.TextInfo(text.path().getFileName().toString(), text.sha256(), 0),
+                settings,
+                List.of());
     }
 
     private static Report.Versions versions(Model model) {

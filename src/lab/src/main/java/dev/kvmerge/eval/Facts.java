@@ -8,10 +8,8 @@ import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.strategy.Full;
 import dev.kvmerge.strategy.Strategy;
-import java.io.ByteArrayOutputStream;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
-import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashMap;
@@ -20,7 +18,6 @@ import java.util.Locale;
 import java.util.Map;
 import java.util.function.BooleanSupplier;
 import java.util.function.Predicate;
-import java.util.stream.IntStream;
 
 /**
  * What is left of a conversation in a cache: forty facts that were told in it are asked for at its end, each question
@@ -95,7 +92,7 @@ public final class Facts {
     }
 
     private final Model model;
-    private final ChatTemplate template;
+    private final ChatTokens written;
     private final Setup setup;
     private final FactsChat chat;
     private final Map<String, float[]> prior = new HashMap<>(); // logits of a question's values without a conversation
@@ -110,7 +107,7 @@ public final class Facts {
      */
     public Facts(Model model, ChatTemplate template, Setup setup) {
         this.model = model;
-        this.template = template;
+        this.written = new ChatTokens(model, template);
         this.setup = setup;
         this.chat = FactsChat.make(
                 setup.seed(), setup.facts(), setup.tokens(), around(), text -> model.tokenize(text, false, false));
@@ -158,7 +155,7 @@ public final class Facts {
     }
 
     private int[] tokens(List<ChatMessage> messages, boolean answer) {
-        return template.render(messages, answer).tokens(model);
+        return written.of(messages, answer);
     }
 
     /** The tokens that a conversation goes on with. */
@@ -295,9 +292,7 @@ public final class Facts {
     private int[] asked(List<ChatMessage> before, String question, String lead) {
         List<ChatMessage> asked = new ArrayList<>(before);
         asked.add(ChatMessage.user(question));
-        int[] prompt = tokens(asked, true);
-        int[] begun = lead.isEmpty() ? new int[0] : model.tokenize(lead, false, false);
-        return IntStream.concat(IntStream.of(prompt), IntStream.of(begun)).toArray();
+        return written.led(asked, lead);
     }
 
     /** Of the first tokens of a fact's values. */
@@ -330,35 +325,11 @@ public final class Facts {
      * @param enough whether these whole words, one at least, are all that has to be known
      */
     private String generate(ChatCache cache, MemorySegment first, Predicate<String> enough) {
-        MemorySegment logits = first;
-        ByteArrayOutputStream bytes = new ByteArrayOutputStream();
-        for (int i = 0; i < setup.answer(); i++) {
-            int token = likeliest(logits);
-            if (model.endsGeneration(token)) {
-                break;
-            }
-            bytes.writeBytes(model.piece(token));
-            String words = words(bytes.toString(StandardCharsets.UTF_8));
+        return GreedyAnswer.of(model, cache, first, setup.answer(), text -> {
+            String words = words(text);
             int last = words.lastIndexOf(' '); // what comes after it may go on
-            if (last > 0 && enough.test(words.substring(0, last))) {
-                break;
-            }
-            if (i + 1 < setup.answer()) {
-                logits = cache.ask(new int[] {token});
-            }
-        }
-        cache.forget();
-        return bytes.toString(StandardCharsets.UTF_8).strip();
-    }
-
-    private int likeliest(MemorySegment logits) {
-        int best = 0;
-        for (int i = 1; i < model.vocabularySize(); i++) {
-            if (logit(logits, i) > logit(logits, best)) {
-                best = i;
-            }
-        }
-        return best;
+            return last > 0 && enough.test(words.substring(0, last));
+        });
     }
 
     private static float logit(MemorySegment logits, int token) {

@@ -1,6 +1,7 @@
 package dev.kvmerge.report;
 
 import dev.kvmerge.eval.Facts;
+import dev.kvmerge.eval.Ruler;
 import dev.kvmerge.eval.RunResult;
 import java.lang.reflect.RecordComponent;
 import java.util.List;
@@ -72,6 +73,34 @@ final class ReportCheck {
             }
             for (Facts.Check check : run.checks()) {
                 answered(where + "checks", check, check == null ? 0 : check.rank());
+            }
+        }
+    }
+
+    static void check(RulerReport report) throws Wrong {
+        if (report == null) {
+            throw new Wrong("there is nothing in it");
+        }
+        whole(report, "");
+        for (int i = 0; i < report.readings().size(); i++) {
+            Ruler.Reading reading = report.readings().get(i);
+            String where = "readings[" + i + "].";
+            if (reading == null) {
+                throw new Wrong("readings[" + i + "] is null");
+            }
+            whole(reading, where);
+            if (!(reading.compression() >= 0 && reading.compression() < 1)) {
+                throw new Wrong(where + "compression is not in 0..1: " + reading.compression());
+            }
+            for (Ruler.Answer answer : reading.answers()) {
+                if (answer == null) {
+                    throw new Wrong(where + "answers has a null");
+                }
+                whole(answer, where + "answers.");
+                positive(where + "answers.expected", answer.expected().size());
+                if (answer.found() < 0 || answer.found() > answer.expected().size()) {
+                    throw new Wrong(where + "answers.found is " + answer.found());
+                }
             }
         }
     }

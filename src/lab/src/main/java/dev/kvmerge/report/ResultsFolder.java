@@ -37,6 +37,7 @@ public final class ResultsFolder implements AutoCloseable {
 
     private static final String RESULTS = "results.json";
     private static final String FACTS = "facts.json";
+    private static final String RULER = "ruler.json";
     /** What an experiment and its report write, beside traces. */
     private static final List<String> WRITTEN = List.of(
             "results.csv",
@@ -212,6 +213,22 @@ public final class ResultsFolder implements AutoCloseable {
         write("facts.csv", FactsTable.csv(report.runs()));
     }
 
+    /** Whether the folder has what 'kvmerge ruler' found. */
+    public boolean hasRuler() {
+        return Files.exists(folder.resolve(RULER));
+    }
+
+    /** Reads ruler.json, as {@link #read(Path)}. */
+    public RulerReport readRuler() {
+        return readJson(folder.resolve(RULER), RulerReport.class, ReportCheck::check);
+    }
+
+    /** Writes ruler.json and ruler.csv. */
+    public void write(RulerReport report) {
+        writeJson(RULER, report);
+        write("ruler.csv", RulerTable.csv(report.readings()));
+    }
+
     private static String csv(List<RunResult> runs) {
         RecordComponent[] columns = RunResult.class.getRecordComponents();
         StringBuilder text = new StringBuilder();
@@ -237,7 +254,7 @@ public final class ResultsFolder implements AutoCloseable {
     /** A cell of a CSV file. */
     static String quoted(Object value) {
         String text = value == null ? "" : value.toString();
-        return text.matches(".*[\",\\n].*") ? '"' + text.replace("\"", "\"\"") + '"' : text;
+        return text.matches("(?s).*[\",\r\n].*") ? '"' + text.replace("\"", "\"\"") + '"' : text;
     }
 
     /** Writes a run's token-by-token figures to traces/. */

@@ -50,6 +50,8 @@ class OptionValuesTest {
     static {
         wrong("nowhere.gguf", "nowhere.gguf", "--model");
         wrong("0", "", "--threads", "--ubatch-size", "--block", "--batch-size", "--chunks", "--answer", "--trials");
+        wrong("0", "", "--texts");
+        wrong("juggling", "juggling", "--tasks");
         wrong("0", "", "--cells", "--repetitions", "--n-prompt", "--sequences", "--parallel", "--at-once");
         wrong("0", "", "--facts", "--max-body", "--max-messages", "--timeout", "--stretch", "--pieces", "--vary");
         wrong("1", "", "--prefill", "--score", "--full-tokens", "--prompt-characters", "bench-server --n-gen");
@@ -102,6 +104,7 @@ class OptionValuesTest {
             Map.entry("facts", "--facts=1 --tokens=330 --strategies=full"),
             Map.entry("facts --cells", "--facts=1 --tokens=330 --strategies=h2o"),
             Map.entry("facts --block", "--facts=1 --tokens=330 --strategies=h2o"),
+            Map.entry("ruler", "--tokens=600 --texts=1 --tasks=niah_single_2 --strategies=h2o --compression=0.5"),
             Map.entry("generate", "-p=x -n=1"),
             Map.entry("generate --file", "-n=1"),
             Map.entry("chat", "-p=x -n=1 -st=true"),
@@ -222,6 +225,7 @@ class OptionValuesTest {
                 "ablate --tokens 320 --strategy h2o --vary recent-share=0.5 --compression 0.5",
                 "calibrate --tokens 1024 --pieces 1 -f alice",
                 "facts --facts 1 --tokens 330 --strategies full --answer 1",
+                "ruler --tokens 600 --texts 1 --tasks niah_single_2 --strategies h2o --compression 0.5 --block 64",
                 "generate -p x -n 1",
                 "chat -p x -n 1 -st");
     }

@@ -1,0 +1,150 @@
+package dev.kvmerge.cli;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.Tag;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+
+/** kvmerge ruler, with the real model and short texts. */
+@Tag("model")
+class RulerCommandTest {
+    @TempDir
+    Path folder;
+
+    private Cli ruler(String... more) {
+        List<String> args = new ArrayList<>(List.of(
+                "ruler",
+                "--tokens",
+                "900",
+                "--texts",
+                "1",
+                "--block",
+                "64",
+                "--compression",
+                "0.5",
+                "--strategies",
+                "h2o",
+                "--out",
+                out().toString()));
+        args.addAll(List.of(more));
+        return Cli.run(args.toArray(String[]::new));
+    }
+
+    private Path out() {
+        return folder.resolve("out");
+    }
+
+    private JsonNode readings() throws IOException {
+        return new ObjectMapper().readTree(out().resolve("ruler.json").toFile()).get("readings");
+    }
+
+    @Test
+    void everyCacheIsAskedOfEveryText() throws IOException {
+        String tasks = "niah_multikey_1,niah_multivalue,niah_multikey_2";
+        Cli first = ruler("--tasks", tasks).succeeded();
+        assertEquals(4, readings().size(), "two texts, in the full cache and in the other");
+        JsonNode needles = readings().get(0);
+        assertEquals("full", needles.get("cache").asText());
+        assertEquals(5, needles.get("answers").size(), "four keys and the values of a fifth");
+        for (JsonNode reading : readings()) {
+            int read = reading.get("read").asInt();
+            assertTrue(read < 880 && read > 600, "the question and the answer have room, too: " + reading);
+            boolean full = reading.get("compression").asDouble() == 0;
+            assertEquals(
+                    full ? read : Math.round(read / 2.0), reading.get("cells").asInt());
+        }
+        int found = 0;
+        for (JsonNode answer : readings().get(2).get("answers")) { // nothing but keys and numbers
+            found += answer.get("found").asInt();
+        }
+        assertTrue(found > 0, "the full cache answers something: " + readings().get(2));
+        assertTrue(first.out().contains("h2o") && first.out().contains("niah_multikey_2"), first.out());
+
+        ruler("--tasks", tasks).failed(2, "results in", "--resume");
+        ruler("--tasks", "niah_multivalue", "--resume").failed(2, "version or settings", "another --out");
+        String before = Files.readString(out().resolve("ruler.json"));
+        Cli again = ruler("--tasks", tasks, "--resume").succeeded();
+        assertEquals(first.out(), again.out(), "nothing was asked again");
+        assertEquals(before, Files.readString(out().resolve("ruler.json")));
+
+        Files.writeString(out().resolve("ruler.json"), before.replaceFirst("\"found\" : \\d", "\"found\" : 9"));
+        ruler("--tasks", tasks, "--resume").failed(1, "ruler.json are broken", "--overwrite");
+
+        // A question is asked of what the text left, whatever was asked before it.
+        Files.writeString(out().resolve("ruler.json"), before);
+        List<String> together = said("niah_multivalue");
+        ruler("--tasks", "niah_multivalue", "--overwrite").succeeded();
+        assertEquals(2, together.size());
+        assertEquals(together, said("niah_multivalue"));
+    }
+
+    private List<String> said(String task) throws IOException {
+        List<String> said = new ArrayList<>();
+        for (JsonNode reading : readings()) {
+            for (JsonNode answer : reading.get("answers")) {
+                if (answer.get("task").asText().equals(task)) {
+                    said.add(reading.get("cache").asText()
+                            + answer.get("expected")
+                            + answer.get("said").asText());
+                }
+            }
+        }
+        return said;
+    }
+
+    /** Compressed once, with the questions known; more texts are added to those that are there. */
+    @Test
+    void wholeTextsWithKnownQuestions() throws IOException {
+        List<String> args = new ArrayList<>(List.of(
+                "ruler", "--tasks", "niah_multikey_2", "--tokens", "512", "--strategies", "h2o", "--compression"));
+        args.addAll(List.of("0.5", "--whole", "--known", "--out", out().toString(), "--texts"));
+        Cli.run(with(args, "1")).succeeded();
+        JsonNode first = readings();
+        assertEquals(2, first.size());
+        assertEquals(
+                Math.round(first.get(1).get("read").asInt() / 2.0),
+                first.get(1).get("cells").asInt());
+        Cli two = Cli.run(with(args, "2", "--resume")).succeeded();
+        assertEquals(4, readings().size());
+        assertEquals(first.get(0), readings().get(0), "is not asked again");
+        assertTrue(two.out().contains("questions known, compressed once"), two.out());
+    }
+
+    private static String[] with(List<String> args, String... more) {
+        return Stream.concat(args.stream(), Stream.of(more)).toArray(String[]::new);
+    }
+
+    @ParameterizedTest
+    @CsvSource(
+            delimiter = ';',
+            value = {
+                "--tasks nonsense; there is no task 'nonsense'",
+                "--tokens 100; --tokens",
+                "--tokens 100000000 --block 128; --tokens can be 1048576 at most",
+                "--tokens 9000; trained on 8192 positions",
+                "--texts 0; --texts",
+                "--texts 1001; --texts can be 1000 at most",
+                "--block 16; --block",
+                "--block 5000 --tokens 4096; nothing would be compressed",
+                "--whole --block 64; --block goes without --whole",
+                "--compression 1.5; --compression",
+                "--compression 0.5 --strategies full; goes with a strategy other than full",
+                "--strategies nonsense; nonsense",
+                "--resume --overwrite; exclude each other"
+            })
+    void whatCannotBeAsked(String args, String why) {
+        Cli.run(("ruler " + args.strip() + " --out " + out()).split(" ")).failed(2, why.strip());
+    }
+}
