@@ -52,9 +52,9 @@ class RulerCommandTest {
 
     @Test
     void everyCacheIsAskedOfEveryText() throws IOException {
-        String tasks = "niah_multikey_1,niah_multivalue,niah_multikey_2";
+        String tasks = "niah_multikey_1,niah_multivalue";
         Cli first = ruler("--tasks", tasks).succeeded();
-        assertEquals(4, readings().size(), "two texts, in the full cache and in the other");
+        assertEquals(2, readings().size(), "the text, in the full cache and in the other");
         JsonNode needles = readings().get(0);
         assertEquals("full", needles.get("cache").asText());
         assertEquals(5, needles.get("answers").size(), "four keys and the values of a fifth");
@@ -65,12 +65,7 @@ class RulerCommandTest {
             assertEquals(
                     full ? read : Math.round(read / 2.0), reading.get("cells").asInt());
         }
-        int found = 0;
-        for (JsonNode answer : readings().get(2).get("answers")) { // nothing but keys and numbers
-            found += answer.get("found").asInt();
-        }
-        assertTrue(found > 0, "the full cache answers something: " + readings().get(2));
-        assertTrue(first.out().contains("h2o") && first.out().contains("niah_multikey_2"), first.out());
+        assertTrue(first.out().contains("h2o") && first.out().contains("niah_multivalue"), first.out());
 
         ruler("--tasks", tasks).failed(2, "results in", "--resume");
         ruler("--tasks", "niah_multivalue", "--resume").failed(2, "version or settings", "another --out");
@@ -113,6 +108,11 @@ class RulerCommandTest {
         Cli.run(with(args, "1")).succeeded();
         JsonNode first = readings();
         assertEquals(2, first.size());
+        int found = 0;
+        for (JsonNode answer : first.get(0).get("answers")) { // nothing but keys and numbers
+            found += answer.get("found").asInt();
+        }
+        assertTrue(found > 0, "the full cache answers something: " + first.get(0));
         assertEquals(
                 Math.round(first.get(1).get("read").asInt() / 2.0),
                 first.get(1).get("cells").asInt());
