@@ -77,6 +77,7 @@ class DocsJavaTest {
 
     @Test
     @Tag("fast")
+    @Tag("slow")
     void everyBlockCompiles() throws IOException {
         List<String> blocks = blocks();
         assertTrue(blocks.size() >= 2, "a strategy and a program");

@@ -93,6 +93,7 @@ class BenchServerTest {
     }
 
     @Test
+    @Tag("slow")
     void bothServersGetTheSameConversationsOneAndEightAtOnce() throws IOException {
         Cli run = bench().succeeded();
         List<String> rows = run.out()
@@ -120,6 +121,7 @@ class BenchServerTest {
     }
 
     @Test
+    @Tag("slow")
     void whatIsNoAnswerIsAnError() throws IOException {
         answer = answer(3);
         bench().failed(1, "in 3 tokens where 4 were asked for");
@@ -137,6 +139,7 @@ class BenchServerTest {
     }
 
     @Test
+    @Tag("slow")
     void whatCannotBeStartedIsAnError() throws IOException {
         bench("--server", "a=" + folder.resolve("nothing") + " {port}").failed(1, "cannot start the server 'a'");
         bench("--server", "a=false {model-of-none} {port}").failed(1, "the server 'a' has ended", "a.log");

@@ -238,6 +238,7 @@ class BrokenResultsTest {
     }
 
     @Property(tries = 200)
+    @net.jqwik.api.Tag("slow")
     void cutShort(@ForAll @IntRange(min = 0, max = 4000) int length) {
         byte[] bytes = WHOLE.getBytes(StandardCharsets.UTF_8);
         int n = Math.min(length, bytes.length - 3);
@@ -245,6 +246,7 @@ class BrokenResultsTest {
     }
 
     @Property(tries = 300)
+    @net.jqwik.api.Tag("slow")
     void bytesChanged(@ForAll @Size(min = 1, max = 4) List<@IntRange(max = 1 << 20) Integer> where, @ForAll byte with) {
         byte[] bytes = WHOLE.getBytes(StandardCharsets.UTF_8);
         where.forEach(i -> bytes[i % bytes.length] = with);

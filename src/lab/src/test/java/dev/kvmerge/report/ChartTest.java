@@ -90,6 +90,7 @@ class ChartTest {
 
     /** Also of what has no place on an axis, and of names that are not fit for XML. */
     @Property
+    @net.jqwik.api.Tag("slow")
     void everyLineMakesADocument(@ForAll @Size(max = 40) double[] y, @ForAll String name, @ForAll boolean logarithmic)
             throws Exception {
         double[] x = IntStream.range(0, y.length).asDoubleStream().toArray();

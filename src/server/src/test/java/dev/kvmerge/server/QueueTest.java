@@ -218,6 +218,7 @@ class QueueTest {
     }
 
     @Test
+    @Tag("slow")
     void aRequestWaitsNoLongerThanItMay() throws Exception {
         start(TestOptions.slots(1).timeout(Duration.ofMillis(500)));
         Future<HttpResponse<String>> first = ask("x", "");
