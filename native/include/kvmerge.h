@@ -461,8 +461,8 @@ typedef struct kvmerge_cache_used {
     int32_t position; /* of the next token, for llama.cpp: n_tokens but with a position range */
     int32_t over;     /* 1: the table has more cells than are to stay, and compressing is due */
     int32_t broken;   /* 1: see above */
-    int64_t bytes;    /* all that kvmerge keeps in memory for the sequence, on devices too: the table, plans and what the
-                         observer has, captured queries among it, as of the last block */
+    int64_t bytes; /* all that kvmerge keeps in memory for the sequence, on devices too: the table, plans and what the
+                      observer has, captured queries among it, as of the last block */
 } kvmerge_cache_used;
 KVMERGE_API kvmerge_status kvmerge_cache_usage(kvmerge_cache * cache, kvmerge_cache_used * out);
 

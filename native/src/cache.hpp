@@ -31,8 +31,8 @@ struct kvmerge_cache {
     int32_t n_tokens = 0;                        // in the table
     int32_t position = 0;                        // of the next token behind the table's, for llama.cpp
     int32_t pending = 0;                         // decoded by decode(), and not in the table yet
-    bool begun = false; // a block of the observer, in which nothing was decoded if nothing is pending
-    std::string broken; // why it is; empty: it is not
+    bool begun = false;         // a block of the observer, in which nothing was decoded if nothing is pending
+    std::string broken;         // why it is; empty: it is not
     int64_t observer_bytes = 0; // as of the last block or rewriting
 
     kvmerge_cache(const kvmerge_cache_params & params, const kvmerge_observer & observer, kvmerge_observer * handle,
