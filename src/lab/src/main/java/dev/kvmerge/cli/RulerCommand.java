@@ -131,8 +131,10 @@ final class RulerCommand implements Runnable {
         ComputeSettings compute = model.compute(FlashAttention.OFF);
         model.checkCells(compute, settings.bias);
         Catalogue catalogue = Home.catalogue();
-        List<Cache> caches = Cache.list(
-                Strategies.FULL, strategies, compressions, settings.settings(model, catalogue, strategies, command));
+        Strategies.Settings chosen = settings.settings(model, catalogue, strategies, command);
+        List<Cache> caches = Cache.list(Strategies.FULL, strategies, compressions, chosen).stream()
+                .distinct() // a reading counts once
+                .toList();
         ModelOptions.checkBias(compute, caches.stream().map(Cache::strategy).toList());
         for (int length : tokens) {
             caches.forEach(cache -> cache.check(whole ? 1 : block.tokens, length));

@@ -103,7 +103,7 @@ class RulerCommandTest {
     @Test
     void wholeTextsWithKnownQuestions() throws IOException {
         List<String> args = new ArrayList<>(List.of(
-                "ruler", "--tasks", "niah_multikey_2", "--tokens", "512", "--strategies", "h2o", "--compression"));
+                "ruler", "--tasks", "niah_multikey_2", "--tokens", "512", "--strategies", "h2o,h2o", "--compression"));
         args.addAll(List.of("0.5", "--whole", "--known", "--out", out().toString(), "--texts"));
         Cli.run(with(args, "1")).succeeded();
         JsonNode first = readings();
