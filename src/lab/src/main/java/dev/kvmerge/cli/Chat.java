@@ -8,6 +8,7 @@ import dev.kvmerge.engine.GenerateOptions;
 import dev.kvmerge.engine.Generation;
 import dev.kvmerge.engine.Session;
 import dev.kvmerge.eval.Experiment;
+import java.nio.file.InvalidPathException;
 import java.nio.file.Path;
 import java.util.Locale;
 
@@ -122,11 +123,11 @@ final class Chat implements AutoCloseable {
                     input.print("A new conversation, with this system prompt.\n");
                 }
                 case "/save" -> {
-                    Path file = Path.of(needed(name, "FILE", rest));
+                    Path file = file(name, rest);
                     session.save(file);
                     input.print("Written to " + file + ".\n");
                 }
-                case "/load" -> load(Path.of(needed(name, "FILE", rest)));
+                case "/load" -> load(file(name, rest));
                 default ->
                     throw new KvmergeException.Usage("there is no command " + name
                             + ": /help lists them, and two slashes begin a message with one");
@@ -144,6 +145,16 @@ final class Chat implements AutoCloseable {
             throw new KvmergeException.Usage(command + " wants a word behind it: " + command + " " + what);
         }
         return rest;
+    }
+
+    /** A file as a shell would take it: ~ is the home folder. */
+    private static Path file(String command, String rest) {
+        String name = needed(command, "FILE", rest);
+        try {
+            return Path.of(name.startsWith("~/") ? System.getProperty("user.home") + name.substring(1) : name);
+        } catch (InvalidPathException e) {
+            throw new KvmergeException.Usage(command + ": no file can have such a name: " + e.getReason());
+        }
     }
 
     private void clear() {

@@ -209,7 +209,8 @@ final class ModelOptions {
         Path path = catalogue.resolve(model, Catalogue.Kind.MODEL);
         LlamaLibrary library = library(catalogue);
         Backend backend = backend(library);
-        try (Progress progress = new Progress("loading " + path.getFileName() + " on " + n + " threads")) {
+        try (Progress progress =
+                new Progress("loading " + path.getFileName() + " on " + n + (n == 1 ? " thread" : " threads"))) {
             progress.update(-1, "");
             return Model.load(library, path, backend, gpuLayers == null ? -1 : gpuLayers);
         }

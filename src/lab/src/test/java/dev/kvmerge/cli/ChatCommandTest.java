@@ -152,6 +152,12 @@ class ChatCommandTest {
         Ended wrong = run("/load " + folder.resolve("none.kv") + "\n", greedy("chat"));
         assertEquals(1, wrong.code, wrong.err);
         assertTrue(wrong.err.contains("none.kv"), wrong.err);
+        Ended nameless = run("/load ~/no\0name.kv\n", greedy("chat"));
+        assertEquals(2, nameless.code, nameless.err);
+        assertTrue(nameless.err.contains("no file can have such a name"), nameless.err);
+        Ended home = run("/load ~/none.kv\n", greedy("chat"));
+        Path none = Path.of(System.getProperty("user.home"), "none.kv");
+        assertTrue(home.err.contains("there is no saved session " + none), home.err);
     }
 
     @Test

@@ -64,6 +64,13 @@ final class SessionFile {
     }
 
     static void write(Path file, Engine engine, Session session) {
+        Path folder = file.toAbsolutePath().getParent();
+        if (folder == null || !Files.isDirectory(folder)) {
+            throw new KvmergeException("cannot save the session to " + file + ": there is no folder " + folder);
+        }
+        if (Files.isDirectory(file)) {
+            throw new KvmergeException("cannot save the session to " + file + ": that is a folder");
+        }
         Path part = file.resolveSibling(file.getFileName() + "." + UUID.randomUUID() + ".part"); // others may save
         try {
             try {

@@ -196,6 +196,23 @@ class SavedSessionTest extends TinyEngine {
     }
 
     @Test
+    void whereNothingCanBeWrittenIsNamed() throws IOException {
+        Path none = folder.resolve("none");
+        Path there = Files.createDirectories(folder.resolve("there"));
+        try (Engine engine = engine(1);
+                Session session = begun(engine)) {
+            String missing = assertThrows(KvmergeException.class, () -> session.save(none.resolve("x.session")))
+                    .getMessage();
+            assertTrue(missing.endsWith("there is no folder " + none.toAbsolutePath()), missing);
+            String folder = assertThrows(KvmergeException.class, () -> session.save(there))
+                    .getMessage();
+            assertTrue(folder.endsWith("that is a folder"), folder);
+            session.generate("", penalised(3), t -> {});
+        }
+        nothingHalfWrittenIsLeft();
+    }
+
+    @Test
     void anEmptySessionCanBeSaved() {
         Path file = folder.resolve("empty.session");
         try (Engine engine = engine(3);

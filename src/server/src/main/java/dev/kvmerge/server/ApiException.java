@@ -6,6 +6,8 @@ import com.fasterxml.jackson.databind.node.ObjectNode;
 final class ApiException extends RuntimeException {
     private static final long serialVersionUID = 1L;
 
+    private static final String GARBLED = "bad_request";
+
     private final int status;
     private final String type;
     private final String param;
@@ -55,6 +57,21 @@ final class ApiException extends RuntimeException {
                 path + " takes " + allowed + ", not " + method + ".",
                 null,
                 "method_not_allowed");
+    }
+
+    /** 408: the client takes too long to say what it asks. */
+    static ApiException slow(String message) {
+        return new ApiException(408, "timeout_error", message, null, "request_timeout");
+    }
+
+    /** 400: nobody knows where the next request of the connection begins. */
+    static ApiException garbled(String message) {
+        return invalid(null, GARBLED, message);
+    }
+
+    /** Whether the rest of the connection is not worth waiting for. */
+    boolean endsConnection() {
+        return status == 408 || GARBLED.equals(code);
     }
 
     /** 409: a slot that is asked about is at work. */

@@ -10,8 +10,6 @@ import io.helidon.webserver.CloseConnectionException;
 import io.helidon.webserver.ServerConnectionException;
 import io.helidon.webserver.http.ServerRequest;
 import io.helidon.webserver.http.ServerResponse;
-import java.io.IOException;
-import java.io.InputStream;
 import java.io.UncheckedIOException;
 import java.util.Map;
 import java.util.Optional;
@@ -40,6 +38,7 @@ final class Handler {
             Map.entry("/v1/completions", "POST"));
 
     private final ServerOptions options;
+    private final Bodies bodies;
     private final Room reading; // in KiB of requests; what they are read into takes up to thirty times as much
     private final Origins origins;
     private final Keys keys;
@@ -61,6 +60,7 @@ final class Handler {
             Origins origins) {
         this.options = options;
         long most = Math.max(options.body(), Runtime.getRuntime().maxMemory() / 64);
+        this.bodies = new Bodies(options.body(), Runtime.getRuntime().maxMemory() / 8, options.timeout());
         this.reading = new Room((int) Math.min(most >> 10, Integer.MAX_VALUE), options.timeout());
         this.origins = origins;
         this.keys = new Keys(options.apiKeys());
@@ -80,6 +80,10 @@ final class Handler {
         } catch (ApiException e) {
             status = e.status();
             Replies.error(response, e);
+            if (e.endsConnection()) {
+                metrics.answered(status);
+                throw new CloseConnectionException(e.getMessage());
+            }
         } catch (KvmergeException.Usage e) { // of what was asked, as a text that the model has no tokens for
             if (response.isSent()) {
                 throw e;
@@ -239,23 +243,7 @@ final class Handler {
         if (length.orElse(0) > options.body()) {
             throw ApiException.tooLarge(options.body());
         }
-        if (!request.content().hasEntity()) {
-            return reader.apply(Json.parse(new byte[0]));
-        }
-        long most = length.orElse(options.body()); // in chunks: nobody knows yet
-        return reading.with((int) (most >> 10), () -> reader.apply(body(request)));
-    }
-
-    /** The request's object, of so many bytes at most. */
-    private ObjectNode body(ServerRequest request) {
-        try (InputStream in = request.content().inputStream()) {
-            byte[] body = in.readNBytes(options.body() + 1);
-            if (body.length > options.body()) {
-                throw ApiException.tooLarge(options.body());
-            }
-            return Json.parse(body);
-        } catch (IOException e) {
-            throw new UncheckedIOException(e);
-        }
+        byte[] body = bodies.read(request);
+        return reading.with(body.length >> 10, () -> reader.apply(Json.parse(body)));
     }
 }

@@ -117,10 +117,9 @@ public final class KvmergeServer implements AutoCloseable {
             Status status,
             ServerResponseHeaders headers,
             String message) {
-        boolean ours = status.code() >= 500;
-        ApiException error = ours
+        ApiException error = status.code() >= 500 && status.code() != Status.HTTP_VERSION_NOT_SUPPORTED_505.code()
                 ? ApiException.internal("The server failed to answer.")
-                : ApiException.invalid(null, "bad_request", "The request is not HTTP as this server takes it.");
+                : ApiException.garbled("The request is not HTTP/1.1 as this server takes it.");
         headers.set(HeaderNames.CONTENT_TYPE, "application/json; charset=utf-8");
         return DirectHandler.TransportResponse.builder()
                 .status(status)

@@ -13,6 +13,7 @@ import java.util.regex.Pattern;
 
 /** /slots and what is below it: what slots hold, and saving, restoring and erasing them. */
 final class SlotRequests {
+    private static final System.Logger LOG = System.getLogger(SlotRequests.class.getName());
     private static final Pattern FILE = Pattern.compile("[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}");
 
     private final Room pictures = new Room(2, Duration.ofSeconds(10)); // each copies what became of every token
@@ -142,11 +143,20 @@ final class SlotRequests {
         if (action.equals("restore") && !Files.isRegularFile(file)) {
             throw ApiException.notFound("There is no saved slot '" + file.getFileName() + "' in --slot-save-path.");
         }
+        if (action.equals("save") && Files.isDirectory(file)) {
+            throw ApiException.invalid("filename", "invalid_value", "'filename' is a folder in --slot-save-path.");
+        }
         Slot slot = slots.takeIdle(id);
         try {
             return act(slot, action, file);
         } catch (KvmergeException | IOException e) {
-            throw ApiException.invalid("filename", "invalid_value", e.getMessage());
+            if (action.equals("restore")) { // the folder's own name is the server's
+                String why = String.valueOf(e.getMessage())
+                        .replace(file.toString(), file.getFileName().toString());
+                throw ApiException.invalid("filename", "invalid_value", why);
+            }
+            LOG.log(System.Logger.Level.ERROR, "slot " + id + ": " + action + " failed", e);
+            throw ApiException.internal("The slot could not do '" + action + "'; the server's log says why.");
         } finally {
             slot.look();
             slots.give(slot);
