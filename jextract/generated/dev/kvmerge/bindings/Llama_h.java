@@ -2716,6 +2716,67 @@ public class Llama_h extends Llama_h$shared {
         }
     }
 
+    private static class llama_memory_seq_pos_min {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Llama_h.C_INT,
+            Llama_h.C_POINTER,
+            Llama_h.C_INT
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("llama_memory_seq_pos_min");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * llama_pos llama_memory_seq_pos_min(llama_memory_t mem, llama_seq_id seq_id)
+     * }
+     */
+    public static FunctionDescriptor llama_memory_seq_pos_min$descriptor() {
+        return llama_memory_seq_pos_min.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * llama_pos llama_memory_seq_pos_min(llama_memory_t mem, llama_seq_id seq_id)
+     * }
+     */
+    public static MethodHandle llama_memory_seq_pos_min$handle() {
+        return llama_memory_seq_pos_min.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * llama_pos llama_memory_seq_pos_min(llama_memory_t mem, llama_seq_id seq_id)
+     * }
+     */
+    public static MemorySegment llama_memory_seq_pos_min$address() {
+        return llama_memory_seq_pos_min.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * llama_pos llama_memory_seq_pos_min(llama_memory_t mem, llama_seq_id seq_id)
+     * }
+     */
+    public static int llama_memory_seq_pos_min(MemorySegment mem, int seq_id) {
+        var mh$ = llama_memory_seq_pos_min.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("llama_memory_seq_pos_min", mem, seq_id);
+            }
+            return (int)mh$.invokeExact(mem, seq_id);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
     private static class llama_memory_seq_pos_max {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
             Llama_h.C_INT,

@@ -4,16 +4,23 @@ import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.cache.CompressedContext;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.strategy.Strategy;
+import java.io.ByteArrayInputStream;
+import java.io.ByteArrayOutputStream;
+import java.io.IOException;
 import java.lang.foreign.MemorySegment;
+import java.nio.channels.Channels;
 
 /** A conversation in kvmerge's cache, or in the full one. */
 final class CompressedChat implements ChatCache {
     private final CompressedContext context;
     private final CacheOptions options;
+    private final boolean windows; // which may have written over what they saw before a question
     private int asked; // tokens since the last that were read for good
+    private byte[] before; // the first of those, with windows
 
     CompressedChat(Model model, Strategy strategy, CacheOptions options) {
         this.options = options;
+        this.windows = model.slidingWindow() > 0;
         this.context = new CompressedContext(model, strategy, options);
     }
 
@@ -43,16 +50,43 @@ final class CompressedChat implements ChatCache {
     public MemorySegment ask(int[] tokens) {
         asked += tokens.length;
         prepare(asked);
+        if (windows && asked == tokens.length && context.position() > 0) {
+            before = state();
+        }
         context.decode(tokens, false);
         return context.logits();
     }
 
     @Override
     public void forget() {
+        if (before != null) {
+            restore();
+            return;
+        }
         int taken = context.takeBack();
         if (taken != asked) {
             throw new IllegalStateException(asked + " tokens were asked and " + taken + " taken back");
         }
+        asked = 0;
+    }
+
+    private byte[] state() {
+        ByteArrayOutputStream state = new ByteArrayOutputStream();
+        try {
+            context.saveState(Channels.newChannel(state));
+        } catch (IOException e) {
+            throw new IllegalStateException("memory takes everything", e);
+        }
+        return state.toByteArray();
+    }
+
+    private void restore() {
+        try {
+            context.restoreState(Channels.newChannel(new ByteArrayInputStream(before)));
+        } catch (IOException e) {
+            throw new IllegalStateException("the state is all there", e);
+        }
+        before = null;
         asked = 0;
     }
 

@@ -7,7 +7,6 @@ import dev.kvmerge.kernels.CellVectors;
 import dev.kvmerge.kernels.Observer;
 import dev.kvmerge.llama.Context;
 import dev.kvmerge.llama.Guard;
-import dev.kvmerge.llama.LlamaCache;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.llama.Shape;
 import java.io.IOException;
@@ -175,26 +174,35 @@ public final class CompressedContext implements AutoCloseable {
      * observe it, the queries' moments, which a folded bias goes by, keep what they have seen of many tokens at once.
      *
      * @return how many
-     * @throws KvmergeException.Usage if the model has sliding windows, and they have no room for so many tokens more
+     * @throws KvmergeException.Usage if {@link #canTakeBack} says no; nothing changes then
      */
     public int takeBack() {
         try (Guard.Use _ = enter()) {
-            requireWindow(blocks.pending());
+            if (!windowsReachBack()) {
+                throw new KvmergeException.Usage(blocks.pending() + " tokens cannot be taken back: layers with sliding"
+                        + " windows of " + context().model().slidingWindow() + " positions have written over what they"
+                        + " saw before. Save the state before, and restore it");
+            }
             return blocks.takeBack();
         }
     }
 
     /**
-     * llama.cpp gives layers with sliding windows a window and an ubatch of cells: more tokens overwrite the window.
+     * Whether {@link #takeBack} can be: layers with sliding windows let go of what no window sees any more, and may not
+     * have the window of an earlier token.
      */
-    private void requireWindow(int taken) {
-        int window = context().model().slidingWindow();
-        int spare = LlamaCache.padded(window + Math.min(options.compute().ubatch(), options.block())) - window;
-        if (window > 0 && taken > spare) {
-            throw new KvmergeException.Usage(taken + " tokens cannot be taken back: layers with sliding windows of "
-                    + window + " positions have room for " + spare + " more. Use a --block of " + spare
-                    + " or less, or a larger -ub");
+    public boolean canTakeBack() {
+        try (Guard.Use _ = enter()) {
+            return windowsReachBack();
         }
+    }
+
+    private boolean windowsReachBack() {
+        int window = context().model().slidingWindow();
+        int before = blocks.nextPosition() - blocks.pending(); // of the next token then
+        return window == 0
+                || blocks.pending() == 0
+                || context().oldestPosition(sequence) <= Math.max(0, before - window + 1);
     }
 
     /** How many tokens {@link #takeBack} would take back. */

@@ -252,10 +252,9 @@ public final class Session implements AutoCloseable {
      * How many tokens {@link #takeBack} leaves; 0 where layers with sliding windows may have let go of what it needs.
      */
     int settled() {
-        if (model.slidingWindow() > 0) {
-            return 0;
-        }
-        return sequence.context().position() - sequence.context().recent();
+        CompressedContext context = sequence.context();
+        boolean goesBack = model.slidingWindow() == 0 || engine.scheduler().call(context::canTakeBack);
+        return goesBack ? context.position() - context.recent() : 0;
     }
 
     /** Takes back what was decoded since the last compression. */

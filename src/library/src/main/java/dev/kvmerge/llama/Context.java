@@ -372,6 +372,17 @@ public final class Context implements AutoCloseable {
         }
     }
 
+    /**
+     * The oldest position of a sequence that every layer has, those with sliding windows too, or -1 when it is empty.
+     * Layers with windows have all from here on.
+     */
+    public int oldestPosition(int sequence) {
+        checkSequence(sequence);
+        try (Guard.Use _ = guard.exclusive()) {
+            return Llama_h.llama_memory_seq_pos_min(memory(), sequence);
+        }
+    }
+
     /** Frees all cells of a sequence, and no others. */
     public void clear(int sequence) {
         removePositions(sequence, 0, Integer.MAX_VALUE);

@@ -85,7 +85,11 @@ class WindowStateTest {
             int most = Math.min(BLOCK, end - context.position());
             context.decode(tokens(random, 1 + random.nextInt(most)), false);
             switch (random.nextInt(8)) {
-                case 0 -> context.takeBack();
+                case 0 -> {
+                    if (context.canTakeBack()) {
+                        context.takeBack();
+                    }
+                }
                 case 1 -> context.flush();
                 default -> {}
             }
@@ -93,15 +97,21 @@ class WindowStateTest {
     }
 
     private static void goOnAlike(Random random, int n, CompressedContext one, List<CompressedContext> others) {
+        goOnAlike(random, n, one, others, 0);
+    }
+
+    /** @param rounding that logits may differ by; 0: all bits are the same */
+    private static void goOnAlike(
+            Random random, int n, CompressedContext one, List<CompressedContext> others, float rounding) {
         for (int read = 0; read < n; ) {
             int[] tokens = tokens(random, random.nextInt(3) > 0 ? 1 : 1 + random.nextInt(BLOCK));
             float[] expected = next(one, tokens);
             for (CompressedContext other : others) {
-                assertArrayEquals(expected, next(other, tokens), read + " tokens after it was restored");
+                assertArrayEquals(expected, next(other, tokens), rounding, read + " tokens after it was restored");
                 assertEquals(one.used(), other.used());
             }
             read += tokens.length;
-            if (random.nextInt(20) == 0) {
+            if (random.nextInt(20) == 0 && one.canTakeBack()) {
                 int taken = one.takeBack();
                 others.forEach(other -> assertEquals(taken, other.takeBack()));
             }
@@ -124,6 +134,7 @@ class WindowStateTest {
                 CompressedContext fresh = new CompressedContext(model, new EntropyMerged(), options);
                 CompressedContext used = new CompressedContext(model, new EntropyMerged(), options);
                 CompressedContext forked = new CompressedContext(model, new EntropyMerged(), options)) {
+            int exact = 0;
             for (int length : new int[] {1, BLOCK + 5, WINDOW, 3 * WINDOW, 250, 700}) {
                 saved.clear();
                 read(saved, random, length);
@@ -134,6 +145,12 @@ class WindowStateTest {
                     restore(other, state);
                 }
                 saved.forkInto(forked);
+                if (hasHoles(model, state)) {
+                    float rounding = flash == FlashAttention.ON ? .1f : .02f; // as SlidingWindowTest has it
+                    goOnAlike(random, BLOCK, saved, List.of(fresh, used, forked), rounding);
+                    continue;
+                }
+                exact++;
                 goOnAlike(random, 150, saved, List.of(fresh, used, forked));
                 for (int layer = 0; layer < model.shape().layers(); layer++) {
                     assertArrayEquals(saved.fates(layer, 0), fresh.fates(layer, 0));
@@ -141,9 +158,78 @@ class WindowStateTest {
                 byte[] later = state(saved); // what was restored can be saved again, and what was saved restored
                 restore(used, state(fresh));
                 restore(saved, later);
-                goOnAlike(random, 40, saved, List.of(fresh, used));
+                if (!hasHoles(model, later)) {
+                    goOnAlike(random, 40, saved, List.of(fresh, used));
+                }
+            }
+            assertTrue(exact >= 5, exact + " of 6 without holes");
+        }
+    }
+
+    /** Where a state has the cells of its windows, which lie before the table's columns and the state of llama.cpp. */
+    private record Windows(ByteBuffer in, int first, int cells) {
+        static Windows of(Model model, byte[] state) {
+            ByteBuffer in = ByteBuffer.wrap(state).order(ByteOrder.LITTLE_ENDIAN);
+            int cells = in.getInt(12);
+            int used = in.getInt(136);
+            int pairs = model.shape().layers() * model.shape().kvHeads();
+            int end = state.length - (int) in.getLong(152) - pairs * 8 * 4 * used;
+            return new Windows(in, end - 4 - 4 * cells, cells);
+        }
+
+        int head() {
+            return first + 4 * cells;
+        }
+    }
+
+    /** Whether cells are free before the one where llama.cpp goes on, which a restored state cannot have. */
+    private static boolean hasHoles(Model model, byte[] state) {
+        Windows windows = Windows.of(model, state);
+        int head = windows.in.getInt(windows.head());
+        for (int cell = 0; cell < head; cell++) {
+            if (windows.in.getInt(windows.first + 4 * cell) < 0) {
+                return true;
             }
         }
+        return false;
+    }
+
+    /** Wherever the windows were in their ring. */
+    @ParameterizedTest
+    @ValueSource(ints = {WINDOW, TIGHT})
+    void whatIsTakenBackLeavesTheWindowsWhole(int window) throws IOException {
+        Random random = new Random(8);
+        CacheOptions options = options(window, FlashAttention.OFF, CellType.F32, BLOCK);
+        int taken = 0;
+        int refused = 0;
+        try (Model model = load("gemma3", window);
+                CompressedContext asked = new CompressedContext(model, new EntropyMerged(), options);
+                CompressedContext never = new CompressedContext(model, new EntropyMerged(), options)) {
+            for (int round = 0; round < 150; round++) {
+                int[] text = tokens(random, 1 + random.nextInt(BLOCK));
+                for (CompressedContext context : List.of(asked, never)) {
+                    context.flush();
+                    context.decode(text, false);
+                    context.flush();
+                }
+                byte[] before = state(asked);
+                for (int token : tokens(random, 1 + random.nextInt(BLOCK - 1))) {
+                    asked.decode(new int[] {token}, false); // each may go to the cell that a window has just let go of
+                }
+                if (asked.canTakeBack()) {
+                    taken += asked.takeBack();
+                } else {
+                    String why = assertThrows(KvmergeException.Usage.class, asked::takeBack)
+                            .getMessage();
+                    assertTrue(why.contains("Save the state before"), why);
+                    restore(asked, before);
+                    refused++;
+                }
+                int[] next = tokens(random, 1);
+                assertArrayEquals(next(never, next), next(asked, next), 1e-3f, "after " + never.position() + " tokens");
+            }
+        }
+        assertTrue(taken > 500 && refused > 10, taken + " tokens, and " + refused + " times they could not be");
     }
 
     /** Of several sequences, each has windows of its own, and what befalls one leaves the others. */
@@ -190,18 +276,16 @@ class WindowStateTest {
                 refused(context, damaged, "damaged");
             }
             assertThrows(IOException.class, () -> restore(context, Arrays.copyOf(state, state.length - 1)));
-            // The numbers of windows: their cells, which lie before the table's columns and the state of llama.cpp.
-            ByteBuffer in = ByteBuffer.wrap(state).order(ByteOrder.LITTLE_ENDIAN);
-            int cells = in.getInt(12);
-            int used = in.getInt(136);
-            int pairs = model.shape().layers() * model.shape().kvHeads();
-            int end = state.length - (int) in.getLong(152) - pairs * 8 * 4 * used;
-            int windows = end - 4 - 4 * cells;
+            Windows at = Windows.of(model, state);
+            ByteBuffer in = at.in;
+            int cells = at.cells;
+            int windows = at.first;
+            int head = at.head();
             assertEquals(256, cells);
             refused(context, with(state, 12, 0), "another kind of cache");
             refused(context, with(state, 12, cells + 1), "another kind of cache");
-            refused(context, with(state, end - 4, cells + 1), "contradicts itself");
-            refused(context, with(state, end - 4, -1), "contradicts itself");
+            refused(context, with(state, head, cells + 1), "contradicts itself");
+            refused(context, with(state, head, -1), "contradicts itself");
             refused(context, with(state, windows, 400), "contradicts itself");
             refused(context, with(state, windows, -2), "contradicts itself");
             int first = windows; // of the cells that a window sees
