@@ -611,11 +611,13 @@ class Session {
         kvmerge_cache_defaults(&p);
         p.n_cells = c_.one_in(5) ? 0 : c_.between(2, 6);
         p.n_block = c_.between(1, 4);
+        p.n_prompt_block = c_.below(5);
         p.position_range = p.n_cells > 0 && c_.one_in(3) ? p.n_cells + c_.below(5) : 0;
         p.keep_newest = c_.one_in(4), p.record_fates = c_.below(2), p.pivot_frame = c_.below(2);
         if (c_.one_in(3)) {
-            int32_t * const fields[] = {&p.n_cells, &p.n_block, &p.position_range, &p.sinks, &p.largest_group};
-            *fields[c_.below(5)] = c_.wild_int();
+            int32_t * const fields[] = {&p.n_cells,        &p.n_block, &p.n_prompt_block,
+                                        &p.position_range, &p.sinks,   &p.largest_group};
+            *fields[c_.below(6)] = c_.wild_int();
             double * const doubles[] = {&p.mass_decay, &p.recent_share, &p.key_cost};
             *doubles[c_.below(3)] = double(c_.wild_float());
         }

@@ -129,7 +129,8 @@ typedef struct kvmerge_observer_params {
                              * token by token (n = 1 is exact there too). 0: over all queries */
     int32_t mass_sample;    /* n: where queries are captured, the mass is of about n of a block's, evenly spaced, each
                              * of which counts for those between. Not with mass_queries or entropies. 0: of all */
-    float query_decay;      /* factor on the query moments at each begin, 0..1; .7 a block of 128 is good */
+    float query_decay;      /* what is left of the query moments at a begin that ends a block of 128 tokens, 0..1; of n
+                             * tokens query_decay^(n / 128). .7 is good */
     float ridge;            /* lambda of the fold direction, > 0; .05 is good */
     int32_t device;         /* KVMERGE_DEVICE_* */
     int32_t n_threads;      /* most threads that observing attention and kvmerge_apply use, 1..1024 */
@@ -270,8 +271,8 @@ KVMERGE_API kvmerge_status kvmerge_observer_stats(kvmerge_observer * observer, k
 /* Errors: STATE before the first decode. */
 KVMERGE_API kvmerge_status kvmerge_observer_cache_info(kvmerge_observer * observer, kvmerge_cache_info * out);
 
-/* Mean and second moment of the roped queries of a KV head's query heads, decayed by query_decay a block, in the
- * frame of the cached keys. mean: [head_dim_k], second: [head_dim_k][head_dim_k]. Errors: STATE when no queries
+/* Mean and second moment of the roped queries of a KV head's query heads, decayed by query_decay, in the frame of the
+ * cached keys. mean: [head_dim_k], second: [head_dim_k][head_dim_k]. Errors: STATE when no queries
  * were observed. */
 KVMERGE_API kvmerge_status kvmerge_query_moments(kvmerge_observer * observer, int32_t layer, int32_t kv_head,
                                                  float * mean, float * second);
@@ -366,9 +367,13 @@ KVMERGE_API kvmerge_status kvmerge_plan_cells(kvmerge_observer * observer, int32
  *     kvmerge_cache_decode(cache, tokens, n, &logits);      // again and again: a prompt, then a token at a time
  *     kvmerge_cache_free(cache);  llama_free(context);  kvmerge_observer_free(observer);
  *
- * A program with a llama_decode of its own calls kvmerge_observer_begin, decodes at most n_block tokens (in one batch
- * or several), calls kvmerge_cache_take, and while kvmerge_cache_usage says over: kvmerge_cache_plan or, with plans of
- * its own, kvmerge_cache_stage for every layer and KV head; then kvmerge_cache_commit.
+ * llama.cpp reads prompts faster in ubatches of 512 than of a block: for those the observer is made for (CELLS, 512),
+ * n_batch and n_ubatch are 512, and p.n_prompt_block = 512. That takes cells for 512 tokens instead of a block.
+ *
+ * A program with a llama_decode of its own calls kvmerge_observer_begin, decodes at most as many tokens as the larger
+ * of n_block and n_prompt_block (in one batch or several), calls kvmerge_cache_take, and while kvmerge_cache_usage says
+ * over: kvmerge_cache_plan or, with plans of its own, kvmerge_cache_stage for every layer and KV head; then
+ * kvmerge_cache_commit.
  *
  *  - Packing: llama.cpp knows one position a cell, and masks by comparing positions. All content of a cell is older
  * than every token to come, so each layer and KV head may keep other tokens in its cells: the table is the record of
@@ -402,15 +407,20 @@ typedef struct kvmerge_llama {
 
 typedef struct kvmerge_cache_params {
     int32_t n_cells;        /* cells that stay after each compression, 2 and more; 0: all stay, nothing is planned */
-    int32_t n_block;        /* most tokens between two compressions; n_cells + n_block is at most llama_n_ctx_seq, and
-                             * n_block at most the observer's n_tokens */
+    int32_t n_block;        /* most tokens between two compressions; n_cells and the larger of n_block and
+                             * n_prompt_block are together at most llama_n_ctx_seq, and both blocks at most the
+                             * observer's n_tokens */
+    int32_t n_prompt_block; /* the same while a prompt is read, which llama.cpp does faster in ubatches of 512: a call
+                             * of kvmerge_cache_decode with more than n_block tokens. Less than n_block counts as that,
+                             * and more than llama_n_batch as that */
     int32_t position_range; /* 0: positions grow with the text. Else at most so many are used, n_cells and more: once
                              * the text is longer, each compression rotates every key back, so that a text may be longer
                              * than the positions that the model was trained on */
     int32_t keep_newest;    /* 1: for a model with sliding windows. n_cells has to hold a window, position_range be 0 */
     int32_t pivot_frame;    /* as in kvmerge_moves */
     int32_t record_fates;   /* 1: for kvmerge_cache_fates; 4 bytes a token, layer and KV head */
-    double mass_decay;      /* factor on a cell's mass and exposure at each block, 0..1 */
+    double mass_decay;      /* what a block of 128 tokens leaves of a cell's mass and exposure, 0..1; one of n tokens
+                             * leaves mass_decay^(n / 128) */
     /* What kvmerge_cache_plan and kvmerge_cache_decode decide with: entropy-merged. */
     double recent_share;   /* share of the cells that the newest tokens have for themselves, 0..1 */
     double key_cost;       /* as in kvmerge_groups_params */
@@ -437,10 +447,11 @@ KVMERGE_API kvmerge_status kvmerge_cache_create(const kvmerge_cache_params * par
 KVMERGE_API kvmerge_status kvmerge_cache_free(kvmerge_cache * cache);
 
 /* Decodes n tokens after what is there, in as many batches as it takes, and compresses whenever n_block have come
- * together. logits: the last token's, [vocabulary], llama.cpp's memory, valid until its next decode; may be null.
- * Errors: ARGUMENT; STATE (broken; llama_decode failed); what planning and kvmerge_apply meet. Whole batches before the
- * one that failed are decoded: kvmerge_cache_usage says how many tokens are. Where one of them is in the block of the
- * one that failed, and the observer saw some of that, the cache is broken. */
+ * together. While more than n_block tokens are left they are a prompt, read n_prompt_block at a time; what was pending
+ * is compressed before. logits: the last token's, [vocabulary], llama.cpp's memory, valid until its next decode; may be
+ * null. Errors: ARGUMENT; STATE (broken; llama_decode failed); what planning and kvmerge_apply meet. Whole batches
+ * before the one that failed are decoded: kvmerge_cache_usage says how many tokens are. Where one of them is in the
+ * block of the one that failed, and the observer saw some of that, the cache is broken. */
 KVMERGE_API kvmerge_status kvmerge_cache_decode(kvmerge_cache * cache, const int32_t * tokens, int32_t n,
                                                 const float ** logits);
 /* Takes account of what kvmerge_cache_decode decoded since the last compression, and compresses if that is more than

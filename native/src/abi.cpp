@@ -167,6 +167,7 @@ std::string describe() {
     STRUCT(kvmerge_cache_params)
     FIELD(kvmerge_cache_params, n_cells)
     FIELD(kvmerge_cache_params, n_block)
+    FIELD(kvmerge_cache_params, n_prompt_block)
     FIELD(kvmerge_cache_params, position_range)
     FIELD(kvmerge_cache_params, keep_newest)
     FIELD(kvmerge_cache_params, pivot_frame)

@@ -67,15 +67,18 @@ void kvmerge_cache::decode(const int32_t * tokens, int32_t n, const float ** log
         require_mass();
     }
     const int32_t n_batch = int32_t(std::min<uint32_t>(params.llama.n_batch(context), INT32_MAX));
+    const int32_t block_of_prompts = std::min(most_pending(), n_batch); // one batch
     for (int32_t at = 0; at < n;) {
-        if (pending == params.n_block) { // what failed at the last one's end
+        const bool prompt = n - at > params.n_block && block_of_prompts > params.n_block;
+        if (pending >= params.n_block || (prompt && pending > 0)) { // what failed at the last one's end, or a
+                                                                    // generation
             settle();
         }
         if (is_over()) {
             plan();
             commit();
         }
-        const int32_t m = std::min({n - at, params.n_block - pending, n_batch});
+        const int32_t m = std::min({n - at, prompt ? block_of_prompts : params.n_block - pending, n_batch});
         require(table.used() + pending + m <= table.shape().n_cells, "there are no free cells for so many tokens");
         if (pending == 0 && !begun) {
             pass(kvmerge_observer_begin(observer));
@@ -84,7 +87,7 @@ void kvmerge_cache::decode(const int32_t * tokens, int32_t n, const float ** log
         decode_batch(tokens + at, m, at + m == n);
         pending += m;
         at += m;
-        if (pending == params.n_block) {
+        if (pending >= params.n_block) {
             settle();
         }
     }

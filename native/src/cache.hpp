@@ -46,6 +46,8 @@ struct kvmerge_cache {
     void require_due() const;
     void require_mass() const; // of plans that the default strategy makes
 
+    int32_t most_pending() const { return std::max(params.n_block, params.n_prompt_block); }
+
     void decode(const int32_t * tokens, int32_t n, const float ** logits);
     void settle(); // takes what is pending, and compresses
     void take(int32_t n, kvmerge_block_stats * stats);

@@ -22,12 +22,14 @@ void check(const kvmerge_cache_params & p, const kvmerge_observer & o, llama_con
                 l.state_seq_set_data,
             "llama.cpp's entry points are missing");
     require(p.n_cells == 0 || p.n_cells >= 2, "n_cells must be 2 and more, or 0");
-    require(p.n_block > 0 && p.n_block <= o.params.n_tokens, "n_block must be 1 and at most the observer's n_tokens");
-    const int64_t wanted = int64_t(p.n_cells) + p.n_block, there = l.n_ctx_seq(context);
+    const int32_t largest = std::max(p.n_block, p.n_prompt_block);
+    require(p.n_block > 0 && p.n_prompt_block >= 0 && largest <= o.params.n_tokens,
+            "n_block must be 1 and n_prompt_block 0 at least, and both at most the observer's n_tokens");
+    const int64_t wanted = int64_t(p.n_cells) + largest, there = l.n_ctx_seq(context);
     if (wanted > there || wanted > o.params.n_cells) {
         throw Error(KVMERGE_E_ARGUMENT,
-                    text("n_cells + n_block is %lld, where the context has %lld cells a sequence and the observer was "
-                         "made for %d",
+                    text("n_cells and the larger of n_block and n_prompt_block are %lld, where the context has "
+                         "%lld cells a sequence and the observer was made for %d",
                          static_cast<long long>(wanted), static_cast<long long>(there), o.params.n_cells));
     }
     if (o.params.n_cells - there >= CELL_PADDING) { // which observing would refuse, once the table has its memory

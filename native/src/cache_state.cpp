@@ -1,6 +1,7 @@
 // A cache's whole state as bytes.
 #include "cache.hpp"
 #include "cache_kind.hpp"
+#include "decay.hpp"
 #include "llama_state.hpp"
 
 #include <algorithm>
@@ -176,7 +177,8 @@ void take_moments(const kvmerge_observer & o, Content & content) {
         const auto & l = o.layers[i];
         Moments & m = content.moments[i];
         m.weight = l.query_weight;
-        m.keep = l.query_keep;
+        // What restores begins its next block after none.
+        m.keep = float(l.query_keep * decay_over(o.params.query_decay, int(o.token_cell.size())));
         if (l.query_sum.size() == m.sum.size()) {
             l.query_sum.download(m.sum.data(), m.sum.size());
             l.query_second.download(m.second.data(), m.second.size());
@@ -379,8 +381,8 @@ void kvmerge_cache::restore(const char * from, size_t size) {
     const CellTable::Shape & shape = table.shape();
     const size_t used = size_t(h.n_used), pairs = size_t(shape.pairs());
     check(h, size, params, shape);
-    require(params.n_cells == 0 || h.n_used <= params.n_cells + params.n_block,
-            "the state has more cells in use than this cache has: use a larger n_block");
+    require(params.n_cells == 0 || h.n_used <= params.n_cells + most_pending(),
+            "the state has more cells in use than this cache has: use a larger n_block or n_prompt_block");
     Content content = content_for(h.kind, used, size_t(h.n_tokens), size_t(shape.n_cells), h.n_windows);
     content.table.pinned = h.n_pinned;
     const char * at = from + sizeof h;

@@ -3,6 +3,7 @@
 
 #include "cache.hpp"
 #include "cell_access.hpp"
+#include "decay.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -67,7 +68,7 @@ DeviceTable::DeviceTable(const kvmerge_observer & o, const kvmerge_cache_params 
         need(p.ints, 4 * n, p);
         need(p.floats, (2 + size_t(entropies) + size_t(calibrated)) * n, p);
         need(p.target, n, p), need(p.dest, n, p), need(p.weight, n, p), need(p.rate, n, p);
-        need(p.token_cell, size_t(params.n_block), p), need(p.stays, size_t(shape_.n_cells), p);
+        need(p.token_cell, size_t(o.params.n_tokens), p), need(p.stays, size_t(shape_.n_cells), p);
         need(p.mass, heads, p), need(p.entropy, heads, p), need(p.flaw, heads, p), need(p.verdict, heads, p);
         need(p.inverse_scale, heads, p), need(p.cost, heads, p);
         p.flaw.zero();
@@ -80,7 +81,7 @@ DeviceTable::DeviceTable(const kvmerge_observer & o, const kvmerge_cache_params 
         if (calibrated) {
             const size_t stride = size_t(calibration_stride_), all = heads * stride;
             need(p.expected, n, p), need(p.calibration, all, p);
-            need(p.projected, 2 * heads * size_t(params.n_block), p);
+            need(p.projected, 2 * heads * size_t(o.params.n_tokens), p);
             p.calibration.upload(calibration.data() + size_t(p.first_layer) * size_t(shape_.n_head_kv) * stride, all);
         }
     }
@@ -126,11 +127,11 @@ void DeviceTable::add(kvmerge_observer & o, const CellTable & table, const CellT
         if (calibration_stride_ > 0) {
             project(o, p, n, first_frame);
         }
-        device_->add_block({p.rows, used, n, p.token_cell.data(), first_position, first_frame, params_.mass_decay,
-                            mass[0] ? p.mass.data() : nullptr, entropy[0] ? p.entropy.data() : nullptr,
-                            o.params.n_tokens, o.heads_per_kv(), p.projected.data(),
-                            p.projected.data() + size_t(p.rows.n_heads) * size_t(n), p.calibration.data(),
-                            calibration_stride_, p.flaw.data()});
+        device_->add_block({p.rows, used, n, p.token_cell.data(), first_position, first_frame,
+                            decay_over(params_.mass_decay, n), mass[0] ? p.mass.data() : nullptr,
+                            entropy[0] ? p.entropy.data() : nullptr, o.params.n_tokens, o.heads_per_kv(),
+                            p.projected.data(), p.projected.data() + size_t(p.rows.n_heads) * size_t(n),
+                            p.calibration.data(), calibration_stride_, p.flaw.data()});
     }
     fresh_ = false;
 }

@@ -1,4 +1,5 @@
 // The functions of kvmerge.h on an observer. They check handles and arguments, and nothing is thrown across the border.
+#include "decay.hpp"
 #include "llama_graph.hpp"
 #include "observer.hpp"
 #include "status.hpp"
@@ -197,6 +198,7 @@ kvmerge_status kvmerge_observer_begin(kvmerge_observer * observer) {
         o.add_captured(false);
         o.add_waiting_queries();
         o.captured_on_gpu.forget_missing();
+        const double keep = decay_over(o.params.query_decay, int(o.token_cell.size()));
         o.token_cell.clear();
         o.windows.begin();
         o.ubatch_start = 0;
@@ -211,7 +213,7 @@ kvmerge_status kvmerge_observer_begin(kvmerge_observer * observer) {
         observers().forget_missed(observer);
         for (auto & l : o.layers) {
             l.tokens_seen = 0;
-            l.query_keep *= o.params.query_decay;
+            l.query_keep = float(l.query_keep * keep);
             if (l.mass.size()) {
                 l.mass.zero();
             }

@@ -1,6 +1,7 @@
 // The table of the cells: adding blocks, and moving to what plans make of it.
 #include "table.hpp"
 
+#include "decay.hpp"
 #include "status.hpp"
 
 #include <algorithm>
@@ -95,6 +96,7 @@ void CellTable::check(const Block & block) const {
 
 void CellTable::add(const Block & block, int first_position, int first_frame, double mass_decay) {
     const int used = this->used(), n = block.n_tokens;
+    const double keep = decay_over(mass_decay, n);
     check(block);
     for (auto & of_pair : fates_) { // what lacks memory does so before anything changes
         if (const size_t needed = size_t(first_position + n); needed > of_pair.capacity()) {
@@ -104,7 +106,7 @@ void CellTable::add(const Block & block, int first_position, int first_frame, do
     for (int pair = 0; pair < shape_.pairs() && !elsewhere_; pair++) {
         const size_t base = row(pair);
         for (size_t i = base; i < base + size_t(used); i++) {
-            now_.exposure[i] = float(now_.exposure[i] * mass_decay + n);
+            now_.exposure[i] = float(now_.exposure[i] * keep + n);
         }
         for (int t = 0; t < n; t++) {
             const size_t i = base + size_t(used + t);
@@ -118,7 +120,7 @@ void CellTable::add(const Block & block, int first_position, int first_frame, do
             now_.prior[i] = block.prior ? block.prior[size_t(pair) * size_t(n) + size_t(t)] : 0;
         }
         for (size_t i = base; block.mass && i < base + size_t(used + n); i++) {
-            now_.mass[i] = float(now_.mass[i] * mass_decay + block.mass[base + size_t(now_.cell[i])]);
+            now_.mass[i] = float(now_.mass[i] * keep + block.mass[base + size_t(now_.cell[i])]);
         }
     }
     held_.insert(held_.end(), block.token_cell, block.token_cell + n);

@@ -84,7 +84,8 @@ class CellTable {
     const std::vector<char> & stays() const { return stays_; }
 
     // Adds a block's tokens, which are at consecutive positions. `first_frame`: what llama.cpp was told of the first.
-    // Throws ARGUMENT where its cells are not free, and changes nothing.
+    // mass_decay: what DECAY_TOKENS tokens leave of mass and exposure. Throws ARGUMENT where its cells are not free,
+    // and changes nothing.
     void check(const Block & block) const; // throws what add() would
     void add(const Block & block, int first_position, int first_frame, double mass_decay);
     void pin() { pinned_ = used(); }

@@ -20,6 +20,7 @@ struct Case {
     ggml_type type;
     int bias, observe, position_range;
     bool calibrated;
+    int prompt_block = 0;
 };
 
 bool frees = true, decodes = true, decodes_first = false; // what the entry points below answer
@@ -54,7 +55,7 @@ struct Run {
         p.n_head = TinyGguf::HEADS;
         p.n_head_kv = TinyGguf::KV_HEADS;
         p.n_cells = THERE;
-        p.n_tokens = BLOCK;
+        p.n_tokens = std::max(BLOCK, c.prompt_block);
         p.observe = KVMERGE_OBSERVE_MASS | c.observe;
         p.bias = c.bias;
         p.mass_power = c.calibrated ? 1 : 1.5f;
@@ -72,7 +73,7 @@ struct Run {
         cp.n_ctx = of_three ? 3 * THERE : THERE;
         cp.n_seq_max = of_three ? 3 : 1;
         cp.kv_unified = false;
-        cp.n_batch = cp.n_ubatch = BLOCK;
+        cp.n_batch = cp.n_ubatch = uint32_t(p.n_tokens);
         cp.n_threads = cp.n_threads_batch = 1; // more would spin while they wait, on a machine that is busy
         cp.flash_attn_type = c.flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
         cp.type_k = cp.type_v = c.type;
@@ -84,6 +85,7 @@ struct Run {
         ok(kvmerge_cache_defaults(&q));
         q.n_cells = CELLS;
         q.n_block = BLOCK;
+        q.n_prompt_block = c.prompt_block;
         q.position_range = c.position_range;
         q.record_fates = 1;
         q.llama = {reinterpret_cast<void (*)()>(decode),
@@ -175,7 +177,8 @@ void stays_within_its_cells(llama_model * model, const Case & c) {
         const kvmerge_cache_used used = run.usage();
         CHECK(used.n_tokens == at && used.n_used <= CELLS + BLOCK - 1 && !used.over && !used.broken);
         CHECK(run.fates(1).back() == at - 1); // also in the midst of a block
-        CHECK(c.position_range > 0 ? used.position <= c.position_range + BLOCK : used.position == at);
+        CHECK(c.position_range > 0 ? used.position <= c.position_range + std::max(BLOCK, c.prompt_block)
+                                   : used.position == at);
     }
     ok(kvmerge_cache_flush(run.cache));
     int merged = 0;
@@ -225,6 +228,34 @@ void goes_on_from_a_state(llama_model * model, const Case & c) {
             CHECK(expected[size_t(i)] == saved.read(tokens.data() + at + i, 1));
         }
     }
+}
+
+// Prompts are read in larger blocks than generations: as by a cache whose blocks are all as large, and what was pending
+// is compressed before. Whoever calls with a block at most has no prompt.
+void reads_prompts_in_their_own_blocks(llama_model * model, Case c) {
+    constexpr int PROMPT = 3 * BLOCK;
+    const std::vector<llama_token> tokens = tokens_of(1, 400);
+    Case plain = c;
+    plain.prompt_block = 0;
+    c.prompt_block = PROMPT;
+    Run run(model, c), large(model, c, [](auto & p) { p.n_block = PROMPT; });
+    CHECK(run.read(tokens.data(), 2 * PROMPT) == large.read(tokens.data(), 2 * PROMPT));
+    CHECK(run.usage().n_used == CELLS && run.state() == large.state());
+    CHECK(run.read(tokens.data() + 96, PROMPT + 5) == large.read(tokens.data() + 96, PROMPT + 5));
+    CHECK(run.usage().n_used == CELLS + 5 && run.state() == large.state()); // what is left is no prompt
+    run.read(tokens.data() + 149, BLOCK + 1);
+    CHECK(run.usage().n_used == CELLS);
+    ok(kvmerge_cache_flush(large.cache)); // what was pending
+    large.read(tokens.data() + 149, BLOCK + 1);
+    ok(kvmerge_cache_flush(large.cache));
+    CHECK(run.state() == large.state());
+    Run small(model, plain), same(model, c);
+    for (int at = 0; at < 200; at += 10) {
+        CHECK(small.read(tokens.data() + at, 10) == same.read(tokens.data() + at, 10));
+    }
+    CHECK(small.state() == same.state());
+    Run less(model, plain, [](auto & p) { p.n_prompt_block = BLOCK - 1; }); // counts as a block
+    CHECK(less.read(tokens.data(), 200) == Run(model, plain).read(tokens.data(), 200));
 }
 
 void refuses_what_is_no_state(llama_model * model, const Case & c) {
@@ -385,6 +416,15 @@ void refuses_what_does_not_go_together(llama_model * model, const Case & c) {
         ok(kvmerge_observer_free(observer));
     }
     p.n_cells = THERE;
+    p.n_tokens = THERE;
+    ok(kvmerge_observer_create(&p, &observer));
+    for (const int32_t block : {-1, THERE - CELLS + 1, THERE + 1, INT32_MAX}) {
+        kvmerge_cache_params prompts = q;
+        prompts.n_prompt_block = block;
+        refused(kvmerge_cache_create(&prompts, observer, run.context, 0, &cache), KVMERGE_E_ARGUMENT, "n_prompt_block");
+    }
+    ok(kvmerge_observer_free(observer));
+    p.n_tokens = BLOCK;
     p.observe = KVMERGE_OBSERVE_CELLS; // plans would go by zeros
     ok(kvmerge_observer_create(&p, &observer));
     ok(kvmerge_cache_create(&q, observer, run.context, 0, &cache));
@@ -566,7 +606,8 @@ int main(int argc, char ** argv) {
                           {"Q4_0, flash, calibrated", true, GGML_TYPE_Q4_0, KVMERGE_BIAS_FOLDED, 0, 0, true},
                           {"F32, exact bias", false, GGML_TYPE_F32, KVMERGE_BIAS_EXACT, 0, 0, false},
                           {"F16, flash, position range", true, GGML_TYPE_F16, KVMERGE_BIAS_FOLDED, 0, 64, false},
-                          {"F16, stopped", true, GGML_TYPE_F16, KVMERGE_BIAS_NONE, KVMERGE_OBSERVE_STOP, 0, false}};
+                          {"F16, stopped", true, GGML_TYPE_F16, KVMERGE_BIAS_NONE, KVMERGE_OBSERVE_STOP, 0, false},
+                          {"F16, flash, prompts", true, GGML_TYPE_F16, KVMERGE_BIAS_FOLDED, 0, 64, true, 5 * BLOCK}};
     if (std::getenv("KVMERGE_TEST_EMULATED")) { // a hundred times slower: one case has to do
         stays_within_its_cells(model, cases[1]);
         holds_a_stream(model, cases[1]);
@@ -579,7 +620,10 @@ int main(int argc, char ** argv) {
         stays_within_its_cells(model, c);
         goes_on_from_a_state(model, c);
         keeps_what_is_pinned(model, c);
-        a_caller_may_decode_itself(model, c);
+        reads_prompts_in_their_own_blocks(model, c);
+        if (c.prompt_block == 0) { // it decodes blocks
+            a_caller_may_decode_itself(model, c);
+        }
         holds_a_stream(model, c);
     }
     refuses_what_is_no_state(model, cases[0]);

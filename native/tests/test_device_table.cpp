@@ -6,6 +6,7 @@
 #include <cuda_runtime.h> // the shim's, which counts
 
 #include "cache.hpp"
+#include "decay.hpp"
 #include "device.hpp"
 #include "table.hpp"
 
@@ -156,7 +157,7 @@ void kernels_agree_with_the_table(const Device & device, unsigned seed) {
             mass_of.push_back(mass.data() + pair * size_t(n_cells));
             entropy_of.push_back(entropy.data() + pair * PER_KV * size_t(block));
         }
-        device.add_block({there.rows, used, n, token_cell.data(), position, frame, .9, mass_of.data(),
+        device.add_block({there.rows, used, n, token_cell.data(), position, frame, decay_over(.9, n), mass_of.data(),
                           entropy_of.data(), block, PER_KV, product.data(), length.data(), calibration.data(), 7,
                           flaw.data()});
         table.add({n, token_cell.data(), mass.data(), entropy.data(), block, prior.data()}, position, frame, .9);

@@ -93,7 +93,8 @@ static void test_many_queries() {
     CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
 }
 
-// Few queries at a time, as in a generation: none is lost, and a new block gives earlier ones less weight.
+// Few queries at a time, as in a generation: none is lost, and a new block gives earlier ones less weight, by the
+// tokens of the block that it ends.
 static void test_few_queries() {
     Fixture f;
     Random random(6);
@@ -101,9 +102,12 @@ static void test_few_queries() {
     params.n_tokens = 300;
     kvmerge_observer * o = make(params);
     double sum[Fixture::DIM] = {}, second[Fixture::DIM * Fixture::DIM] = {}, weight = 0;
-    for (const int calls : {2, 50, 0, 22}) {
+    int before = 0;
+    for (const int calls : {2, 50, 0, 100, 22}) {
         CHECK(kvmerge_observer_begin(o) == KVMERGE_OK);
-        const auto decay = [](double & x) { x *= 0.7f; };
+        const double keep = std::exp(std::log(0.7) * before / 128);
+        before = calls * Fixture::TOKENS;
+        const auto decay = [&](double & x) { x *= keep; };
         std::for_each(sum, std::end(sum), decay);
         std::for_each(second, std::end(second), decay);
         decay(weight);

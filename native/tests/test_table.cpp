@@ -1,13 +1,18 @@
 // The table against a plain model of the cells: contents are lists of positions, moved as kvmerge_apply would move
 // them.
 #include "check.hpp"
+#include "decay.hpp"
 #include "table.hpp"
 
 #include <algorithm>
+#include <cmath>
+#include <numeric>
 #include <set>
 #include <vector>
 
 using kvmerge::CellTable;
+using kvmerge::decay_over;
+using kvmerge::DECAY_TOKENS;
 
 namespace {
 
@@ -162,6 +167,44 @@ void accounts_for_every_cell(unsigned seed, bool keeps_newest) {
     }
 }
 
+// What is forgotten goes by tokens, in blocks of any lengths: the columns are those of sums in double precision. A
+// block of DECAY_TOKENS forgets the decay itself.
+void forgets_by_tokens(unsigned seed) {
+    Random random(seed);
+    constexpr int CELLS = 3000;
+    const double decay = std::vector<double>{0, .5, .7, .9, .97, 1}[seed % 6];
+    CHECK(decay_over(decay, DECAY_TOKENS) == decay);
+    CellTable table({1, 1, 1, CELLS}, false, false, false);
+    std::vector<double> mass, exposure;
+    for (const int n : {random.integer(1, 300), DECAY_TOKENS, 1, random.integer(2, 127), 4 * DECAY_TOKENS, 7}) {
+        const std::vector<float> before = table.columns().mass, seen = table.columns().exposure;
+        std::vector<int32_t> token_cell(static_cast<size_t>(n));
+        std::iota(token_cell.begin(), token_cell.end(), table.used());
+        std::vector<float> more = random.normals(CELLS);
+        for (float & m : more) {
+            m = std::fabs(m);
+        }
+        table.add({n, token_cell.data(), more.data(), nullptr, 0, nullptr}, int(mass.size()), int(mass.size()), decay);
+        const double keep = std::exp(std::log(decay) * n / 128);
+        for (size_t i = 0; i < mass.size(); i++) {
+            mass[i] = mass[i] * keep + double(more[i]);
+            exposure[i] = exposure[i] * keep + n;
+        }
+        for (int t = 0; t < n; t++) {
+            mass.push_back(double(more[mass.size()]));
+            exposure.push_back(n - t);
+        }
+        for (size_t i = 0; i < mass.size(); i++) {
+            CHECK_NEAR(table.columns().mass[i], mass[i], 1e-6, 1e-5);
+            CHECK_NEAR(table.columns().exposure[i], exposure[i], 1e-6, 1e-5);
+            if (n == DECAY_TOKENS && i + size_t(n) < mass.size()) {
+                CHECK(table.columns().mass[i] == float(before[i] * decay + more[i]));
+                CHECK(table.columns().exposure[i] == float(seen[i] * decay + n));
+            }
+        }
+    }
+}
+
 // Statistics of a head, by the text of the header: mass over exposure is a mean over queries, and merging adds masses.
 void adds_up_statistics() {
     CellTable table({1, 2, 1, 8}, false, false, false);
@@ -169,8 +212,9 @@ void adds_up_statistics() {
     const float mass[] = {3, 2, 1, 9, 9, 9, 9, 9}, more[] = {1, 1, 1, 1, 9, 9, 9, 9};
     const float entropy[] = {0, .5f, 1, 9, .5f, .5f, 0, 9}; // [head][4]
     const float prior[] = {1, 2, 3};
-    table.add({3, first, mass, entropy, 4, prior}, 0, 0, .5);
-    table.add({1, second, more, nullptr, 0, nullptr}, 3, 3, .5);
+    const double half = std::ldexp(1.0, -128); // is what 128 tokens leave, and a token leaves a half
+    table.add({3, first, mass, entropy, 4, prior}, 0, 0, half);
+    table.add({1, second, more, nullptr, 0, nullptr}, 3, 3, half);
     const CellTable::Columns & of = table.columns();
     const float masses[] = {2.5f, 2, 1.5f, 1}, exposures[] = {2.5f, 2, 1.5f, 1}, entropies[] = {.25f, .5f, .5f, 0};
     for (size_t i = 0; i < 4; i++) {
@@ -269,6 +313,9 @@ void survives_tables_that_contradict_themselves() {
 int main() {
     for (unsigned seed = 0; seed < 200; seed++) {
         accounts_for_every_cell(seed, seed % 2 == 1);
+    }
+    for (unsigned seed = 0; seed < 60; seed++) {
+        forgets_by_tokens(seed);
     }
     adds_up_statistics();
     refuses_plans_that_break_the_rules();

@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(TABLE_THREADS) add(AddBlockArgs a) {
         const size_t at = row + i;
         const int t = i - a.used;
         if (t < 0) {
-            a.rows.exposure[at] = float(a.rows.exposure[at] * a.mass_decay + a.n);
+            a.rows.exposure[at] = float(a.rows.exposure[at] * a.keep + a.n);
         } else {
             a.rows.cell[at] = a.token_cell[t];
             a.rows.position[at] = a.first_position + t;
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(TABLE_THREADS) add(AddBlockArgs a) {
         }
         if (a.mass) {
             const float mass = a.mass[h][a.rows.cell[at]];
-            a.rows.mass[at] = float(a.rows.mass[at] * a.mass_decay + mass);
+            a.rows.mass[at] = float(a.rows.mass[at] * a.keep + mass);
             if (!(fabsf(mass) < INFINITY)) {
                 a.flaw[h] = 1;
             }

@@ -272,7 +272,7 @@ struct AddBlockArgs {
     const int32_t * token_cell; // [n]
     int32_t first_position;
     int32_t first_frame;
-    double mass_decay;
+    double keep;                   // factor on the mass and exposure so far
     const float * const * mass;    // [n_heads]: what the observer summed up, [n_cells] by cell; or null
     const float * const * entropy; // [n_heads]: that of the head's first query head, [n]; or null
     std::ptrdiff_t entropy_stride; // elements, to the next query head

@@ -17,6 +17,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  * struct kvmerge_cache_params {
  *     int32_t n_cells;
  *     int32_t n_block;
+ *     int32_t n_prompt_block;
  *     int32_t position_range;
  *     int32_t keep_newest;
  *     int32_t pivot_frame;
@@ -41,10 +42,12 @@ public class kvmerge_cache_params {
     private static final GroupLayout $LAYOUT = MemoryLayout.structLayout(
         Kvmerge_h.C_INT.withName("n_cells"),
         Kvmerge_h.C_INT.withName("n_block"),
+        Kvmerge_h.C_INT.withName("n_prompt_block"),
         Kvmerge_h.C_INT.withName("position_range"),
         Kvmerge_h.C_INT.withName("keep_newest"),
         Kvmerge_h.C_INT.withName("pivot_frame"),
         Kvmerge_h.C_INT.withName("record_fates"),
+        MemoryLayout.paddingLayout(4),
         Kvmerge_h.C_DOUBLE.withName("mass_decay"),
         Kvmerge_h.C_DOUBLE.withName("recent_share"),
         Kvmerge_h.C_DOUBLE.withName("key_cost"),
@@ -149,6 +152,50 @@ public class kvmerge_cache_params {
      */
     public static void n_block(MemorySegment struct, int fieldValue) {
         struct.set(n_block$LAYOUT, n_block$OFFSET, fieldValue);
+    }
+
+    private static final OfInt n_prompt_block$LAYOUT = (OfInt)$LAYOUT.select(groupElement("n_prompt_block"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * int32_t n_prompt_block
+     * }
+     */
+    public static final OfInt n_prompt_block$layout() {
+        return n_prompt_block$LAYOUT;
+    }
+
+    private static final long n_prompt_block$OFFSET = $LAYOUT.byteOffset(groupElement("n_prompt_block"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * int32_t n_prompt_block
+     * }
+     */
+    public static final long n_prompt_block$offset() {
+        return n_prompt_block$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * int32_t n_prompt_block
+     * }
+     */
+    public static int n_prompt_block(MemorySegment struct) {
+        return struct.get(n_prompt_block$LAYOUT, n_prompt_block$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * int32_t n_prompt_block
+     * }
+     */
+    public static void n_prompt_block(MemorySegment struct, int fieldValue) {
+        struct.set(n_prompt_block$LAYOUT, n_prompt_block$OFFSET, fieldValue);
     }
 
     private static final OfInt position_range$LAYOUT = (OfInt)$LAYOUT.select(groupElement("position_range"));

@@ -97,6 +97,9 @@ final class BenchCommand implements Runnable {
     @Mixin
     private BlockOption block;
 
+    @Mixin
+    private PromptBlockOption promptBlock;
+
     @Option(names = "-b", hidden = true)
     private void oldBlock(int n) {
         Renamed.warn("-b", "--block");
@@ -122,10 +125,11 @@ final class BenchCommand implements Runnable {
         check();
         StrategyOptions.refuseOfFull(command, List.of("--compression"), strategies);
         Catalogue catalogue = Home.catalogue();
+        int largest = promptBlock.tokens(block.tokens);
         List<Cache> caches = Cache.list(
                 "llama.cpp", strategies, compressions, settings.settings(model, catalogue, strategies, command));
         for (int prompt : prompts) {
-            caches.forEach(cache -> cache.check(block.tokens, prompt));
+            caches.forEach(cache -> cache.check(largest, prompt));
         }
         ComputeSettings compute = model.compute(FlashAttention.AUTO);
         model.checkCells(compute, model.flashAttention == FlashAttention.ON ? bias(caches) : Bias.NONE);
@@ -133,7 +137,7 @@ final class BenchCommand implements Runnable {
         for (int prompt : prompts) {
             TextOptions.holds(source, "-p with -n", (long) prompt + generated);
         }
-        TextOptions.holds(source, "--block", block.tokens);
+        TextOptions.holds(source, largest > block.tokens ? "--prompt-block" : "--block", largest);
         Interrupt.listen("kvmerge: stopping after the run in work; nothing was written");
         int longest = Arrays.stream(prompts).max().orElseThrow();
         try (Model loaded = model.load(catalogue)) {
@@ -163,6 +167,7 @@ final class BenchCommand implements Runnable {
                 generated,
                 repetitions,
                 block.tokens,
+                promptBlock.tokens(block.tokens),
                 compute,
                 settings(loaded, null),
                 settings(loaded, bias(caches)));
@@ -174,7 +179,13 @@ final class BenchCommand implements Runnable {
         return new SequencesBench(
                 loaded,
                 new SequencesBench.Setup(
-                        prompts, generated, repetitions, block.tokens, compute.withFlashAttention(setting), sequences),
+                        prompts,
+                        generated,
+                        repetitions,
+                        block.tokens,
+                        promptBlock.tokens(block.tokens),
+                        compute.withFlashAttention(setting),
+                        sequences),
                 caches,
                 tokens);
     }

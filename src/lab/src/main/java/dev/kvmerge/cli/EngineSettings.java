@@ -33,11 +33,14 @@ final class EngineSettings {
     @Mixin
     private BlockOption block;
 
+    @Mixin
+    private PromptBlockOption promptBlock;
+
     @Option(
             names = "--fill",
             description =
-                    "use all cells that llama.cpp allocates: it rounds cells and a block up to 256; 2000 cells with"
-                            + " blocks of 128 become 2176")
+                    "use all cells that llama.cpp allocates: it rounds cells and a prompt's block up to 256; 2000 cells"
+                            + " with blocks of 128 become 2176")
     private boolean fill;
 
     @Option(
@@ -69,21 +72,23 @@ final class EngineSettings {
         }
         ComputeSettings compute = model.compute(FlashAttention.ON);
         model.checkCells(compute, settings.bias);
+        int largest = promptBlock.tokens(block.tokens);
         ContextOptions.of( // refuses what no context holds
-                CacheOptions.of(cells, block.tokens).wanted(), block.tokens, sessions, compute);
+                CacheOptions.of(cells, block.tokens).withPromptBlock(largest).wanted(), largest, sessions, compute);
         Catalogue catalogue = Home.catalogue();
         Strategy chosen = Strategies.create(strategy, settings.settings(model, catalogue, List.of(strategy), command));
         ModelOptions.checkBias(compute, List.of(chosen));
         EngineOptions options = EngineOptions.usual()
                 .withCells(cells)
                 .withBlock(block.tokens)
+                .withPromptBlock(largest)
                 .withSessions(sessions)
                 .withStrategy(m -> chosen)
                 .withCompute(compute);
         Model loaded = model.load(catalogue);
         try {
             if (mib != null) {
-                KvMemory.Room room = new KvMemory.Room(loaded, mib, block.tokens, sessions, compute);
+                KvMemory.Room room = new KvMemory.Room(loaded, mib, largest, sessions, compute);
                 KvMemory memory = KvMemory.of(room, model.cellTypes(command, room), chosen);
                 System.err.println(memory.text(room));
                 options = options.withCells(memory.cells()).withCompute(compute.withCells(memory.types()));

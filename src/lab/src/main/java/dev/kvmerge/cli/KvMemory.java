@@ -93,7 +93,7 @@ record KvMemory(CellTypes types, int cells) {
             throw new KvmergeException.Usage(String.format(
                     Locale.ROOT,
                     "--kv-mib %s holds %s cells in %s beside the block of %d%s, and %s needs %d: give %.1f or more, or"
-                            + " a smaller --block",
+                            + " a smaller --block or --prompt-block",
                     number(room.mib),
                     cells <= 0 ? "no" : cells,
                     types.text(),

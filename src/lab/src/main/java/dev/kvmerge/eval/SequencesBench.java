@@ -29,11 +29,18 @@ public final class SequencesBench {
      * @param generated tokens generated after it in each sequence
      * @param repetitions turns
      * @param block tokens of a sequence between two compressions
+     * @param promptBlock the same of a prompt, a block and more
      * @param compute how llama.cpp computes
      * @param sequences numbers of sequences; the first is what the others are compared with
      */
     public record Setup(
-            int[] prompts, int generated, int repetitions, int block, ComputeSettings compute, int[] sequences) {}
+            int[] prompts,
+            int generated,
+            int repetitions,
+            int block,
+            int promptBlock,
+            ComputeSettings compute,
+            int[] sequences) {}
 
     private final Model model;
     private final Setup setup;
@@ -125,13 +132,14 @@ public final class SequencesBench {
     }
 
     private Timing timePlain(int prompt, int n, int generated) {
-        ContextOptions options = ContextOptions.of(prompt + generated, Math.max(setup.block(), n), n, setup.compute());
+        ContextOptions options =
+                ContextOptions.of(prompt + generated, Math.max(setup.promptBlock(), n), n, setup.compute());
         try (Context context = new Context(model, options, null)) {
             for (int sequence = 0; sequence < n; sequence++) {
-                for (int at = 0; at < prompt; at += setup.block()) {
+                for (int at = 0; at < prompt; at += setup.promptBlock()) {
                     int first = at;
                     int of = sequence;
-                    int length = Math.min(setup.block(), prompt - at);
+                    int length = Math.min(setup.promptBlock(), prompt - at);
                     context.decode(length, i -> new Context.Item(tokens[first + i], first + i, of, i == length - 1));
                 }
             }
@@ -145,8 +153,10 @@ public final class SequencesBench {
     }
 
     private Timing timeGroup(Cache cache, int prompt, int n, int generated) {
-        int block = setup.block();
-        CacheOptions options = CacheOptions.of(cache.cells(prompt), block).with(setup.compute());
+        int block = setup.promptBlock();
+        CacheOptions options = CacheOptions.of(cache.cells(prompt), setup.block())
+                .withPromptBlock(block)
+                .with(setup.compute());
         try (SequenceGroup group = new SequenceGroup(model, cache.strategy(), options, n)) {
             for (int at = 0; at < prompt; at += block) {
                 decode(group, Arrays.copyOfRange(tokens, at, Math.min(prompt, at + block)));

@@ -35,6 +35,7 @@ public final class SpeedBench {
      * @param generated tokens generated after each prompt, one at a time; 0 for none
      * @param repetitions turns
      * @param block tokens between two compressions
+     * @param promptBlock the same of a prompt, a block and more
      * @param compute how llama.cpp computes, but for flash attention
      * @param plain settings of flash attention that llama.cpp alone runs with
      * @param ours those that compressed caches run with
@@ -44,6 +45,7 @@ public final class SpeedBench {
             int generated,
             int repetitions,
             int block,
+            int promptBlock,
             ComputeSettings compute,
             List<FlashAttention> plain,
             List<FlashAttention> ours) {}
@@ -211,15 +213,15 @@ public final class SpeedBench {
         return (sorted[(n - 1) / 2] + sorted[n / 2]) / 2;
     }
 
-    /** Reads two blocks, after what fills as few cells as the cache can have. */
+    /** Reads two blocks of a prompt, after what fills as few cells as the cache can have. */
     private void warmUp(Contender contender, int prompt) {
         Cache cache = contender.cache();
         int cells = 0;
         if (!cache.isFull()) {
-            int fewest = Math.max(cache.strategy().fewestCells(setup.block()), model.slidingWindow());
-            cells = Math.min(cache.cells(prompt), Math.max(fewest, cache.cells(setup.block())));
+            int fewest = Math.max(cache.strategy().fewestCells(setup.promptBlock()), model.slidingWindow());
+            cells = Math.min(cache.cells(prompt), Math.max(fewest, cache.cells(setup.promptBlock())));
         }
-        time(contender, (int) Math.min(prompt, cells + 2L * setup.block()), cells);
+        time(contender, (int) Math.min(prompt, cells + 2L * setup.promptBlock()), cells);
     }
 
     private Timing time(Contender contender, int prompt, int cells) {
@@ -245,8 +247,9 @@ public final class SpeedBench {
     }
 
     private Timing timeCompressed(Strategy strategy, int cells, int prompt, ComputeSettings compute) {
-        int block = setup.block();
-        CacheOptions options = CacheOptions.of(cells, block).with(compute);
+        int block = setup.promptBlock();
+        CacheOptions options =
+                CacheOptions.of(cells, setup.block()).withPromptBlock(block).with(compute);
         try (CompressedContext context = new CompressedContext(model, strategy, options)) {
             long start = System.nanoTime();
             for (int at = 0; at < prompt; at += block) {

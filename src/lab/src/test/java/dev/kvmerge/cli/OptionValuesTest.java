@@ -50,7 +50,7 @@ class OptionValuesTest {
     static {
         wrong("nowhere.gguf", "nowhere.gguf", "--model");
         wrong("0", "", "--threads", "--ubatch-size", "--block", "--batch-size", "--chunks", "--answer", "--trials");
-        wrong("0", "", "--texts");
+        wrong("0", "", "--texts", "--prompt-block");
         wrong("juggling", "juggling", "--tasks");
         wrong("0", "", "--cells", "--repetitions", "--n-prompt", "--sequences", "--parallel", "--at-once");
         wrong("0", "", "--facts", "--max-body", "--max-messages", "--timeout", "--stretch", "--pieces", "--vary");

@@ -39,6 +39,7 @@ class SequencesBenchTest {
                 20,
                 2,
                 16,
+                48,
                 ComputeSettings.usual().withThreads(1).withFlashAttention(FlashAttention.ON),
                 new int[] {1, 3});
         try (Model model = Model.load(TestModel.library(), file, Backend.CPU, 0)) {

@@ -21,7 +21,7 @@ import java.util.Arrays;
  * @param layers of the model
  * @param kvHeads a layer
  * @param keyDimension elements a key
- * @param decay factor on the attention received at each block that the weights were fitted for
+ * @param decay what 128 tokens leave of the attention received, that the weights were fitted for
  * @param massPower the power of the attention so far that they were fitted for: 1, 1.5 or 2
  * @param weights [layer * kvHeads + kvHead][6 + keyDimension]: w_0 to w_5, then k
  */

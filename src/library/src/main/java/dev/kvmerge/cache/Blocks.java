@@ -13,6 +13,7 @@ import java.lang.foreign.MemorySegment;
  */
 final class Blocks {
     private final int length; // most tokens of a block
+    private final int largest; // the same of a prompt
     private final int sequence; // of the context
     private final boolean remembers; // what was observed of the last block
     private final Observer observer;
@@ -32,11 +33,12 @@ final class Blocks {
     /**
      * Of an empty sequence.
      *
-     * @param length most tokens of a block
+     * @param options say how long blocks are
      * @param remembers whether {@link #lastStats} is asked for
      */
-    Blocks(Watched watched, int length, int sequence, boolean remembers) {
-        this.length = length;
+    Blocks(Watched watched, CacheOptions options, int sequence, boolean remembers) {
+        this.length = options.block();
+        this.largest = options.promptBlock();
         this.sequence = sequence;
         this.remembers = remembers;
         this.observer = watched.observer();
@@ -62,7 +64,7 @@ final class Blocks {
         return lastStats;
     }
 
-    /** Before a decode of n tokens: has room for them, in the cells and in the block. */
+    /** Before a decode of n tokens: has room for them, in the cells and in the block; a prompt has its own. */
     void prepare(int n) {
         if (pending + n > length) {
             settle();
@@ -74,12 +76,12 @@ final class Blocks {
         }
     }
 
-    /** After a decode of n tokens: compresses when they have filled the block. */
+    /** After a decode of n tokens: compresses when they have filled the block; a prompt has. */
     void decoded(int n, long nanos) {
         decodedNanos += nanos;
         pending += n;
         warnPastTraining();
-        if (pending == length) {
+        if (pending >= length) {
             settle();
         }
     }
@@ -94,7 +96,7 @@ final class Blocks {
                                     + " worse by itself: give the cache a position range of {1,number,#} at most, which"
                                     + " leaves room for a block",
                             trained,
-                            Math.max(0, trained - length));
+                            Math.max(0, trained - largest));
         }
     }
 

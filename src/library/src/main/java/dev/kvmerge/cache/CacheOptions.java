@@ -11,7 +11,9 @@ import java.util.Objects;
  *
  * @param cells cells that stay after each block; 0 for no limit (then {@code capacity} is what the whole text needs)
  * @param block most tokens decoded between two compressions
- * @param capacity cells to allocate when there is no limit; ignored otherwise, where it is cells + block
+ * @param promptBlock the same of a prompt, which is a decode of more than a block: llama.cpp reads tokens faster, the
+ *     more it is given at once, and each takes a cell until it is compressed. Less than a block counts as a block
+ * @param capacity cells to allocate when there is no limit; ignored otherwise, where it is cells + promptBlock
  * @param positionRange 0: positions grow with the text. Else at most so many are used: once the text is longer, each
  *     compression moves the newest cell back to the last of them and the others with it, and those that come to the
  *     start are numbered 0, 1, 2, ..., their keys rotated to match. So a text may be longer than the positions that the
@@ -21,19 +23,27 @@ import java.util.Objects;
  *     layer and KV head
  */
 public record CacheOptions(
-        int cells, int block, int capacity, int positionRange, ComputeSettings compute, boolean fates) {
+        int cells,
+        int block,
+        int promptBlock,
+        int capacity,
+        int positionRange,
+        ComputeSettings compute,
+        boolean fates) {
     public CacheOptions {
         Objects.requireNonNull(compute, "compute");
         if (block <= 0) {
             throw new KvmergeException.Usage("the block (--block) must be positive, not " + block);
         }
+        promptBlock = Math.max(block, promptBlock);
         if (cells < 0 || (cells == 0 && capacity <= 0)) {
             throw new KvmergeException.Usage(
                     "the number of cells (--cells) must be positive, not " + (cells == 0 ? capacity : cells));
         }
-        if ((cells == 0 ? capacity : (long) cells + block) > ContextOptions.MOST_CELLS) {
-            throw new KvmergeException.Usage("no context has " + (cells == 0 ? capacity : (long) cells + block)
-                    + " cells: use fewer --cells, or a smaller --block");
+        long wanted = cells == 0 ? capacity : (long) cells + promptBlock;
+        if (wanted > ContextOptions.MOST_CELLS) {
+            throw new KvmergeException.Usage("no context has " + wanted + " cells: use fewer --cells, or a smaller "
+                    + (promptBlock > block ? "--prompt-block" : "--block"));
         }
         if (positionRange < 0 || (positionRange > 0 && positionRange < cells)) {
             throw new KvmergeException.Usage("the position range (--position-range) of " + positionRange
@@ -41,7 +51,12 @@ public record CacheOptions(
         }
     }
 
-    /** Without a record of fates. */
+    /** Prompts in blocks like all else. */
+    public CacheOptions(int cells, int block, int capacity, int positionRange, ComputeSettings compute, boolean fates) {
+        this(cells, block, block, capacity, positionRange, compute, fates);
+    }
+
+    /** Without a record of fates, too. */
     public CacheOptions(int cells, int block, int capacity, int positionRange, ComputeSettings compute) {
         this(cells, block, capacity, positionRange, compute, false);
     }
@@ -58,7 +73,7 @@ public record CacheOptions(
 
     /** Cells to ask llama.cpp for. */
     public int wanted() {
-        return cells == 0 ? capacity : cells + block;
+        return cells == 0 ? capacity : cells + promptBlock;
     }
 
     /** Cells that llama.cpp allocates: those, rounded up. */
@@ -68,20 +83,26 @@ public record CacheOptions(
 
     /**
      * The same with as many cells as can hold text between blocks: llama.cpp rounds what it allocates up to a multiple
-     * of 256, and what a block leaves of that costs nothing more. 410 cells and blocks of 128 are 768 cells, so that
-     * 640 can stay. Without a limit, the same.
+     * of 256, and what the larger block leaves of that costs nothing more. 410 cells and blocks of 128 are 768 cells,
+     * so that 640 can stay. Without a limit, the same.
      *
      * @throws KvmergeException.Usage if a position range does not hold so many
      */
     public CacheOptions filled() {
         return cells == 0
                 ? this
-                : new CacheOptions(allocated() - block, block, capacity, positionRange, compute, fates);
+                : new CacheOptions(
+                        allocated() - promptBlock, block, promptBlock, capacity, positionRange, compute, fates);
+    }
+
+    /** The same with prompts in other blocks. */
+    public CacheOptions withPromptBlock(int n) {
+        return new CacheOptions(cells, block, n, capacity, positionRange, compute, fates);
     }
 
     /** The same within so many positions. */
     public CacheOptions withPositionRange(int positions) {
-        return new CacheOptions(cells, block, capacity, positions, compute, fates);
+        return new CacheOptions(cells, block, promptBlock, capacity, positions, compute, fates);
     }
 
     /** The old name of {@link #withPositionRange}. */
@@ -92,11 +113,11 @@ public record CacheOptions(
 
     /** The same, which records what became of each token. */
     public CacheOptions withFates() {
-        return new CacheOptions(cells, block, capacity, positionRange, compute, true);
+        return new CacheOptions(cells, block, promptBlock, capacity, positionRange, compute, true);
     }
 
     /** The same, computed otherwise. */
     public CacheOptions with(ComputeSettings settings) {
-        return new CacheOptions(cells, block, capacity, positionRange, settings, fates);
+        return new CacheOptions(cells, block, promptBlock, capacity, positionRange, settings, fates);
     }
 }

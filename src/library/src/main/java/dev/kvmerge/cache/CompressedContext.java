@@ -66,7 +66,7 @@ public final class CompressedContext implements AutoCloseable {
         this.planner = planner;
         this.options = options;
         this.watched = watched;
-        this.blocks = new Blocks(watched, options.block(), sequence, remembers);
+        this.blocks = new Blocks(watched, options, sequence, remembers);
         this.abort = new AbortSwitch(watched.context());
         this.sequence = sequence;
         this.owner = owner;
@@ -74,9 +74,10 @@ public final class CompressedContext implements AutoCloseable {
 
     /**
      * Decodes tokens after what is there, with logits for each. When a block's worth has come together since the last
-     * compression, it compresses: a text can be fed in blocks, and a generation token by token.
+     * compression, it compresses: a text can be fed in blocks, and a generation token by token. More than a block are
+     * of a prompt: they are compressed at once, and what came before them first.
      *
-     * @param tokens 1 to {@code options.block()} tokens
+     * @param tokens 1 to {@code options.promptBlock()} tokens
      */
     public void decode(int[] tokens) {
         decode(tokens, true);
@@ -116,8 +117,8 @@ public final class CompressedContext implements AutoCloseable {
 
     /** Refuses a number of tokens that no decode takes. */
     void checkBlock(int n) {
-        if (n == 0 || n > options.block()) {
-            throw new IllegalArgumentException("a block of " + n + " tokens; it takes 1 to " + options.block());
+        if (n == 0 || n > options.promptBlock()) {
+            throw new IllegalArgumentException("a block of " + n + " tokens; it takes 1 to " + options.promptBlock());
         }
     }
 

@@ -55,6 +55,7 @@ final class Compressor implements AutoCloseable {
                 new CellTable.Options(
                         options.cells(),
                         options.block(),
+                        options.promptBlock(),
                         options.positionRange(),
                         windows,
                         needs.pivotFrame(),

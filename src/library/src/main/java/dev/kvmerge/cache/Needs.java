@@ -15,8 +15,8 @@ import java.util.Objects;
  * @param mass whether it reads {@link CellStats#mass()} or {@link CellStats#rate}
  * @param massPower the power of attention that the mass sums up: 1, 1.5 or 2
  * @param massQueries how many of a block's newest queries the mass is over, the observation queries; 0 for all
- * @param massDecay factor on a cell's mass at each block before the block's own is added, 0..1: 1 accumulates, 0
- *     forgets
+ * @param massDecay what a block of 128 tokens leaves of a cell's mass before its own is added, 0..1: 1 accumulates, 0
+ *     forgets. One of n tokens leaves massDecay^(n / 128)
  * @param queries whether it reads {@link CellStats#queries()}
  * @param entropy whether it reads {@link CellStats#entropy()}
  * @param calibration says which tokens are going to be needed, for {@link CellStats#prior()}; null for none
@@ -69,7 +69,7 @@ public record Needs(
         return new Needs(true, massPower, newest, massDecay, queries, entropy, calibration, bias, pivotFrame);
     }
 
-    /** And the mass, which loses by this factor at each block, 0..1. */
+    /** And the mass, of which 128 tokens leave this share, 0..1. */
     public Needs withMassDecay(double decay) {
         return new Needs(true, massPower, massQueries, decay, queries, entropy, calibration, bias, pivotFrame);
     }

@@ -39,7 +39,7 @@ public final class SequenceGroup implements AutoCloseable {
     /**
      * Tokens of a sequence in a batch.
      *
-     * @param tokens 1 to {@code options.block()}
+     * @param tokens 1 to {@code options.promptBlock()}
      */
     public record Part(int sequence, int[] tokens, Logits logits) {
         private int rows() {
@@ -126,10 +126,10 @@ public final class SequenceGroup implements AutoCloseable {
         for (Planner planner : all) {
             new CacheChecks(model, planner, options).check(observe);
         }
-        int batch = (int) Math.min((long) options.block() * n, ContextOptions.MOST_CELLS);
+        int batch = (int) Math.min((long) options.promptBlock() * n, ContextOptions.MOST_CELLS);
         ContextOptions made = ContextOptions.of(options.wanted(), batch, n, options.compute());
         CacheChecks.checkMemory(model, options, made);
-        observers = new ObserverGroup(model.shape(), options.allocated(), options.block(), observe, n);
+        observers = new ObserverGroup(model.shape(), options.allocated(), options.promptBlock(), observe, n);
         Context opened = null;
         try {
             opened = new Context(model, made, observers.callback());
@@ -182,7 +182,7 @@ public final class SequenceGroup implements AutoCloseable {
      * @param parts of different sequences, in any order
      * @throws KvmergeException if llama.cpp cannot decode the batch; then no part counts
      * @throws IllegalArgumentException if there is none, a sequence is there twice or is none, or a part is empty or
-     *     longer than a block
+     *     longer than a prompt's block
      * @throws IllegalStateException if the group is closed, or in use by another thread
      */
     public Decoded decode(List<Part> parts) {

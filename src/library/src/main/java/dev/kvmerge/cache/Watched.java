@@ -20,9 +20,9 @@ record Watched(Context context, Observer observer, Compressor.Shown shown, Compr
     static Watched open(Model model, Planner planner, CacheOptions options, Observer.Options observe) {
         new CacheChecks(model, given(planner), options).check(observe);
         int cells = options.allocated();
-        ContextOptions contextOptions = ContextOptions.of(options.wanted(), options.block(), options.compute());
+        ContextOptions contextOptions = ContextOptions.of(options.wanted(), options.promptBlock(), options.compute());
         CacheChecks.checkMemory(model, options, contextOptions);
-        Observer observer = new Observer(model.shape(), cells, options.block(), observe);
+        Observer observer = new Observer(model.shape(), cells, options.promptBlock(), observe);
         Context made = null;
         try {
             made = new Context(model, contextOptions, observer.callback());

@@ -17,6 +17,7 @@ import java.util.function.Function;
  *
  * @param cells cells that stay of a session after each block (--cells)
  * @param block most tokens of a session that are decoded between two compressions (--block)
+ * @param promptBlock the same of a prompt (--prompt-block), as {@link CacheOptions#promptBlock}; 0 for a block
  * @param sessions sessions side by side (--parallel), each with cells of its own
  * @param positionRange positions of a session, as {@link CacheOptions#positionRange}: 0 where they grow with the text,
  *     {@link #MODELS_POSITIONS} for as many as the model was trained on, so that a chat may last longer than they do
@@ -28,6 +29,7 @@ import java.util.function.Function;
 public record EngineOptions(
         int cells,
         int block,
+        int promptBlock,
         int sessions,
         int positionRange,
         Function<Model, Planner> strategy,
@@ -43,6 +45,7 @@ public record EngineOptions(
     public EngineOptions {
         Limits.least("cells (--cells)", cells, 1);
         Limits.least("block (--block)", block, 1);
+        Limits.least("promptBlock (--prompt-block)", promptBlock, 0);
         Limits.least("sessions (--parallel)", sessions, 1);
         Limits.most("sessions (--parallel)", sessions, ContextOptions.MOST_SEQUENCES);
         Limits.least("positionRange (--position-range)", positionRange, MODELS_POSITIONS);
@@ -60,6 +63,7 @@ public record EngineOptions(
         return new EngineOptions(
                 2048,
                 128,
+                0,
                 1,
                 MODELS_POSITIONS,
                 model -> new EntropyMerged(Calibrations.of(model.path())),
@@ -70,61 +74,70 @@ public record EngineOptions(
 
     /** The same with another number of cells. */
     public EngineOptions withCells(int n) {
-        return new EngineOptions(n, block, sessions, positionRange, strategy, compute, backend, gpuLayers);
+        return new EngineOptions(n, block, promptBlock, sessions, positionRange, strategy, compute, backend, gpuLayers);
     }
 
     /** The same with all cells that llama.cpp allocates for these: {@link CacheOptions#filled}. */
     public EngineOptions filled() {
-        return withCells(CacheOptions.of(cells, block).filled().cells());
+        return withCells(limited().filled().cells());
     }
 
     /** The same with other blocks. */
     public EngineOptions withBlock(int n) {
-        return new EngineOptions(cells, n, sessions, positionRange, strategy, compute, backend, gpuLayers);
+        return new EngineOptions(cells, n, promptBlock, sessions, positionRange, strategy, compute, backend, gpuLayers);
+    }
+
+    /** The same with prompts in other blocks; 0 for the same as all else. */
+    public EngineOptions withPromptBlock(int n) {
+        return new EngineOptions(cells, block, n, sessions, positionRange, strategy, compute, backend, gpuLayers);
     }
 
     /** The same with so many sessions. */
     public EngineOptions withSessions(int n) {
-        return new EngineOptions(cells, block, n, positionRange, strategy, compute, backend, gpuLayers);
+        return new EngineOptions(cells, block, promptBlock, n, positionRange, strategy, compute, backend, gpuLayers);
     }
 
     /** The same within so many positions. */
     public EngineOptions withPositionRange(int n) {
-        return new EngineOptions(cells, block, sessions, n, strategy, compute, backend, gpuLayers);
+        return new EngineOptions(cells, block, promptBlock, sessions, n, strategy, compute, backend, gpuLayers);
     }
 
     /** The same with another strategy. */
     public EngineOptions withStrategy(Function<Model, Planner> s) {
-        return new EngineOptions(cells, block, sessions, positionRange, s, compute, backend, gpuLayers);
+        return new EngineOptions(cells, block, promptBlock, sessions, positionRange, s, compute, backend, gpuLayers);
     }
 
     /** The same, computed otherwise. */
     public EngineOptions withCompute(ComputeSettings c) {
-        return new EngineOptions(cells, block, sessions, positionRange, strategy, c, backend, gpuLayers);
+        return new EngineOptions(cells, block, promptBlock, sessions, positionRange, strategy, c, backend, gpuLayers);
     }
 
     /** The same on other devices. */
     public EngineOptions withBackend(Backend where, int layers) {
-        return new EngineOptions(cells, block, sessions, positionRange, strategy, compute, where, layers);
+        return new EngineOptions(cells, block, promptBlock, sessions, positionRange, strategy, compute, where, layers);
     }
 
     /** How a session of a model has its cells. */
     CacheOptions cache(Model model, Planner planner) {
         if (planner.keepsAll()) {
-            return CacheOptions.unlimited(CacheOptions.of(cells, block).wanted(), block)
+            return CacheOptions.unlimited(limited().wanted(), block)
+                    .withPromptBlock(promptBlock)
                     .withFates()
                     .with(compute);
         }
-        return CacheOptions.of(cells, block)
-                .withPositionRange(positions(model))
-                .withFates()
-                .with(compute);
+        return limited().withPositionRange(positions(model)).withFates().with(compute);
+    }
+
+    private CacheOptions limited() {
+        return CacheOptions.of(cells, block).withPromptBlock(promptBlock);
     }
 
     private int positions(Model model) {
         if (positionRange != MODELS_POSITIONS) {
             return positionRange;
         }
-        return model.slidingWindow() > 0 ? 0 : Math.max(cells, model.trainedContext() - block);
+        return model.slidingWindow() > 0
+                ? 0
+                : Math.max(cells, model.trainedContext() - limited().promptBlock());
     }
 }

@@ -16,7 +16,7 @@ final class Generating {
     private final Sequence sequence;
     private final History history;
     private final Utf8 utf8;
-    private final int block;
+    private final int promptBlock;
     private final Call call;
     private final GenerateOptions options;
     private final Consumer<String> onText;
@@ -37,7 +37,7 @@ final class Generating {
         this.model = engine.model();
         this.scheduler = engine.scheduler();
         this.sequence = sequence;
-        this.block = engine.options().block();
+        this.promptBlock = engine.cache().promptBlock();
         this.history = history;
         this.utf8 = utf8;
         this.call = call;
@@ -83,7 +83,7 @@ final class Generating {
     private Ended read(int first, int all) {
         while (history.decoded() < history.size()) {
             Ended ended = call.ending();
-            if (ended == null && !decode(history.next(block))) {
+            if (ended == null && !decode(history.next(promptBlock))) {
                 ended = call.ending();
             }
             if (ended != null) {

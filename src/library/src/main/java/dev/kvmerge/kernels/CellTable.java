@@ -27,18 +27,20 @@ public final class CellTable implements AutoCloseable {
      *
      * @param cells that stay after each compression; 0: all
      * @param block most tokens between two compressions
+     * @param promptBlock the same of a prompt
      * @param positionRange most positions used; 0 for no limit
      * @param keepsNewest whether the cells that stay are those of the newest positions, for a model with sliding
      *     windows
      * @param pivotFrame whether keys are rotated to their pivot's position before they are averaged
      * @param recordsFates whether it remembers what became of each token
-     * @param massDecay factor on a cell's mass at each block, 0..1
+     * @param massDecay what 128 tokens leave of a cell's mass, 0..1
      * @param merging what {@link #plan} decides with; null where nobody calls it
      * @param calibration [pairs][6 + keyDimension], weights of the attention to come; null: none
      */
     public record Options(
             int cells,
             int block,
+            int promptBlock,
             int positionRange,
             boolean keepsNewest,
             boolean pivotFrame,
@@ -80,6 +82,7 @@ public final class CellTable implements AutoCloseable {
         Kvmerge.check(Kvmerge_h.kvmerge_cache_defaults(params));
         kvmerge_cache_params.n_cells(params, options.cells);
         kvmerge_cache_params.n_block(params, options.block);
+        kvmerge_cache_params.n_prompt_block(params, options.promptBlock);
         kvmerge_cache_params.position_range(params, options.positionRange);
         kvmerge_cache_params.keep_newest(params, options.keepsNewest ? 1 : 0);
         kvmerge_cache_params.pivot_frame(params, options.pivotFrame ? 1 : 0);

@@ -34,7 +34,8 @@ public final class Observer implements AutoCloseable {
      *     between; 0 for all
      * @param queries mean and second moment of the queries; a folded bias needs them and gets them
      * @param bias how merged cells keep their members' mass
-     * @param queryDecay factor on the query moments at each block, 0..1
+     * @param queryDecay what is left of the query moments after a block of 128 tokens, 0..1; after one of n tokens
+     *     queryDecay^(n / 128)
      * @param ridge regularisation of the fold direction, positive
      * @param backend where the model's layers live
      * @param threads most threads that rewriting cells uses

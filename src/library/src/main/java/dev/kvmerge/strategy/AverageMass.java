@@ -10,7 +10,7 @@ import dev.kvmerge.cache.Plan;
  *
  * @param sinks first tokens that always stay
  * @param recentShare share of the budget that goes to the newest tokens, 0..1
- * @param decay factor on the attention received at each block, 0..1
+ * @param decay what 128 tokens leave of the attention received, 0..1
  */
 public record AverageMass(int sinks, double recentShare, double decay) implements Strategy {
     public AverageMass {

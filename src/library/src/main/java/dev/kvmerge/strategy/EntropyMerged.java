@@ -30,7 +30,7 @@ import java.util.Objects;
  * @param sinks first tokens, never merged or dropped
  * @param recentShare share of the budget that the newest tokens have for themselves, neither merged nor dropped, 0..1
  * @param largestGroup most tokens a merged cell stands for
- * @param decay factor on the attention received at each block, 0..1
+ * @param decay what 128 tokens leave of the attention received, 0..1
  * @param keyCost how much a distance between keys costs
  * @param massPower the power of attention that is summed up, 1, 1.5 or 2: above 1, what one query needs much counts for
  *     more than what many need a little

@@ -265,7 +265,8 @@ class CellTableTest {
             float[][] uneven = new float[pairs][22];
             uneven[1] = new float[21];
             for (float[][] calibration : new float[][][] {{}, new float[pairs - 1][22], new float[pairs][6], uneven}) {
-                CellTable.Options options = new CellTable.Options(20, 8, 0, false, true, false, 0.9, null, calibration);
+                CellTable.Options options =
+                        new CellTable.Options(20, 8, 8, 0, false, true, false, 0.9, null, calibration);
                 assertThrows(
                         IllegalArgumentException.class,
                         () -> new CellTable(context.observer(), context.context(), 0, options));

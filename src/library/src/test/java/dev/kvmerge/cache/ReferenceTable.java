@@ -54,11 +54,13 @@ final class ReferenceTable {
         return pinned;
     }
 
+    /** massDecay: what 128 tokens leave. */
     void add(Observer.Stats stats, int firstPosition, int firstFrame, double massDecay) {
         int tokens = stats.tokenCell().length;
+        double keep = Math.pow(massDecay, tokens / 128.0);
         for (int pair = 0; pair < pairs.size(); pair++) {
             List<Entry> entries = pairs.get(pair);
-            entries.forEach(e -> e.exposure = (float) (e.exposure * massDecay + tokens));
+            entries.forEach(e -> e.exposure = (float) (e.exposure * keep + tokens));
             for (int t = 0; t < tokens; t++) {
                 Entry e = new Entry();
                 e.cell = stats.tokenCell()[t];
@@ -71,7 +73,7 @@ final class ReferenceTable {
             }
             for (Entry e : entries) {
                 if (stats.mass() != null) {
-                    e.mass = (float) (e.mass * massDecay + stats.mass()[pair * cells + e.cell]);
+                    e.mass = (float) (e.mass * keep + stats.mass()[pair * cells + e.cell]);
                 }
             }
         }

@@ -261,6 +261,23 @@ class EngineTest extends TinyEngine {
     }
 
     @Test
+    void promptsAreReadInBlocksOfTheirOwn() {
+        try (Engine engine = Engine.of(model, options(1).withPromptBlock(2 * BLOCK + 6));
+                Session session = engine.open()) {
+            List<Integer> done = new ArrayList<>();
+            ReadOptions told = ReadOptions.usual().withProgress((n, all) -> done.add(n));
+            assertEquals(180, session.read(new int[180], told));
+            assertEquals(List.of(70, 140, 180), done);
+            assertEquals(CELLS, session.usage().cellsInUse(), "the last 40 are more than a block");
+            assertEquals(20, session.read(new int[20], told));
+            assertEquals(CELLS + 20, session.usage().cellsInUse());
+            session.generate("", drawn(BLOCK), t -> {});
+            assertTrue(session.usage().cellsInUse() < CELLS + BLOCK, "a generation's blocks are as they were");
+        }
+        assertThrows(KvmergeException.Usage.class, () -> options(1).withPromptBlock(-1));
+    }
+
+    @Test
     void progressIsToldAndReadingIsCancelled() {
         try (Engine engine = engine(1);
                 Session session = engine.open()) {
