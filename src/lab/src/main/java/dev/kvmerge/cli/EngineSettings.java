@@ -72,11 +72,11 @@ final class EngineSettings {
         }
         ComputeSettings compute = model.compute(FlashAttention.ON);
         model.checkCells(compute, settings.bias);
-        int largest = promptBlock.tokens(block.tokens);
-        ContextOptions.of( // refuses what no context holds
-                CacheOptions.of(cells, block.tokens).withPromptBlock(largest).wanted(), largest, sessions, compute);
         Catalogue catalogue = Home.catalogue();
         Strategy chosen = Strategies.create(strategy, settings.settings(model, catalogue, List.of(strategy), command));
+        int largest = promptBlock.tokens(block.tokens, usualPromptBlock(cells, chosen));
+        ContextOptions.of( // refuses what no context holds
+                CacheOptions.of(cells, block.tokens).withPromptBlock(largest).wanted(), largest, sessions, compute);
         ModelOptions.checkBias(compute, List.of(chosen));
         EngineOptions options = EngineOptions.usual()
                 .withCells(cells)
@@ -98,5 +98,10 @@ final class EngineSettings {
             loaded.close();
             throw e;
         }
+    }
+
+    private int usualPromptBlock(int cells, Strategy chosen) {
+        boolean fits = mib == null && chosen.fewestCells(PromptBlockOption.ON_A_GPU) <= cells;
+        return model.onCuda() && fits ? PromptBlockOption.ON_A_GPU : block.tokens;
     }
 }

@@ -216,6 +216,11 @@ final class ModelOptions {
         }
     }
 
+    /** Whether the command line says so. */
+    boolean onCuda() {
+        return "cuda".equals(device);
+    }
+
     private Backend backend(LlamaLibrary library) {
         if (rpc != null) {
             if (device != null && !device.equals("any")) {

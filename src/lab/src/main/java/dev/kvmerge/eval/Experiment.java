@@ -219,7 +219,7 @@ public final class Experiment implements AutoCloseable {
         int fewest = method.fewestCells(block);
         if (cells < fewest) {
             throw new KvmergeException.Usage(
-                    method.name() + " needs at least " + fewest + " cells with --block " + block + ", not " + cells
+                    method.name() + " needs at least " + fewest + " cells with blocks of " + block + ", not " + cells
                             + ": use more cells (--cells, more --kv-mib, or more --tokens and less --compression), a"
                             + " smaller --block or fewer --sinks");
         }

@@ -94,7 +94,7 @@ class BadInputTest {
                 "--kv-mib NaN; --kv-mib must be more than 0",
                 "--kv-mib 8 --compression 0.5; --compression goes without --kv-mib",
                 "--kv-mib 8 --fill; --fill goes without --kv-mib",
-                "--tokens 512 --kv-mib 3; entropy-merged needs at least 132 cells with --block 128, not 128",
+                "--tokens 512 --kv-mib 3; entropy-merged needs at least 132 cells with blocks of 128, not 128",
                 "--strategies h2o@q9_0; no cells of type 'q9_0'",
                 "--strategies h2o@q8_0/; no cells of type 'q8_0/'",
                 "--strategies full@q4_0 -fa off; full@q4_0 has quantised V cells",
@@ -180,6 +180,10 @@ class BadInputTest {
     void memoryThatHoldsTooLittle() {
         Cli.run("generate", "-p", "a", "--kv-mib", "2")
                 .failed(USAGE, "--kv-mib 2 holds no cells in q8_0 beside the block of 128", "give 6.0 or more");
+        Cli.run("generate", "-p", "a", "--kv-mib", "8", "--prompt-block", "512")
+                .failed(USAGE, "in q8_0 beside the block of 512", "a smaller --block or --prompt-block");
+        Cli.run("generate", "-p", "a", "--prompt-block", "64")
+                .failed(USAGE, "--prompt-block 64 is less than --block 128", "give more, or leave it out");
         Cli.run("generate", "-p", "a", "--kv-mib", "4", "-c", "300").failed(USAGE, "--cells goes without --kv-mib");
         Cli.run("serve", "--kv-mib", "8", "--parallel", "4", "-ctk", "f16")
                 .failed(USAGE, "in f16 beside the block of 128 of each of 4 sequences", "give 45.0 or more");
@@ -245,6 +249,7 @@ class BadInputTest {
                 "generate -p x --cells 2147483647; no context has 2147483775 cells; fewer --cells",
                 "generate -p x --strategy full --cells 2147483647; no context has; fewer --cells",
                 "chat --block 2147483647; no context has; smaller --block",
+                "chat --prompt-block 2147483647; no context has; smaller --prompt-block",
                 "serve --parallel 200 --cells 10000000; 200 sequences of 10000128 cells; use fewer",
                 "serve --strategy full --cells 2147483647; no context has; fewer --cells",
                 "bench-server --at-once 100000; --at-once can be 256 at most; 100000",

@@ -92,6 +92,8 @@ class ChatCommandTest {
                         "256",
                         "--block",
                         "64",
+                        "--prompt-block",
+                        "192",
                         "--strategy",
                         "h2o"));
         assertEquals(0, made.code, made.err);

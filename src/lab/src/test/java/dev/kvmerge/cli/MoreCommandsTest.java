@@ -56,6 +56,25 @@ class MoreCommandsTest {
             assertTrue(List.of("on", "off").contains(row.get("flash_attn").asText()), row::toString);
         }
         assertEquals(1, rows.get(0).get("speed").asDouble(), "llama.cpp alone at its fastest setting is the measure");
+        Cli.run(
+                        "bench",
+                        "-p",
+                        "256",
+                        "-n",
+                        "2",
+                        "-r",
+                        "1",
+                        "-fa",
+                        "on",
+                        "--compression",
+                        "0.5",
+                        "--block",
+                        "32",
+                        "--prompt-block",
+                        "96")
+                .succeeded();
+        Cli.run("bench", "-p", "256", "--compression", "0.5", "--block", "32", "--prompt-block", "128")
+                .failed(2, "needs at least 132 cells with blocks of 128");
         Cli.run("bench", "-p", "100", "--compression", "0.9").failed(2, "needs at least 132 cells");
         Cli.run("bench", "-o", "xml").failed(2, "md, csv or json");
         Cli.run("bench", "-r", "0").failed(2, "-r must be positive");
