@@ -41,7 +41,7 @@ record KvMemory(CellTypes types, int cells) {
      * What is to fit into the memory.
      *
      * @param mib of all sequences together
-     * @param block of each sequence
+     * @param block of each sequence, the largest: a prompt's
      */
     record Room(Model model, double mib, int block, int sequences, ComputeSettings compute) {
         /**
