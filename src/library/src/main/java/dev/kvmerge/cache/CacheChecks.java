@@ -134,7 +134,7 @@ public final class CacheChecks {
                 + (options.positionRange() > 0 ? Integer.BYTES : 0);
         long dimension = CellMemory.keyDimension(model);
         boolean captures = options.compute().captures();
-        long tokens = captures ? options.block() : WAITING_QUERIES;
+        long tokens = captures ? options.promptBlock() : WAITING_QUERIES;
         long queries = (long) shape.layers() * shape.heads() * dimension * tokens;
         long moments = shape.pairs() * dimension * (dimension + 1);
         long masks = captures ? tokens * options.allocated() * Short.BYTES : 0;

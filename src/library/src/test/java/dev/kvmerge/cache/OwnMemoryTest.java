@@ -47,10 +47,10 @@ class OwnMemoryTest {
         return CacheOptions.of(CELLS, BLOCK).with(compute);
     }
 
-    private static void read(CompressedContext context) {
+    private static void read(CompressedContext context, int n) {
         for (int block = 0; block < 6; block++) {
-            int[] tokens = new int[BLOCK];
-            for (int i = 0; i < BLOCK; i++) {
+            int[] tokens = new int[n];
+            for (int i = 0; i < n; i++) {
                 tokens[i] = (block * 31 + i * 7) % 90;
             }
             context.decode(tokens, false);
@@ -62,7 +62,7 @@ class OwnMemoryTest {
     private long bytes(Strategy strategy, CacheOptions options) {
         try (Model model = model();
                 CompressedContext context = new CompressedContext(model, strategy, options)) {
-            read(context);
+            read(context, options.promptBlock());
             return context.tableBytes();
         }
     }
@@ -73,9 +73,16 @@ class OwnMemoryTest {
 
     /** Refusing a context for want of memory goes by what is foreseen, which has to be what is kept. */
     @ParameterizedTest
-    @CsvSource({"OFF, CAPTURE, 0, false", "ON, CAPTURE, 0, false", "ON, STOP, 0, false", "ON, CAPTURE, 500, true"})
-    void whatIsForeseenIsWhatIsKept(FlashAttention flash, Observation observation, int range, boolean fates) {
-        CacheOptions options = options(flash, observation);
+    @CsvSource({
+        "OFF, CAPTURE, 0, false, 1",
+        "ON, CAPTURE, 0, false, 1",
+        "ON, STOP, 0, false, 1",
+        "ON, CAPTURE, 500, true, 1",
+        "ON, CAPTURE, 0, false, 4"
+    })
+    void whatIsForeseenIsWhatIsKept(
+            FlashAttention flash, Observation observation, int range, boolean fates, int blocksOfPrompt) {
+        CacheOptions options = options(flash, observation).withPromptBlock(blocksOfPrompt * BLOCK);
         options = range > 0 ? options.withPositionRange(range) : options;
         options = fates ? options.withFates() : options;
         long kept = bytes(ours(), options);
