@@ -181,7 +181,7 @@ class BadInputTest {
         Cli.run("generate", "-p", "a", "--kv-mib", "2")
                 .failed(USAGE, "--kv-mib 2 holds no cells in q8_0 beside the block of 128", "give 6.0 or more");
         Cli.run("generate", "-p", "a", "--kv-mib", "8", "--prompt-block", "512")
-                .failed(USAGE, "in q8_0 beside the block of 512", "a smaller --block or --prompt-block");
+                .failed(USAGE, "beside the block of 512", "a smaller --block or --prompt-block");
         Cli.run("generate", "-p", "a", "--prompt-block", "64")
                 .failed(USAGE, "--prompt-block 64 is less than --block 128", "give more, or leave it out");
         Cli.run("generate", "-p", "a", "--kv-mib", "4", "-c", "300").failed(USAGE, "--cells goes without --kv-mib");
