@@ -147,6 +147,7 @@ final class EndlessCommand implements Runnable {
             }
         }
         ModelOptions.checkBias(compute, List.copyOf(caches.values()));
+        ModelOptions.checkObserved(command, List.copyOf(caches.values()));
         Text read = text.read(catalogue);
         TextOptions.holds(read, "--tokens", tokens);
         TextOptions.holds(read, "--cells", mib == null ? cells : 0);

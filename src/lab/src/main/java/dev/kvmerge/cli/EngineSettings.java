@@ -78,6 +78,7 @@ final class EngineSettings {
         ContextOptions.of( // refuses what no context holds
                 CacheOptions.of(cells, block.tokens).withPromptBlock(largest).wanted(), largest, sessions, compute);
         ModelOptions.checkBias(compute, List.of(chosen));
+        ModelOptions.checkObserved(command, List.of(chosen));
         EngineOptions options = EngineOptions.usual()
                 .withCells(cells)
                 .withBlock(block.tokens)

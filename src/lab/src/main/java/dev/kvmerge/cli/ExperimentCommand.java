@@ -12,9 +12,7 @@ import dev.kvmerge.report.RecordedExperiment;
 import dev.kvmerge.report.Report;
 import dev.kvmerge.report.ResultsFolder;
 import dev.kvmerge.report.Table;
-import dev.kvmerge.strategy.Oracle;
 import dev.kvmerge.strategy.Strategies;
-import dev.kvmerge.strategy.Strategy;
 import java.util.List;
 import java.util.Locale;
 import picocli.CommandLine.Command;
@@ -161,7 +159,15 @@ final class ExperimentCommand implements Runnable {
         model.checkCells(compute, settings.bias);
         Catalogue catalogue = Home.catalogue();
         Strategies.Settings chosen = settings.settings(model, catalogue, methods, command);
-        checkObserved(compute, specs, chosen);
+        boolean flash = compute.flashAttention() != FlashAttention.OFF;
+        if (!flash || noiseFloor == OnOff.OFF) { // else the floor's run is observed
+            ModelOptions.checkObserved(
+                    command,
+                    specs.stream()
+                            .filter(spec -> flash || spec.needsFlashAttention())
+                            .map(spec -> Strategies.method(spec.method(), chosen))
+                            .toList());
+        }
         ModelOptions.checkBias( // and a wrong name is said before anything is loaded
                 compute,
                 methods.stream().map(name -> Strategies.method(name, chosen)).toList());
@@ -202,24 +208,6 @@ final class ExperimentCommand implements Runnable {
                         strategies.get(i) + " has quantised V cells, which llama.cpp takes with"
                                 + " flash attention only: leave -fa off out, and it is on for such runs alone");
             }
-        }
-    }
-
-    /** Refuses to say how attention is observed where no run with flash attention asks for it. */
-    private void checkObserved(ComputeSettings compute, List<Experiment.Spec> specs, Strategies.Settings chosen) {
-        boolean flash = compute.flashAttention() != FlashAttention.OFF;
-        boolean observed = flash && noiseFloor == OnOff.ON;
-        for (Experiment.Spec spec : specs) {
-            boolean asks = Strategies.method(spec.method(), chosen) instanceof Strategy strategy
-                    ? strategy.needs().mass() || strategy.needs().entropy()
-                    : spec.method().equals(Oracle.NAME);
-            observed |= asks && (flash || spec.needsFlashAttention());
-        }
-        if (!observed) {
-            StrategyOptions.refuse(
-                    command,
-                    List.of("--observe", "--observe-queries"),
-                    "goes with flash attention and a strategy that asks for attention");
         }
     }
 

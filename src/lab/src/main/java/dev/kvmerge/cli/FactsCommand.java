@@ -129,17 +129,17 @@ final class FactsCommand implements Runnable {
         Strategies.Settings settings =
                 Strategies.Settings.DEFAULT.with(StrategyOptions.calibration("auto", model, catalogue));
         // What is wrong is said before anything is loaded.
-        ModelOptions.checkBias(
-                given,
-                mib.isEmpty()
-                        ? caches(settings, cells).stream()
-                                .map(Facts.Asked::strategy)
-                                .filter(Objects::nonNull)
-                                .toList()
-                        : strategies.stream()
-                                .filter(name -> !name.equals(ContextShift.NAME))
-                                .map(name -> Strategies.create(name, settings))
-                                .toList());
+        List<Strategy> asked = mib.isEmpty()
+                ? caches(settings, cells).stream()
+                        .map(Facts.Asked::strategy)
+                        .filter(Objects::nonNull)
+                        .toList()
+                : strategies.stream()
+                        .filter(name -> !name.equals(ContextShift.NAME))
+                        .map(name -> Strategies.create(name, settings))
+                        .toList();
+        ModelOptions.checkBias(given, asked);
+        ModelOptions.checkObserved(command, asked);
         try (ResultsFolder folder = out.open(ResultsFolder::hasFacts)) {
             try (Model loaded = model.load(catalogue)) {
                 ComputeSettings compute = mib.isEmpty() ? given : given.withCells(types(loaded, given));

@@ -14,6 +14,7 @@ import dev.kvmerge.llama.LlamaLibrary;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.models.Catalogue;
 import dev.kvmerge.strategy.Method;
+import dev.kvmerge.strategy.Oracle;
 import dev.kvmerge.strategy.Strategy;
 import java.nio.file.Path;
 import java.util.List;
@@ -149,6 +150,39 @@ final class ModelOptions {
                 CacheChecks.checkBias(strategy.needs().bias(), compute.flashAttention());
             }
         }
+    }
+
+    /**
+     * Refuses to say how attention is observed where nothing asks for it.
+     *
+     * @param methods those that run with flash attention
+     */
+    static void checkObserved(CommandSpec command, List<? extends Method> methods) {
+        if (methods.stream().noneMatch(ModelOptions::observes)) {
+            StrategyOptions.refuse(
+                    command,
+                    List.of("--observe"),
+                    "goes with flash attention and a strategy that asks for attention or queries");
+        }
+        if (methods.stream().noneMatch(ModelOptions::observesMass)) {
+            StrategyOptions.refuse(
+                    command,
+                    List.of("--observe-queries"),
+                    "goes with flash attention and a strategy that asks for attention");
+        }
+    }
+
+    private static boolean observes(Method method) {
+        return observesMass(method)
+                || method instanceof Strategy strategy
+                        && (strategy.needs().entropy()
+                                || strategy.needs().queries()
+                                || strategy.needs().bias() != Bias.NONE);
+    }
+
+    private static boolean observesMass(Method method) {
+        return method instanceof Oracle
+                || method instanceof Strategy strategy && strategy.needs().mass();
     }
 
     /**

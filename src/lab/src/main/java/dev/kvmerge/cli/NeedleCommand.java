@@ -133,6 +133,7 @@ final class NeedleCommand implements Runnable {
         List<Cache> caches = Cache.list(
                 Strategies.FULL, strategies, compressions, settings.settings(model, catalogue, strategies, command));
         ModelOptions.checkBias(compute, caches.stream().map(Cache::strategy).toList());
+        ModelOptions.checkObserved(command, caches.stream().map(Cache::strategy).toList());
         caches.forEach(cache -> cache.check(block.tokens, tokens));
         Retrieval.Puzzle puzzle =
                 junk ? Retrieval.Puzzle.passkey() : Retrieval.Puzzle.needle(book(text.read(catalogue)));

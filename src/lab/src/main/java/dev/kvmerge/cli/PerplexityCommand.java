@@ -119,6 +119,7 @@ final class PerplexityCommand implements Runnable {
         }
         ComputeSettings compute = model.compute(full ? FlashAttention.AUTO : FlashAttention.OFF);
         if (!full) {
+            ModelOptions.checkObserved(command, List.of(chosen));
             model.checkCells(compute, settings.bias);
         }
         int budget = cells != null ? cells : compression != null ? Experiment.cellsFor(chunk, compression) : 0;

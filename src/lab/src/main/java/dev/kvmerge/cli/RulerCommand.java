@@ -136,6 +136,7 @@ final class RulerCommand implements Runnable {
                 .distinct() // a reading counts once
                 .toList();
         ModelOptions.checkBias(compute, caches.stream().map(Cache::strategy).toList());
+        ModelOptions.checkObserved(command, caches.stream().map(Cache::strategy).toList());
         for (int length : tokens) {
             caches.forEach(cache -> cache.check(whole ? 1 : block.tokens, length));
         }

@@ -201,6 +201,24 @@ class BadInputTest {
         Cli.run("perplexity", "--strategy", "entropy-merged", "--cells", "100").failed(USAGE, "at least 132 cells");
     }
 
+    /** What tells how attention is observed has to be of use to somebody. */
+    @ParameterizedTest
+    @CsvSource(
+            delimiter = ';',
+            value = {
+                "endless -fa on --strategies streaming-llm --observe-queries 8; --observe-queries goes with",
+                "endless -fa on --strategies streaming-llm --observe stop; --observe goes with",
+                "needle -fa on --strategies knorm --observe-queries 8; --observe-queries goes with",
+                "perplexity -fa on --strategy streaming-llm --cells 200 --observe-queries 8; --observe-queries goes",
+                "facts -fa on --strategies full,streaming-llm --observe stop; --observe goes with",
+                "generate -p a --strategy expected-attention --observe-queries 8; --observe-queries goes with",
+                "experiment -fa on --noise-floor off --strategies expected-attention --observe-queries 9; goes with",
+                "experiment -fa on --noise-floor off --strategies expected-attention --observe stop --kv-mib 0; --kv-mib"
+            })
+    void whatNothingObservesIsRefused(String arguments, String words) {
+        Cli.run(arguments.split(" ")).failed(USAGE, words);
+    }
+
     /** Commands that took these options and used none. */
     @ParameterizedTest
     @ValueSource(strings = {"analyze", "quickstart", "ablate"})
