@@ -172,7 +172,7 @@ class OwnCellsTest {
         assertEquals(2 * 256 * 2 * 34, bytes, "a layer with windows, and one without");
         assertTrue(bytes <= 0.04 * (1 << 20));
         Cli.run("experiment", "-m", model.toString(), "--tokens", "400", "--kv-mib", "0.02", "--out", out("none"))
-                .failed(2, "entropy-merged needs at least 132 cells with --block 128, not 0:", "more --kv-mib");
+                .failed(2, "entropy-merged needs at least 132 cells with blocks of 128, not 0:", "more --kv-mib");
         Cli.run("generate", "-m", model.toString(), "-p", "a", "--kv-mib", "0.02", "--strategy", "streaming-llm")
                 .failed(2, "and the model's sliding window needs 48: give 0.1 or more");
     }
