@@ -40,7 +40,7 @@ class CalibrationReaderTest {
     }
 
     @ParameterizedTest
-    @ValueSource(strings = {"SmolLM2-135M-Instruct", "gemma-3-270m", "qwen2.5-coder-0.5b"})
+    @ValueSource(strings = {"SmolLM2-135M-Instruct", "gemma-3-270m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"})
     void thoseThatComeWithKvmerge(String name) throws Exception {
         assertSame(SHIPPED.resolve(name + ".json"));
     }

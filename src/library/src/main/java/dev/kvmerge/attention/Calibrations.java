@@ -10,7 +10,8 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
-import java.util.List;
+import java.util.Locale;
+import java.util.Map;
 import java.util.regex.Pattern;
 
 /** Calibrations as files: a user's own beside the model, or one that comes with kvmerge. */
@@ -21,6 +22,15 @@ public final class Calibrations {
     private static final Pattern QUANTISATION = Pattern.compile("(?i)[-.](i?q\\d\\w*|bf16|f16|f32)$");
     private static final int DIGITS = 5;
 
+    /** The names of the models whose calibrations come with kvmerge, in small letters, and each one's file. */
+    private static final Map<String, String> SHIPPED = Map.of(
+            "smollm2-135m-instruct", "SmolLM2-135M-Instruct",
+            "gemma-3-270m", "gemma-3-270m",
+            "qwen2.5-coder-0.5b", "qwen2.5-coder-0.5b",
+            "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-0.5b",
+            "qwen2.5-coder-1.5b", "qwen2.5-coder-1.5b",
+            "qwen2.5-coder-1.5b-instruct", "qwen2.5-coder-1.5b");
+
     private Calibrations() {}
 
     /** Where a model's own is kept. */
@@ -30,8 +40,8 @@ public final class Calibrations {
 
     /**
      * The calibration of a model: the file beside it, else the one that comes with kvmerge for a model of this file
-     * name (whatever its quantisation: "SmolLM2-135M-Instruct" for "SmolLM2-135M-Instruct.Q4_1.gguf", "gemma-3-270m"
-     * for "gemma-3-270m-q4_k_m.gguf"), else null.
+     * name, whatever its quantisation and the case of its letters ("SmolLM2-135M-Instruct" for
+     * "smollm2-135m-instruct.Q4_1.gguf"), else null.
      */
     public static Calibration of(Path model) {
         Path own = beside(model);
@@ -39,16 +49,16 @@ public final class Calibrations {
             return read(own);
         }
         String stem = model.getFileName().toString().replaceFirst("(?i)\\.gguf$", "");
-        for (String name : List.of(stem, QUANTISATION.matcher(stem).replaceFirst(""))) {
-            try (InputStream shipped = Calibrations.class.getResourceAsStream("calibrations/" + name + ".json")) {
-                if (shipped != null) {
-                    return CalibrationText.parse(new String(shipped.readAllBytes(), StandardCharsets.UTF_8));
-                }
-            } catch (IOException | CalibrationText.Malformed e) {
-                throw new IllegalStateException("the calibration of " + name + " in the jar is broken", e);
-            }
+        String name = QUANTISATION.matcher(stem).replaceFirst("").toLowerCase(Locale.ROOT);
+        return SHIPPED.containsKey(name) ? shipped(SHIPPED.get(name)) : null;
+    }
+
+    private static Calibration shipped(String name) {
+        try (InputStream in = Calibrations.class.getResourceAsStream("calibrations/" + name + ".json")) {
+            return CalibrationText.parse(new String(in.readAllBytes(), StandardCharsets.UTF_8));
+        } catch (IOException | CalibrationText.Malformed e) {
+            throw new IllegalStateException("the calibration of " + name + " in the jar is broken", e);
         }
-        return null;
     }
 
     /**

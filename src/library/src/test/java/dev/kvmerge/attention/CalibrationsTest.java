@@ -122,7 +122,19 @@ class CalibrationsTest {
     void oneIsThereForEachModelOfTheList() {
         assertEquals(256, Calibrations.of(Path.of("gemma-3-270m-q4_k_m.gguf")).keyDimension());
         assertNotNull(Calibrations.of(Path.of("SmolLM2-135M-Instruct.Q4_1.gguf")));
-        assertEquals(1.5, Calibrations.of(Path.of("qwen2.5-coder-0.5b.gguf")).massPower());
+        assertEquals(64, Calibrations.of(Path.of("qwen2.5-coder-0.5b.gguf")).keyDimension());
+        assertEquals(128, Calibrations.of(Path.of("qwen2.5-coder-1.5b.gguf")).keyDimension());
+    }
+
+    @ParameterizedTest
+    @ValueSource(
+            strings = {
+                "Qwen2.5-Coder-1.5B-Instruct-Q4_K_M.gguf",
+                "qwen2.5-coder-1.5b-instruct-q8_0.gguf",
+                "qwen2.5-coder-1.5b.gguf"
+            })
+    void oneIsFoundByTheNamesThatAModelIsPublishedUnder(String file) {
+        assertEquals(28, Calibrations.of(Path.of("nowhere", file)).layers());
     }
 
     @ParameterizedTest
