@@ -26,7 +26,8 @@ JAR := target/kvmerge.jar
 HEADERS := $(DOWNLOADS)/llama.cpp-headers/llama.h
 LICENCE := $(DOWNLOADS)/llama.cpp-headers/LICENSE
 NATIVE := build/native/.built
-JAVA_SOURCES := $(shell find src/*/src/main jextract/generated -name '*.java') models.txt pom.xml $(wildcard src/*/pom.xml)
+JAVA_SOURCES := $(shell find src/*/src/main jextract/generated -name '*.java') models.txt pom.xml \
+    $(wildcard src/*/pom.xml)
 NATIVE_SOURCES := $(shell find native -type f)
 
 .PHONY: run quickstart test test-examples test-clients test-load test-page test-readme screenshots dist \

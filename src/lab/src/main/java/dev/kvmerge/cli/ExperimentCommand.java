@@ -53,9 +53,9 @@ final class ExperimentCommand implements Runnable {
             split = ",",
             paramLabel = "NAME",
             defaultValue = "full,entropy-merged,h2o,streaming-llm",
-            description =
-                    "what to compare; full always runs, to be compared with. NAME@K/V has cells of types of its"
-                            + " own, as full@q4_0 or h2o@q8_0/q4_0; quantised V cells turn -fa on for that run (default: ${DEFAULT-VALUE})")
+            description = "what to compare; full always runs, to be compared with. NAME@K/V has cells of types of its"
+                    + " own, as full@q4_0 or h2o@q8_0/q4_0; quantised V cells turn -fa on for that run"
+                    + " (default: ${DEFAULT-VALUE})")
     private List<String> strategies;
 
     @Option(

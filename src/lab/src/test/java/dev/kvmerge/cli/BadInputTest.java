@@ -213,7 +213,7 @@ class BadInputTest {
                 "facts -fa on --strategies full,streaming-llm --observe stop; --observe goes with",
                 "generate -p a --strategy expected-attention --observe-queries 8; --observe-queries goes with",
                 "experiment -fa on --noise-floor off --strategies expected-attention --observe-queries 9; goes with",
-                "experiment -fa on --noise-floor off --strategies expected-attention --observe stop --kv-mib 0; --kv-mib"
+                "experiment -fa on --noise-floor off --strategies expected-attention --observe stop --kv-mib 0; -mib"
             })
     void whatNothingObservesIsRefused(String arguments, String words) {
         Cli.run(arguments.split(" ")).failed(USAGE, words);
