@@ -45,7 +45,7 @@ public final class CellMemory {
 
     /** Elements of a key of the layers whose cells grow with the context. */
     public static long keyDimension(Model model) {
-        return (long) model.header()
+        return model.header()
                 .headSize("attention.key_length", model.fullLayers().getFirst());
     }
 
