@@ -50,7 +50,9 @@ final class Handler {
     private final Tokens tokens;
     private final About about;
 
+    /** @param memory bytes that the JVM may take: of these bodies get their share */
     Handler(
+            long memory,
             Inference inference,
             ServerOptions options,
             Slots slots,
@@ -59,8 +61,8 @@ final class Handler {
             About about,
             Origins origins) {
         this.options = options;
-        long most = Math.max(options.body(), Runtime.getRuntime().maxMemory() / 64);
-        this.bodies = new Bodies(options.body(), Runtime.getRuntime().maxMemory() / 8, options.timeout());
+        long most = Math.max(options.body(), memory / 64);
+        this.bodies = new Bodies(options.body(), memory / 8, options.timeout());
         this.reading = new Room((int) Math.min(most >> 10, Integer.MAX_VALUE), options.timeout());
         this.origins = origins;
         this.keys = new Keys(options.apiKeys());
@@ -243,7 +245,6 @@ final class Handler {
         if (length.orElse(0) > options.body()) {
             throw ApiException.tooLarge(options.body());
         }
-        byte[] body = bodies.read(request);
-        return reading.with(body.length >> 10, () -> reader.apply(Json.parse(body)));
+        return bodies.with(request, body -> reading.with(body.length >> 10, () -> reader.apply(Json.parse(body))));
     }
 }

@@ -55,6 +55,11 @@ public final class KvmergeServer implements AutoCloseable {
      * @throws KvmergeException if the address is taken, or what the options name is not there
      */
     static KvmergeServer start(Inference inference, ServerOptions options) {
+        return start(inference, options, Runtime.getRuntime().maxMemory());
+    }
+
+    /** As there, as if the JVM could take so many bytes. */
+    static KvmergeServer start(Inference inference, ServerOptions options, long memory) {
         HELIDON.setLevel(Level.OFF); // it tells of every client that leaves
         Slots slots = new Slots(inference, options.slots(), options.queue());
         ScheduledExecutorService clock = Executors.newSingleThreadScheduledExecutor(
@@ -63,8 +68,8 @@ public final class KvmergeServer implements AutoCloseable {
         About about = new About(inference.facts(), options);
         Completions completions = new Completions(inference, slots, metrics, clock, about.name(), options.timeout());
         InetAddress address = address(options.host());
-        Handler handler =
-                new Handler(inference, options, slots, metrics, completions, about, new Origins(options, address));
+        Handler handler = new Handler(
+                memory, inference, options, slots, metrics, completions, about, new Origins(options, address));
         WebServer web = WebServer.builder()
                 .address(address)
                 .port(options.port())

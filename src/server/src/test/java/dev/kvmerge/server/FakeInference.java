@@ -40,6 +40,7 @@ final class FakeInference implements Inference {
     final AtomicInteger cancelled = new AtomicInteger();
     final List<Talk> talks = new ArrayList<>();
     final AtomicInteger pictures = new AtomicInteger(); // cells() was asked so often
+    volatile Runnable beforeTokenize = () -> {};
     volatile Runnable beforeCells = () -> {};
     volatile Runnable beforeCancel = () -> {};
     volatile boolean breaks; // throws what nobody foresaw
@@ -52,6 +53,7 @@ final class FakeInference implements Inference {
 
     @Override
     public int[] tokenize(String text, boolean addSpecial, boolean parseSpecial) {
+        beforeTokenize.run();
         if (text.contains(WITHOUT_TOKEN)) {
             throw new KvmergeException.Usage("the model has no token for U+E000");
         }
@@ -292,7 +294,7 @@ final class FakeInference implements Inference {
             try {
                 String saved = Files.readString(file);
                 if (saved.startsWith("foreign")) {
-                    throw new KvmergeException("the file " + file.getFileName() + " is of another model");
+                    throw new KvmergeException("the saved session " + file + " is of another model");
                 }
                 tokens = tokenize(saved, false, true);
             } catch (IOException e) {

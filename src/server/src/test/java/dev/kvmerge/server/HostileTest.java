@@ -8,6 +8,7 @@ import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
 import java.net.Socket;
+import java.net.SocketTimeoutException;
 import java.net.http.HttpResponse;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
@@ -15,6 +16,10 @@ import java.nio.file.Path;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.concurrent.CountDownLatch;
+import java.util.concurrent.Semaphore;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.atomic.AtomicInteger;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
@@ -33,11 +38,16 @@ class HostileTest {
     @TempDir
     Path folder;
 
+    private final FakeInference fake = new FakeInference();
     private KvmergeServer server;
     private Client client;
 
     private void start(TestOptions options) {
-        server = KvmergeServer.start(new FakeInference(), options.files(folder).build());
+        start(options, Runtime.getRuntime().maxMemory());
+    }
+
+    private void start(TestOptions options, long memory) {
+        server = KvmergeServer.start(fake, options.files(folder).build(), memory);
         client = new Client(server);
     }
 
@@ -118,6 +128,65 @@ class HostileTest {
         }
     }
 
+    /** Whole bodies that wait to be read: more than memory is for are refused, and those that wait are answered. */
+    @ParameterizedTest
+    @ValueSource(ints = {MOST, 32 << 10})
+    @Timeout(60)
+    void wholeBodiesThatWaitAreCounted(int size) throws Exception {
+        int held = 2 * MOST; // bytes of bodies, for an eighth of the memory
+        start(TestOptions.slots(1).body(MOST).timeout(Duration.ofMinutes(10)), 8L * held);
+        CountDownLatch read = new CountDownLatch(1);
+        CountDownLatch first = new CountDownLatch(1);
+        fake.beforeTokenize = () -> {
+            first.countDown();
+            try {
+                read.await();
+            } catch (InterruptedException e) {
+                Thread.currentThread().interrupt();
+            }
+        };
+        String body = "{\"content\":\"" + "x".repeat(size - 14) + "\"}";
+        int fit = (held >> 12) / ((size >> 12) - 1); // but for the first 4 KiB of each
+        List<Thread> clients = new ArrayList<>();
+        Semaphore refused = new Semaphore(0);
+        AtomicInteger answered = new AtomicInteger();
+        try {
+            for (int i = 0; i < 2 * fit; i++) {
+                clients.add(Thread.ofVirtual().start(() -> {
+                    String answer = whole(body);
+                    if (answer.startsWith("HTTP/1.1 200")) {
+                        answered.incrementAndGet();
+                    } else if (answer.isEmpty() || answer.startsWith("HTTP/1.1 503")) {
+                        refused.release();
+                    }
+                }));
+                assertTrue(first.await(30, TimeUnit.SECONDS));
+            }
+            assertTrue(refused.tryAcquire(fit, 30, TimeUnit.SECONDS), "none was refused while all wait");
+        } finally {
+            read.countDown();
+        }
+        for (Thread one : clients) {
+            one.join();
+        }
+        assertTrue(answered.get() > 0 && answered.get() <= fit, answered + " of " + fit);
+        assertEquals(fit, answered.get() + refused.availablePermits());
+        othersAreAnswered();
+        assertTrue(whole(body).startsWith("HTTP/1.1 200"), "all is given back");
+    }
+
+    /** What a client is told that sends a whole body; nothing if the connection ended while it sent. */
+    private String whole(String body) {
+        String header = "POST /tokenize HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: ";
+        try {
+            return answer(send(header + body.length() + "\r\n\r\n" + body));
+        } catch (SocketTimeoutException e) {
+            return "no answer";
+        } catch (IOException e) {
+            return "";
+        }
+    }
+
     @Test
     void aBodyThatTricklesIsCutOff() throws Exception {
         start(TestOptions.slots(1).timeout(Duration.ofMillis(300)));
@@ -152,6 +221,7 @@ class HostileTest {
                     client.post("/slots/0?action=" + words[0], "{\"filename\":\"" + words[1] + "\"}");
             assertEquals(words[2], "" + answer.statusCode(), answer.body());
             assertFalse(answer.body().contains(folder.toString()), answer.body());
+            assertTrue(answer.body().contains(words[1]), answer.body());
         }
         othersAreAnswered();
     }
