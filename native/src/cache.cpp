@@ -115,13 +115,20 @@ void kvmerge_cache::decode_batch(const int32_t * tokens, int32_t n, bool last_lo
                                      status == 1 ? ": no free cells for the batch" : "; its log says why");
         llama_memory_i * const memory = params.llama.get_memory(context);
         if (!params.llama.memory_seq_rm(memory, seq_id, first, first + n) ||
-            (pending == 0 ? kvmerge_observer_forget(observer) != KVMERGE_OK : saw_more(true)) ||
+            (pending == 0 ? kvmerge_observer_forget(observer) != KVMERGE_OK || !windows_reach_back()
+                          : saw_more(true)) ||
             params.llama.memory_seq_pos_max(memory, seq_id) != first - 1) {
             broken = why;
         }
         throw Error(KVMERGE_E_STATE, why);
     }
     params.llama.synchronize(context);
+}
+
+// Whether layers with sliding windows have what they had when the block began.
+bool kvmerge_cache::windows_reach_back() const {
+    const Handles<kvmerge_observer>::Use use(observers(), observer, Access::ALONE);
+    return use.status() == KVMERGE_OK && use.object().windows.reaches_back();
 }
 
 // Whether the observer saw something else than the tokens that are pending: its statistics of them are mixed then.

@@ -77,6 +77,7 @@ struct kvmerge_cache {
     std::vector<float> priors(const int32_t * cells, int32_t n) const;
     void plan(int pair);
     bool is_untouched() const;
+    bool windows_reach_back() const;
     bool saw_more(bool if_busy) const;
     void become_known();
     size_t n_windows() const; // cells of the layers with sliding windows, once some were seen

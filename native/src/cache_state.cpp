@@ -216,7 +216,12 @@ size_t largest_row_of(const kvmerge_observer & o) {
 
 // What is known of the windows of a sequence of n_tokens. Throws STATE where the observer has not seen all of it.
 Windows windows_of(const kvmerge_observer & o, int32_t n_tokens) {
-    if (o.windows.next() != n_tokens || o.windows.position().empty()) {
+    if (o.windows.position().empty()) {
+        throw Error(KVMERGE_E_STATE,
+                    "the state cannot be saved: no layer with sliding windows was seen, so keep_newest is "
+                    "to be 0");
+    }
+    if (o.windows.next() != n_tokens) {
         throw Error(KVMERGE_E_STATE,
                     text("the state cannot be saved: %lld of %d tokens were seen written to the layers with sliding "
                          "windows; clear the cache and read the text again",
@@ -373,8 +378,9 @@ void kvmerge_cache::restore(const char * from, size_t size) {
     require_same(h.kind, kind_of(*this));
     if (h.n_windows != n_windows()) {
         throw Error(KVMERGE_E_ARGUMENT,
-                    text("the state is of another kind of cache: it has sliding windows of %u cells, this one %zu; a "
-                         "window and an ubatch make them",
+                    text("the state is of another kind of cache: its sliding windows have %u cells, this one's %zu. A "
+                         "window, the sequences and an ubatch make them: give the same -np, --block and --prompt-block "
+                         "(n_seq_max and n_ubatch)",
                          h.n_windows, n_windows()));
     }
     place();

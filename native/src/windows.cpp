@@ -11,12 +11,14 @@ void WindowCells::wrote(const std::vector<int64_t> & cells, int64_t n_cells) {
         return;
     }
     position_.resize(size_t(n_cells), NONE);
+    const bool first = next_ == block_;
     int64_t newest_lost = NONE;
     for (const int64_t cell : cells) {
         require(cell >= 0 && cell < n_cells, "a token was written to a cell outside the windows' cache");
         newest_lost = std::max(newest_lost, position_[size_t(cell)]);
         position_[size_t(cell)] = next_++;
     }
+    reaches_back_ &= first || newest_lost == NONE;
     remove(0, newest_lost + 1); // llama.cpp keeps no position before one that it has overwritten
     head_ = cells.back() + 1;
 }

@@ -15,7 +15,7 @@ class WindowCells {
 
     // A ubatch of n tokens goes to these cells, of n_cells.
     void wrote(const std::vector<int64_t> & cells, int64_t n_cells);
-    void begin() { block_ = next_; }
+    void begin() { block_ = next_, reaches_back_ = true; }
     void forget(); // the tokens since begin()
     void remove(int64_t from, int64_t to);
     void clear();
@@ -23,12 +23,15 @@ class WindowCells {
     void replace(std::vector<int64_t> && position, int64_t head, int64_t next);
 
     const std::vector<int64_t> & position() const { return position_; } // by cell, or NONE; empty: none was written yet
-    int64_t head() const { return head_; }                              // where llama.cpp looks for a cell first
-    int64_t next() const { return next_; }                              // the next token's position
+    // Whether the window of the first token since begin() is still whole: ubatches after the first overwrite a part.
+    bool reaches_back() const { return reaches_back_; }
+    int64_t head() const { return head_; } // where llama.cpp looks for a cell first
+    int64_t next() const { return next_; } // the next token's position
 
   private:
     std::vector<int64_t> position_;
     int64_t head_ = 0, next_ = 0, block_ = 0;
+    bool reaches_back_ = true;
 };
 
 } // namespace kvmerge

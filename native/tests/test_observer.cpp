@@ -2,6 +2,7 @@
 #include "fake_graph.hpp"
 #include "isa.hpp"
 #include "observer.hpp"
+#include "windows.hpp"
 
 #include <algorithm>
 
@@ -624,6 +625,29 @@ static void test_layers_left_alone() {
     CHECK(kvmerge_observer_create(&params, &o) == KVMERGE_E_ARGUMENT);
 }
 
+// A ring of 8 cells: what the first ubatch of a block overwrites, no window of its first token sees; what later ones
+// do, it may.
+static void test_windows_reach_back() {
+    kvmerge::WindowCells ring;
+    ring.begin();
+    ring.wrote({0, 1, 2, 3}, 8);
+    ring.wrote({4, 5}, 8);
+    ring.wrote({6, 7}, 8);
+    CHECK(ring.reaches_back()); // nothing was there
+    ring.begin();
+    ring.wrote({0, 1}, 8);
+    CHECK(ring.reaches_back());
+    ring.wrote({2, 3}, 8);
+    CHECK(!ring.reaches_back());
+    ring.forget();
+    CHECK(!ring.reaches_back() && ring.next() == 8 && ring.head() == 0);
+    CHECK((ring.position() == std::vector<int64_t>{-1, -1, -1, -1, 4, 5, 6, 7}));
+    ring.begin();
+    ring.wrote({0, 1}, 8);
+    ring.wrote({2}, 8);
+    CHECK(ring.reaches_back()); // those cells were free
+}
+
 int main() {
     skip_without_isa();
     test_queries_at_the_softmax();
@@ -642,6 +666,7 @@ int main() {
         test_folded_bias();
         test_exact_bias();
         test_window();
+        test_windows_reach_back();
         test_value_weights();
         test_layers_left_alone();
     }

@@ -106,8 +106,18 @@ final class Blocks {
     }
 
     /**
+     * Whether layers with sliding windows still have the whole window of the token at a position: they let go of what
+     * no window sees any more as each ubatch comes.
+     */
+    boolean windowsReachBackTo(int position) {
+        int window = context.model().slidingWindow();
+        return window == 0 || context.oldestPosition(sequence) <= Math.max(0, position - window + 1);
+    }
+
+    /**
      * After a decode of n tokens that failed, which has changed nothing then: tokens of it that are in the cache are
-     * freed, and what was seen of them is forgotten.
+     * freed, and what was seen of them is forgotten. Where its first ubatches have overwritten what the windows of
+     * tokens before it see, that cannot be, and the cache is broken.
      */
     void undo(int n, KvmergeException e) {
         int position = nextPosition();
@@ -118,7 +128,7 @@ final class Blocks {
             } else if (observer.stats().tokenCell().length != pending) {
                 broken = e; // what was seen of it cannot be told from the tokens before
             }
-            if (context.newestPosition(sequence) != position - 1) {
+            if (context.newestPosition(sequence) != position - 1 || !windowsReachBackTo(position)) {
                 broken = e;
             }
         } catch (RuntimeException | Error worse) {

@@ -125,7 +125,9 @@ public final class CompressedContext implements AutoCloseable {
     /**
      * Ends the decode that runs, or the next one, with {@link Context.Aborted}, and nothing of it counts; or takes that
      * back. Only a decode after a {@link #flush}, or of a whole block, ends early: what was seen of the tokens before
-     * could not be told from what was seen of it. Any thread, but not beside {@link #close}.
+     * could not be told from what was seen of it. Of a model with sliding windows, a decode of several ubatches may
+     * have overwritten what the windows before it see: {@link #isBroken} says so then. Any thread, but not beside
+     * {@link #close}.
      */
     public void abort(boolean now) {
         abort.want(now);
@@ -199,11 +201,7 @@ public final class CompressedContext implements AutoCloseable {
     }
 
     private boolean windowsReachBack() {
-        int window = context().model().slidingWindow();
-        int before = blocks.nextPosition() - blocks.pending(); // of the next token then
-        return window == 0
-                || blocks.pending() == 0
-                || context().oldestPosition(sequence) <= Math.max(0, before - window + 1);
+        return blocks.pending() == 0 || blocks.windowsReachBackTo(blocks.nextPosition() - blocks.pending());
     }
 
     /** How many tokens {@link #takeBack} would take back. */

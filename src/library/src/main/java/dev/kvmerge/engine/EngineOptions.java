@@ -42,6 +42,9 @@ public record EngineOptions(
      */
     public static final int MODELS_POSITIONS = -1;
 
+    /** Positions left for a prompt's block, on a CPU as on a GPU, so that sessions saved on one load on the other. */
+    private static final int PROMPT_ROOM = 512;
+
     public EngineOptions {
         Limits.least("cells (--cells)", cells, 1);
         Limits.least("block (--block)", block, 1);
@@ -138,6 +141,8 @@ public record EngineOptions(
         }
         return model.slidingWindow() > 0
                 ? 0
-                : Math.max(cells, model.trainedContext() - limited().promptBlock());
+                : Math.max(
+                        cells,
+                        model.trainedContext() - Math.max(PROMPT_ROOM, limited().promptBlock()));
     }
 }

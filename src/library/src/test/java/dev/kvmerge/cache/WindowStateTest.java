@@ -296,7 +296,7 @@ class WindowStateTest {
             refused(context, with(with(state, first, in.getInt(first + 4)), first + 4, in.getInt(first)), "positions");
             read(few, random, 20);
             read(many, random, 20);
-            refused(many, state(few), "windows of 256 cells, this one 512");
+            refused(many, state(few), "windows have 256 cells, this one");
             goOnAlike(random, 100, never, List.of(context));
             restore(context, state);
             goOnAlike(random, 100, saved, List.of(context));
