@@ -19,7 +19,7 @@ public final class Calibrations {
     /** What is added to a model's file name. */
     public static final String SUFFIX = ".calibration.json";
 
-    private static final Pattern QUANTISATION = Pattern.compile("(?i)[-.](i?q\\d\\w*|bf16|f16|f32)$");
+    private static final Pattern QUANTISATION = Pattern.compile("(?i)[-.](i?q\\d\\w*|bf16|fp?16|fp?32)$");
     private static final int DIGITS = 5;
 
     /** The names of the models whose calibrations come with kvmerge, in small letters, and each one's file. */

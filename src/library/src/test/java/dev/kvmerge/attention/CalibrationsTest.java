@@ -112,7 +112,9 @@ class CalibrationsTest {
                 "SmolLM2-135M-Instruct.Q4_1.gguf",
                 "SmolLM2-135M-Instruct-Q4_K_M.gguf",
                 "SmolLM2-135M-Instruct-iq4_nl.GGUF",
-                "SmolLM2-135M-Instruct.f16.gguf"
+                "SmolLM2-135M-Instruct.f16.gguf",
+                "SmolLM2-135M-Instruct-fp16.gguf",
+                "SmolLM2-135M-Instruct-FP32.gguf"
             })
     void oneIsFoundForEveryQuantisationOfAModel(String file) {
         assertEquals(30, Calibrations.of(Path.of("nowhere", file)).layers());
