@@ -14,7 +14,8 @@ final class PromptBlockOption {
             description =
                     "tokens of a prompt between two compressions: a GPU is faster with 512 at a time. Cells for so"
                             + " many are allocated, beside those that stay (default: as --block; with --device cuda,"
-                            + " chat, generate and serve take " + ON_A_GPU + ", if --cells are enough for that)")
+                            + " chat, generate and serve take " + ON_A_GPU
+                            + ", if --cells are enough for that; never with --kv-mib)")
     private Integer tokens;
 
     /** The tokens of a prompt between two compressions, where others are so many. */
