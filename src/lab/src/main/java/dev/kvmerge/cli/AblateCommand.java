@@ -13,6 +13,7 @@ import dev.kvmerge.report.Ablation;
 import dev.kvmerge.report.ResultsFolder;
 import dev.kvmerge.report.Table;
 import dev.kvmerge.strategy.Full;
+import dev.kvmerge.strategy.Method;
 import dev.kvmerge.strategy.Strategies;
 import java.math.BigDecimal;
 import java.nio.file.Path;
@@ -132,6 +133,12 @@ final class AblateCommand implements Runnable {
         if (sweeps.containsKey(QUERIES) && !compute.captures()) {
             throw new KvmergeException.Usage("--vary queries is of captured queries: add -fa on");
         }
+        if (sweeps.containsKey(QUERIES)
+                && !ModelOptions.observesMass(Strategies.method(strategy, Strategies.Settings.DEFAULT))) {
+            throw new KvmergeException.Usage("--vary queries is of captured queries, and " + strategy
+                    + " does not look at the attention: vary something else, or name another --strategy");
+        }
+        ModelOptions.checkObserved(command, varied(sweeps)); // the noise floor alone is none of the things varied
         Catalogue catalogue = Home.catalogue();
         Calibration calibration = StrategyOptions.calibration("auto", model, catalogue);
         Text read = text.read(catalogue);
@@ -244,6 +251,18 @@ final class AblateCommand implements Runnable {
             }
             return new Sweep(points, floors);
         }
+    }
+
+    /** What runs with each value. */
+    private List<Method> varied(Map<String, List<String>> sweeps) {
+        List<Method> all = new ArrayList<>();
+        sweeps.forEach((parameter, values) -> {
+            boolean own = !Set.of(BLOCK, CELLS, QUERIES).contains(parameter);
+            for (String value : values) {
+                all.add(Strategies.method(own ? spec(parameter, value) : strategy, Strategies.Settings.DEFAULT));
+            }
+        });
+        return all;
     }
 
     private String spec(String parameter, String value) {

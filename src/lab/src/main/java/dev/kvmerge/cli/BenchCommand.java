@@ -133,6 +133,11 @@ final class BenchCommand implements Runnable {
         }
         ComputeSettings compute = model.compute(FlashAttention.AUTO);
         model.checkCells(compute, model.flashAttention == FlashAttention.ON ? bias(caches) : Bias.NONE);
+        ModelOptions.checkObserved(
+                command,
+                bias(caches) == Bias.EXACT // then nothing runs with flash attention
+                        ? List.of()
+                        : caches.stream().map(Cache::strategy).toList());
         Text source = text.read(catalogue);
         for (int prompt : prompts) {
             TextOptions.holds(source, "-p with -n", (long) prompt + generated);

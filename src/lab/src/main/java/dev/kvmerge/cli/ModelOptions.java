@@ -173,14 +173,12 @@ final class ModelOptions {
     }
 
     private static boolean observes(Method method) {
-        return observesMass(method)
-                || method instanceof Strategy strategy
-                        && (strategy.needs().entropy()
-                                || strategy.needs().queries()
-                                || strategy.needs().bias() != Bias.NONE);
+        return method instanceof Oracle
+                || method instanceof Strategy strategy && strategy.needs().observes();
     }
 
-    private static boolean observesMass(Method method) {
+    /** Whether a method looks at the attention. */
+    static boolean observesMass(Method method) {
         return method instanceof Oracle
                 || method instanceof Strategy strategy && strategy.needs().mass();
     }

@@ -212,6 +212,11 @@ class BadInputTest {
                 "perplexity -fa on --strategy streaming-llm --cells 200 --observe-queries 8; --observe-queries goes",
                 "facts -fa on --strategies full,streaming-llm --observe stop; --observe goes with",
                 "generate -p a --strategy expected-attention --observe-queries 8; --observe-queries goes with",
+                "bench -fa on --strategies streaming-llm --observe stop; --observe goes with",
+                "bench --strategies h2o,entropy-merged --bias exact --observe stop; --observe goes with",
+                "ablate -fa on --strategy streaming-llm --vary sinks=2,4 --observe stop; --observe goes with",
+                "ablate -fa on --strategy knorm --vary block=64 --observe-queries 8; --observe-queries goes with",
+                "ablate -fa on --strategy streaming-llm --vary queries=8; does not look at the attention",
                 "experiment -fa on --noise-floor off --strategies expected-attention --observe-queries 9; goes with",
                 "experiment -fa on --noise-floor off --strategies expected-attention --observe stop --kv-mib 0; -mib"
             })

@@ -54,6 +54,11 @@ public record Needs(
         }
     }
 
+    /** Whether the attention or its queries are observed for it, for merged cells that keep their mass too. */
+    public boolean observes() {
+        return mass || entropy || queries || bias != Bias.NONE;
+    }
+
     /** And the attention that each cell received. */
     public Needs withMass() {
         return new Needs(true, massPower, massQueries, massDecay, queries, entropy, calibration, bias, pivotFrame);
