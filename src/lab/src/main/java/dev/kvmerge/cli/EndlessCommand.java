@@ -167,6 +167,9 @@ final class EndlessCommand implements Runnable {
                             positionRange != null
                                     ? positionRange
                                     : Math.max(stay, loaded.trainedContext() - block.tokens));
+            if (mib != null) {
+                System.err.println(held.text(room(loaded, compute), endless, caches.values()));
+            }
             if (fullTokens > 0) {
                 int n = Math.min(fullTokens, part.length);
                 traces.put(
@@ -193,7 +196,7 @@ final class EndlessCommand implements Runnable {
         if (mib == null) {
             return new KvMemory(new CellTypes(model.keyType, model.valueType), cells);
         }
-        KvMemory.Room room = new KvMemory.Room(loaded, mib, block.tokens, 1, compute);
+        KvMemory.Room room = room(loaded, compute);
         KvMemory held = null;
         for (Strategy strategy : caches.values()) {
             held = KvMemory.of(room, model.cellTypes(command, room), strategy);
@@ -201,8 +204,11 @@ final class EndlessCommand implements Runnable {
         if (held == null) {
             throw new KvmergeException.Usage("--kv-mib is for compressed caches: name one with --strategies");
         }
-        System.err.println(held.text(room));
         return held;
+    }
+
+    private KvMemory.Room room(Model loaded, ComputeSettings compute) {
+        return new KvMemory.Room(loaded, mib, block.tokens, 1, compute);
     }
 
     private static double[] read(Model model, int[] tokens, String name, Strategy strategy, CacheOptions options) {

@@ -91,8 +91,8 @@ final class EngineSettings {
             if (mib != null) {
                 KvMemory.Room room = new KvMemory.Room(loaded, mib, largest, sessions, compute);
                 KvMemory memory = KvMemory.of(room, model.cellTypes(command, room), chosen);
-                System.err.println(memory.text(room));
                 options = options.withCells(memory.cells()).withCompute(compute.withCells(memory.types()));
+                System.err.println(memory.text(room, options.cache(loaded, chosen), List.of(chosen)));
             }
             return new Loaded(loaded, Engine.of(loaded, fill ? options.filled() : options));
         } catch (RuntimeException e) {

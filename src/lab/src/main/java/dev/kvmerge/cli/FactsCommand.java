@@ -2,6 +2,7 @@ package dev.kvmerge.cli;
 
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.cache.CacheChecks;
+import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.eval.ContextShift;
 import dev.kvmerge.eval.Experiment;
 import dev.kvmerge.eval.Facts;
@@ -143,7 +144,7 @@ final class FactsCommand implements Runnable {
         try (ResultsFolder folder = out.open(ResultsFolder::hasFacts)) {
             try (Model loaded = model.load(catalogue)) {
                 ComputeSettings compute = mib.isEmpty() ? given : given.withCells(types(loaded, given));
-                List<Facts.Asked> caches = caches(settings, mib.isEmpty() ? cells : cellsIn(loaded, compute));
+                List<Facts.Asked> caches = caches(settings, mib.isEmpty() ? cells : cellsIn(loaded, compute, asked));
                 for (Facts.Asked cache : caches) {
                     if (cache.strategy() != null) {
                         CacheChecks.checkModel(loaded, cache.strategy(), cache.cells(), false);
@@ -196,12 +197,16 @@ final class FactsCommand implements Runnable {
     }
 
     /** The cells that stay beside a block in each of --kv-mib. */
-    private List<Integer> cellsIn(Model loaded, ComputeSettings compute) {
+    private List<Integer> cellsIn(Model loaded, ComputeSettings compute, List<Strategy> asked) {
+        List<Strategy> compressed =
+                asked.stream().filter(strategy -> !strategy.keepsAll()).toList();
         return mib.stream()
                 .map(size -> {
                     KvMemory.Room room = new KvMemory.Room(loaded, size, block.tokens, 1, compute);
                     KvMemory memory = KvMemory.of(room, compute.cells(), new StreamingLlm(0));
-                    System.err.println(memory.text(room));
+                    CacheOptions options =
+                            CacheOptions.of(memory.cells(), block.tokens).with(compute);
+                    System.err.println(memory.text(room, options, compressed));
                     return memory.cells();
                 })
                 .toList();

@@ -3,6 +3,7 @@ package dev.kvmerge.cli;
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.cache.CacheChecks;
 import dev.kvmerge.cache.CacheOptions;
+import dev.kvmerge.cache.Planner;
 import dev.kvmerge.llama.CellMemory;
 import dev.kvmerge.llama.CellTypes;
 import dev.kvmerge.llama.ComputeSettings;
@@ -11,6 +12,7 @@ import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.LlamaCache;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.strategy.Method;
+import java.util.Collection;
 import java.util.List;
 import java.util.Locale;
 
@@ -106,9 +108,17 @@ record KvMemory(CellTypes types, int cells) {
         return new KvMemory(types, cells);
     }
 
-    /** What is allocated, in a sentence. */
-    String text(Room room) {
-        CacheOptions options = CacheOptions.of(cells, room.block);
+    /**
+     * What is allocated, in a sentence.
+     *
+     * @param options of a sequence, with these cells
+     * @param planners one of which it is for; the tables are those of the one that has most
+     */
+    String text(Room room, CacheOptions options, Collection<? extends Planner> planners) {
+        long tables = planners.stream()
+                .mapToLong(planner -> CacheChecks.tableBytes(room.model, planner, options))
+                .max()
+                .orElse(0);
         return String.format(
                 Locale.ROOT,
                 "kvmerge: --kv-mib %s: %,d cells in %s and a block of %d%s, which allocates %.1f MiB%s; kvmerge's"
@@ -120,7 +130,7 @@ record KvMemory(CellTypes types, int cells) {
                 room.sequences == 1 ? "" : ", for each of " + room.sequences + " sequences",
                 room.bytes(types, options.allocated()) * room.sequences / CellMemory.MIB,
                 room.model.slidingWindow() > 0 ? " with the sliding windows of its layers" : "",
-                CacheChecks.tableBytes(room.model, options) * room.sequences / CellMemory.MIB);
+                tables * room.sequences / CellMemory.MIB);
     }
 
     private static String number(double mib) {

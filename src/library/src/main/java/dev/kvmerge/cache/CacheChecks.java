@@ -5,6 +5,7 @@ import dev.kvmerge.attention.Calibration;
 import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.kernels.Observer;
 import dev.kvmerge.llama.CellMemory;
+import dev.kvmerge.llama.ComputeSettings.Observation;
 import dev.kvmerge.llama.ContextOptions;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
@@ -123,28 +124,51 @@ public final class CacheChecks {
     }
 
     /**
-     * Bytes that kvmerge is going to keep beside the cells of a sequence, about: {@link CompressedContext#tableBytes}
-     * knows, once there are any.
+     * Bytes that kvmerge is going to keep beside the cells of a sequence, about, wherever they lie:
+     * {@link CompressedContext#tableBytes} knows, once there are any.
      */
-    public static long tableBytes(Model model, CacheOptions options) {
-        Shape shape = model.shape();
-        long entry = TABLE_BYTES
-                + OBSERVER_BYTES
-                + (options.fates() ? 2 * Integer.BYTES : 0)
-                + (options.positionRange() > 0 ? Integer.BYTES : 0);
-        long dimension = CellMemory.keyDimension(model);
-        boolean captures = options.compute().captures();
-        long tokens = captures ? options.promptBlock() : WAITING_QUERIES;
-        long queries = (long) shape.layers() * shape.heads() * dimension * tokens;
-        long moments = shape.pairs() * dimension * (dimension + 1);
-        long masks = captures ? tokens * options.allocated() * Short.BYTES : 0;
-        return (long) shape.pairs() * options.allocated() * entry + Float.BYTES * (queries + moments) + masks;
+    public static long tableBytes(Model model, Planner planner, CacheOptions options) {
+        return Kept.of(model, options, Watched.observing(model, planner, options))
+                .total();
+    }
+
+    /**
+     * Bytes kept beside the cells of a sequence.
+     *
+     * @param tables of the cells, and what was observed
+     * @param captured queries of a block with their masks; they lie where the model's layers do
+     */
+    record Kept(long tables, long captured) {
+        static Kept of(Model model, CacheOptions options, Observer.Options observe) {
+            Shape shape = model.shape();
+            long entry = TABLE_BYTES
+                    + OBSERVER_BYTES
+                    + (options.fates() ? 2 * Integer.BYTES : 0)
+                    + (options.positionRange() > 0 ? Integer.BYTES : 0);
+            long dimension = CellMemory.keyDimension(model);
+            long query = (long) Float.BYTES * shape.layers() * shape.heads() * dimension;
+            boolean queries = observe.queries() || observe.bias() == Bias.FOLDED;
+            boolean captures = (queries || observe.mass() || observe.entropy())
+                    && observe.observation() == Observation.CAPTURE
+                    && options.compute().flashAttention() != FlashAttention.OFF;
+            long moments = queries ? Float.BYTES * shape.pairs() * dimension * (dimension + 1) : 0;
+            long waiting = queries && !captures ? WAITING_QUERIES * query : 0;
+            long masked = (long) options.allocated() * Short.BYTES;
+            return new Kept(
+                    (long) shape.pairs() * options.allocated() * entry + moments + waiting,
+                    captures ? options.promptBlock() * (query + masked) : 0);
+        }
+
+        long total() {
+            return tables + captured;
+        }
     }
 
     /** Refuses tables that the machine has not the memory for. */
-    static void checkMemory(Model model, CacheOptions options, ContextOptions made) {
+    static void checkMemory(Model model, CacheOptions options, Observer.Options observe, ContextOptions made) {
         long entries = (long) model.shape().pairs() * options.allocated(); // of a sequence
-        model.checkMemory(made, made.sequences() * tableBytes(model, options));
+        Kept kept = Kept.of(model, options, observe);
+        model.checkMemory(made, made.sequences() * kept.tables, made.sequences() * kept.captured);
         if (entries > MOST_ENTRIES) {
             throw new KvmergeException("the tables of " + made.cells() + " cells have " + entries
                     + " entries, more than an array can: use fewer --cells");

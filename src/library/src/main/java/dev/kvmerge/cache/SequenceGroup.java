@@ -128,7 +128,7 @@ public final class SequenceGroup implements AutoCloseable {
         }
         int batch = (int) Math.min((long) options.promptBlock() * n, ContextOptions.MOST_CELLS);
         ContextOptions made = ContextOptions.of(options.wanted(), batch, n, options.compute());
-        CacheChecks.checkMemory(model, options, made);
+        CacheChecks.checkMemory(model, options, observe, made);
         observers = new ObserverGroup(model.shape(), options.allocated(), options.promptBlock(), observe, n);
         Context opened = null;
         try {

@@ -21,7 +21,7 @@ record Watched(Context context, Observer observer, Compressor.Shown shown, Compr
         new CacheChecks(model, given(planner), options).check(observe);
         int cells = options.allocated();
         ContextOptions contextOptions = ContextOptions.of(options.wanted(), options.promptBlock(), options.compute());
-        CacheChecks.checkMemory(model, options, contextOptions);
+        CacheChecks.checkMemory(model, options, observe, contextOptions);
         Observer observer = new Observer(model.shape(), cells, options.promptBlock(), observe);
         Context made = null;
         try {

@@ -121,7 +121,7 @@ public record EngineOptions(
     }
 
     /** How a session of a model has its cells. */
-    CacheOptions cache(Model model, Planner planner) {
+    public CacheOptions cache(Model model, Planner planner) {
         if (planner.keepsAll()) {
             return CacheOptions.unlimited(limited().wanted(), block)
                     .withPromptBlock(promptBlock)

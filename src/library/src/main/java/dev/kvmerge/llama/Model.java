@@ -365,11 +365,20 @@ public final class Model implements AutoCloseable {
     /**
      * Refuses a context that the machine has not the memory for, before anything is touched.
      *
-     * @param tables bytes of what is kept beside its cells
+     * @param tables bytes of what is kept beside its cells, on the host
      * @throws KvmergeException naming what is needed and what is free
      */
     public void checkMemory(ContextOptions options, long tables) {
-        MemoryNeed.of(this, options, tables).check(options.cells(), FreeMemory.bytes());
+        checkMemory(options, tables, 0);
+    }
+
+    /**
+     * As above.
+     *
+     * @param queries bytes of those that are captured, where the model's layers lie
+     */
+    public void checkMemory(ContextOptions options, long tables, long queries) {
+        MemoryNeed.of(this, options, tables, queries).check(options.cells(), FreeMemory.bytes());
     }
 
     int checkToken(int token) {

@@ -20,6 +20,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** What kvmerge keeps in memory beside the cells. */
 @Tag("native")
@@ -87,8 +88,42 @@ class OwnMemoryTest {
         options = fates ? options.withFates() : options;
         long kept = bytes(ours(), options);
         try (Model model = model()) {
-            double foreseen = CacheChecks.tableBytes(model, options);
+            double foreseen = CacheChecks.tableBytes(model, ours(), options);
             assertEquals(1, foreseen / kept, 0.03, foreseen + " foreseen, " + kept + " kept");
+        }
+    }
+
+    /** Nor is a context refused for what its strategy does not have. */
+    @ParameterizedTest
+    @ValueSource(strings = {"full", "streaming-llm", "knorm", "h2o", "expected-attention"})
+    void whatIsForeseenIsNotFarAboveWhatIsKept(String name) {
+        Strategy strategy = Strategies.create(name, Strategies.Settings.DEFAULT);
+        CacheOptions options = options(FlashAttention.ON, Observation.CAPTURE).withPromptBlock(4 * BLOCK);
+        options = strategy.keepsAll()
+                ? CacheOptions.unlimited(6 * 4 * BLOCK + 1, BLOCK)
+                        .withPromptBlock(4 * BLOCK)
+                        .with(options.compute())
+                : options;
+        long kept = bytes(strategy, options);
+        long spared = 25L * LAYERS * KV_HEADS * options.allocated(); // of what is observed of each entry
+        try (Model model = model()) {
+            long foreseen = CacheChecks.tableBytes(model, strategy, options);
+            assertTrue(foreseen <= kept * 1.03 + spared, foreseen + " foreseen, " + kept + " kept");
+        }
+    }
+
+    /** Captured queries lie where the layers do: the host's memory has none of a GPU's. */
+    @Test
+    void whatIsCapturedIsToldApart() {
+        CacheOptions options = options(FlashAttention.ON, Observation.CAPTURE);
+        try (Model model = model()) {
+            CacheChecks.Kept captured = CacheChecks.Kept.of(model, options, Watched.observing(model, ours(), options));
+            CacheOptions stopping = options(FlashAttention.ON, Observation.STOP);
+            CacheChecks.Kept stopped = CacheChecks.Kept.of(model, stopping, Watched.observing(model, ours(), stopping));
+            long query = 4L * LAYERS * HEADS * DIM;
+            assertEquals(BLOCK * (query + 2 * ALLOCATED), captured.captured());
+            assertEquals(0, stopped.captured());
+            assertEquals(64 * query, stopped.tables() - captured.tables(), "those that wait for others");
         }
     }
 

@@ -66,24 +66,30 @@ class MemoryTest {
         try (Model model =
                 Model.load(TestModel.library(), TinyGguf.write(root.resolve("tiny.gguf"), tiny), Backend.CPU, 0)) {
             ContextOptions options = ContextOptions.of(1000, 100, usual.withUbatch(64));
-            MemoryNeed need = MemoryNeed.of(model, options, 77);
+            MemoryNeed need = MemoryNeed.of(model, options, 77, 88);
             assertEquals(1024 * 2 * 2 * (16 + 16) * 2, need.cells(), "cells, layers, heads, K and V, bytes");
             assertEquals(64 * 1024 * 4 * (4 + 1), need.scores(), "and the mask");
             assertEquals(77, need.tables());
-            MemoryNeed side = MemoryNeed.of(model, new ContextOptions(1024, 1024, 4, usual.withUbatch(64)), 0);
+            assertEquals(88, need.queries());
+            assertEquals(need.cells() + need.scores() + 77 + 88, need.total());
+            MemoryNeed side = MemoryNeed.of(model, new ContextOptions(1024, 1024, 4, usual.withUbatch(64)), 0, 0);
             assertEquals(need.cells(), side.cells());
             assertEquals(need.scores() / 4, side.scores(), "a sequence sees its own cells alone");
             ComputeSettings other = usual.withUbatch(64)
                     .withFlashAttention(FlashAttention.ON)
                     .withCellTypes(CellType.Q8_0, CellType.F32);
-            MemoryNeed small = MemoryNeed.of(model, ContextOptions.of(1000, 100, other), 0);
+            MemoryNeed small = MemoryNeed.of(model, ContextOptions.of(1000, 100, other), 0, 0);
             assertEquals((long) (1024 * 2 * 2 * 16 * (34 / 32.0 + 4)), small.cells());
             assertEquals(64 * 1024 * 4, small.scores());
             need.check(1000, need.total());
             String message = assertThrows(KvmergeException.class, () -> need.check(1000, MIB / 2))
                     .getMessage();
             assertTrue(message.startsWith("a context of 1000 cells needs 2 MiB (1 of cells, 2 of scores"), message);
-            assertTrue(message.contains("0 MiB are free: use fewer cells"), message);
+            assertTrue(message.contains("1 of captured queries), and 0 MiB are free: use fewer cells"), message);
+            assertTrue(message.endsWith("a smaller --prompt-block or --block, or --observe stop"), message);
+            message = assertThrows(KvmergeException.class, () -> small.check(1000, 1))
+                    .getMessage();
+            assertTrue(message.endsWith("-ctk q8_0"), "what takes nothing is no remedy: " + message);
             message = assertThrows(
                             KvmergeException.class,
                             () -> new Context(model, ContextOptions.of(ContextOptions.MOST_CELLS, 512, usual), null))
@@ -104,7 +110,7 @@ class MemoryTest {
         try (Model model = Model.load(TestModel.library(), file, Backend.CUDA, -1)) {
             assertEquals(
                     77,
-                    MemoryNeed.of(model, ContextOptions.of(1 << 20, 512, usual), 77)
+                    MemoryNeed.of(model, ContextOptions.of(1 << 20, 512, usual), 77, 88)
                             .total());
         }
     }
