@@ -21,6 +21,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.function.BooleanSupplier;
 import java.util.function.DoubleFunction;
@@ -323,7 +324,11 @@ public final class Experiment implements AutoCloseable {
                         case AUTO -> spent.flashAttention();
                     };
             boolean captured = flash && compute.captures() && strategy.needs().mass();
-            return new RunResult.Attention(flash, captured ? compute.observedQueries() : null);
+            boolean observed = flash && strategy.needs().observes();
+            return new RunResult.Attention(
+                    flash,
+                    captured ? compute.observedQueries() : null,
+                    observed ? compute.observation().name().toLowerCase(Locale.ROOT) : null);
         }
     }
 

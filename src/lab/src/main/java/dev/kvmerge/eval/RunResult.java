@@ -35,6 +35,8 @@ import java.util.Map;
  * @param flashAttention "on" or "off", as llama.cpp ran it; null in older files
  * @param observedQueries of a block's captured queries, about so many told what attention the cells get, 0 for all;
  *     null where none were captured or nothing asked for attention
+ * @param observation "capture" or "stop": how the attention or queries were observed with flash attention; null where
+ *     none were, and in older files
  * @param kvMib MiB that the cells were to fit into; null where they were asked for by compression
  * @param asked the name that was asked for, where the cells' types were chosen for it; else the strategy's; null in
  *     older files
@@ -66,10 +68,11 @@ public record RunResult(
         Double tokensPerSecond,
         String flashAttention,
         Integer observedQueries,
+        String observation,
         Double kvMib,
         String asked) {
-    /** With what flash attention a run was made, and from how many of a block's captured queries; null for none. */
-    record Attention(boolean flash, Integer observedQueries) {}
+    /** With what flash attention a run was made, from how many captured queries, and how it was observed. */
+    record Attention(boolean flash, Integer observedQueries, String observation) {}
 
     /** What tells this run from the others of an experiment, fit for a file name: "entropy-merged-70". */
     public String id() {
@@ -140,6 +143,7 @@ public record RunResult(
                 tokens / (spent.nanos() / 1e9),
                 attention.flash() ? "on" : "off",
                 attention.observedQueries(),
+                attention.observation(),
                 run.mib(),
                 run.asked());
     }

@@ -39,6 +39,9 @@ final class CommandLine {
         if (!settings.flashAttention().equals("off") || names(report).noneMatch(CommandLine::needsFlashAttention)) {
             add(words, "-fa", settings.flashAttention());
         }
+        if (report.runs().stream().anyMatch(run -> "stop".equals(run.observation()))) {
+            add(words, "--observe", "stop");
+        }
         report.runs().stream()
                 .map(RunResult::observedQueries)
                 .filter(Objects::nonNull)

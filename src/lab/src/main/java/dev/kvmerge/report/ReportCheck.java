@@ -20,8 +20,14 @@ final class ReportCheck {
     }
 
     /** Beside the boxed numbers of a run, which are null where a figure does not exist; and in older files. */
-    private static final Set<String> MAY_BE_MISSING =
-            Set.of("machine", "gpu", "headDim", "type", "RunResult.flashAttention", "RunResult.asked");
+    private static final Set<String> MAY_BE_MISSING = Set.of(
+            "machine",
+            "gpu",
+            "headDim",
+            "type",
+            "RunResult.flashAttention",
+            "RunResult.observation",
+            "RunResult.asked");
 
     private static final int MOST_PARAMETERS = 1000;
 

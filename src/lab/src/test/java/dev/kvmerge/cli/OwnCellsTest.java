@@ -36,12 +36,15 @@ class OwnCellsTest {
         return results(name).get("runs");
     }
 
-    /** What a run says of itself: its name, cells, flash attention and observed queries. */
+    /** What a run says of itself: its name, cells, flash attention, observed queries, and how it was observed. */
     private List<String> said(String name) throws IOException {
         List<String> said = new ArrayList<>();
         for (JsonNode run : runs(name)) {
             said.add(run.get("strategy").asText() + " " + run.get("cells") + " "
-                    + run.get("flash_attention").asText() + " " + run.get("observed_queries"));
+                    + run.get("flash_attention").asText() + " " + run.get("observed_queries")
+                    + (run.get("observation").isNull()
+                            ? ""
+                            : " " + run.get("observation").asText()));
         }
         return said;
     }
@@ -95,7 +98,7 @@ class OwnCellsTest {
                         "full 288 off null",
                         "full@q4_0 288 on null",
                         "h2o 144 off null",
-                        "h2o@q8_0/q4_0 144 on 8",
+                        "h2o@q8_0/q4_0 144 on 8 capture",
                         "h2o@q8_0/f16 144 off null",
                         "streaming-llm@q4_0 144 on null",
                         "q8_0 288 on null"),
@@ -112,6 +115,39 @@ class OwnCellsTest {
         assertTrue(line.matches(".* %\\s+on\\s+256\\s.*"), line);
         assertReproduced("mixed");
         assertTrue(Files.readString(folder.resolve("mixed/report.md")).contains("flash attention off, but on for"));
+    }
+
+    @Test
+    void aStoppedGraphIsReproducedToo() throws IOException {
+        Cli.run(
+                        "experiment",
+                        "-t",
+                        "1",
+                        "--noise-floor",
+                        "off",
+                        "--tokens",
+                        "288",
+                        "--block",
+                        "32",
+                        "--compression",
+                        "0.5",
+                        "-fa",
+                        "on",
+                        "--observe",
+                        "stop",
+                        "--strategies",
+                        "h2o,expected-attention,streaming-llm",
+                        "--out",
+                        out("stopped"))
+                .succeeded();
+        assertEquals(
+                List.of(
+                        "full 288 on null",
+                        "h2o 144 on null stop",
+                        "expected-attention 144 on null stop",
+                        "streaming-llm 144 on null"),
+                said("stopped"));
+        assertReproduced("stopped");
     }
 
     @Test
@@ -167,7 +203,8 @@ class OwnCellsTest {
                         out("windows"))
                 .succeeded();
         assertEquals(
-                List.of("full 288 on null", "streaming-llm@q8_0 224 on null", "full-again 288 on 32"), said("windows"));
+                List.of("full 288 on null", "streaming-llm@q8_0 224 on null", "full-again 288 on 32 capture"),
+                said("windows"));
         int bytes = runs("windows").get(1).get("kv_bytes").asInt();
         assertEquals(2 * 256 * 2 * 34, bytes, "a layer with windows, and one without");
         assertTrue(bytes <= 0.04 * (1 << 20));

@@ -63,7 +63,7 @@ class BrokenResultsTest {
             Path folder = Files.createTempDirectory("kvmerge-results");
             RunResult full = new RunResult(
                     "full", Map.of(), 100, 0, 100, 90, 20.0, 0.5, 20.0, null, null, null, null, 9L, 9L, 256, null, null,
-                    2.0, 1.5, 0.1, 0.1, 0.1, 100.0, "off", null, null, "full");
+                    2.0, 1.5, 0.1, 0.1, 0.1, 100.0, "off", null, null, null, "full");
             RunResult ours = new RunResult(
                     "h2o",
                     Map.of("sinks", 4),
@@ -91,6 +91,7 @@ class BrokenResultsTest {
                     100.0,
                     "on",
                     32,
+                    "capture",
                     3.5,
                     "h2o");
             try (ResultsFolder results = ResultsFolder.open(folder)) {

@@ -53,6 +53,7 @@ class ReportTest {
                 "off",
                 null,
                 null,
+                null,
                 name);
     }
 
@@ -67,8 +68,24 @@ class ReportTest {
                 Table.sentence(OURS, FULL));
         RunResult bare = new RunResult(
                 "h2o", Map.of(), 100, 0.7, 1000, 900, null, null, null, null, null, null, null, null, null, null, null,
-                null, null, null, null, null, null, null, null, null, null, null);
+                null, null, null, null, null, null, null, null, null, null, null, null);
         assertTrue(Table.of(List.of(FULL, OURS, bare)).contains("h2o"), "what lacks figures still has its row");
+    }
+
+    /** Without it, the command would capture queries. */
+    @Test
+    void theCommandStopsTheGraphAgain() {
+        RunResult stopped = new RunResult(
+                "h2o", Map.of(), 100, 0.7, 1000, 900, null, null, null, null, null, null, null, null, null, null, null,
+                null, null, null, null, null, null, null, "on", null, "stop", null, "h2o");
+        String command = CommandLine.of(new Report(
+                new Report.Versions("0.1.0", "0.5.0", "25"),
+                new Report.Machine("cpu", 2, "avx2", "cpu", null),
+                new Report.ModelInfo("m.gguf", "abc", "llama", "llama 1B Q4_0", 2, 4, 2, 64, "Q4_0"),
+                new Report.TextInfo("t.txt", "def", 0),
+                new Report.Settings(1000, "stream", 64, 2, "on", "f16", "f16", null),
+                List.of(FULL, stopped)));
+        assertTrue(command.contains(" -fa on --observe stop -ctk "), command);
     }
 
     @Test
@@ -122,7 +139,7 @@ class ReportTest {
                 json);
         assertEquals(
                 "full,{sinks=4},100,0.0,1000,900,20.0,0.5,20.0,,,,0.93,9856614,9856614,256,,,2.0,1.5,0.1,0.1,0.1,100.0,"
-                        + "off,,,full",
+                        + "off,,,,full",
                 Files.readAllLines(folder.resolve("results.csv")).get(1));
     }
 
