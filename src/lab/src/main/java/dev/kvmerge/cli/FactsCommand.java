@@ -250,7 +250,9 @@ final class FactsCommand implements Runnable {
         List<Facts.Run> kept = before;
         List<Facts.Run> runs = new ArrayList<>(caches.stream()
                 .map(cache -> kept.stream()
-                        .filter(run -> run.cache().equals(cache.name()) && run.cells() == cache.cells())
+                        .filter(run -> run.cache().equals(cache.name())
+                                && run.parameters().equals(cache.parameters())
+                                && run.cells() == cache.cells())
                         .findFirst()
                         .orElse(null))
                 .toList());

@@ -197,9 +197,9 @@ final class RulerCommand implements Runnable {
     }
 
     /** What a reading is of. */
-    private record Which(Ruler.Item item, String cache, double compression) {
+    private record Which(Ruler.Item item, String cache, String parameters, double compression) {
         static Which of(Ruler.Reading reading) {
-            return new Which(reading.item(), reading.cache(), reading.compression());
+            return new Which(reading.item(), reading.cache(), reading.parameters(), reading.compression());
         }
     }
 
@@ -220,7 +220,7 @@ final class RulerCommand implements Runnable {
         int all = items.size() * caches.size();
         for (Ruler.Item item : items) {
             for (Cache cache : caches) {
-                Which which = new Which(item, cache.name(), cache.compression());
+                Which which = new Which(item, cache.name(), cache.parameters(), cache.compression());
                 if (!made.containsKey(which)) {
                     String title = (asked.size() + 1) + "/" + all + " " + item.kind() + " " + (item.index() + 1)
                             + String.format(Locale.ROOT, ", %,d tokens, ", item.tokens()) + title(cache);

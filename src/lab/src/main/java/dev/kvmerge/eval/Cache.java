@@ -28,6 +28,11 @@ public record Cache(String name, Strategy strategy, double compression) {
         return caches;
     }
 
+    /** The strategy's parameters as text. */
+    public String parameters() {
+        return strategy.parameters().toString();
+    }
+
     /** Whether everything is kept. */
     public boolean isFull() {
         return strategy.keepsAll();

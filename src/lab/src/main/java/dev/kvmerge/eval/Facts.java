@@ -42,11 +42,17 @@ public final class Facts {
      * @param strategy null for llama.cpp's context shift
      * @param cells that stay; 0 for all
      */
-    public record Asked(String name, Strategy strategy, int cells) {}
+    public record Asked(String name, Strategy strategy, int cells) {
+        /** The strategy's parameters as text. */
+        public String parameters() {
+            return strategy == null ? "{}" : strategy.parameters().toString();
+        }
+    }
 
     /**
      * What one cache remembered.
      *
+     * @param parameters the strategy's, as text: a calibration that is found later makes another run
      * @param allocated cells of llama.cpp's context
      * @param used cells in use when the facts were asked for
      * @param tokens of the conversation
@@ -54,6 +60,7 @@ public final class Facts {
      */
     public record Run(
             String cache,
+            String parameters,
             int cells,
             int allocated,
             int used,
@@ -209,7 +216,16 @@ public final class Facts {
                 answers.add(answer(cache, fact));
                 listener.at(1, answers.size() + " of " + chat.facts().size() + " questions");
             }
-            return new Run(asked.name(), asked.cells(), cache.allocated(), used, length, seconds, answers, checks);
+            return new Run(
+                    asked.name(),
+                    asked.parameters(),
+                    asked.cells(),
+                    cache.allocated(),
+                    used,
+                    length,
+                    seconds,
+                    answers,
+                    checks);
         }
     }
 

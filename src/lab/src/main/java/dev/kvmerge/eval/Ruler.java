@@ -45,13 +45,21 @@ public final class Ruler {
     /**
      * A text that was read into a cache, and what was answered.
      *
+     * @param parameters the strategy's, as text: what tells readings of caches of one name apart
      * @param compression share of the cells to save, 0 where everything is kept
      * @param read tokens of the text that was compressed
      * @param cells that stay of them
      * @param seconds that reading and asking took
      */
     public record Reading(
-            Item item, String cache, double compression, int read, int cells, double seconds, List<Answer> answers) {}
+            Item item,
+            String cache,
+            String parameters,
+            double compression,
+            int read,
+            int cells,
+            double seconds,
+            List<Answer> answers) {}
 
     /**
      * An answer.
@@ -200,7 +208,8 @@ public final class Ruler {
             }
         }
         double seconds = (System.nanoTime() - start) / 1e9;
-        return new Reading(item, cache.name(), cache.compression(), read.length, cells, seconds, answers);
+        return new Reading(
+                item, cache.name(), cache.parameters(), cache.compression(), read.length, cells, seconds, answers);
     }
 
     private static void stop(BooleanSupplier cancelled) {

@@ -52,15 +52,26 @@ final class RulerTexts {
      *
      * @param index which of them: each is drawn by itself
      * @param length of a text with its longest question and answer, in tokens
-     * @throws KvmergeException.Usage if the tokens do not hold the least of such texts, or the book has too few words
+     * @throws KvmergeException.Usage if the tokens do not hold the least of such texts, or there are too few words to
+     *     fill them
      */
     RulerText make(RulerTask.Kind kind, int tokens, int index, ToIntFunction<RulerText> length) {
         int fits = 0; // units of a text: sentences, lines or words
         int not = Integer.MAX_VALUE;
         RulerText longest = null;
+        KvmergeException.Usage tooFew = null; // why the shortest that is known not to fit cannot be drawn
         for (int units = least(kind); fits + 1 < not; ) {
-            RulerText text = draw(kind, tokens, index, units);
-            if (length.applyAsInt(text) <= tokens) {
+            RulerText text = null;
+            KvmergeException.Usage refused = null;
+            try {
+                text = draw(kind, tokens, index, units);
+            } catch (KvmergeException.Usage e) {
+                if (longest == null) {
+                    throw e;
+                }
+                refused = e; // the doubled size may be: one between may still do
+            }
+            if (text != null && length.applyAsInt(text) <= tokens) {
                 fits = units;
                 longest = text;
                 units = not == Integer.MAX_VALUE ? 2 * units : fits + (not - fits) / 2;
@@ -69,8 +80,12 @@ final class RulerTexts {
                         + ": give more tokens, or leave it out of --tasks");
             } else {
                 not = units;
+                tooFew = refused;
                 units = fits + (not - fits) / 2;
             }
+        }
+        if (tooFew != null) { // a shorter text would be taken for one of so many tokens
+            throw tooFew;
         }
         return longest;
     }

@@ -65,7 +65,8 @@ public final class FactsTable {
 
     /** One row a question. */
     public static String csv(List<Run> runs) {
-        StringBuilder text = new StringBuilder("cache,cells,about,after,question,expected,said,right,rank,nats\n");
+        StringBuilder text =
+                new StringBuilder("cache,cells,about,after,question,expected,said,right,rank,nats,parameters\n");
         for (Run run : runs) {
             for (Answer a : run.answers()) {
                 line(
@@ -92,7 +93,7 @@ public final class FactsTable {
         for (Object cell : cells) {
             text.append(',').append(ResultsFolder.quoted(cell));
         }
-        text.append('\n');
+        text.append(',').append(ResultsFolder.quoted(run.parameters())).append('\n');
     }
 
     /** What the columns mean. */

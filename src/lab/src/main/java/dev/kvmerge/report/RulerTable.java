@@ -140,8 +140,8 @@ public final class RulerTable {
 
     /** One row an answer. */
     public static String csv(List<Reading> readings) {
-        StringBuilder text =
-                new StringBuilder("tokens,compression,cache,cells,text,task,question,expected,said,found,of,seconds\n");
+        StringBuilder text = new StringBuilder(
+                "tokens,compression,cache,cells,text,task,question,expected,said,found,of,seconds,parameters\n");
         for (Reading r : readings) {
             for (Answer a : r.answers()) {
                 text.append(List.of(
@@ -156,7 +156,8 @@ public final class RulerTable {
                                         a.said(),
                                         a.found(),
                                         a.expected().size(),
-                                        String.format(Locale.ROOT, "%.1f", r.seconds()))
+                                        String.format(Locale.ROOT, "%.1f", r.seconds()),
+                                        r.parameters())
                                 .stream()
                                 .map(ResultsFolder::quoted)
                                 .collect(Collectors.joining(",")))

@@ -1,6 +1,7 @@
 package dev.kvmerge.cli;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import com.fasterxml.jackson.databind.JsonNode;
@@ -75,6 +76,14 @@ class FactsCommandTest {
         Cli again = facts("--strategies", "full,streaming-llm", "--resume").succeeded();
         assertEquals(first.out(), again.out(), "nothing was run again");
         assertEquals(before, Files.readString(folder.resolve("out/facts.json")));
+
+        // A run of other parameters, as before a calibration was found, is not taken over.
+        String other = before.replaceFirst("(\"parameters\" : \"\\{sinks=)\\d+", "$13");
+        assertFalse(other.equals(before), before);
+        Files.writeString(folder.resolve("out/facts.json"), other);
+        facts("--strategies", "full,streaming-llm", "--resume").succeeded();
+        assertEquals(3, runs().size());
+        Files.writeString(folder.resolve("out/facts.json"), before);
 
         facts("--strategies", "context-shift", "--resume").succeeded();
         assertEquals(3, runs().size(), "what was there before stays");

@@ -1,6 +1,7 @@
 package dev.kvmerge.cli;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import com.fasterxml.jackson.databind.JsonNode;
@@ -83,6 +84,33 @@ class RulerCommandTest {
         ruler("--tasks", "niah_multivalue", "--overwrite").succeeded();
         assertEquals(2, together.size());
         assertEquals(together, said("niah_multivalue"));
+    }
+
+    /** Another setting of a strategy is another cache; the full one has none, and is not asked again. */
+    @Test
+    void readingsOfOtherSettingsAreNotTakenOver() throws IOException {
+        String args = "ruler --tasks niah_multikey_2 --tokens 512 --texts 1 --block 64 --strategies entropy-merged"
+                + " --compression 0.5 -t 1 --resume --out " + out();
+        List<String> merged = List.of(args.split(" "));
+        Cli.run(with(merged)).succeeded();
+        JsonNode first = readings();
+        assertEquals(2, first.size());
+        String parameters = first.get(1).get("parameters").asText();
+        assertTrue(parameters.contains("recentShare=0.25"), parameters);
+        Cli other = Cli.run(with(merged, "--recent-share", "0.5")).succeeded();
+        JsonNode all = readings();
+        assertEquals(3, all.size());
+        assertEquals(first.get(0), all.get(0));
+        assertEquals(first.get(1), all.get(1), "what was there stays");
+        assertEquals(
+                parameters.replace("recentShare=0.25", "recentShare=0.5"),
+                all.get(2).get("parameters").asText());
+        assertFalse(other.err().contains("full: "), other.err());
+
+        Path json = out().resolve("ruler.json");
+        Files.writeString(
+                json, Files.readString(json).replace("\"parameters\"", "\"unknown\"")); // as before it had them
+        Cli.run(with(merged)).failed(1, "parameters is missing", "--overwrite");
     }
 
     private List<String> said(String task) throws IOException {

@@ -197,6 +197,21 @@ class RulerTextsTest {
         assertTrue(why.contains("'niah'") && why.contains("niah_multikey_1"), why);
     }
 
+    /** A book has enough words for a text, though not for one of twice its words: nothing else is made of it. */
+    @Test
+    void aBookThatFillsATextIsEnough() {
+        RulerTask.Kind kind = RulerTask.Kind.WORDS;
+        int tokens = 2100; // a few words more than 160, and 320 are tried after them
+        RulerText longest = make(kind, tokens, 1, 0);
+        int used = Set.copyOf(listed(longest.text())).size() + 20; // with the example's
+        RulerTexts enough = new RulerTexts(book(used + 40), 1);
+        RulerText text = enough.make(kind, tokens, 0, RulerTextsTest::length);
+        int length = length(text);
+        assertTrue(length <= tokens && length > tokens - 20, length + " of " + tokens);
+        RulerTexts less = new RulerTexts(book(used - 10), 1);
+        assertThrows(KvmergeException.Usage.class, () -> less.make(kind, tokens, 0, RulerTextsTest::length));
+    }
+
     @Test
     void keysAreMadeOfDifferentWords() {
         Set<String> all = new HashSet<>(RulerWords.ADJECTIVES);

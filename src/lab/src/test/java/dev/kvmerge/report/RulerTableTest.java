@@ -22,7 +22,7 @@ class RulerTableTest {
     private static Ruler.Reading reading(String kind, int index, String cache, Ruler.Answer... answers) {
         double compression = cache.equals("full") ? 0 : 0.7;
         return new Ruler.Reading(
-                new Ruler.Item(kind, 4096, index), cache, compression, 4000, 1200, 1, List.of(answers));
+                new Ruler.Item(kind, 4096, index), cache, "{share=0.5}", compression, 4000, 1200, 1, List.of(answers));
     }
 
     /** Tasks a and b are asked of texts of one kind, c of another. */
@@ -83,10 +83,10 @@ class RulerTableTest {
                 reading("x", 0, "h2o", new Ruler.Answer("a", "Which, then?", List.of("1"), ":\n\n- \"1\"\n- 2", 1));
         String csv = RulerTable.csv(List.of(reading));
         assertEquals(
-                "4096,0.7,h2o,1200,x 0,a,\"Which, then?\",1,\":\n\n- \"\"1\"\"\n- 2\",1,1,1.0\n",
+                "4096,0.7,h2o,1200,x 0,a,\"Which, then?\",1,\":\n\n- \"\"1\"\"\n- 2\",1,1,1.0,{share=0.5}\n",
                 csv.substring(csv.indexOf('\n') + 1));
         assertEquals(
-                12,
+                13,
                 (int) IntStream.range(0, csv.indexOf('\n'))
                                 .filter(i -> csv.charAt(i) == ',')
                                 .count()
