@@ -1,12 +1,16 @@
 package dev.kvmerge.server;
 
 import com.fasterxml.jackson.databind.node.ObjectNode;
+import dev.kvmerge.KvmergeException;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
 
 /** A request that cannot be answered, as OpenAI's error object says it. */
 final class ApiException extends RuntimeException {
     private static final long serialVersionUID = 1L;
 
     private static final String GARBLED = "bad_request";
+    private static final Pattern OPTION = Pattern.compile(" \\(--([a-z-]+)\\)");
 
     private final int status;
     private final String type;
@@ -24,6 +28,16 @@ final class ApiException extends RuntimeException {
     /** 400: a field, or null for the whole request, is not what it must be. */
     static ApiException invalid(String param, String code, String message) {
         return new ApiException(400, "invalid_request_error", message, param, code);
+    }
+
+    /** 400: what the engine refuses; it names options of the command line, and a request has fields of those names. */
+    static ApiException refused(KvmergeException.Usage e) {
+        Matcher option = OPTION.matcher(e.getMessage());
+        String field = option.find() ? option.group(1).replace('-', '_') : null;
+        return invalid(
+                field != null && Requests.BOTH.contains(field) ? field : null,
+                "invalid_value",
+                OPTION.matcher(e.getMessage()).replaceAll(""));
     }
 
     /** 400: what would change the answer and cannot be done. */

@@ -130,7 +130,7 @@ final class Completions {
                 onText.accept(text);
             });
         } catch (KvmergeException.Usage e) {
-            throw ApiException.invalid(null, "invalid_value", e.getMessage());
+            throw ApiException.refused(e);
         } catch (KvmergeException e) {
             throw ApiException.internal(e.getMessage());
         } finally {

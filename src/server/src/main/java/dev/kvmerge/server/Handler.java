@@ -91,7 +91,7 @@ final class Handler {
                 throw e;
             }
             status = 400;
-            Replies.error(response, ApiException.invalid(null, "invalid_value", e.getMessage()));
+            Replies.error(response, ApiException.refused(e));
         } catch (Slots.GoneException
                 | UncheckedIOException
                 | ServerConnectionException

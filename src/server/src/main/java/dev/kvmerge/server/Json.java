@@ -15,6 +15,7 @@ import java.io.UncheckedIOException;
 import java.nio.ByteBuffer;
 import java.nio.charset.CharacterCodingException;
 import java.nio.charset.StandardCharsets;
+import java.util.regex.Pattern;
 
 /** JSON in UTF-8, read strictly. */
 final class Json {
@@ -29,6 +30,11 @@ final class Json {
                     .build())
             .enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS)
             .enable(DeserializationFeature.USE_BIG_DECIMAL_FOR_FLOATS);
+
+    /** What Jackson's messages say to who configures it. */
+    private static final Pattern TO_PROGRAMMERS = Pattern.compile(
+            ", from `[^`]*`| \\(bound as `[^`]*`\\)|: not allowed as per `[^`]*`|: enable `[^`]*` to allow"
+                    + "|\\[Source: REDACTED \\(`[^`]*` disabled\\); (line: \\d+, column: \\d+)\\]");
 
     private Json() {}
 
@@ -62,9 +68,14 @@ final class Json {
                     "invalid_json",
                     "The request's body is not JSON"
                             + (at == null ? "" : " (line " + at.getLineNr() + ", column " + at.getColumnNr() + ")")
-                            + ": " + e.getOriginalMessage().lines().findFirst().orElse("") + ".");
+                            + ": " + why(e) + ".");
         }
         throw ApiException.invalid(null, "invalid_json", "The request's body must be a JSON object.");
+    }
+
+    private static String why(JsonProcessingException e) {
+        String first = e.getOriginalMessage().lines().findFirst().orElse("");
+        return TO_PROGRAMMERS.matcher(first).replaceAll("$1");
     }
 
     static byte[] bytes(JsonNode node) {

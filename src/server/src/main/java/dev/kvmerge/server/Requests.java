@@ -19,7 +19,8 @@ final class Requests {
     private static final int MOST_CHAT_LOGPROBS = 20;
     private static final int MOST_LOGPROBS = 5;
     private static final long MOST_SEED = 0xFFFF_FFFEL;
-    private static final Set<String> BOTH = Set.of(
+    /** Fields of both kinds of completions. */
+    static final Set<String> BOTH = Set.of(
             "cache_prompt",
             "frequency_penalty",
             "grammar",
@@ -43,6 +44,7 @@ final class Requests {
             "top_k",
             "top_p",
             "typical_p");
+
     private static final Set<String> CHAT = names("messages", "max_completion_tokens", "top_logprobs");
     private static final Set<String> COMPLETION = names("prompt", "echo");
 

@@ -111,7 +111,7 @@ final class FakeInference implements Inference {
         @Override
         public Generation answer(Prompt prompt, GenerateOptions options, Consumer<String> onText) {
             if (options.sampling().grammar().contains("wrong")) {
-                throw new KvmergeException.Usage("the grammar cannot be parsed");
+                throw new KvmergeException.Usage("the grammar (--grammar) cannot be parsed");
             }
             if (breaks) {
                 throw new IllegalStateException("secret of /root");

@@ -38,7 +38,8 @@ class RefusalsTest extends Refusing {
             })
     void whatIsNoJsonObjectIsRefused(String body) throws Exception {
         for (String path : List.of(CHAT, "/v1/completions", "/tokenize", "/detokenize")) {
-            error(client.post(path, body), 400);
+            String message = error(client.post(path, body), 400).get("message").asText();
+            assertFalse(message.contains("`"), message + " speaks of Jackson");
         }
         assertEquals(
                 "invalid_json", error(client.post(CHAT, "{"), 400).get("code").asText());
@@ -47,7 +48,8 @@ class RefusalsTest extends Refusing {
     @Test
     void deepJsonIsRefused() throws Exception {
         String deep = "{\"metadata\":" + "[".repeat(100_000) + "]".repeat(100_000) + "," + HELLO + "}";
-        error(client.post(CHAT, deep), 400);
+        String message = error(client.post(CHAT, deep), 400).get("message").asText();
+        assertTrue(message.contains("(100)") && !message.contains("`"), message);
     }
 
     @Test
@@ -148,7 +150,9 @@ class RefusalsTest extends Refusing {
     @Test
     void aGrammarThatCannotBeIsRefusedAlsoForAStream() throws Exception {
         for (String stream : List.of("", ",\"stream\":true")) {
-            error(client.post(CHAT, "{" + HELLO + ",\"grammar\":\"wrong\"" + stream + "}"), 400);
+            JsonNode error = error(client.post(CHAT, "{" + HELLO + ",\"grammar\":\"wrong\"" + stream + "}"), 400);
+            assertEquals("grammar", error.get("param").asText());
+            assertEquals("the grammar cannot be parsed", error.get("message").asText());
         }
     }
 
