@@ -75,8 +75,8 @@ public final class LlamaLibrary {
      *
      * @param folder holds the libraries, as in llama.cpp's build/bin
      * @param verbose passes llama.cpp's own log on to standard error
-     * @throws KvmergeException if one is missing, truncated or cannot be loaded, or is not of version
-     *     {@value #VERSION}, if there is no compute backend, or if another build is loaded already
+     * @throws KvmergeException if one is missing, truncated or cannot be loaded, or is not of version {@link #VERSION},
+     *     if there is no compute backend, or if another build is loaded already
      */
     public static synchronized LlamaLibrary load(Path folder, boolean verbose) {
         Path absolute = real(folder);

@@ -20,7 +20,7 @@ import java.util.Objects;
  *
  * @param sinks first tokens that always stay
  * @param recentShare share of the budget that the newest tokens have for themselves
- * @param what 128 tokens leave of attention and exposure, 0..1
+ * @param decay what 128 tokens leave of attention and exposure, 0..1
  * @param bias how merged cells keep their mass
  */
 public record InformationBottleneck(int sinks, double recentShare, double decay, Bias bias) implements Strategy {
