@@ -50,7 +50,7 @@ record KvMemory(CellTypes types, int cells) {
          * The most cells of each sequence, its block among them, that fit beside the windows of layers that have some.
          */
         int cells(CellTypes types) {
-            return CellMemory.mostCells(model, types, mib / sequences * CellMemory.MIB - windows(types));
+            return CellMemory.mostCells(model, types, mib / sequences * CellMemory.MIB, block * sequences, compute);
         }
 
         /** Bytes that a sequence takes with so many cells allocated. */

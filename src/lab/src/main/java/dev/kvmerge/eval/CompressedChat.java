@@ -4,11 +4,7 @@ import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.cache.CompressedContext;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.strategy.Strategy;
-import java.io.ByteArrayInputStream;
-import java.io.ByteArrayOutputStream;
-import java.io.IOException;
 import java.lang.foreign.MemorySegment;
-import java.nio.channels.Channels;
 
 /** A conversation in kvmerge's cache, or in the full one. */
 final class CompressedChat implements ChatCache {
@@ -51,7 +47,7 @@ final class CompressedChat implements ChatCache {
         asked += tokens.length;
         prepare(asked);
         if (windows && asked == tokens.length && context.position() > 0) {
-            before = state();
+            before = context.state();
         }
         context.decode(tokens, false);
         return context.logits();
@@ -70,22 +66,8 @@ final class CompressedChat implements ChatCache {
         asked = 0;
     }
 
-    private byte[] state() {
-        ByteArrayOutputStream state = new ByteArrayOutputStream();
-        try {
-            context.saveState(Channels.newChannel(state));
-        } catch (IOException e) {
-            throw new IllegalStateException("memory takes everything", e);
-        }
-        return state.toByteArray();
-    }
-
     private void restore() {
-        try {
-            context.restoreState(Channels.newChannel(new ByteArrayInputStream(before)));
-        } catch (IOException e) {
-            throw new IllegalStateException("the state is all there", e);
-        }
+        context.restore(before);
         before = null;
         asked = 0;
     }

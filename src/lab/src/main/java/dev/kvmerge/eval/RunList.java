@@ -114,8 +114,8 @@ final class RunList {
         CellTypes own =
                 spec.types() == null && sizes.choice() != null ? sizes.choice().apply(mib) : spec.types();
         CellTypes types = own == null ? setup.compute().cells() : own;
-        double windows = CellMemory.ofWindows(model, types, setup.block(), setup.compute());
-        int cells = Math.max(0, CellMemory.mostCells(model, types, mib * CellMemory.MIB - windows) - setup.block());
+        int allocated = CellMemory.mostCells(model, types, mib * CellMemory.MIB, setup.block(), setup.compute());
+        int cells = Math.max(0, allocated - setup.block());
         if (cells + 2 > length) {
             return; // it is the full cache in these cells
         }

@@ -9,9 +9,12 @@ import dev.kvmerge.llama.Context;
 import dev.kvmerge.llama.Guard;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.llama.Shape;
+import java.io.ByteArrayInputStream;
+import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
+import java.nio.channels.Channels;
 import java.nio.channels.ReadableByteChannel;
 import java.nio.channels.WritableByteChannel;
 import java.util.stream.IntStream;
@@ -282,6 +285,26 @@ public final class CompressedContext implements AutoCloseable {
     public void restoreState(ReadableByteChannel from) throws IOException {
         try (Arena local = Arena.ofConfined()) {
             restore(State.read(from, local));
+        }
+    }
+
+    /** The state that {@link #saveState} writes, in memory. */
+    public byte[] state() {
+        ByteArrayOutputStream state = new ByteArrayOutputStream();
+        try {
+            saveState(Channels.newChannel(state));
+        } catch (IOException e) {
+            throw new IllegalStateException("memory takes everything", e);
+        }
+        return state.toByteArray();
+    }
+
+    /** Takes over what {@link #state} gave, as {@link #restoreState} does. */
+    public void restore(byte[] state) {
+        try {
+            restoreState(Channels.newChannel(new ByteArrayInputStream(state)));
+        } catch (IOException e) {
+            throw new IllegalStateException("the state is all there", e);
         }
     }
 

@@ -214,7 +214,7 @@ public final class Session implements AutoCloseable {
         pinned = engine.scheduler().call(() -> {
             CompressedContext context = sequence.context();
             context.pin();
-            return new Saved.Pinned(history.decoded(), SessionFile.stateOf(context));
+            return new Saved.Pinned(history.decoded(), context.state());
         });
     }
 
@@ -268,7 +268,7 @@ public final class Session implements AutoCloseable {
     /** Goes back to the pinned prefix. */
     void backToPinned() {
         backTo(() -> {
-            SessionFile.restoreState(sequence.context(), pinned.state());
+            sequence.context().restore(pinned.state());
             return pinned.tokens();
         });
     }

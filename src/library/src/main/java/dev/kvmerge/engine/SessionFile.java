@@ -2,13 +2,10 @@ package dev.kvmerge.engine;
 
 import dev.kvmerge.Hash;
 import dev.kvmerge.KvmergeException;
-import dev.kvmerge.cache.CompressedContext;
 import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.Model;
 import java.io.BufferedInputStream;
 import java.io.BufferedOutputStream;
-import java.io.ByteArrayInputStream;
-import java.io.ByteArrayOutputStream;
 import java.io.DataInputStream;
 import java.io.DataOutputStream;
 import java.io.EOFException;
@@ -43,25 +40,6 @@ final class SessionFile {
     private static final int FINGERPRINT = 1 << 20; // bytes of the model's file: its header, which tells models apart
 
     private SessionFile() {}
-
-    /** A context's state in memory. */
-    static byte[] stateOf(CompressedContext context) {
-        ByteArrayOutputStream state = new ByteArrayOutputStream();
-        try {
-            context.saveState(Channels.newChannel(state));
-        } catch (IOException e) {
-            throw new IllegalStateException("memory takes everything", e);
-        }
-        return state.toByteArray();
-    }
-
-    static void restoreState(CompressedContext context, byte[] state) {
-        try {
-            context.restoreState(Channels.newChannel(new ByteArrayInputStream(state)));
-        } catch (IOException e) {
-            throw new IllegalStateException("the state is all there", e);
-        }
-    }
 
     static void write(Path file, Engine engine, Session session) {
         Path folder = file.toAbsolutePath().getParent();

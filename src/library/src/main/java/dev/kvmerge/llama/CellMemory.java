@@ -29,6 +29,16 @@ public final class CellMemory {
                         * of(model, types, model.windowedLayers());
     }
 
+    /**
+     * As {@link #mostCells(Model, CellTypes, double)}, beside the layers with sliding windows, which have their share
+     * of the bytes.
+     *
+     * @param batch most tokens decoded at once
+     */
+    public static int mostCells(Model model, CellTypes types, double bytes, int batch, ComputeSettings compute) {
+        return mostCells(model, types, bytes - ofWindows(model, types, batch, compute));
+    }
+
     private static double of(Model model, CellTypes types, List<Integer> layers) {
         GgufHeader header = model.header();
         boolean values = !header.metadata().containsKey(header.architecture() + LATENT); // else they are in the keys
