@@ -299,12 +299,16 @@ public final class CompressedContext implements AutoCloseable {
         return state.toByteArray();
     }
 
-    /** Takes over what {@link #state} gave, as {@link #restoreState} does. */
+    /**
+     * Takes over what {@link #state} gave, as {@link #restoreState} does.
+     *
+     * @throws KvmergeException also if it is cut short; nothing changes then
+     */
     public void restore(byte[] state) {
         try {
             restoreState(Channels.newChannel(new ByteArrayInputStream(state)));
         } catch (IOException e) {
-            throw new IllegalStateException("the state is all there", e);
+            throw new KvmergeException("the state is cut short: give all of what state() gave", e);
         }
     }
 

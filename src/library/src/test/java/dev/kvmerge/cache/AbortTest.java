@@ -16,11 +16,7 @@ import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.strategy.EntropyMerged;
-import java.io.ByteArrayInputStream;
-import java.io.ByteArrayOutputStream;
-import java.io.IOException;
 import java.lang.foreign.ValueLayout;
-import java.nio.channels.Channels;
 import java.nio.file.Path;
 import java.util.Random;
 import java.util.concurrent.locks.LockSupport;
@@ -123,15 +119,14 @@ class AbortTest {
             int broken = 0;
             for (int i = 0; i < 80; i++) { // from its begin to past its end
                 long after = nanos * i / 60;
-                ByteArrayOutputStream before = new ByteArrayOutputStream();
-                aborted.saveState(Channels.newChannel(before));
+                byte[] before = aborted.state();
                 if (abortAfter(aborted, after)) {
                     whole++; // it came too late
-                    restore(aborted, before);
+                    aborted.restore(before);
                 } else if (aborted.isBroken()) {
                     broken++;
                     assertThrows(IllegalStateException.class, () -> aborted.decode(tokens(1)));
-                    restore(aborted, before);
+                    aborted.restore(before);
                 }
                 int[] next = tokens(1);
                 aborted.decode(next);
@@ -159,9 +154,5 @@ class AbortTest {
             other.join();
             context.abort(false);
         }
-    }
-
-    private static void restore(CompressedContext context, ByteArrayOutputStream state) throws IOException {
-        context.restoreState(Channels.newChannel(new ByteArrayInputStream(state.toByteArray())));
     }
 }

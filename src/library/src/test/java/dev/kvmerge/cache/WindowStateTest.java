@@ -276,6 +276,7 @@ class WindowStateTest {
                 refused(context, damaged, "damaged");
             }
             assertThrows(IOException.class, () -> restore(context, Arrays.copyOf(state, state.length - 1)));
+            assertThrows(KvmergeException.class, () -> context.restore(Arrays.copyOf(state, state.length - 1)));
             Windows at = Windows.of(model, state);
             ByteBuffer in = at.in;
             int cells = at.cells;
