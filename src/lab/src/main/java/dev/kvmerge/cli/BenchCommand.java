@@ -12,6 +12,7 @@ import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.models.Catalogue;
 import dev.kvmerge.report.SpeedTable;
+import dev.kvmerge.strategy.Strategies;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -39,6 +40,7 @@ import picocli.CommandLine.Spec;
             "",
             "Examples:",
             "  kvmerge bench -p 2048,8192 -n 64 --compression 0.7 -o md",
+            "  kvmerge bench -p 2048,4096,8000 --cells 1024",
             "  kvmerge bench -p 2048 --compression 0.5 --sequences 1,8"
         })
 final class BenchCommand implements Runnable {
@@ -94,6 +96,13 @@ final class BenchCommand implements Runnable {
             description = "shares of the cells to save (default: ${DEFAULT-VALUE})")
     private List<Double> compressions;
 
+    @Option(
+            names = "--cells",
+            paramLabel = "N",
+            split = ",",
+            description = "instead of --compression: cells that stay, whatever the prompt's length")
+    private List<Integer> cells = List.of();
+
     @Mixin
     private BlockOption block;
 
@@ -123,11 +132,13 @@ final class BenchCommand implements Runnable {
     @Override
     public void run() {
         check();
-        StrategyOptions.refuseOfFull(command, List.of("--compression"), strategies);
+        StrategyOptions.refuseOfFull(command, List.of("--compression", "--cells"), strategies);
         Catalogue catalogue = Home.catalogue();
         int largest = promptBlock.tokens(block.tokens);
-        List<Cache> caches = Cache.list(
-                "llama.cpp", strategies, compressions, settings.settings(model, catalogue, strategies, command));
+        Strategies.Settings chosen = settings.settings(model, catalogue, strategies, command);
+        List<Cache> caches = cells.isEmpty()
+                ? Cache.list("llama.cpp", strategies, compressions, chosen)
+                : Cache.ofCells("llama.cpp", strategies, cells, chosen);
         for (int prompt : prompts) {
             caches.forEach(cache -> cache.check(largest, prompt));
         }
@@ -232,6 +243,10 @@ final class BenchCommand implements Runnable {
             Least.of("-p", prompt, 2);
         }
         Least.of("-n", generated, 0);
+        cells.forEach(n -> Least.of("--cells", n, 1));
+        if (!cells.isEmpty()) {
+            StrategyOptions.refuse(command, List.of("--compression"), "goes without --cells");
+        }
         Least.of("-r", repetitions, 1);
         Least.of("--block", block.tokens, 1);
         if (sequences != null

@@ -13,8 +13,8 @@ import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.LlamaLibrary;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.models.Catalogue;
+import dev.kvmerge.strategy.Foreknowing;
 import dev.kvmerge.strategy.Method;
-import dev.kvmerge.strategy.Oracle;
 import dev.kvmerge.strategy.Strategy;
 import java.nio.file.Path;
 import java.util.List;
@@ -173,13 +173,13 @@ final class ModelOptions {
     }
 
     private static boolean observes(Method method) {
-        return method instanceof Oracle
+        return method instanceof Foreknowing
                 || method instanceof Strategy strategy && strategy.needs().observes();
     }
 
     /** Whether a method looks at the attention. */
     static boolean observesMass(Method method) {
-        return method instanceof Oracle
+        return method instanceof Foreknowing
                 || method instanceof Strategy strategy && strategy.needs().mass();
     }
 

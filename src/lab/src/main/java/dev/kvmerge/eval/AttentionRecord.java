@@ -4,7 +4,7 @@ import dev.kvmerge.KvmergeException;
 import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.llama.Shape;
-import dev.kvmerge.strategy.Oracle;
+import dev.kvmerge.strategy.Foreknowing;
 import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
@@ -20,7 +20,7 @@ import java.util.function.BooleanSupplier;
  * What every token of a text will be attended to by the blocks to come, in a mapped file: of block b, [layer * kvHeads
  * + kvHead][position up to its end], the sum over all later blocks.
  */
-final class AttentionRecord implements Oracle.Future, AutoCloseable {
+final class AttentionRecord implements Foreknowing.Future, AutoCloseable {
     private static final int PIECE = 1 << 20; // bytes written at once
 
     private final Shape shape;

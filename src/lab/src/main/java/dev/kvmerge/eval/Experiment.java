@@ -9,9 +9,9 @@ import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.llama.WeightType;
+import dev.kvmerge.strategy.Foreknowing;
 import dev.kvmerge.strategy.Full;
 import dev.kvmerge.strategy.Method;
-import dev.kvmerge.strategy.Oracle;
 import dev.kvmerge.strategy.QuantisedCells;
 import dev.kvmerge.strategy.QuantisedWeights;
 import dev.kvmerge.strategy.Strategies;
@@ -335,7 +335,7 @@ public final class Experiment implements AutoCloseable {
     private Recipe recipe(Run run, Listener listener, BooleanSupplier cancelled) {
         return switch (run.method()) {
             case Strategy strategy -> new Recipe(strategy, options(run, compute(run)), null);
-            case Oracle oracle ->
+            case Foreknowing oracle ->
                 new Recipe(oracle.knowing(future(listener, cancelled)), options(run, compute(run)), null);
             case QuantisedCells cells ->
                 new Recipe(
@@ -362,7 +362,7 @@ public final class Experiment implements AutoCloseable {
     }
 
     /** The attention of a full run, which is recorded the first time. */
-    private Oracle.Future future(Listener listener, BooleanSupplier cancelled) {
+    private Foreknowing.Future future(Listener listener, BooleanSupplier cancelled) {
         if (attention == null) {
             attention = new AttentionRecord(
                     model,

@@ -12,9 +12,9 @@ import dev.kvmerge.llama.CellMemory;
 import dev.kvmerge.llama.CellTypes;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.llama.WeightType;
+import dev.kvmerge.strategy.Foreknowing;
 import dev.kvmerge.strategy.Full;
 import dev.kvmerge.strategy.Method;
-import dev.kvmerge.strategy.Oracle;
 import dev.kvmerge.strategy.QuantisedCells;
 import dev.kvmerge.strategy.QuantisedWeights;
 import dev.kvmerge.strategy.Strategies;
@@ -152,10 +152,10 @@ final class RunList {
     private Method method(String name, Spec spec) {
         Method method = Strategies.method(spec.method(), settings);
         switch (method) {
-            case Oracle oracle
+            case Foreknowing oracle
             when !setup.mode().streams() ->
                 throw new KvmergeException.Usage(
-                        "the oracle knows the future of a text that is streamed: leave --prefill out");
+                        oracle.name() + " knows the future of a text that is streamed: leave --prefill out");
             case QuantisedWeights weights -> WeightType.named(weights.type());
             case QuantisedCells cells
             when spec.types() != null ->

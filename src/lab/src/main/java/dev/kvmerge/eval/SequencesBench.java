@@ -112,7 +112,7 @@ public final class SequencesBench {
                 .toArray();
         return new Row(
                 cache.name(),
-                cache.compression(),
+                cache.saved(prompt),
                 cache.cells(prompt),
                 setup.compute().flashAttention(),
                 "tg" + setup.generated() + " x " + n + " @ " + prompt,

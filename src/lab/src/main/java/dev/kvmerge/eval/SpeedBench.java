@@ -193,7 +193,7 @@ public final class SpeedBench {
         }
         return new Row(
                 cache.name(),
-                cache.compression(),
+                cache.saved(prompt),
                 cache.cells(prompt),
                 contender.flashAttention(),
                 generation ? "tg" + setup.generated() + " @ " + prompt : "pp" + prompt,

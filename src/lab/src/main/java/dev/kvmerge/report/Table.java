@@ -5,6 +5,7 @@ import dev.kvmerge.eval.RunResult;
 import dev.kvmerge.eval.Trace;
 import dev.kvmerge.llama.ContextOptions.CellType;
 import dev.kvmerge.strategy.Oracle;
+import dev.kvmerge.strategy.OracleMerged;
 import dev.kvmerge.strategy.QuantisedCells;
 import dev.kvmerge.strategy.QuantisedWeights;
 import dev.kvmerge.strategy.Strategies;
@@ -20,7 +21,8 @@ import java.util.TreeMap;
 public final class Table {
     private static final double MIB = 1024.0 * 1024.0;
 
-    private static final Set<String> SCALES = Set.of(Oracle.NAME, QuantisedCells.NAME, QuantisedWeights.NAME);
+    private static final Set<String> SCALES =
+            Set.of(Oracle.NAME, OracleMerged.NAME, QuantisedCells.NAME, QuantisedWeights.NAME);
 
     private Table() {}
 

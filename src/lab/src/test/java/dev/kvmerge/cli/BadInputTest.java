@@ -354,6 +354,8 @@ class BadInputTest {
                 "bench -p 0; -p must be 2 or more, not 0",
                 "bench -n -1; -n must be 0 or more, not -1",
                 "bench -r 0; -r must be positive, not 0",
+                "bench --cells 200 --compression 0.5; --compression goes without --cells",
+                "bench --cells 600 -p 512; fit into 600 cells",
                 "report nosuchdir; there is no folder nosuchdir",
                 "report pom.xml; pom.xml is no folder",
                 "experimnt; there is no command 'experimnt': did you mean experiment",

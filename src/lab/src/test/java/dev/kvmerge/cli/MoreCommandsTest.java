@@ -243,22 +243,26 @@ class MoreCommandsTest {
                         "--block",
                         "64",
                         "--strategies",
-                        "oracle,h2o,average-mass,snapkv,tova,keydiff,random",
+                        "oracle,oracle-merged,h2o,average-mass,snapkv,tova,keydiff,random",
                         "--compression",
                         "0.8",
                         "--out",
                         out("oracle"))
                 .succeeded();
         double oracle = Double.NaN;
+        double merged = Double.NaN;
         double best = Double.MAX_VALUE;
         for (JsonNode r : runs(folder.resolve("oracle"))) {
             if (r.get("strategy").asText().equals("oracle")) {
                 oracle = r.get("kl_mean").asDouble();
+            } else if (r.get("strategy").asText().equals("oracle-merged")) {
+                merged = r.get("kl_mean").asDouble();
             } else if (!r.get("kl_mean").isNull()) {
                 best = Math.min(best, r.get("kl_mean").asDouble());
             }
         }
         assertTrue(oracle < best, oracle + " nats, and the best method " + best);
+        assertTrue(merged < best, merged + " nats with merging, and the best method " + best);
         assertFalse(Files.exists(folder.resolve("oracle/full-attention.bin")), "the record is scratch");
     }
 

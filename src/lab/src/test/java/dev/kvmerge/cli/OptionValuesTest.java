@@ -98,6 +98,7 @@ class OptionValuesTest {
             Map.entry("analyze", "--tokens=128"),
             Map.entry("needle", "--tokens=128 --block=32 --strategies=h2o --trials=1 --depths=1"),
             Map.entry("bench", "-p=192 -n=2 -r=1 --strategies=h2o --compression=0.5"),
+            Map.entry("bench --cells", "-p=192 -n=2 -r=1 --strategies=h2o"),
             Map.entry("endless", "--tokens=320 --cells=96 --block=32 --full-tokens=0 --strategies=h2o"),
             Map.entry("ablate", "--tokens=320 --strategy=h2o --vary=recent-share=0.5 --compression=0.5"),
             Map.entry("calibrate", "--tokens=1024 --pieces=1 -f=alice"),

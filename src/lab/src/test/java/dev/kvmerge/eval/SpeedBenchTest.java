@@ -11,6 +11,7 @@ import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.strategy.Full;
+import dev.kvmerge.strategy.Strategies;
 import dev.kvmerge.strategy.StreamingLlm;
 import java.nio.file.Path;
 import java.util.List;
@@ -28,9 +29,12 @@ class SpeedBenchTest {
     Path folder;
 
     private List<SpeedBench.Row> rows(Geometry geometry, int prompt, double compression) {
+        return rows(geometry, prompt, new Cache("streaming-llm", new StreamingLlm(4), compression));
+    }
+
+    private List<SpeedBench.Row> rows(Geometry geometry, int prompt, Cache cache) {
         Path file = TinyGguf.write(folder.resolve("tiny.gguf"), geometry);
-        List<Cache> caches = List.of(
-                new Cache("llama.cpp", new Full(), 0), new Cache("streaming-llm", new StreamingLlm(4), compression));
+        List<Cache> caches = List.of(new Cache("llama.cpp", new Full(), 0), cache);
         int[] tokens = new Random(1).ints(prompt, 0, TinyGguf.VOCABULARY).toArray();
         List<FlashAttention> off = List.of(FlashAttention.OFF);
         ComputeSettings compute = ComputeSettings.usual().withThreads(1);
@@ -54,5 +58,19 @@ class SpeedBenchTest {
         List<SpeedBench.Row> rows = rows(new Geometry("llama", 4, 2, 16, 10000, "none", 16, false), 1024, 0.97);
         assertEquals(31, rows.get(1).cells());
         assertTrue(rows.get(1).overhead() > 0, "its planner ran");
+    }
+
+    /** As many cells for every length: what does not grow with the text. */
+    @Test
+    void cellsCanBeGivenInPlaceOfAShare() {
+        for (int prompt : new int[] {128, 256}) {
+            List<SpeedBench.Row> rows = rows(
+                    new Geometry("llama", 4, 2, 16, 10000, "none", 16, false),
+                    prompt,
+                    Cache.ofCells("llama.cpp", List.of("streaming-llm"), List.of(64), Strategies.Settings.DEFAULT)
+                            .getLast());
+            assertEquals(64, rows.get(1).cells());
+            assertEquals(1 - 64.0 / prompt, rows.get(1).compression(), 1e-12);
+        }
     }
 }

@@ -126,7 +126,7 @@ public record EntropyMerged(
     }
 
     /** Members weigh what they received: by the Gibbs principle that keeps their mass. */
-    private static Plan plan(int[] group, double[] received) {
+    static Plan plan(int[] group, double[] received) {
         int n = group.length;
         int[] size = new int[n];
         for (int g : group) {

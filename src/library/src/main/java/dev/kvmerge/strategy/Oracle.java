@@ -9,20 +9,9 @@ import java.util.Objects;
  * strategy: the limit that every eviction can be compared with. "experiment" records that run when it is asked for
  * this.
  */
-public record Oracle() implements Scale {
+public record Oracle() implements Foreknowing {
     /** What the scale is called. */
     public static final String NAME = "oracle";
-
-    /** What a full run attended to. */
-    @FunctionalInterface
-    public interface Future {
-        /**
-         * Attention that a position will get from all queries after another.
-         *
-         * @param after the newest position so far
-         */
-        double mass(int layer, int kvHead, int position, int after);
-    }
 
     @Override
     public String name() {
@@ -30,11 +19,6 @@ public record Oracle() implements Scale {
     }
 
     @Override
-    public boolean keepsAll() {
-        return false;
-    }
-
-    /** The eviction that a recorded run makes possible. */
     public Strategy knowing(Future future) {
         return new Knowing(Objects.requireNonNull(future, "future"));
     }

@@ -86,6 +86,7 @@ public final class Strategies {
         BY_NAME.put("zsmerge", s -> new ZsMerge(0.4, 0.2));
         BY_NAME.put("kvmerger", s -> new KvMerger(s.sinks, s.recentShare));
         BY_NAME.put(Oracle.NAME, s -> new Oracle());
+        BY_NAME.put(OracleMerged.NAME, s -> new OracleMerged(s.sinks, s.bias));
         BY_NAME.put(QuantisedCells.NAME, s -> new QuantisedCells());
         BY_NAME.put(QuantisedWeights.NAME, s -> new QuantisedWeights("q4_0"));
         BY_NAME.put("random", s -> new RandomEviction(1));

@@ -8,6 +8,7 @@ import static dev.kvmerge.strategy.HandMade.random;
 import static dev.kvmerge.strategy.HandMade.vectors;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
 
 import dev.kvmerge.attention.Calibration;
 import dev.kvmerge.attention.CellStats;
@@ -43,6 +44,55 @@ class MergingTest {
         assertEquals(1, plan.weight()[2] + plan.weight()[3], 1e-6);
         assertEquals(Plan.EVICTED, plan.target()[5], "what nobody attends to is dropped: it costs nothing either");
         assertEquals(4, plan.target()[4]);
+    }
+
+    @Test
+    void theMergingOracleExpectsOfAMergedCellWhatItsTokensGet() {
+        // Cells 2 and 3 are twins, and the only ones that nobody will miss apart.
+        int n = 8;
+        float[] keys = new float[n * DIM];
+        float[] values = new float[n * DIM];
+        Random random = new Random(3);
+        for (int i = 0; i < keys.length; i++) {
+            keys[i] = (float) random.nextGaussian();
+            values[i] = (float) random.nextGaussian();
+        }
+        System.arraycopy(keys, 2 * DIM, keys, 3 * DIM, DIM);
+        System.arraycopy(values, 2 * DIM, values, 3 * DIM, DIM);
+        double[] future = {5, 4, 1, 3, 4, 4, 4, 4};
+        int[] asked = new int[n];
+        Strategy oracle = new OracleMerged(1, 8, 1.5, Bias.FOLDED).knowing((layer, head, position, after) -> {
+            asked[position]++;
+            return future[position];
+        });
+        Plan plan = oracle.plan(cells(new float[n], new float[n], keys, values), n - 1);
+        assertArrayEquals(new int[] {0, 1, 3, 3, 4, 5, 6, 7}, plan.target(), "into the one that will be asked for");
+        assertEquals(0.25, plan.weight()[2], 1e-6);
+        assertEquals(0.75, plan.weight()[3], 1e-6);
+
+        float[] fewerKeys = new float[(n - 1) * DIM];
+        float[] fewerValues = new float[(n - 1) * DIM];
+        System.arraycopy(keys, 0, fewerKeys, 0, 2 * DIM);
+        System.arraycopy(keys, 3 * DIM, fewerKeys, 2 * DIM, 5 * DIM);
+        System.arraycopy(values, 0, fewerValues, 0, 2 * DIM);
+        System.arraycopy(values, 3 * DIM, fewerValues, 2 * DIM, 5 * DIM);
+        int[] position = {0, 1, 3, 4, 5, 6, 7};
+        float[] none = new float[n - 1];
+        oracle.plan(
+                new CellStats(
+                        0,
+                        0,
+                        position,
+                        none,
+                        exposure(position),
+                        none,
+                        new int[] {1, 1, 2, 1, 1, 1, 1},
+                        none,
+                        vectors(fewerKeys, fewerValues),
+                        null),
+                n - 2);
+        assertArrayEquals(new int[] {2, 2, 2, 2, 2, 2, 2, 2}, asked, "token 2 still counts, in the cell of token 3");
+        assertThrows(NullPointerException.class, () -> new OracleMerged(1, Bias.NONE).knowing(null));
     }
 
     @Test

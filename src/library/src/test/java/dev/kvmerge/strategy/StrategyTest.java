@@ -147,6 +147,7 @@ class StrategyTest {
         assertTrue(new Full().keepsAll());
         new Full().plan(random(7, 1), 7).check(7, 7);
         assertTrue(Strategies.method("oracle", Strategies.Settings.DEFAULT) instanceof Scale);
+        assertTrue(Strategies.method("oracle-merged:key-cost=2", Strategies.Settings.DEFAULT) instanceof Foreknowing);
         assertThrows(
                 KvmergeException.Usage.class, () -> Strategies.create("q8_0", Strategies.Settings.DEFAULT), "a scale");
     }
