@@ -123,6 +123,9 @@ void kvmerge_cache::decode_batch(const int32_t * tokens, int32_t n, bool last_lo
         throw Error(KVMERGE_E_STATE, why);
     }
     params.llama.synchronize(context);
+    if (there) {
+        require_rewritten();
+    }
 }
 
 // Whether layers with sliding windows have what they had when the block began.
@@ -172,7 +175,7 @@ void kvmerge_cache::take(int32_t n, kvmerge_block_stats * out) {
     require_positions(n - pending);
     place();
     if (there) {
-        take_there(n, out);
+        or_broken([&] { take_there(n, out); });
         return;
     }
     kvmerge_block_stats stats;
@@ -278,19 +281,14 @@ bool kvmerge_cache::is_untouched() const {
 
 void kvmerge_cache::commit() {
     require_due();
-    try {
+    or_broken([&] {
         if (there) {
             commit_there();
         } else {
             const kvmerge_moves moves = table.moves(params.pivot_frame != 0);
             pass(kvmerge_apply(observer, &moves));
         }
-    } catch (const Error & why) {
-        if (!is_untouched()) {
-            broken = why.what();
-        }
-        throw;
-    }
+    });
     free_cells();
     position -= table.back();
     table.commit();
@@ -338,6 +336,7 @@ void kvmerge_cache::pin(int32_t n_fewest) {
 
 void kvmerge_cache::clear() {
     in_observer(observer, [](kvmerge_observer & o) {
+        o.finish_rewriting();
         if (o.torn) {
             throw Error(KVMERGE_E_STATE, "writing cells failed halfway: make the context and its observer anew");
         }

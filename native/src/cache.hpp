@@ -56,6 +56,7 @@ struct kvmerge_cache {
     void expect_plans();                     // where there are too many cells
     void plan();                             // by the default strategy
     void commit();
+    void finish_rewriting();                       // by a GPU: before others than the observer look at cells
     const kvmerge::CellTable::Columns & columns(); // on the host; on any thread
     void place();                                  // when it is known where the cells lie
     void pin(int32_t n_fewest);
@@ -72,6 +73,19 @@ struct kvmerge_cache {
     void take_there(int32_t n, kvmerge_block_stats * stats);
     void plan_there();
     void commit_there();
+    void require_rewritten(); // throws DEVICE where a rewriting has failed before the graph that was decoded
+    // Runs body. Where it throws and cells were written by half, the cache is broken.
+    template <class Body>
+    void or_broken(Body && body) {
+        try {
+            body();
+        } catch (const kvmerge::Error & why) {
+            if (!is_untouched()) {
+                broken = why.what();
+            }
+            throw;
+        }
+    }
     void decode_batch(const int32_t * tokens, int32_t n, bool last_logits);
     void free_cells();
     std::vector<float> priors(const int32_t * cells, int32_t n) const;

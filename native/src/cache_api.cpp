@@ -114,6 +114,7 @@ kvmerge_status kvmerge_cache_flush(kvmerge_cache * cache) {
     return on_cache("kvmerge_cache_flush", cache, Access::ALONE, [&](kvmerge_cache & c) {
         c.require_whole();
         c.settle();
+        c.finish_rewriting();
     });
 }
 

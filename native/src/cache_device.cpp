@@ -12,10 +12,11 @@ void kvmerge_cache::place() {
     if (placed) {
         return;
     }
-    in_observer(observer, [&](const kvmerge_observer & o) {
+    in_observer(observer, [&](kvmerge_observer & o) {
         if (!o.layers[0].v.tensor()) {
             return; // nothing was decoded
         }
+        o.finish_rewriting();
         if (table.used() == 0 && DeviceTable::suits(o, params)) {
             require_calibrated_for(o.layers[0].k.dim());
             there = std::make_unique<DeviceTable>(o, params, table, calibration);
@@ -27,15 +28,35 @@ void kvmerge_cache::place() {
 
 const CellTable::Columns & kvmerge_cache::columns() {
     if (there) {
+        const Handles<kvmerge_observer>::Use use(observers(), observer, Access::SHARED);
+        if (use.status() == KVMERGE_OK) {
+            use.object().finish_rewriting();
+        }
         there->fetch(table);
     }
     return table.columns();
+}
+
+void kvmerge_cache::finish_rewriting() {
+    if (there) {
+        or_broken([&] { in_observer(observer, [](kvmerge_observer & o) { o.finish_rewriting(); }); });
+    }
+}
+
+// The observer saw it before the graph ran.
+void kvmerge_cache::require_rewritten() {
+    const Handles<kvmerge_observer>::Use use(observers(), observer, Access::SHARED);
+    if (use.status() == KVMERGE_OK && use.object().torn) {
+        broken = use.object().error ? use.object().error->what() : "an earlier call failed while it wrote cells";
+        throw Error(KVMERGE_E_DEVICE, broken);
+    }
 }
 
 void kvmerge_cache::take_there(int32_t n, kvmerge_block_stats * out) {
     kvmerge_block_stats stats;
     in_observer(observer, [&](kvmerge_observer & o) {
         stats = finished_block(o, observer);
+        kvmerge::require_whole(o);
         require_seen(stats, n, o.observes_attention());
         const CellTable::Block block = {n, stats.token_cell, nullptr, nullptr, 0, nullptr};
         table.check(block);
@@ -75,7 +96,7 @@ void kvmerge_cache::commit_there() {
                                                      cell));
             }
         }
-        there->stage(o, table);
+        there->stage(table);
         o.require_captured();
         Directions directions(o);
         std::vector<const float *> of_layer(o.layers.size(), nullptr);
@@ -93,6 +114,6 @@ void kvmerge_cache::commit_there() {
                 of_head.all_rewritten();
             }
         }
-        writing.done();
+        writing.queued();
     });
 }

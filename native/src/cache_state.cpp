@@ -293,6 +293,7 @@ size_t kvmerge_cache::state_size() {
 
 void kvmerge_cache::save(char * to, size_t size) {
     require(to && size == state_size(), "the bytes must be as many as kvmerge_cache_state_size says");
+    finish_rewriting();
     Header h = {};
     std::memcpy(h.magic, MAGIC, sizeof MAGIC);
     h.version = VERSION;
@@ -373,6 +374,7 @@ void kvmerge_cache::restore(const char * from, size_t size) {
     }
     require(sum_of(from + SUMMED, size - SUMMED) == h.sum, "the state is damaged: its bytes do not have their sum");
     if (broken.empty()) {
+        finish_rewriting();
         become_known();
     }
     require_same(h.kind, kind_of(*this));

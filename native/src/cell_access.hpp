@@ -29,11 +29,15 @@ inline void forget(kvmerge_observer::Layer & l, int kv_head, const int32_t * cel
     }
 }
 
-// Lives while cells are written. Unless done() is called, the observer counts as torn.
+// Lives while cells are written. Unless done() or queued() is called, the observer counts as torn.
 class Writing {
   public:
     explicit Writing(kvmerge_observer & o) : o_(o) { o_.torn = true; }
     void done() { o_.torn = false; }
+    void queued() { // on a GPU: finish_rewriting() will say
+        o_.rewriting = true;
+        o_.torn = false;
+    }
 
   private:
     kvmerge_observer & o_;

@@ -43,6 +43,7 @@ void require_finite(const float * x, size_t n, const char * what) {
 }
 
 CellView on_host(kvmerge_observer & o, CellTensor & cells) {
+    o.finish_rewriting();
     const std::lock_guard<std::mutex> lock(o.mirrors);
     return cells.on_host();
 }
@@ -90,6 +91,7 @@ kvmerge_status kvmerge_project_cells(kvmerge_observer * observer, int32_t layer,
         require_finite(weight, size_t(l.k.dim()), "weight");
         std::vector<double> copied(size_t(l.rope.n_rot) / 2); // the frequencies may lie on a GPU
         const double * freq = l.rope.freq.data();
+        o.finish_rewriting();
         if (&l.k.device() != &host_device() && !copied.empty()) {
             l.rope.freq.download(copied.data(), copied.size());
             check(l.k.device());
@@ -107,6 +109,7 @@ kvmerge_status kvmerge_write_cells(kvmerge_observer * observer, int32_t layer, i
         require_distinct(cells, n, l.k.n_cells());
         require_finite(keys, size_t(n) * l.k.dim(), "keys");
         require_finite(values, size_t(n) * l.v.dim(), "values");
+        o.finish_rewriting();
         if (keys) { // memory for what a backend's cells are worked on in, before the first is written
             l.k.on_host();
         }

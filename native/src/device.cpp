@@ -3,6 +3,7 @@
 
 #include "capture_steps.hpp"
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -41,7 +42,8 @@ const Device & host_device() {
         d.owns = [](const void *) { return true; };
         d.place = [](const void *) { return 0; };
         d.settle = [](int) {};
-        d.finish = []() -> const char * { return nullptr; };
+        d.failed = []() -> const char * { return nullptr; };
+        d.finish = d.failed;
         return d;
     }();
     return device;
@@ -81,20 +83,27 @@ const Device * load(std::string & why_not) {
 }
 #endif
 
+std::atomic<const Device *> loaded{nullptr};
+
 } // namespace
 
 const Device & cuda_device() {
     static std::mutex mutex;
-    static const Device * device = nullptr;
     static std::string why_not;
     const std::lock_guard<std::mutex> lock(mutex);
-    if (!device) {
-        device = load(why_not);
+    if (!loaded) {
+        loaded = load(why_not);
     }
-    if (!device) {
+    if (!loaded) {
         throw Error(KVMERGE_E_UNSUPPORTED, "no CUDA device: " + why_not);
     }
-    return *device;
+    return *loaded;
+}
+
+void settle_devices() noexcept {
+    if (const Device * const device = loaded) {
+        device->settle(ALL_PLACES);
+    }
 }
 
 } // namespace kvmerge

@@ -35,18 +35,24 @@ struct Device {
     bool (*owns)(const void * memory);                             // whether kernels can work on it where it lies
     int (*place)(const void * memory);                             // the number of the GPU where it lies
     // Lets others, as llama.cpp, use the memory of this GPU: waits for what is queued there, if it is not done yet.
-    void (*settle)(int place);
-    const char * (*finish)(); // waits for all that is queued. What went wrong since it was last asked, or null
+    void (*settle)(int place); // or ALL_PLACES
+    const char * (*failed)();  // what went wrong since it was last asked, or null, of what is known to be done
+    const char * (*finish)();  // waits for all that is queued, and asks that
 };
 
+constexpr int ALL_PLACES = -1;
+
 // Raised when Device or a descriptor changes: the CUDA part is a library of its own, and may come from another build.
-constexpr int DEVICE_VERSION = 6;
+constexpr int DEVICE_VERSION = 7;
 using DeviceEntry = const Device * (*)(int version, const char ** why_not);
 
 const Device & host_device();
 // The CUDA part. The first call loads it from the folder of this library. Throws UNSUPPORTED, with the reason, where it
 // cannot.
 const Device & cuda_device();
+
+// Waits for what CUDA's part has to do, if it is loaded, and not done yet.
+void settle_devices() noexcept;
 
 // Waits for what the device has to do. Throws what went wrong there.
 inline void check(const Device & device) {
@@ -55,81 +61,70 @@ inline void check(const Device & device) {
     }
 }
 
-// An array in a device's memory.
-template <class T>
-class DeviceArray {
-  public:
-    DeviceArray() = default;
-    DeviceArray(const Device & device, size_t n, const void * near) : device_(&device), n_(n) {
-        data_ = static_cast<T *>(device.allocate(n * sizeof(T), near));
-        if (!data_ && n > 0) {
-            throw Error(KVMERGE_E_MEMORY, text("%s: no memory for %zu bytes", device.name, n * sizeof(T)));
-        }
-    }
-    DeviceArray(DeviceArray && other) noexcept { swap(other); }
-    DeviceArray & operator=(DeviceArray && other) noexcept {
-        swap(other);
-        return *this;
-    }
-    ~DeviceArray() {
-        if (data_) {
-            device_->release(data_);
-        }
-    }
-
-    T * data() const { return data_; }
-    size_t size() const { return n_; }
-    size_t bytes() const { return n_ * sizeof(T); }
-    void zero() { device_->zero(data_, n_ * sizeof(T)); }
-    void upload(const T * from, size_t n) { device_->upload(data_, from, n * sizeof(T)); }
-    void download(T * to, size_t n, size_t offset = 0) const { device_->download(to, data_ + offset, n * sizeof(T)); }
-    void fetch(T * shared) const { device_->fetch(shared, data_, n_ * sizeof(T)); }
-
-  private:
-    void swap(DeviceArray & other) noexcept {
-        std::swap(device_, other.device_);
-        std::swap(data_, other.data_);
-        std::swap(n_, other.n_);
-    }
-    const Device * device_ = nullptr;
-    T * data_ = nullptr;
-    size_t n_ = 0;
+// Where an array lies: in a device's memory, near some other, or on the host, where the device's kernels can write too.
+struct OnDevice {
+    static constexpr const char * OF = "";
+    static void * allocate(const Device & d, size_t bytes, const void * near) { return d.allocate(bytes, near); }
+    static void release(const Device & d, void * memory) { d.release(memory); }
+};
+struct OnHost {
+    static constexpr const char * OF = " of the host";
+    static void * allocate(const Device & d, size_t bytes, const void *) { return d.allocate_shared(bytes); }
+    static void release(const Device & d, void * memory) { d.release_shared(memory); }
 };
 
-// An array on the host that a device's kernels can write to.
-template <class T>
-class SharedArray {
+template <class T, class Memory>
+class Array {
   public:
-    SharedArray() = default;
-    SharedArray(const Device & device, size_t n) : device_(&device), n_(n) {
-        data_ = static_cast<T *>(device.allocate_shared(n * sizeof(T)));
-        if (!data_) {
-            throw Error(KVMERGE_E_MEMORY, text("%s: no memory of the host for %zu bytes", device.name, n * sizeof(T)));
+    Array() = default;
+    Array(const Device & device, size_t n, const void * near = nullptr) : device_(&device), n_(n) {
+        data_ = static_cast<T *>(Memory::allocate(device, n * sizeof(T), near));
+        if (!data_ && n > 0) {
+            throw Error(KVMERGE_E_MEMORY,
+                        text("%s: no memory%s for %zu bytes", device.name, Memory::OF, n * sizeof(T)));
         }
     }
-    SharedArray(SharedArray && other) noexcept { swap(other); }
-    SharedArray & operator=(SharedArray && other) noexcept {
+    Array(Array && other) noexcept { swap(other); }
+    Array & operator=(Array && other) noexcept {
         swap(other);
         return *this;
     }
-    ~SharedArray() {
+    ~Array() {
         if (data_) {
-            device_->release_shared(data_);
+            Memory::release(*device_, data_);
         }
     }
+
     T * data() const { return data_; }
     size_t size() const { return n_; }
     size_t bytes() const { return n_ * sizeof(T); }
 
+  protected:
+    const Device * device_ = nullptr;
+    T * data_ = nullptr;
+    size_t n_ = 0;
+
   private:
-    void swap(SharedArray & other) noexcept {
+    void swap(Array & other) noexcept {
         std::swap(device_, other.device_);
         std::swap(data_, other.data_);
         std::swap(n_, other.n_);
     }
-    const Device * device_ = nullptr;
-    T * data_ = nullptr;
-    size_t n_ = 0;
+};
+
+template <class T>
+using SharedArray = Array<T, OnHost>;
+
+template <class T>
+class DeviceArray : public Array<T, OnDevice> {
+  public:
+    using Array<T, OnDevice>::Array;
+    void zero() { this->device_->zero(this->data_, this->bytes()); }
+    void upload(const T * from, size_t n) { this->device_->upload(this->data_, from, n * sizeof(T)); }
+    void download(T * to, size_t n, size_t offset = 0) const {
+        this->device_->download(to, this->data_ + offset, n * sizeof(T));
+    }
+    void fetch(T * shared) const { this->device_->fetch(shared, this->data_, this->bytes()); }
 };
 
 // Bytes that a vector keeps.

@@ -52,7 +52,7 @@ DeviceTable::DeviceTable(const kvmerge_observer & o, const kvmerge_cache_params 
                          const std::vector<float> & calibration)
     : device_(o.device), params_(params), shape_(table.shape()),
       calibration_stride_(calibration.empty() ? 0 : CALIBRATION_SCALARS + params.calibration_dim),
-      verdicts_(size_t(shape_.pairs())) {
+      verdicts_(*o.device, size_t(shape_.pairs())), bytes_(int64_t(verdicts_.bytes())) {
     for (int layer = 0; layer < shape_.n_layer; layer++) {
         const void * const near = o.layers[size_t(layer)].k.tensor()->data;
         if (parts_.empty() || device_->place(near) != device_->place(parts_.back().near)) {
@@ -68,7 +68,7 @@ DeviceTable::DeviceTable(const kvmerge_observer & o, const kvmerge_cache_params 
         need(p.ints, 4 * n, p);
         need(p.floats, (2 + size_t(entropies) + size_t(calibrated)) * n, p);
         need(p.target, n, p), need(p.dest, n, p), need(p.weight, n, p), need(p.rate, n, p);
-        need(p.token_cell, size_t(o.params.n_tokens), p), need(p.stays, size_t(shape_.n_cells), p);
+        need(p.tokens, 2 * size_t(o.params.n_tokens), p), need(p.stays, size_t(shape_.n_cells), p);
         need(p.mass, heads, p), need(p.entropy, heads, p), need(p.flaw, heads, p), need(p.verdict, heads, p);
         need(p.inverse_scale, heads, p), need(p.cost, heads, p);
         p.flaw.zero();
@@ -84,24 +84,61 @@ DeviceTable::DeviceTable(const kvmerge_observer & o, const kvmerge_cache_params 
             need(p.projected, 2 * heads * size_t(o.params.n_tokens), p);
             p.calibration.upload(calibration.data() + size_t(p.first_layer) * size_t(shape_.n_head_kv) * stride, all);
         }
+        upload_constants(o, p);
+        device_->reserve_scratch({p.near, p.n_layers, shape_.n_head_kv, o.heads_per_kv(), o.params.n_tokens,
+                                  shape_.n_cells, o.layers[0].k.dim()});
+        make_room(o, p);
     }
     check(*device_);
 }
 
-// What the calibration takes from the newest n cells, which the table has not yet.
-void DeviceTable::project(kvmerge_observer & o, Part & p, int n, int first_frame) {
-    std::vector<ProjectCellsArgs> heads;
-    std::vector<int32_t> at(static_cast<size_t>(n));
-    for (int i = 0; i < n; i++) {
-        at[size_t(i)] = first_frame + i;
+// What stays the same from block to block.
+void DeviceTable::upload_constants(const kvmerge_observer & o, Part & p) {
+    std::vector<const float *> mass, entropy;
+    std::vector<float> inverse_scale;
+    for (int h = 0; h < p.rows.n_heads; h++) {
+        const auto & l = o.layers[size_t(p.first_layer + h / shape_.n_head_kv)];
+        const size_t kv_head = size_t(h % shape_.n_head_kv);
+        mass.push_back(l.mass.size() ? l.mass.data() + kv_head * size_t(o.params.n_cells) : nullptr);
+        entropy.push_back(l.entropy.size()
+                              ? l.entropy.data() + kv_head * size_t(o.heads_per_kv()) * size_t(o.params.n_tokens)
+                              : nullptr);
+        inverse_scale.push_back(o.params.bias == KVMERGE_BIAS_FOLDED ? 1 / l.scale : 0.0f);
     }
-    need(p.lists, size_t(n), p);
-    p.lists.upload(at.data(), size_t(n));
+    p.mass.upload(mass.data(), mass.size());
+    p.entropy.upload(entropy.data(), entropy.size());
+    p.inverse_scale.upload(inverse_scale.data(), inverse_scale.size());
+}
+
+// With all positions going back, every cell is rewritten. Else a group is where one of its members goes or it moves
+// itself, and no more move than cells are over.
+int DeviceTable::room_for(int used, int over, bool back) const {
+    return back ? used : std::min(used, 3 * over);
+}
+
+// Memory for the largest rewriting that there can be. For merging it is for so many heads at once as MOST_SCRATCH has
+// room for; of their groups, each has a cell that is over, or takes one's place.
+void DeviceTable::make_room(const kvmerge_observer & o, Part & p) {
+    if (params_.n_cells == 0) {
+        return; // nothing is ever rewritten
+    }
+    const int over = shape_.n_cells - params_.n_cells;
+    const bool back = params_.position_range > 0;
+    const size_t room = size_t(room_for(shape_.n_cells, over, back)), heads = size_t(p.rows.n_heads),
+                 groups = size_t(back ? params_.n_cells : std::min(params_.n_cells, 2 * over)),
+                 a_head = groups * size_t(o.layers[0].k.dim() + o.layers[0].v.dim());
+    need(p.start, heads * (room + 1), p), need(p.lists, 4 * heads * room, p), need(p.shares, 3 * heads * room, p);
+    need(p.scratch, std::max(a_head, std::min(heads * a_head, MOST_SCRATCH)), p);
+}
+
+// What the calibration takes from the newest n cells, which the table has not yet.
+void DeviceTable::project(kvmerge_observer & o, Part & p, int n) {
+    std::vector<ProjectCellsArgs> heads;
     for (int h = 0; h < p.rows.n_heads; h++) {
         auto & l = o.layers[size_t(p.first_layer + h / shape_.n_head_kv)];
         const float * const w = p.calibration.data() + size_t(h) * size_t(calibration_stride_);
         float * const product = p.projected.data() + size_t(h) * size_t(n);
-        heads.push_back({l.k.on_device(), l.v.on_device(), h % shape_.n_head_kv, p.token_cell.data(), p.lists.data(), n,
+        heads.push_back({l.k.on_device(), l.v.on_device(), h % shape_.n_head_kv, p.tokens.data(), p.tokens.data() + n, n,
                          w + CALIBRATION_SCALARS, l.rope.n_rot, l.rope.neox, l.rope.freq.data(), l.rope.hadamard,
                          product, product + size_t(p.rows.n_heads) * size_t(n)});
     }
@@ -111,25 +148,19 @@ void DeviceTable::project(kvmerge_observer & o, Part & p, int n, int first_frame
 void DeviceTable::add(kvmerge_observer & o, const CellTable & table, const CellTable::Block & block, int first_position,
                       int first_frame) {
     const int used = table.used(), n = block.n_tokens;
+    std::vector<int32_t> tokens(block.token_cell, block.token_cell + n);
+    for (int i = 0; i < n; i++) {
+        tokens.push_back(first_frame + i);
+    }
     for (Part & p : parts_) {
-        p.token_cell.upload(block.token_cell, size_t(n));
-        std::vector<const float *> mass, entropy;
-        for (int h = 0; h < p.rows.n_heads; h++) {
-            const auto & l = o.layers[size_t(p.first_layer + h / shape_.n_head_kv)];
-            const size_t kv_head = size_t(h % shape_.n_head_kv);
-            mass.push_back(l.mass.size() ? l.mass.data() + kv_head * size_t(o.params.n_cells) : nullptr);
-            entropy.push_back(l.entropy.size()
-                                  ? l.entropy.data() + kv_head * size_t(o.heads_per_kv()) * size_t(o.params.n_tokens)
-                                  : nullptr);
-        }
-        p.mass.upload(mass.data(), mass.size());
-        p.entropy.upload(entropy.data(), entropy.size());
+        p.tokens.upload(tokens.data(), tokens.size());
         if (calibration_stride_ > 0) {
-            project(o, p, n, first_frame);
+            project(o, p, n);
         }
-        device_->add_block({p.rows, used, n, p.token_cell.data(), first_position, first_frame,
-                            decay_over(params_.mass_decay, n), mass[0] ? p.mass.data() : nullptr,
-                            entropy[0] ? p.entropy.data() : nullptr, o.params.n_tokens, o.heads_per_kv(),
+        const auto & l = o.layers[size_t(p.first_layer)];
+        device_->add_block({p.rows, used, n, p.tokens.data(), first_position, first_frame,
+                            decay_over(params_.mass_decay, n), l.mass.size() ? p.mass.data() : nullptr,
+                            l.entropy.size() ? p.entropy.data() : nullptr, o.params.n_tokens, o.heads_per_kv(),
                             p.projected.data(), p.projected.data() + size_t(p.rows.n_heads) * size_t(n),
                             p.calibration.data(), calibration_stride_, p.flaw.data()});
     }
@@ -168,10 +199,7 @@ void DeviceTable::plan(kvmerge_observer & o, const CellTable & table, int now) {
 
 // Where the lists of a part's groups are written to.
 StageHeadsArgs DeviceTable::lists(Part & p, const CellTable & table) {
-    const size_t heads = size_t(p.rows.n_heads), all = heads * size_t(room_);
-    need(p.start, heads * size_t(room_ + 1), p);
-    need(p.lists, 4 * all, p);
-    need(p.shares, 3 * all, p);
+    const size_t all = size_t(p.rows.n_heads) * size_t(room_);
     int32_t * const i = p.lists.data();
     float * const f = p.shares.data();
     return {p.rows,
@@ -185,6 +213,7 @@ StageHeadsArgs DeviceTable::lists(Part & p, const CellTable & table) {
             p.weight.data(),
             nullptr,
             p.inverse_scale.data(),
+            p.flaw.data(),
             room_,
             p.dest.data(),
             p.start.data(),
@@ -198,84 +227,63 @@ StageHeadsArgs DeviceTable::lists(Part & p, const CellTable & table) {
             p.verdict.data()};
 }
 
-void DeviceTable::stage(const kvmerge_observer & o, CellTable & table) {
+// Brings plans that were staged on the host to a part.
+void DeviceTable::upload_plans(Part & p, const CellTable::Staged & staged) {
+    const size_t first_pair = size_t(p.first_layer) * size_t(shape_.n_head_kv), heads = size_t(p.rows.n_heads),
+                 n_cells = size_t(shape_.n_cells);
+    if (staged.value_weight) {
+        need(p.value_weight, heads * n_cells, p);
+    }
+    const auto give = [&](size_t h, size_t rows) {
+        const size_t to = h * n_cells, from = (first_pair + h) * n_cells, n = rows * n_cells;
+        device_->upload(p.target.data() + to, staged.target + from, n * sizeof(int32_t));
+        device_->upload(p.weight.data() + to, staged.weight + from, n * sizeof(float));
+        if (staged.value_weight) {
+            device_->upload(p.value_weight.data() + to, staged.value_weight + from, n * sizeof(float));
+        }
+    };
+    if (!planned_) {
+        give(0, heads);
+    } else if (staged.value_weight) {
+        throw Error(KVMERGE_E_STATE, "kvmerge_cache_plan has planned some heads, and other plans have weights of "
+                                     "their own for values: plan all heads in one way");
+    }
+    for (size_t h = 0; planned_ && h < heads; h++) {
+        if (staged.staged[first_pair + h]) {
+            give(h, 1);
+        }
+    }
+}
+
+void DeviceTable::stage(CellTable & table) {
     const CellTable::Staged staged = table.staged(planned_);
-    const int used = table.used(), over = used - table.budget();
-    // With all positions going back, every cell is rewritten. Else a group is where one of its members goes or it moves
-    // itself, and no more move than cells are over.
-    room_ = table.back() > 0 ? used : std::min(used, 3 * over);
-    std::vector<uint8_t> stays(table.stays().begin(), table.stays().end());
-    const size_t n_cells = size_t(shape_.n_cells);
+    const int used = table.used();
+    room_ = room_for(used, used - table.budget(), table.back() > 0);
+    const std::vector<uint8_t> stays(table.stays().begin(), table.stays().end());
     for (Part & p : parts_) {
-        const size_t first_pair = size_t(p.first_layer) * size_t(shape_.n_head_kv), heads = size_t(p.rows.n_heads);
         StageHeadsArgs args = lists(p, table);
         p.stays.upload(stays.data(), stays.size());
-        std::vector<float> inverse(heads, 0.0f);
-        for (size_t h = 0; h < heads && o.params.bias == KVMERGE_BIAS_FOLDED; h++) {
-            inverse[h] = 1 / o.layers[size_t(p.first_layer) + h / size_t(shape_.n_head_kv)].scale;
-        }
-        p.inverse_scale.upload(inverse.data(), heads);
-        if (staged.value_weight) {
-            need(p.value_weight, heads * n_cells, p);
-            args.value_weight = p.value_weight.data();
-        }
-        const auto give = [&](size_t h, size_t rows) {
-            const size_t to = h * n_cells, from = (first_pair + h) * n_cells, n = rows * n_cells;
-            device_->upload(p.target.data() + to, staged.target + from, n * sizeof(int32_t));
-            device_->upload(p.weight.data() + to, staged.weight + from, n * sizeof(float));
-            if (staged.value_weight) {
-                device_->upload(p.value_weight.data() + to, staged.value_weight + from, n * sizeof(float));
-            }
-        };
-        if (!planned_) {
-            give(0, heads);
-        } else if (staged.value_weight) {
-            throw Error(KVMERGE_E_STATE, "kvmerge_cache_plan has planned some heads, and other plans have weights of "
-                                         "their own for values: plan all heads in one way");
-        }
-        for (size_t h = 0; planned_ && h < heads; h++) {
-            if (staged.staged[first_pair + h]) {
-                give(h, 1);
-            }
-        }
+        upload_plans(p, staged);
+        args.value_weight = staged.value_weight ? p.value_weight.data() : nullptr;
         device_->stage_heads(args);
+        p.verdict.fetch(verdicts_.data() + size_t(p.first_layer) * size_t(shape_.n_head_kv));
     }
-    for (Part & p : parts_) {
-        std::vector<int32_t> flaws(p.flaw.size());
-        Verdict * const to = verdicts_.data() + size_t(p.first_layer) * size_t(shape_.n_head_kv);
-        p.verdict.download(to, size_t(p.rows.n_heads));
-        p.flaw.download(flaws.data(), flaws.size());
-        check(*device_);
-        if (std::any_of(flaws.begin(), flaws.end(), [](int32_t f) { return f != 0; })) {
+    check(*device_);
+    for (int pair = 0; pair < shape_.pairs(); pair++) {
+        if (verdicts_.data()[pair].flaw == FLAW_ATTENTION) {
             throw Error(KVMERGE_E_NUMERIC, "the attention has NaN or infinite entries");
         }
     }
     for (int pair = 0; pair < shape_.pairs(); pair++) {
-        if (const int flaw = verdicts_[size_t(pair)].flaw) {
+        if (const int flaw = verdicts_.data()[pair].flaw) {
             throw Error(KVMERGE_E_ARGUMENT, text("layer %d, KV head %d: the plan %s", pair / shape_.n_head_kv,
                                                  pair % shape_.n_head_kv, rule_of(flaw)));
         }
     }
-    for (Part & p : parts_) {
-        make_room(o, p);
-    }
-}
-
-// Scratch memory for merging, before the first cell is written.
-void DeviceTable::make_room(const kvmerge_observer & o, Part & p) {
-    size_t total = 0, largest = 0;
-    for (int h = 0; h < p.rows.n_heads; h++) {
-        const auto & l = o.layers[size_t(p.first_layer + h / shape_.n_head_kv)];
-        const Verdict & v = verdicts_[size_t(p.first_layer) * size_t(shape_.n_head_kv) + size_t(h)];
-        const size_t size = size_t(v.n_groups) * size_t(l.k.dim() + l.v.dim());
-        total += size;
-        largest = std::max(largest, size);
-    }
-    need(p.scratch, std::min(total, std::max(MOST_SCRATCH, largest)), p);
 }
 
 bool DeviceTable::has_biases(const kvmerge_observer & o, int layer) const {
-    const auto first = verdicts_.begin() + std::ptrdiff_t(layer) * shape_.n_head_kv;
+    const Verdict * const first = verdicts_.data() + std::ptrdiff_t(layer) * shape_.n_head_kv;
     return o.params.bias == KVMERGE_BIAS_FOLDED &&
            std::any_of(first, first + shape_.n_head_kv, [](const Verdict & v) { return v.merges != 0; });
 }
@@ -287,7 +295,7 @@ void DeviceTable::merge(kvmerge_observer & o, Part & p, const std::vector<const 
     const size_t room = size_t(room_), all = size_t(p.rows.n_heads) * room;
     for (int h = 0; h < p.rows.n_heads; h++) {
         const int layer = p.first_layer + h / shape_.n_head_kv, kv_head = h % shape_.n_head_kv;
-        const Verdict & v = verdicts_[size_t(layer) * size_t(shape_.n_head_kv) + size_t(kv_head)];
+        const Verdict & v = verdicts_.data()[layer * shape_.n_head_kv + kv_head];
         auto & l = o.layers[size_t(layer)];
         if (v.n_groups == 0) {
             continue;
@@ -324,7 +332,9 @@ void DeviceTable::commit(kvmerge_observer & o, const CellTable & table, const st
                                p.lists.data() + all, p.shares.data(), p.verdict.data()});
     }
     planned_ = fresh_ = false;
-    check(*device_);
+    if (const char * const what = device_->failed()) { // that is known already
+        throw Error(KVMERGE_E_DEVICE, text("%s: %s", device_->name, what));
+    }
 }
 
 // Calls body(array on the device, array on the host, elements) for each column that is kept.

@@ -19,11 +19,11 @@ class DeviceTable {
     // the columns on the host.
     static bool suits(const kvmerge_observer & o, const kvmerge_cache_params & params);
 
-    // Throws MEMORY, DEVICE. calibration: [pair][stride], or empty.
+    // Takes all memory that blocks and rewritings need. Throws MEMORY, DEVICE. calibration: [pair][stride], or empty.
     DeviceTable(const kvmerge_observer & o, const kvmerge_cache_params & params, const CellTable & table,
                 const std::vector<float> & calibration);
 
-    int64_t bytes() const { return bytes_; } // on the devices
+    int64_t bytes() const { return bytes_; } // on the devices, and pinned
 
     // Adds a block that `table` is about to add: in the observer's arrays, what its cells received.
     void add(kvmerge_observer & o, const CellTable & table, const CellTable::Block & block, int first_position,
@@ -35,11 +35,13 @@ class DeviceTable {
     void forget_plans() { planned_ = false; }
     void forget(); // all
 
-    // Checks the plans, and makes of them lists of groups. Throws what is wrong with them; nothing is written yet.
-    void stage(const kvmerge_observer & o, CellTable & table);
+    // Checks the plans, and makes of them lists of groups. The one time in a block that the host waits. Throws what is
+    // wrong with the plans, or with the attention that was added; nothing is written yet.
+    void stage(CellTable & table);
     // Whether some of a layer's groups have biases that are folded, by what stage() has found.
     bool has_biases(const kvmerge_observer & o, int layer) const;
-    // Rewrites the cells and moves the columns. directions: of each layer that has biases, [n_head_kv][dim], there.
+    // Has the cells rewritten and the columns moved, and does not wait for it. directions: of each layer that has biases,
+    // [n_head_kv][dim], there.
     void commit(kvmerge_observer & o, const CellTable & table, const std::vector<const float *> & directions);
 
     // Brings the columns to the host, if the copy there is old. On any thread.
@@ -52,7 +54,8 @@ class DeviceTable {
     struct Part {
         int first_layer, n_layers;
         TableRows rows;
-        DeviceArray<int32_t> ints, target, dest, token_cell, start, lists;
+        DeviceArray<int32_t> ints, target, dest, start, lists;
+        DeviceArray<int32_t> tokens; // [2][n_tokens]: a block's cells, and where the keys in them are rotated to
         DeviceArray<float> floats, weight, value_weight, calibration, projected, shares, inverse_scale, scratch;
         DeviceArray<double> rate, expected, cost;
         DeviceArray<uint8_t> stays;
@@ -63,9 +66,12 @@ class DeviceTable {
     };
 
     void merge(kvmerge_observer & o, Part & part, const std::vector<const float *> & directions);
-    void project(kvmerge_observer & o, Part & part, int n, int first_frame);
+    void project(kvmerge_observer & o, Part & part, int n);
+    void upload_constants(const kvmerge_observer & o, Part & part);
+    int room_for(int used, int over, bool back) const;
     void make_room(const kvmerge_observer & o, Part & part);
     StageHeadsArgs lists(Part & part, const CellTable & table);
+    void upload_plans(Part & part, const CellTable::Staged & staged);
     template <class Body>
     void each_column(Part & part, CellTable::Columns & columns, Body && body);
     template <class T>
@@ -76,7 +82,7 @@ class DeviceTable {
     const CellTable::Shape shape_;
     const int calibration_stride_; // 0: none
     std::vector<Part> parts_;
-    std::vector<Verdict> verdicts_; // by pair
+    SharedArray<Verdict> verdicts_; // by pair
     int64_t bytes_ = 0;
     int room_ = 0; // in the lists of a head
     bool planned_ = false;

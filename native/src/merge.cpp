@@ -410,6 +410,7 @@ extern "C" kvmerge_status kvmerge_apply(kvmerge_observer * observer, const kvmer
         require(moves && moves->target && moves->weight && moves->position && moves->dest,
                 "the moves or one of their arrays is null");
         require_whole(o);
+        o.finish_rewriting();
         o.look_at_newest();
         parallel_for(o.params.n_layer, o.params.n_threads, [&](int64_t layer) {
             require_cache(o, int(layer));

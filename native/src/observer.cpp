@@ -81,12 +81,13 @@ void kvmerge_observer::fail(const Error & e) noexcept {
 bool kvmerge_observer::called(ggml_tensor * node, bool ask) noexcept {
     const auto start = std::chrono::steady_clock::now();
     bool result = !ask;
-    if (!error) {
+    if (!error || rewriting) {
         try {
             try {
-                if (ask) {
+                finish_rewriting(); // nothing of this graph has run that writes cells
+                if (!error && ask) {
                     result = wants(node);
-                } else {
+                } else if (!error) {
                     visit(node);
                 }
             } catch (const Error & e) {
@@ -107,6 +108,25 @@ bool kvmerge_observer::called(ggml_tensor * node, bool ask) noexcept {
     }
     nanos += std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
     return result;
+}
+
+void kvmerge_observer::finish_rewriting() {
+    if (!rewriting) {
+        return;
+    }
+    const std::lock_guard<std::mutex> lock(finishing);
+    if (!rewriting) {
+        return;
+    }
+    device->settle(ALL_PLACES);
+    const char * const what = device->failed();
+    torn = what != nullptr;
+    rewriting = false;
+    if (what) {
+        throw Error(KVMERGE_E_DEVICE, text("%s: rewriting cells failed, and what they hold is unknown: make the "
+                                           "context and its observer anew. %s",
+                                           device->name, what));
+    }
 }
 
 void kvmerge_observer::distrust(Layer & l) noexcept {

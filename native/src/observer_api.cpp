@@ -102,6 +102,7 @@ kvmerge_block_stats kvmerge::finished_block(kvmerge_observer & o, kvmerge_observ
     if (o.error) {
         throw_anew(*o.error);
     }
+    o.finish_rewriting();
     const auto start = std::chrono::steady_clock::now();
     o.look_at_newest();
     o.add_captured();
@@ -182,6 +183,7 @@ bool kvmerge_eval_callback(struct ggml_tensor * tensor, bool ask, void * handle)
     if (use.status() != KVMERGE_OK) {
         if (use.status() == KVMERGE_E_STATE) {
             observers().miss(observer);
+            settle_devices(); // a rewriting that this observer would have waited for
         }
         return !ask;
     }
@@ -310,6 +312,7 @@ kvmerge_status kvmerge_rotation(kvmerge_observer * observer, int32_t layer, kvme
         }
         *out = {l.rope.n_rot, l.rope.neox, l.rope.hadamard};
         if (frequency && l.rope.n_rot > 0) {
+            o.finish_rewriting();
             l.rope.freq.download(frequency, size_t(l.rope.n_rot) / 2);
             check(l.k.device());
         }
@@ -323,6 +326,7 @@ kvmerge_status kvmerge_query_moments(kvmerge_observer * observer, int32_t layer,
         require(kv_head >= 0 && kv_head < o.params.n_head_kv, "no such KV head");
         require(mean && second, "mean or second is null");
         auto & l = o.layers[layer];
+        o.finish_rewriting();
         o.add_captured();
         o.add_waiting_queries(l);
         if (!(l.query_weight > 0)) {

@@ -16,6 +16,7 @@ bool Streams::with(int stream, Body && body) const {
     const Handles<kvmerge_observer>::Use use(observers(), handle, Access::ALONE);
     if (use.status() != KVMERGE_OK) {
         observers().miss(handle);
+        settle_devices(); // as kvmerge_eval_callback does
         return false;
     }
     body(use.object());

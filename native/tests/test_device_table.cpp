@@ -201,6 +201,7 @@ void kernels_agree_with_the_table(const Device & device, unsigned seed) {
                                weight.data(),
                                values_apart ? value_weight.data() : nullptr,
                                scale.data(),
+                               flaw.data(),
                                room,
                                dest.data(),
                                start.data(),

@@ -94,19 +94,26 @@ __global__ void add_rows(const float * part, int n_tiles, int all_rows, int n_ro
     }
 }
 
-static void launch_tiles(const Launch & launch, bool vector, const Matrix & m, int n_kv_heads, int half_powers,
+static int parts_of_columns(int heads_per_kv, int n_rows) {
+    return ceil_div(heads_per_kv * n_rows, CHUNK);
+}
+
+static void launch_tiles(Launch & launch, bool vector, const Matrix & m, int n_kv_heads, int half_powers,
                          float * mass, std::ptrdiff_t mass_stride, float * row_part) {
-    const dim3 grid(ceil_div(m.n_cells, TILE), ceil_div(m.heads_per_kv * m.n_rows, CHUNK), n_kv_heads);
-    const Scratch<float> part(launch, size_t(grid.y) * n_kv_heads * m.n_cells);
+    const dim3 grid(ceil_div(m.n_cells, TILE), parts_of_columns(m.heads_per_kv, m.n_rows), n_kv_heads);
+    float * const part = launch.scratch<float>(size_t(grid.y) * n_kv_heads * m.n_cells);
+    if (!launch.fine()) {
+        return;
+    }
     if (vector) {
-        KVMERGE_LAUNCH(tiles<true>, grid, THREADS, 0, launch.stream(), m, half_powers, part.data(), row_part);
+        KVMERGE_LAUNCH(tiles<true>, grid, THREADS, 0, launch.stream(), m, half_powers, part, row_part);
     } else {
-        KVMERGE_LAUNCH(tiles<false>, grid, THREADS, 0, launch.stream(), m, half_powers, part.data(), row_part);
+        KVMERGE_LAUNCH(tiles<false>, grid, THREADS, 0, launch.stream(), m, half_powers, part, row_part);
     }
     if (!mass) {
         return;
     }
-    KVMERGE_LAUNCH(add_columns, dim3(ceil_div(m.n_cells, 256), n_kv_heads), 256, 0, launch.stream(), part.data(),
+    KVMERGE_LAUNCH(add_columns, dim3(ceil_div(m.n_cells, 256), n_kv_heads), 256, 0, launch.stream(), part,
                    int(grid.y), m.n_cells, mass, mass_stride);
 }
 
@@ -114,18 +121,21 @@ static bool is_aligned(const float * x, std::ptrdiff_t a, std::ptrdiff_t b) {
     return reinterpret_cast<size_t>(x) % sizeof(float4) == 0 && a % 4 == 0 && b % 4 == 0;
 }
 
+size_t scratch_of_attention(int n_kv_heads, int heads_per_kv, int n_rows, int n_cells) {
+    const size_t rows = size_t(n_kv_heads) * size_t(heads_per_kv) * size_t(n_rows);
+    return scratch_for<float>(rows * size_t(ceil_div(n_cells, TILE))) +
+           scratch_for<float>(size_t(parts_of_columns(heads_per_kv, n_rows)) * size_t(n_kv_heads) * size_t(n_cells));
+}
+
 void attention_stats(const AttentionStatsArgs & a) {
-    const Launch launch(a.p);
-    if (!launch.fine()) {
-        return;
-    }
+    Launch launch(a.p);
     const int rows = a.n_kv_heads * a.heads_per_kv * a.n_rows, n_tiles = ceil_div(a.n_cells, TILE);
-    const Scratch<float> row_part(launch, a.entropy ? size_t(rows) * n_tiles : 0);
+    float * const row_part = a.entropy ? launch.scratch<float>(size_t(rows) * n_tiles) : nullptr;
     launch_tiles(launch, is_aligned(a.p, a.head_stride, a.row_stride),
                  {a.p, a.head_stride, a.row_stride, a.heads_per_kv, a.n_rows, a.n_cells}, a.n_kv_heads, a.half_powers,
-                 a.mass, a.mass_stride, a.entropy ? row_part.data() : nullptr);
-    if (a.entropy) {
-        KVMERGE_LAUNCH(add_rows, ceil_div(rows, 128), 128, 0, launch.stream(), row_part.data(), n_tiles, rows, a.n_rows,
+                 a.mass, a.mass_stride, row_part);
+    if (row_part && launch.fine()) {
+        KVMERGE_LAUNCH(add_rows, ceil_div(rows, 128), 128, 0, launch.stream(), row_part, n_tiles, rows, a.n_rows,
                        a.inv_log_visible, a.entropy, a.entropy_stride);
     }
 }

@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(WARPS * WARP)
 }
 
 // Merges heads that lie on one GPU.
-static void merge_on_one(const MergeHead * heads, int n_heads, const Launch & launch) {
+static void merge_on_one(const MergeHead * heads, int n_heads, Launch & launch) {
     std::vector<int> first_group(1, 0);
     int largest_dim = 1;
     for (int i = 0; i < n_heads; i++) {
@@ -119,10 +119,12 @@ static void merge_on_one(const MergeHead * heads, int n_heads, const Launch & la
     std::vector<char> all(all_bytes);
     std::memcpy(all.data(), heads, head_bytes);
     std::memcpy(all.data() + head_bytes, first_group.data(), all_bytes - head_bytes);
-    const Scratch<char> on_gpu(launch, all_bytes);
-    note(cudaMemcpyAsync(on_gpu.data(), all.data(), all_bytes, cudaMemcpyHostToDevice, launch.stream()));
-    const MergeHead * const heads_there = reinterpret_cast<const MergeHead *>(on_gpu.data());
-    const int * const first_there = reinterpret_cast<const int *>(on_gpu.data() + head_bytes);
+    const char * const there = launch.uploaded(all.data(), all_bytes);
+    if (!there) {
+        return;
+    }
+    const MergeHead * const heads_there = reinterpret_cast<const MergeHead *>(there);
+    const int * const first_there = reinterpret_cast<const int *>(there + head_bytes);
     const int blocks = ceil_div(n_groups, WARPS);
     KVMERGE_LAUNCH(merge_groups, blocks, WARPS * WARP, WARPS * 2 * size_t(largest_dim) * sizeof(float), launch.stream(),
                    heads_there, first_there, n_heads, n_groups, largest_dim);
@@ -132,7 +134,7 @@ static void merge_on_one(const MergeHead * heads, int n_heads, const Launch & la
 void merge_cells(const MergeCellsArgs & a) {
     const auto cells = [](const MergeHead & h) { return h.k.data; };
     on_each_gpu(a.heads, a.n_heads, cells,
-                [](const Launch & launch, const MergeHead * heads, int n) { merge_on_one(heads, n, launch); });
+                [](Launch & launch, const MergeHead * heads, int n) { merge_on_one(heads, n, launch); });
 }
 
 } // namespace cuda

@@ -7,6 +7,7 @@
 
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
+#include <mutex>
 
 #ifndef KVMERGE_CUDA_SHIM
 #    define KVMERGE_LAUNCH(kernel, grid, block, shared, stream, ...) \
@@ -96,7 +97,7 @@ __device__ inline void store_cells(const CellView & v, int head, int cell, int i
 void note(cudaError_t status); // remembers the first failure, for Device::finish
 
 // Makes the GPU that `memory` is on the current one, and gives its stream, on which all work of that GPU follows what
-// came before it. Nobody waits: Device::finish does.
+// came before it. Nobody waits: Device::finish does. No other thread queues work on that GPU while it lives.
 class Launch {
   public:
     explicit Launch(const void * memory);
@@ -107,36 +108,44 @@ class Launch {
     int gpu() const { return gpu_; }
     bool fine() const { return stream_ != nullptr; }
 
+    // Memory on the GPU for the time of the launch: the next one has it too, after this one. Where there is none that
+    // is noted, and the launch is not fine.
+    template <class T>
+    T * scratch(size_t n) {
+        return static_cast<T *>(scratch_bytes(n * sizeof(T)));
+    }
+    // Makes sure that the next launches find as much scratch memory, and room for as many bytes to copy, without
+    // asking the driver.
+    void reserve(size_t scratch, size_t copied);
+    void wait(); // for what is queued
+    // Queues a copy of what the host may change right away.
+    void upload(void * to, const void * from, size_t bytes);
+    // The same to scratch memory. Null where there is none.
+    template <class T>
+    const T * uploaded(const T * from, size_t n) {
+        T * const to = scratch<T>(n);
+        if (to) {
+            upload(to, from, n * sizeof(T));
+        }
+        return to;
+    }
+
   private:
+    void * scratch_bytes(size_t bytes);
     int before_ = 0;
     int gpu_ = 0;
+    bool waited_ = false; // and nothing was queued since
     cudaStream_t stream_ = nullptr;
+    std::unique_lock<std::mutex> alone_;
 };
+
+// Bytes that Launch::scratch takes for n elements.
+template <class T>
+size_t scratch_for(size_t n) {
+    return (n * sizeof(T) + 255) / 256 * 256;
+}
 
 bool on_one_gpu(const void * a, const void * b);
-
-// Memory for the time of a launch. It comes from the GPU's pool, which keeps what it has got from the driver.
-template <class T>
-class Scratch {
-  public:
-    Scratch(const Launch & launch, size_t n) : stream_(launch.stream()) {
-        void * memory = nullptr;
-        note(cudaMallocAsync(&memory, (n ? n : 1) * sizeof(T), stream_));
-        data_ = static_cast<T *>(memory);
-    }
-    ~Scratch() {
-        if (data_) {
-            note(cudaFreeAsync(data_, stream_));
-        }
-    }
-    Scratch(const Scratch &) = delete;
-    Scratch & operator=(const Scratch &) = delete;
-    T * data() const { return data_; }
-
-  private:
-    cudaStream_t stream_;
-    T * data_ = nullptr;
-};
 
 // Calls body(first, n) for neighbours in a list of descriptors that are on one GPU and of one shape: no more than
 // `most` at a time. Which are on one GPU is asked for only where there is more than one.
@@ -150,6 +159,14 @@ void in_groups(const Args * args, int n, int most, Memory && memory, Same && sam
         body(args + first, end - first);
     }
 }
+
+// Most scratch memory that a launch takes, of no more layers, heads, rows and cells than are given: see
+// reserve_scratch().
+size_t scratch_of_attention(int n_kv_heads, int heads_per_kv, int n_rows, int n_cells);
+size_t scratch_of_scores(int n_layers, int n_kv_heads, int heads_per_kv, int n_rows, int n_cells);
+size_t scratch_of_directions(int n_layers, int n_kv_heads, int dim);
+size_t scratch_of_plans(int n_heads, int n_cells);
+size_t scratch_of_stages(int n_heads, int n_cells);
 
 #define KVMERGE_DECLARE(name, Args) void name(const Args &);
 KVMERGE_DEVICE_KERNELS(KVMERGE_DECLARE)

@@ -50,16 +50,16 @@ __global__ void __launch_bounds__(PROJECT_WARPS * WARP) project(const ProjectCel
 
 void project_heads(const ProjectHeadsArgs & a) {
     const auto cells = [](const ProjectCellsArgs & h) { return h.keys.data; };
-    on_each_gpu(a.heads, a.n_heads, cells, [](const Launch & launch, const ProjectCellsArgs * heads, int n) {
+    on_each_gpu(a.heads, a.n_heads, cells, [](Launch & launch, const ProjectCellsArgs * heads, int n) {
         int most = 1, largest_dim = 1;
         for (int i = 0; i < n; i++) {
             most = std::max(most, heads[i].n);
             largest_dim = std::max(largest_dim, heads[i].keys.dim);
         }
-        const Uploaded<ProjectCellsArgs> on_gpu(launch, heads, size_t(n));
-        KVMERGE_LAUNCH(project, dim3(n, std::min(MOST_TILES, ceil_div(most, PROJECT_WARPS))), PROJECT_WARPS * WARP,
-                       PROJECT_WARPS * size_t(largest_dim) * sizeof(float), launch.stream(), on_gpu.data(),
-                       largest_dim);
+        if (const ProjectCellsArgs * const there = launch.uploaded(heads, size_t(n))) {
+            KVMERGE_LAUNCH(project, dim3(n, std::min(MOST_TILES, ceil_div(most, PROJECT_WARPS))), PROJECT_WARPS * WARP,
+                           PROJECT_WARPS * size_t(largest_dim) * sizeof(float), launch.stream(), there, largest_dim);
+        }
     });
 }
 
@@ -78,14 +78,15 @@ __global__ void __launch_bounds__(FORESEE_THREADS) foresee(const ExpectedAttenti
 
 void foresee_heads(const ForeseeHeadsArgs & a) {
     const auto rates = [](const ExpectedAttentionArgs & h) { return h.rate; };
-    on_each_gpu(a.heads, a.n_heads, rates, [](const Launch & launch, const ExpectedAttentionArgs * heads, int n) {
+    on_each_gpu(a.heads, a.n_heads, rates, [](Launch & launch, const ExpectedAttentionArgs * heads, int n) {
         int most = 1;
         for (int i = 0; i < n; i++) {
             most = std::max(most, heads[i].n);
         }
-        const Uploaded<ExpectedAttentionArgs> on_gpu(launch, heads, size_t(n));
-        KVMERGE_LAUNCH(foresee, dim3(n, std::min(MOST_TILES, ceil_div(most, FORESEE_THREADS))), FORESEE_THREADS, 0,
-                       launch.stream(), on_gpu.data());
+        if (const ExpectedAttentionArgs * const there = launch.uploaded(heads, size_t(n))) {
+            KVMERGE_LAUNCH(foresee, dim3(n, std::min(MOST_TILES, ceil_div(most, FORESEE_THREADS))), FORESEE_THREADS, 0,
+                           launch.stream(), there);
+        }
     });
 }
 

@@ -29,7 +29,7 @@ __device__ inline void hadamard(float * x, int dim, int size) {
 template <class Head, class DataOf, class Body>
 void on_each_gpu(const Head * heads, int n_heads, DataOf && data_of, Body && body) {
     for (int i = 0; i < n_heads;) {
-        const Launch launch(data_of(heads[i]));
+        Launch launch(data_of(heads[i]));
         if (!launch.fine()) {
             return;
         }
@@ -45,19 +45,6 @@ void on_each_gpu(const Head * heads, int n_heads, DataOf && data_of, Body && bod
         i = end;
     }
 }
-
-// Descriptors for the time of a launch. Memory of the host that is copied here may go at once: it is not pinned.
-template <class T>
-class Uploaded {
-  public:
-    Uploaded(const Launch & launch, const T * from, size_t n) : there_(launch, n) {
-        note(cudaMemcpyAsync(there_.data(), from, n * sizeof(T), cudaMemcpyHostToDevice, launch.stream()));
-    }
-    const T * data() const { return there_.data(); }
-
-  private:
-    Scratch<T> there_;
-};
 
 } // namespace cuda
 } // namespace kvmerge

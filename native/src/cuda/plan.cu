@@ -367,22 +367,40 @@ __global__ void __launch_bounds__(PLAN_THREADS)
     }
 }
 
+// The rooms of the thread blocks that run at once, of heads with up to `most` cells.
+struct Rooms {
+    int most, blocks;
+    Rooms(int n_heads, int n_cells)
+        : most(n_cells + n_cells % 2), // doubles of the next room stay aligned
+          blocks(int(std::clamp<size_t>(MOST_ROOM / (size_t(most) * ROOM_BYTES), 1, size_t(n_heads)))) {}
+    size_t bytes() const { return size_t(blocks) * size_t(most) * ROOM_BYTES; }
+};
+
+size_t scratch_of_plans(int n_heads, int n_cells) {
+    // Fewer cells a head are more rooms, of no more than MOST_ROOM together.
+    return scratch_for<PlanGroupsArgs>(size_t(n_heads)) +
+           scratch_for<char>(std::max(Rooms(n_heads, n_cells).bytes(),
+                                      std::min(MOST_ROOM, size_t(n_heads) * size_t(n_cells + 1) * ROOM_BYTES)));
+}
+
 void plan_heads(const PlanHeadsArgs & a) {
     const auto cells = [](const PlanGroupsArgs & h) { return h.keys.data; };
-    on_each_gpu(a.heads, a.n_heads, cells, [](const Launch & launch, const PlanGroupsArgs * heads, int n) {
+    on_each_gpu(a.heads, a.n_heads, cells, [](Launch & launch, const PlanGroupsArgs * heads, int n) {
         int most = 1, largest_dim = 1;
         for (int i = 0; i < n; i++) {
             most = std::max(most, heads[i].n);
             largest_dim = std::max(largest_dim, heads[i].values.dim);
         }
-        most += most % 2; // doubles of the next room stay aligned
-        const size_t room = size_t(most) * ROOM_BYTES;
-        const int blocks = int(std::clamp<size_t>(MOST_ROOM / room, 1, size_t(n)));
-        const Uploaded<PlanGroupsArgs> on_gpu(launch, heads, size_t(n));
-        const Scratch<char> rooms(launch, size_t(blocks) * room);
+        const Rooms rooms(n, most);
+        char * const memory = launch.scratch<char>(rooms.bytes());
+        const PlanGroupsArgs * const there = launch.uploaded(heads, size_t(n));
+        if (!launch.fine()) {
+            return;
+        }
         const size_t shared =
-            (size_t(largest_dim + 1) / 2 + size_t(std::min(MOST_RUNS, ceil_div(most, WARP)))) * sizeof(double);
-        KVMERGE_LAUNCH(plan, blocks, PLAN_THREADS, shared, launch.stream(), on_gpu.data(), n, rooms.data(), most,
+            (size_t(largest_dim + 1) / 2 + size_t(std::min(MOST_RUNS, ceil_div(rooms.most, WARP)))) *
+            sizeof(double);
+        KVMERGE_LAUNCH(plan, rooms.blocks, PLAN_THREADS, shared, launch.stream(), there, n, memory, rooms.most,
                        largest_dim);
     });
 }

@@ -214,24 +214,29 @@ __global__ void __launch_bounds__(SOLVE_THREADS) solve(DirectionsOfLayers layers
     }
 }
 
+size_t scratch_of_directions(int n_layers, int n_kv_heads, int dim) {
+    const size_t lower = size_t(triangle(dim)) * sizeof(float);
+    return lower <= MOST_SHARED ? 0 : scratch_for<char>(size_t(std::min(n_layers, MOST_LAYERS) * n_kv_heads) * lower);
+}
+
 void fold_direction_all(const FoldDirectionArgs * args, int n) {
     in_groups(
         args, n, MOST_LAYERS, [](const FoldDirectionArgs & a) { return static_cast<const void *>(a.second); },
         [](const FoldDirectionArgs & a, const FoldDirectionArgs & b) { return a.n == b.n && a.dim == b.dim; },
         [](const FoldDirectionArgs * first, int count) {
-            const Launch launch(first->second);
-            if (!launch.fine()) {
-                return;
-            }
+            Launch launch(first->second);
             const int dim = first->dim, blocks = count * first->n;
             const size_t vectors = size_t(2 * dim + SOLVE_WARPS) * sizeof(double),
                          lower = size_t(triangle(dim)) * sizeof(float);
             const bool fits = lower <= MOST_SHARED;
-            const Scratch<float> work(launch, fits ? 0 : size_t(blocks) * triangle(dim));
+            float * const work = fits ? nullptr : launch.scratch<float>(size_t(blocks) * triangle(dim));
+            if (!launch.fine()) {
+                return;
+            }
             DirectionsOfLayers layers = {};
             std::copy_n(first, count, layers.at);
             KVMERGE_LAUNCH(solve, blocks, SOLVE_THREADS, vectors + (fits ? lower : 0), launch.stream(), layers,
-                           first->n, fits ? nullptr : work.data());
+                           first->n, work);
         });
 }
 

@@ -275,23 +275,34 @@ static int parts_of(int tiles, int others) {
     return ceil_div(tiles, each);
 }
 
+// Most that layers_at_once() takes, of up to as many rows and cells. With fewer of them there are more parts, but for
+// no more than ENOUGH_BLOCKS thread blocks.
+size_t scratch_of_scores(int n_layers, int n_kv_heads, int heads_per_kv, int n_rows, int n_cells) {
+    const size_t heads = size_t(std::min(n_layers, MOST_LAYERS)) * size_t(n_kv_heads),
+                 rows = heads * (size_t(heads_per_kv) * size_t(n_rows) + ROWS),
+                 cells = heads * (size_t(n_cells) + CELLS);
+    return scratch_for<float>(rows) + scratch_for<float>(3 * (rows + size_t(ENOUGH_BLOCKS) * ROWS)) +
+           scratch_for<float>(cells + size_t(ENOUGH_BLOCKS) * CELLS);
+}
+
 // Layers of one shape, on one GPU.
 static void layers_at_once(const ScoreStatsArgs * args, int n) {
-    const Launch launch(args->q);
-    if (!launch.fine()) {
-        return;
-    }
+    Launch launch(args->q);
     const ScoreStatsArgs & a = args[0];
     const int heads = n * a.n_kv_heads, rows = a.heads_per_kv * a.n_rows, row_tiles = ceil_div(rows, ROWS),
               cell_tiles = ceil_div(a.n_cells, CELLS);
     const int row_parts_n = parts_of(cell_tiles, row_tiles * heads),
               column_parts_n = parts_of(row_tiles, cell_tiles * heads);
-    const Scratch<float> lse(launch, size_t(heads) * rows), of_rows(launch, size_t(heads) * rows * row_parts_n * 3),
-        of_columns(launch, size_t(heads) * column_parts_n * a.n_cells);
+    float * const lse = launch.scratch<float>(size_t(heads) * rows);
+    float * const of_rows = launch.scratch<float>(size_t(heads) * rows * row_parts_n * 3);
+    float * const of_columns = launch.scratch<float>(size_t(heads) * column_parts_n * a.n_cells);
+    if (!launch.fine()) {
+        return;
+    }
     Layers layers = {};
     bool mass = false, half = a.keys.type == CELL_F16 && !a.keys.transposed && a.keys.dim % 16 == 0;
     for (int i = 0; i < n; i++) {
-        layers.at[i] = {args[i], lse.data() + size_t(i) * a.n_kv_heads * rows};
+        layers.at[i] = {args[i], lse + size_t(i) * a.n_kv_heads * rows};
         mass |= args[i].mass != nullptr;
         half &= reinterpret_cast<size_t>(args[i].keys.data) % 4 == 0 && args[i].keys.cell_bytes % 4 == 0;
     }
@@ -299,25 +310,25 @@ static void layers_at_once(const ScoreStatsArgs * args, int n) {
     const dim3 row_grid(row_tiles, row_parts_n, heads), column_grid(cell_tiles, column_parts_n, heads);
     if (half) {
         KVMERGE_LAUNCH(row_parts<true>, row_grid, THREADS, 0, launch.stream(), layers, a.n_kv_heads, in_rows,
-                       of_rows.data());
+                       of_rows);
     } else {
         KVMERGE_LAUNCH(row_parts<false>, row_grid, THREADS, 0, launch.stream(), layers, a.n_kv_heads, in_rows,
-                       of_rows.data());
+                       of_rows);
     }
     KVMERGE_LAUNCH(whole_rows, dim3(ceil_div(rows, 128), heads), 128, 0, launch.stream(), layers, a.n_kv_heads,
-                   row_parts_n, of_rows.data());
+                   row_parts_n, of_rows);
     if (!mass) {
         return;
     }
     if (half) {
         KVMERGE_LAUNCH(column_parts<true>, column_grid, THREADS, 0, launch.stream(), layers, a.n_kv_heads, in_columns,
-                       of_columns.data());
+                       of_columns);
     } else {
         KVMERGE_LAUNCH(column_parts<false>, column_grid, THREADS, 0, launch.stream(), layers, a.n_kv_heads, in_columns,
-                       of_columns.data());
+                       of_columns);
     }
     KVMERGE_LAUNCH(whole_columns, dim3(ceil_div(a.n_cells, 256), heads), 256, 0, launch.stream(), layers, a.n_kv_heads,
-                   column_parts_n, of_columns.data());
+                   column_parts_n, of_columns);
 }
 
 void score_stats_all(const ScoreStatsArgs * args, int n) {

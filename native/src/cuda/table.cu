@@ -335,19 +335,28 @@ __global__ void __launch_bounds__(TABLE_THREADS) stage(StageHeadsArgs a, int * r
         }
         __syncthreads();
         if (threadIdx.x == 0) {
-            a.verdict[h] = {flaw, groups, merges};
+            a.verdict[h] = {a.not_finite[h] ? FLAW_ATTENTION : flaw, groups, merges};
         }
         __syncthreads();
     }
 }
 
+// How many heads are staged at once.
+static int stage_blocks(int n_heads, int n_cells) {
+    return int(std::clamp<size_t>(MOST_STAGE_ROOM / (size_t(n_cells) * STAGE_ROOM_BYTES), 1, size_t(n_heads)));
+}
+
+size_t scratch_of_stages(int n_heads, int n_cells) {
+    return scratch_for<char>(size_t(stage_blocks(n_heads, n_cells)) * size_t(n_cells) * STAGE_ROOM_BYTES);
+}
+
 void stage_heads(const StageHeadsArgs & a) {
-    const Launch launch(a.rows.cell);
-    if (launch.fine()) {
-        const size_t room = size_t(a.rows.n_cells) * STAGE_ROOM_BYTES;
-        const int blocks = int(std::clamp<size_t>(MOST_STAGE_ROOM / room, 1, size_t(a.rows.n_heads)));
-        const Scratch<int> rooms(launch, size_t(blocks) * 6 * size_t(a.rows.n_cells));
-        KVMERGE_LAUNCH(stage, blocks, TABLE_THREADS, 0, launch.stream(), a, rooms.data());
+    Launch launch(a.rows.cell);
+    const int blocks = stage_blocks(a.rows.n_heads, a.rows.n_cells);
+    int * const rooms =
+        reinterpret_cast<int *>(launch.scratch<char>(size_t(blocks) * size_t(a.rows.n_cells) * STAGE_ROOM_BYTES));
+    if (rooms) {
+        KVMERGE_LAUNCH(stage, blocks, TABLE_THREADS, 0, launch.stream(), a, rooms);
     }
 }
 

@@ -253,6 +253,17 @@ struct PlanHeadsArgs {
     int n_heads;
 };
 
+// Has a GPU take the memory that all kernels here work with, so that none needs more later.
+struct ReserveScratchArgs {
+    const void * near; // where it lies
+    int n_layers;      // on that GPU
+    int n_kv_heads;
+    int heads_per_kv;
+    int n_rows;  // most tokens of a block
+    int n_cells; // of the cache
+    int dim;     // of keys
+};
+
 // The table of the cells (table.hpp) of the KV heads of those layers that lie on one GPU: rows of n_cells, one a head,
 // in position order. All arrays of the following kernels lie on that GPU; those by head are [n_heads][n_cells] too,
 // unless they say otherwise.
@@ -303,10 +314,12 @@ struct WeighGroupsArgs {
 
 // What became of a head's plan. flaw: 0, or which rule it breaks.
 struct Verdict {
-    int32_t flaw;
+    int32_t flaw; // FLAW_ATTENTION: what the head received is not finite
     int32_t n_groups; // that are rewritten
     int32_t merges;   // whether one of them has two members and more
 };
+
+constexpr int32_t FLAW_ATTENTION = -1;
 
 // Checks plans and makes of them what MergeHead takes. Nothing of the table changes.
 struct StageHeadsArgs {
@@ -320,6 +333,7 @@ struct StageHeadsArgs {
     const float * weight;
     const float * value_weight;  // null: as weight
     const float * inverse_scale; // [n_heads]: of the scores; 0 where no bias is folded
+    const int32_t * not_finite;  // [n_heads]: what AddBlockArgs::flaw says
     int room;                    // most members and groups of a head, that are rewritten
     int32_t * dest;              // written: the cell that the row's group goes to; -1 where the row is no pivot
     int32_t * start;             // [n_heads][room + 1], written: as in MergeHead, and so on
@@ -406,15 +420,16 @@ struct CheckQueriesArgs {
     X(merge_cells, MergeCellsArgs)
 
 // Kernels of many heads, which only GPUs have. The reference for them is the host's kernel of one head, and CellTable.
-#define KVMERGE_HEADS_KERNELS(X)       \
-    X(project_heads, ProjectHeadsArgs) \
-    X(foresee_heads, ForeseeHeadsArgs) \
-    X(plan_heads, PlanHeadsArgs)       \
-    X(add_block, AddBlockArgs)         \
-    X(rate_cells, RateCellsArgs)       \
-    X(weigh_groups, WeighGroupsArgs)   \
-    X(stage_heads, StageHeadsArgs)     \
-    X(commit_heads, CommitHeadsArgs)
+#define KVMERGE_HEADS_KERNELS(X)           \
+    X(project_heads, ProjectHeadsArgs)     \
+    X(foresee_heads, ForeseeHeadsArgs)     \
+    X(plan_heads, PlanHeadsArgs)           \
+    X(add_block, AddBlockArgs)             \
+    X(rate_cells, RateCellsArgs)           \
+    X(weigh_groups, WeighGroupsArgs)       \
+    X(stage_heads, StageHeadsArgs)         \
+    X(commit_heads, CommitHeadsArgs)       \
+    X(reserve_scratch, ReserveScratchArgs)
 
 // Those of them that are run for all layers at once.
 #define KVMERGE_LAYER_KERNELS(X)           \

@@ -3,8 +3,8 @@
 // memory, so AddressSanitizer watches it. The shim shows no races. It ends the program if not all threads reach a
 // barrier.
 //
-// Streams are as late as CUDA allows: what is queued is done when somebody waits or asks whether it is done. All is
-// counted, and any call can be made to fail.
+// Streams are as late as CUDA allows: what is queued is done when somebody waits or asks whether it is done, and memory
+// that is pinned is read no earlier. All is counted, and any call can be made to fail.
 #pragma once
 
 #include <algorithm>
@@ -39,7 +39,8 @@ namespace shim {
 extern dim3 thread_index, block_index, block_size, grid_size;
 extern void * dynamic_shared;
 // What the host asked for. Bytes are those that cross the bus; allocations are of memory on the GPU and of pinned
-// memory.
+// memory. Waits are calls that wait for a stream, whether it is done or not: large copies from memory that is not
+// pinned among them.
 struct Counts {
     int launches, copies, fills, waits, allocations;
     size_t bytes;
@@ -48,10 +49,15 @@ __attribute__((visibility("default"))) Counts & counts();
 // Makes every call of the runtime fail from now on, with this error; 0: none.
 __attribute__((visibility("default"))) int & failing();
 __attribute__((visibility("default"))) int & gpus();
+// Whether a GPU never has done anything yet when somebody asks.
+__attribute__((visibility("default"))) bool & slow();
 // Memory that is on a second GPU, by its first address and how many bytes it has; all other memory is on the first.
 __attribute__((visibility("default"))) std::map<const char *, int> & second_gpu();
 int gpu_of(const void * memory);
+bool & asked_too_early(); // which the next cudaGetLastError says
+bool is_pinned(const void * memory);
 void queue(std::function<void()> work);
+bool is_idle();
 void run_queue();
 void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()> & kernel);
 template <class Kernel, class... Args>
@@ -187,11 +193,18 @@ inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
     shim::run_queue();
     return shim_status();
 }
-inline cudaError_t cudaStreamQuery(cudaStream_t) { // the GPU has had time enough
+inline cudaError_t cudaStreamQuery(cudaStream_t) {
+    if (shim::slow() && !shim::is_idle()) {
+        shim::asked_too_early() = true;
+        return cudaErrorNotReady;
+    }
     shim::run_queue();
     return shim_status();
 }
 inline cudaError_t cudaGetLastError() { // memory that lacked is forgotten when somebody was told
+    if (std::exchange(shim::asked_too_early(), false)) {
+        return cudaErrorNotReady;
+    }
     return shim_status() == cudaErrorMemoryAllocation ? cudaSuccess : shim_status();
 }
 inline const char * cudaGetErrorString(cudaError_t) {
@@ -207,18 +220,10 @@ inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes * a, const voi
     *a = {cudaMemoryTypeDevice, shim::gpu_of(memory)};
     return cudaSuccess;
 }
-inline cudaError_t cudaHostAlloc(void ** p, size_t n, unsigned) {
-    shim::counts().allocations++;
-    *p = shim::failing() ? nullptr : std::malloc(n);
-    return *p ? cudaSuccess : cudaErrorMemoryAllocation;
-}
+cudaError_t cudaHostAlloc(void ** p, size_t n, unsigned);
+cudaError_t cudaFreeHost(void * p); // waits
 cudaError_t cudaMallocAsync(void ** p, size_t n, cudaStream_t); // on the current GPU
 cudaError_t cudaFreeAsync(void * p, cudaStream_t);
-inline cudaError_t cudaFreeHost(void * p) { // waits
-    shim::run_queue();
-    std::free(p);
-    return cudaSuccess;
-}
 inline cudaError_t cudaMemsetAsync(void * p, int x, size_t n, cudaStream_t) {
     shim::counts().fills++;
     shim::queue([=] { std::memset(p, x, n); });
@@ -229,7 +234,11 @@ inline cudaError_t cudaMemcpyAsync(void * to, const void * from, size_t n, cudaM
     shim::counts().bytes += n;
     if (kind == cudaMemcpyDeviceToHost) {
         shim::queue([=] { std::memcpy(to, from, n); });
+    } else if (shim::is_pinned(from)) {
+        shim::queue([=] { std::memcpy(to, from, n); });
     } else { // the host may change `from` right away
+        constexpr size_t LARGE = 64 << 10; // what the driver has no buffer for, it waits for
+        shim::counts().waits += n > LARGE;
         const char * const bytes = static_cast<const char *>(from);
         shim::queue([to, copy = std::vector<char>(bytes, bytes + n)] { std::memcpy(to, copy.data(), copy.size()); });
     }

@@ -181,6 +181,15 @@ namespace {
 
 std::vector<std::function<void()>> queued;
 int current_gpu = 0;
+std::map<const char *, size_t> & pinned() { // there until the very end
+    static auto & memory = *new std::map<const char *, size_t>();
+    return memory;
+}
+cudaError_t allocate(void ** p, size_t n) {
+    counts().allocations++;
+    *p = failing() ? nullptr : std::malloc(n);
+    return *p ? cudaSuccess : cudaErrorMemoryAllocation;
+}
 struct AtTheEnd { // memory whose release is queued is released
     ~AtTheEnd() { run_queue(); }
 } at_the_end;
@@ -200,6 +209,26 @@ int & failing() {
 int & gpus() {
     static int n = 1;
     return n;
+}
+
+bool & slow() {
+    static bool is = false;
+    return is;
+}
+
+bool & asked_too_early() {
+    static bool was = false;
+    return was;
+}
+
+bool is_pinned(const void * memory) {
+    const char * const at = static_cast<const char *>(memory);
+    const auto after = pinned().upper_bound(at);
+    return after != pinned().begin() && at < std::prev(after)->first + std::prev(after)->second;
+}
+
+bool is_idle() {
+    return queued.empty();
 }
 
 std::map<const char *, int> & second_gpu() {
@@ -237,8 +266,23 @@ cudaError_t cudaSetDevice(int d) {
     return cudaSuccess;
 }
 
+cudaError_t cudaHostAlloc(void ** p, size_t n, unsigned) {
+    const cudaError_t status = shim::allocate(p, n);
+    if (*p) {
+        shim::pinned()[static_cast<char *>(*p)] = n;
+    }
+    return status;
+}
+
+cudaError_t cudaFreeHost(void * p) {
+    shim::run_queue();
+    shim::pinned().erase(static_cast<char *>(p));
+    std::free(p);
+    return cudaSuccess;
+}
+
 cudaError_t cudaMallocAsync(void ** p, size_t n, cudaStream_t) {
-    const cudaError_t status = cudaHostAlloc(p, n, 0);
+    const cudaError_t status = shim::allocate(p, n);
     if (*p && shim::current_gpu == 1) {
         shim::second_gpu()[static_cast<char *>(*p)] = int(n);
     }
