@@ -455,7 +455,8 @@ KVMERGE_API kvmerge_status kvmerge_cache_free(kvmerge_cache * cache);
 KVMERGE_API kvmerge_status kvmerge_cache_decode(kvmerge_cache * cache, const int32_t * tokens, int32_t n,
                                                 const float ** logits);
 /* Takes account of what kvmerge_cache_decode decoded since the last compression, and compresses if that is more than
- * stays: before the columns or fates are asked for in the midst of a block. */
+ * stays: before the columns or fates are asked for in the midst of a block. On a GPU it also waits until cells are
+ * rewritten. */
 KVMERGE_API kvmerge_status kvmerge_cache_flush(kvmerge_cache * cache);
 
 /* Takes n_tokens that the caller has decoded since kvmerge_observer_begin into the table. stats: what the observer saw
@@ -506,8 +507,10 @@ KVMERGE_API kvmerge_status kvmerge_cache_stage(kvmerge_cache * cache, int32_t la
  * ARGUMENT where the observer does not observe the mass, and what kvmerge_plan_cells answers. */
 KVMERGE_API kvmerge_status kvmerge_cache_plan(kvmerge_cache * cache);
 /* Carries out the plans: rewrites the cells, frees the others in llama.cpp's record, and moves the table. The groups of
- * a head come in their pivots' order. Errors: STATE (nothing due, a head without a plan), what kvmerge_apply answers.
- */
+ * a head come in their pivots' order. On a GPU it returns before the cells are rewritten: what of this library uses
+ * them next waits, the callback before llama.cpp's next graph too. Call kvmerge_cache_flush before other functions of
+ * llama.cpp that read cells, as llama_state_seq_get_data does. Where rewriting fails, the next call that waits answers
+ * DEVICE, and the cache is broken. Errors: STATE (nothing due, a head without a plan), what kvmerge_apply answers. */
 KVMERGE_API kvmerge_status kvmerge_cache_commit(kvmerge_cache * cache);
 
 /* Pins what was read so far: it is never dropped or merged, and plans do not see it. Takes account of what

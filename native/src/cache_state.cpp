@@ -198,6 +198,7 @@ void give_moments(kvmerge_observer & o, const Content & content) {
         }
         l.query_weight = m.weight;
         l.query_keep = m.keep;
+        l.direction_known = false;
     }
 }
 
@@ -263,6 +264,7 @@ void kvmerge::forget_queries(kvmerge_observer & o) {
         l.n_queries = 0;
         l.query_weight = 0;
         l.query_keep = 1;
+        l.direction_known = false;
         if (l.query_sum.size()) {
             l.query_sum.zero();
             l.query_second.zero();

@@ -138,8 +138,8 @@ void DeviceTable::project(kvmerge_observer & o, Part & p, int n) {
         auto & l = o.layers[size_t(p.first_layer + h / shape_.n_head_kv)];
         const float * const w = p.calibration.data() + size_t(h) * size_t(calibration_stride_);
         float * const product = p.projected.data() + size_t(h) * size_t(n);
-        heads.push_back({l.k.on_device(), l.v.on_device(), h % shape_.n_head_kv, p.tokens.data(), p.tokens.data() + n, n,
-                         w + CALIBRATION_SCALARS, l.rope.n_rot, l.rope.neox, l.rope.freq.data(), l.rope.hadamard,
+        heads.push_back({l.k.on_device(), l.v.on_device(), h % shape_.n_head_kv, p.tokens.data(), p.tokens.data() + n,
+                         n, w + CALIBRATION_SCALARS, l.rope.n_rot, l.rope.neox, l.rope.freq.data(), l.rope.hadamard,
                          product, product + size_t(p.rows.n_heads) * size_t(n)});
     }
     device_->project_heads({heads.data(), int(heads.size())});

@@ -40,8 +40,8 @@ class DeviceTable {
     void stage(CellTable & table);
     // Whether some of a layer's groups have biases that are folded, by what stage() has found.
     bool has_biases(const kvmerge_observer & o, int layer) const;
-    // Has the cells rewritten and the columns moved, and does not wait for it. directions: of each layer that has biases,
-    // [n_head_kv][dim], there.
+    // Has the cells rewritten and the columns moved, and does not wait for it. directions: of each layer that has
+    // biases, [n_head_kv][dim], there.
     void commit(kvmerge_observer & o, const CellTable & table, const std::vector<const float *> & directions);
 
     // Brings the columns to the host, if the copy there is old. On any thread.

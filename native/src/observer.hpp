@@ -78,11 +78,11 @@ struct kvmerge_observer {
     bool any_bias = false;
     // How many calls with its caches go on. They hold what it gave them between two calls with it.
     const std::shared_ptr<std::atomic<int>> in_caches = std::make_shared<std::atomic<int>>(0);
-    std::atomic<bool> torn{false};       // writing cells failed midway
-    std::atomic<bool> rewriting{false};  // a GPU may still be at it: see finish_rewriting()
-    std::mutex finishing;                // held while somebody waits for that
-    bool another_context = false;    // the graph of another llama_context was seen, for good
-    std::vector<int32_t> token_cell; // [tokens so far]
+    std::atomic<bool> torn{false};      // writing cells failed midway
+    std::atomic<bool> rewriting{false}; // a GPU may still be at it: see finish_rewriting()
+    std::mutex finishing;               // held while somebody waits for that
+    bool another_context = false;       // the graph of another llama_context was seen, for good
+    std::vector<int32_t> token_cell;    // [tokens so far]
 
     int ubatch_start = 0;              // index in the block of the current ubatch's first token
     const void * visible_of = nullptr; // the mask that the next three were counted from
@@ -127,8 +127,8 @@ struct kvmerge_observer {
     bool fold_on_gpu();                 // whether there was anything to do
     // Throws STATE where queries of the block never came; of those on a GPU that is known once it has finished.
     void require_captured() const;
-    // Waits for a rewriting that a GPU may still be at, before anybody else reads or writes cells. On any thread. Throws
-    // DEVICE where it failed: then the observer is torn.
+    // Waits for a rewriting that a GPU may still be at, before anybody else reads or writes cells. On any thread.
+    // Throws DEVICE where it failed: then the observer is torn.
     void finish_rewriting();
     void look_at_newest();      // of what is captured on a GPU: finds out what the newest token sees
     void add_waiting_queries(); // of all layers, to the moments

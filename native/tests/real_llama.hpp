@@ -94,13 +94,13 @@ inline void ok(kvmerge_status status) {
     }
 }
 
-inline llama_model * load_tiny_model() {
+inline llama_model * load_tiny_model(int layers = TinyGguf::LAYERS) {
     const char * const tmp = std::getenv("TMPDIR");
     std::string file = std::string(tmp ? tmp : "/tmp") + "/kvmerge-XXXXXX";
     const int made = mkstemp(&file[0]);
     CHECK(made >= 0);
     close(made);
-    TinyGguf::write(file);
+    TinyGguf::write(file, layers);
     llama_model * const model = llama.llama_model_load_from_file(file.c_str(), llama.llama_model_default_params());
     unlink(file.c_str());
     CHECK(model);
@@ -108,12 +108,12 @@ inline llama_model * load_tiny_model() {
 }
 
 // How these tests begin: the tiny model, in the llama.cpp whose folder is the one argument.
-inline llama_model * tiny_model_for(int argc, char ** argv) {
+inline llama_model * tiny_model_for(int argc, char ** argv, int layers = TinyGguf::LAYERS) {
     if (argc != 2) {
         std::printf("usage: %s FOLDER-OF-LLAMA.CPP'S-LIBRARIES\n", argv[0]);
         std::exit(2);
     }
     skip_without_isa();
     load(argv[1]);
-    return load_tiny_model();
+    return load_tiny_model(layers);
 }

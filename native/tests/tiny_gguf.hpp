@@ -10,15 +10,15 @@ class TinyGguf {
   public:
     static constexpr int VOCABULARY = 96, LAYERS = 2, HEADS = 4, KV_HEADS = 2, HEAD_SIZE = 32, EMBEDDING = 64;
 
-    // A Llama of the sizes above.
-    static void write(const std::string & file) {
+    // A Llama of the sizes above, of as many layers.
+    static void write(const std::string & file, int layers = LAYERS) {
         TinyGguf out;
         out.text("general.architecture", "llama");
         out.text("tokenizer.ggml.model", "none");
         out.integer("llama.vocab_size", VOCABULARY);
         out.integer("llama.context_length", 512);
         out.integer("llama.embedding_length", EMBEDDING);
-        out.integer("llama.block_count", LAYERS);
+        out.integer("llama.block_count", uint32_t(layers));
         out.integer("llama.feed_forward_length", FEED_FORWARD);
         out.integer("llama.attention.head_count", HEADS);
         out.integer("llama.attention.head_count_kv", KV_HEADS);
@@ -30,7 +30,7 @@ class TinyGguf {
         out.tensor("token_embd.weight", {EMBEDDING, VOCABULARY});
         out.tensor("output_norm.weight", {EMBEDDING});
         out.tensor("output.weight", {EMBEDDING, VOCABULARY});
-        for (int layer = 0; layer < LAYERS; layer++) {
+        for (int layer = 0; layer < layers; layer++) {
             const std::string block = "blk." + std::to_string(layer) + ".";
             out.tensor(block + "attn_norm.weight", {EMBEDDING});
             out.tensor(block + "attn_q.weight", {EMBEDDING, HEADS * HEAD_SIZE});

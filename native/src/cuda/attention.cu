@@ -98,8 +98,8 @@ static int parts_of_columns(int heads_per_kv, int n_rows) {
     return ceil_div(heads_per_kv * n_rows, CHUNK);
 }
 
-static void launch_tiles(Launch & launch, bool vector, const Matrix & m, int n_kv_heads, int half_powers,
-                         float * mass, std::ptrdiff_t mass_stride, float * row_part) {
+static void launch_tiles(Launch & launch, bool vector, const Matrix & m, int n_kv_heads, int half_powers, float * mass,
+                         std::ptrdiff_t mass_stride, float * row_part) {
     const dim3 grid(ceil_div(m.n_cells, TILE), parts_of_columns(m.heads_per_kv, m.n_rows), n_kv_heads);
     float * const part = launch.scratch<float>(size_t(grid.y) * n_kv_heads * m.n_cells);
     if (!launch.fine()) {
@@ -113,8 +113,8 @@ static void launch_tiles(Launch & launch, bool vector, const Matrix & m, int n_k
     if (!mass) {
         return;
     }
-    KVMERGE_LAUNCH(add_columns, dim3(ceil_div(m.n_cells, 256), n_kv_heads), 256, 0, launch.stream(), part,
-                   int(grid.y), m.n_cells, mass, mass_stride);
+    KVMERGE_LAUNCH(add_columns, dim3(ceil_div(m.n_cells, 256), n_kv_heads), 256, 0, launch.stream(), part, int(grid.y),
+                   m.n_cells, mass, mass_stride);
 }
 
 static bool is_aligned(const float * x, std::ptrdiff_t a, std::ptrdiff_t b) {

@@ -94,7 +94,11 @@ __device__ inline void store_cells(const CellView & v, int head, int cell, int i
 
 // ---- the host's side ------------------------------------------------------------------------------------------------
 
-void note(cudaError_t status); // remembers the first failure, for Device::finish
+void note(cudaError_t status);           // remembers the first failure, for Device::finish
+const char * failed();                   // that, once; or null
+const char * remedy(cudaError_t status); // what to do about it, where its own text does not say; or ""
+void wait_for(int gpu, bool asks);       // for what is queued there. `asks`: only if it is not done yet
+void * pinned(size_t bytes);             // on the host, for cudaFreeHost; null where there is none
 
 // Makes the GPU that `memory` is on the current one, and gives its stream, on which all work of that GPU follows what
 // came before it. Nobody waits: Device::finish does. No other thread queues work on that GPU while it lives.

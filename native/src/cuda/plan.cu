@@ -398,8 +398,7 @@ void plan_heads(const PlanHeadsArgs & a) {
             return;
         }
         const size_t shared =
-            (size_t(largest_dim + 1) / 2 + size_t(std::min(MOST_RUNS, ceil_div(rooms.most, WARP)))) *
-            sizeof(double);
+            (size_t(largest_dim + 1) / 2 + size_t(std::min(MOST_RUNS, ceil_div(rooms.most, WARP)))) * sizeof(double);
         KVMERGE_LAUNCH(plan, rooms.blocks, PLAN_THREADS, shared, launch.stream(), there, n, memory, rooms.most,
                        largest_dim);
     });

@@ -275,14 +275,21 @@ static int parts_of(int tiles, int others) {
     return ceil_div(tiles, each);
 }
 
+// How many layers go into one launch: of long contexts few, so that their columns' memory stays small.
+static int layers_of_launch(int n_kv_heads, int n_cells) {
+    constexpr size_t MOST_COLUMNS = size_t(8) << 20; // elements
+    return int(std::clamp<size_t>(MOST_COLUMNS / (size_t(n_kv_heads) * size_t(n_cells)), 1, MOST_LAYERS));
+}
+
 // Most that layers_at_once() takes, of up to as many rows and cells. With fewer of them there are more parts, but for
-// no more than ENOUGH_BLOCKS thread blocks.
+// no more than ENOUGH_BLOCKS thread blocks; and with fewer cells more layers.
 size_t scratch_of_scores(int n_layers, int n_kv_heads, int heads_per_kv, int n_rows, int n_cells) {
-    const size_t heads = size_t(std::min(n_layers, MOST_LAYERS)) * size_t(n_kv_heads),
+    const size_t layers = size_t(std::min(n_layers, MOST_LAYERS)), heads = layers * size_t(n_kv_heads),
                  rows = heads * (size_t(heads_per_kv) * size_t(n_rows) + ROWS),
-                 cells = heads * (size_t(n_cells) + CELLS);
+                 a_layer = size_t(n_kv_heads) * (size_t(n_cells) + CELLS),
+                 columns = std::min(layers * a_layer, size_t(layers_of_launch(n_kv_heads, n_cells) + 1) * a_layer);
     return scratch_for<float>(rows) + scratch_for<float>(3 * (rows + size_t(ENOUGH_BLOCKS) * ROWS)) +
-           scratch_for<float>(cells + size_t(ENOUGH_BLOCKS) * CELLS);
+           scratch_for<float>(columns + size_t(ENOUGH_BLOCKS) * CELLS);
 }
 
 // Layers of one shape, on one GPU.
@@ -309,11 +316,9 @@ static void layers_at_once(const ScoreStatsArgs * args, int n) {
     const int in_rows = ceil_div(cell_tiles, row_parts_n), in_columns = ceil_div(row_tiles, column_parts_n);
     const dim3 row_grid(row_tiles, row_parts_n, heads), column_grid(cell_tiles, column_parts_n, heads);
     if (half) {
-        KVMERGE_LAUNCH(row_parts<true>, row_grid, THREADS, 0, launch.stream(), layers, a.n_kv_heads, in_rows,
-                       of_rows);
+        KVMERGE_LAUNCH(row_parts<true>, row_grid, THREADS, 0, launch.stream(), layers, a.n_kv_heads, in_rows, of_rows);
     } else {
-        KVMERGE_LAUNCH(row_parts<false>, row_grid, THREADS, 0, launch.stream(), layers, a.n_kv_heads, in_rows,
-                       of_rows);
+        KVMERGE_LAUNCH(row_parts<false>, row_grid, THREADS, 0, launch.stream(), layers, a.n_kv_heads, in_rows, of_rows);
     }
     KVMERGE_LAUNCH(whole_rows, dim3(ceil_div(rows, 128), heads), 128, 0, launch.stream(), layers, a.n_kv_heads,
                    row_parts_n, of_rows);
@@ -332,8 +337,12 @@ static void layers_at_once(const ScoreStatsArgs * args, int n) {
 }
 
 void score_stats_all(const ScoreStatsArgs * args, int n) {
+    if (n == 0) {
+        return;
+    }
     in_groups(
-        args, n, MOST_LAYERS, [](const ScoreStatsArgs & a) { return static_cast<const void *>(a.q); },
+        args, n, layers_of_launch(args->n_kv_heads, args->n_cells),
+        [](const ScoreStatsArgs & a) { return static_cast<const void *>(a.q); },
         [](const ScoreStatsArgs & a, const ScoreStatsArgs & b) {
             return a.n_kv_heads == b.n_kv_heads && a.heads_per_kv == b.heads_per_kv && a.n_rows == b.n_rows &&
                    a.n_cells == b.n_cells && a.keys.type == b.keys.type && a.keys.dim == b.keys.dim &&

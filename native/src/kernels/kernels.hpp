@@ -314,7 +314,7 @@ struct WeighGroupsArgs {
 
 // What became of a head's plan. flaw: 0, or which rule it breaks.
 struct Verdict {
-    int32_t flaw; // FLAW_ATTENTION: what the head received is not finite
+    int32_t flaw;     // FLAW_ATTENTION: what the head received is not finite
     int32_t n_groups; // that are rewritten
     int32_t merges;   // whether one of them has two members and more
 };
@@ -420,15 +420,15 @@ struct CheckQueriesArgs {
     X(merge_cells, MergeCellsArgs)
 
 // Kernels of many heads, which only GPUs have. The reference for them is the host's kernel of one head, and CellTable.
-#define KVMERGE_HEADS_KERNELS(X)           \
-    X(project_heads, ProjectHeadsArgs)     \
-    X(foresee_heads, ForeseeHeadsArgs)     \
-    X(plan_heads, PlanHeadsArgs)           \
-    X(add_block, AddBlockArgs)             \
-    X(rate_cells, RateCellsArgs)           \
-    X(weigh_groups, WeighGroupsArgs)       \
-    X(stage_heads, StageHeadsArgs)         \
-    X(commit_heads, CommitHeadsArgs)       \
+#define KVMERGE_HEADS_KERNELS(X)       \
+    X(project_heads, ProjectHeadsArgs) \
+    X(foresee_heads, ForeseeHeadsArgs) \
+    X(plan_heads, PlanHeadsArgs)       \
+    X(add_block, AddBlockArgs)         \
+    X(rate_cells, RateCellsArgs)       \
+    X(weigh_groups, WeighGroupsArgs)   \
+    X(stage_heads, StageHeadsArgs)     \
+    X(commit_heads, CommitHeadsArgs)   \
     X(reserve_scratch, ReserveScratchArgs)
 
 // Those of them that are run for all layers at once.

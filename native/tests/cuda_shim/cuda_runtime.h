@@ -221,7 +221,7 @@ inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes * a, const voi
     return cudaSuccess;
 }
 cudaError_t cudaHostAlloc(void ** p, size_t n, unsigned);
-cudaError_t cudaFreeHost(void * p); // waits
+cudaError_t cudaFreeHost(void * p);                             // waits
 cudaError_t cudaMallocAsync(void ** p, size_t n, cudaStream_t); // on the current GPU
 cudaError_t cudaFreeAsync(void * p, cudaStream_t);
 inline cudaError_t cudaMemsetAsync(void * p, int x, size_t n, cudaStream_t) {
@@ -236,7 +236,7 @@ inline cudaError_t cudaMemcpyAsync(void * to, const void * from, size_t n, cudaM
         shim::queue([=] { std::memcpy(to, from, n); });
     } else if (shim::is_pinned(from)) {
         shim::queue([=] { std::memcpy(to, from, n); });
-    } else { // the host may change `from` right away
+    } else {                               // the host may change `from` right away
         constexpr size_t LARGE = 64 << 10; // what the driver has no buffer for, it waits for
         shim::counts().waits += n > LARGE;
         const char * const bytes = static_cast<const char *>(from);
