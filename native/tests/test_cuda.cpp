@@ -9,7 +9,7 @@
 extern "C" const Device * kvmerge_cuda_device(int version, const char ** why_not);
 
 #ifdef KVMERGE_CUDA_SHIM
-constexpr unsigned TIMES = 12; // a thread is a fiber here: slow
+constexpr unsigned TIMES = 40; // a thread is a fiber here: slow
 #else
 constexpr unsigned TIMES = 200;
 #endif

@@ -1,134 +1,195 @@
-// Merging cells on the GPU, where they lie: one launch reads all groups of all heads, a second writes them.
+// Merging cells on the GPU, where they lie: one launch reads all groups of all heads, a second writes them. What a warp
+// does for a cell is few instructions: of those there were too many to be at memory's speed.
 #include "heads.cuh"
 
 #include <algorithm>
-#include <cstring>
-#include <vector>
 
 namespace kvmerge {
 namespace cuda {
 
 constexpr int WARPS = 4; // of a thread block
 
-// The head that a group belongs to, by bisection. first_group: [n_heads + 1], how many groups the heads before have.
-__device__ inline int head_of(const int * first_group, int n_heads, int group) {
-    int low = 0, high = n_heads - 1;
-    while (low < high) {
-        const int middle = (low + high + 1) / 2;
-        if (first_group[middle] <= group) {
-            low = middle;
-        } else {
-            high = middle - 1;
-        }
-    }
-    return low;
+// Whether rows hold neighbours in half precision that can be read and written two at a time.
+__device__ inline bool in_pairs(const CellView & v) {
+    return v.type == CELL_F16 && !v.transposed && v.dim % 2 == 0 && v.cell_bytes % 4 == 0 &&
+           reinterpret_cast<size_t>(v.data) % 4 == 0;
 }
 
-// A warp takes a group. It has room for two keys in shared memory.
-__global__ void __launch_bounds__(WARPS * WARP)
-    merge_groups(const MergeHead * heads, const int * first_group, int n_heads, int n_groups, int largest_dim) {
+// Calls give(i, element i of a cell) for a lane's share of a cell. What is the same for all elements is worked out
+// once.
+template <class Give>
+__device__ inline void each_element(const CellView & v, bool pairs, int head, int cell, Give && give) {
+    const int lane = threadIdx.x % WARP;
+    if (!pairs) {
+        for (int i = lane; i < v.dim; i += WARP) {
+            give(i, load_cell(v, head, cell, i));
+        }
+        return;
+    }
+    const uint32_t * const row = reinterpret_cast<const uint32_t *>(address_of(v, head, cell, 0));
+    for (int pair = lane; pair < v.dim / 2; pair += WARP) {
+        const uint32_t both = row[pair];
+        give(2 * pair, __half2float(__ushort_as_half(uint16_t(both))));
+        give(2 * pair + 1, __half2float(__ushort_as_half(uint16_t(both >> 16))));
+    }
+}
+
+// A head's groups between reading and writing: as its cells will hold them, so that writing only moves bytes. They take
+// no more memory than they would in single precision.
+__device__ inline CellView row_of(const CellView & v, char * memory, int g) {
+    const int size = v.type == CELL_F32 ? 4 : 2;
+    const std::ptrdiff_t bytes = v.type >= CELL_Q8_0 ? v.dim / QUANTS * block_bytes(v.type) : v.dim * size;
+    return {memory + g * bytes, v.type, 0, v.dim, 1, bytes};
+}
+
+__device__ inline char * values_of(const MergeHead & h) {
+    char * const keys = reinterpret_cast<char *>(h.scratch);
+    return keys + (row_of(h.k, nullptr, 0).cell_bytes * h.n_groups + 3) / 4 * 4;
+}
+
+// Writes a mean from shared memory. give(i) is its element i.
+template <class Value>
+__device__ inline void store_row(const CellView & v, Value && value) {
+    const int lane = threadIdx.x % WARP;
+    if (v.type == CELL_F16 && v.dim % 2 == 0 && reinterpret_cast<size_t>(v.data) % 4 == 0) {
+        for (int pair = lane; pair < v.dim / 2; pair += WARP) {
+            const uint32_t low = __half_as_ushort(__float2half_rn(value(2 * pair))),
+                           high = __half_as_ushort(__float2half_rn(value(2 * pair + 1)));
+            reinterpret_cast<uint32_t *>(v.data)[pair] = low | high << 16;
+        }
+        return;
+    }
+    for (int i0 = 0; i0 < v.dim; i0 += WARP) {
+        const int i = i0 + lane;
+        store_cells(v, 0, 0, i, i < v.dim ? value(i) : 0.0f, i < v.dim);
+    }
+}
+
+// Adds w times a key to a mean, turned by `delta` positions. A lane adds to its share of the mean: who reads or adds in
+// another order calls __syncwarp() before.
+__device__ inline void add_key(const MergeHead & h, bool pairs, int cell, int delta, float w, float * key,
+                               float * mean) {
+    const int lane = threadIdx.x % WARP;
+    if (delta == 0 && !h.hadamard) {
+        each_element(h.k, pairs, h.head, cell, [&](int i, float x) { mean[i] += w * x; });
+        return;
+    }
+    each_element(h.k, pairs, h.head, cell, [&](int i, float x) { key[i] = x; });
+    __syncwarp();
+    if (h.hadamard) {
+        hadamard(key, h.k.dim, h.hadamard);
+    }
+    const int turned = delta == 0 ? 0 : h.n_rot;
+    for (int i = turned + lane; i < h.k.dim; i += WARP) {
+        mean[i] += w * key[i];
+    }
+    for (int i = lane; i < turned / 2; i += WARP) {
+        // The angle is reduced in double: in single precision, thousands of radians have no good digits left.
+        const double turns = delta * h.freq[i] * 0.159154943091895336;
+        float sine, cosine;
+        sincospif(float(2 * (turns - rint(turns))), &sine, &cosine);
+        const int x = h.neox ? i : 2 * i, y = h.neox ? i + turned / 2 : 2 * i + 1;
+        mean[x] += w * (key[x] * cosine - key[y] * sine);
+        mean[y] += w * (key[x] * sine + key[y] * cosine);
+    }
+}
+
+// A warp takes a group of head blockIdx.y. It has room for two cells in shared memory.
+__global__ void __launch_bounds__(WARPS * WARP) merge_groups(const MergeHead * heads, int largest_dim) {
     KVMERGE_DYNAMIC_SHARED(float, shared);
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, group = blockIdx.x * WARPS + warp;
-    if (group >= n_groups) {
+    const MergeHead h = heads[blockIdx.y]; // a copy: what is written does not make it be read again
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = blockIdx.x * WARPS + warp;
+    if (g >= h.n_groups) {
         return; // the whole warp does
     }
-    const int index = head_of(first_group, n_heads, group);
-    const MergeHead & h = heads[index];
-    const int g = group - first_group[index], begin = h.start[g], end = h.start[g + 1], dim_k = h.k.dim,
-              dim_v = h.v.dim;
+    const int begin = h.start[g], end = h.start[g + 1];
     float * const key = shared + warp * 2 * largest_dim; // a member's
     float * const mean = key + largest_dim;
-    for (int i = lane; i < dim_k; i += WARP) {
-        mean[i] = 0;
-    }
-    for (int m = begin; m < end; m++) {
-        const float w = h.weight[m];
-        for (int i = lane; i < dim_k; i += WARP) {
-            key[i] = load_cell(h.k, h.head, h.member[m], i);
+    const auto clear = [&] {
+        for (int i = lane; i < largest_dim; i += WARP) {
+            mean[i] = 0;
         }
         __syncwarp();
-        if (h.hadamard) {
-            hadamard(key, dim_k, h.hadamard);
-        }
-        const int plain = h.delta[m] == 0 ? 0 : h.n_rot;
-        for (int i = plain + lane; i < dim_k; i += WARP) {
-            mean[i] += w * key[i];
-        }
-        for (int i = lane; i < plain / 2; i += WARP) {
-            // The angle is reduced in double: in single precision, thousands of radians have no good digits left.
-            const double turns = h.delta[m] * h.freq[i] * 0.159154943091895336;
-            float sine, cosine;
-            sincospif(float(2 * (turns - rint(turns))), &sine, &cosine);
-            const int x = h.neox ? i : 2 * i, y = h.neox ? i + plain / 2 : 2 * i + 1;
-            mean[x] += w * (key[x] * cosine - key[y] * sine);
-            mean[y] += w * (key[x] * sine + key[y] * cosine);
-        }
+    };
+    clear();
+    const bool key_pairs = in_pairs(h.k), value_pairs = in_pairs(h.v);
+    for (int m = begin; m < end; m++) {
+        add_key(h, key_pairs, h.member[m], h.delta[m], h.weight[m], key, mean);
         __syncwarp();
     }
     if (h.hadamard) {
-        hadamard(mean, dim_k, h.hadamard);
+        hadamard(mean, h.k.dim, h.hadamard);
     }
-    float * const out = h.scratch + std::ptrdiff_t(g) * (dim_k + dim_v);
-    for (int i = lane; i < dim_k; i += WARP) {
-        out[i] = mean[i] + (h.bias ? h.bias[g] * h.u[i] : 0.0f);
+    const float bias = h.bias ? h.bias[g] : 0.0f;
+    store_row(row_of(h.k, reinterpret_cast<char *>(h.scratch), g),
+              [&](int i) { return h.bias ? mean[i] + bias * h.u[i] : mean[i]; });
+    __syncwarp();
+    clear();
+    for (int m = begin; m < end; m++) {
+        const float w = h.value_weight[m];
+        each_element(h.v, value_pairs, h.head, h.member[m], [&](int i, float x) { mean[i] += w * x; });
     }
-    for (int i = lane; i < dim_v; i += WARP) {
-        float sum = 0;
-        for (int m = begin; m < end; m++) {
-            sum += h.value_weight[m] * load_cell(h.v, h.head, h.member[m], i);
-        }
-        out[dim_k + i] = sum;
+    __syncwarp();
+    store_row(row_of(h.v, values_of(h), g), [&](int i) { return mean[i]; });
+}
+
+template <class Word>
+__device__ inline void copy_words(char * to, const char * from, std::ptrdiff_t bytes) {
+    for (std::ptrdiff_t i = threadIdx.x % WARP; i < bytes / std::ptrdiff_t(sizeof(Word)); i += WARP) {
+        reinterpret_cast<Word *>(to)[i] = reinterpret_cast<const Word *>(from)[i];
     }
 }
 
-__global__ void __launch_bounds__(WARPS * WARP)
-    write_groups(const MergeHead * heads, const int * first_group, int n_heads, int n_groups) {
-    const int lane = threadIdx.x % WARP, group = blockIdx.x * WARPS + threadIdx.x / WARP;
-    if (group >= n_groups) {
+// Writes what merge_groups left of a group.
+__device__ inline void write_row(const CellView & v, int head, int cell, const CellView & row) {
+    const char * const from = static_cast<const char *>(row.data);
+    if (v.transposed) {
+        const int size = v.type == CELL_F32 ? 4 : 2;
+        for (int i = threadIdx.x % WARP; i < v.dim; i += WARP) {
+            char * const to = address_of(v, head, cell, i);
+            if (size == 4) {
+                *reinterpret_cast<uint32_t *>(to) = reinterpret_cast<const uint32_t *>(from)[i];
+            } else {
+                *reinterpret_cast<uint16_t *>(to) = reinterpret_cast<const uint16_t *>(from)[i];
+            }
+        }
         return;
     }
-    const int index = head_of(first_group, n_heads, group);
-    const MergeHead & h = heads[index];
-    const int g = group - first_group[index], dim_k = h.k.dim, dim_v = h.v.dim;
-    const float * const in = h.scratch + std::ptrdiff_t(g) * (dim_k + dim_v);
-    for (int i0 = 0; i0 < dim_k; i0 += WARP) {
-        const int i = i0 + lane;
-        store_cells(h.k, h.head, h.dest[g], i, i < dim_k ? in[i] : 0.0f, i < dim_k);
+    char * const to = address_of(v, head, cell, 0);
+    if ((reinterpret_cast<size_t>(to) | reinterpret_cast<size_t>(from) | size_t(row.cell_bytes)) % 4 == 0) {
+        copy_words<uint32_t>(to, from, row.cell_bytes);
+    } else {
+        copy_words<uint16_t>(to, from, row.cell_bytes);
     }
-    for (int i0 = 0; i0 < dim_v; i0 += WARP) {
-        const int i = i0 + lane;
-        store_cells(h.v, h.head, h.dest[g], i, i < dim_v ? in[dim_k + i] : 0.0f, i < dim_v);
+}
+
+__global__ void __launch_bounds__(WARPS * WARP) write_groups(const MergeHead * heads) {
+    const MergeHead & h = heads[blockIdx.y];
+    const int g = blockIdx.x * WARPS + threadIdx.x / WARP;
+    if (g < h.n_groups) {
+        write_row(h.k, h.head, h.dest[g], row_of(h.k, reinterpret_cast<char *>(h.scratch), g));
+        write_row(h.v, h.head, h.dest[g], row_of(h.v, values_of(h), g));
     }
 }
 
 // Merges heads that lie on one GPU.
 static void merge_on_one(const MergeHead * heads, int n_heads, Launch & launch) {
-    std::vector<int> first_group(1, 0);
-    int largest_dim = 1;
-    for (int i = 0; i < n_heads; i++) {
-        first_group.push_back(first_group.back() + heads[i].n_groups);
-        largest_dim = std::max(largest_dim, heads[i].k.dim);
+    constexpr int MOST_HEADS = 65535; // of a grid
+    for (int first = 0; first < n_heads; first += MOST_HEADS) {
+        const int n = std::min(n_heads - first, MOST_HEADS);
+        int most = 0, largest_dim = 1;
+        for (const MergeHead * h = heads + first; h < heads + first + n; h++) {
+            most = std::max(most, h->n_groups);
+            largest_dim = std::max({largest_dim, h->k.dim, h->v.dim});
+        }
+        const MergeHead * const there = most > 0 ? launch.uploaded(heads + first, size_t(n)) : nullptr;
+        if (there) {
+            const dim3 grid(ceil_div(most, WARPS), n);
+            KVMERGE_LAUNCH(merge_groups, grid, WARPS * WARP, WARPS * 2 * size_t(largest_dim) * sizeof(float),
+                           launch.stream(), there, largest_dim);
+            KVMERGE_LAUNCH(write_groups, grid, WARPS * WARP, 0, launch.stream(), there);
+        }
     }
-    const int n_groups = first_group.back();
-    if (n_groups == 0) {
-        return;
-    }
-    // Both in one copy.
-    const size_t head_bytes = size_t(n_heads) * sizeof(MergeHead),
-                 all_bytes = head_bytes + first_group.size() * sizeof(int);
-    std::vector<char> all(all_bytes);
-    std::memcpy(all.data(), heads, head_bytes);
-    std::memcpy(all.data() + head_bytes, first_group.data(), all_bytes - head_bytes);
-    const char * const there = launch.uploaded(all.data(), all_bytes);
-    if (!there) {
-        return;
-    }
-    const MergeHead * const heads_there = reinterpret_cast<const MergeHead *>(there);
-    const int * const first_there = reinterpret_cast<const int *>(there + head_bytes);
-    const int blocks = ceil_div(n_groups, WARPS);
-    KVMERGE_LAUNCH(merge_groups, blocks, WARPS * WARP, WARPS * 2 * size_t(largest_dim) * sizeof(float), launch.stream(),
-                   heads_there, first_there, n_heads, n_groups, largest_dim);
-    KVMERGE_LAUNCH(write_groups, blocks, WARPS * WARP, 0, launch.stream(), heads_there, first_there, n_heads, n_groups);
 }
 
 void merge_cells(const MergeCellsArgs & a) {

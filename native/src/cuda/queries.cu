@@ -94,11 +94,11 @@ __host__ __device__ constexpr int triangle(int rows) {
     return rows * (rows + 1) / 2;
 }
 
-// Solves L L' x = x for one warp. Row i of L starts at triangle(i).
-__device__ inline void solve_triangles(const float * lower, double * x, int dim) {
+// Solves L L' x = x for one warp. Row i of L starts at triangle(i). inverse: 1 / the diagonal of L.
+__device__ inline void solve_triangles(const float * lower, const double * inverse, double * x, int dim) {
     const int lane = threadIdx.x % WARP;
     for (int k = 0; k < dim; k++) {
-        const double solved = x[k] / lower[triangle(k) + k];
+        const double solved = x[k] * inverse[k];
         __syncwarp();
         for (int i = k + 1 + lane; i < dim; i += WARP) {
             x[i] -= solved * lower[triangle(i) + k];
@@ -109,7 +109,7 @@ __device__ inline void solve_triangles(const float * lower, double * x, int dim)
         __syncwarp();
     }
     for (int k = dim - 1; k >= 0; k--) {
-        const double solved = x[k] / lower[triangle(k) + k];
+        const double solved = x[k] * inverse[k];
         __syncwarp();
         for (int i = lane; i < k; i += WARP) {
             x[i] -= solved * lower[triangle(k) + i];
@@ -132,9 +132,10 @@ __global__ void __launch_bounds__(SOLVE_THREADS) solve(DirectionsOfLayers layers
     const float * const sum = a.sum + std::ptrdiff_t(head) * d;
     double * const x = shared; // the right side, then a correction
     double * const u = x + d;
-    double * const part = u + d; // [SOLVE_WARPS]
-    float * const lower =
-        work ? work + std::ptrdiff_t(blockIdx.x) * triangle(d) : reinterpret_cast<float *>(part + SOLVE_WARPS);
+    double * const inverse = u + d;                                       // of the factor's diagonal
+    double * const part = inverse + d;                                    // [SOLVE_WARPS]
+    float * const column = reinterpret_cast<float *>(part + SOLVE_WARPS); // of the factor
+    float * const lower = work ? work + std::ptrdiff_t(blockIdx.x) * triangle(d) : column + d;
     double diagonal = 0;
     for (int i = t; i < d; i += SOLVE_THREADS) {
         diagonal += second[std::ptrdiff_t(i) * d + i] * a.inverse_weight;
@@ -168,25 +169,24 @@ __global__ void __launch_bounds__(SOLVE_THREADS) solve(DirectionsOfLayers layers
     __syncthreads();
     for (int k = 0; k < d; k++) {
         const float root = sqrtf(lower[triangle(k) + k]);
-        __syncthreads(); // all have read it
         for (int i = k + 1 + t; i < d; i += SOLVE_THREADS) {
-            lower[triangle(i) + k] /= root;
+            column[i] = lower[triangle(i) + k] /= root;
         }
         if (t == 0) {
-            lower[triangle(k) + k] = root;
+            inverse[k] = 1 / double(root);
         }
         __syncthreads();
         for (int i = k + 1 + warp; i < d; i += SOLVE_WARPS) {
-            const float f = lower[triangle(i) + k];
+            const float f = column[i];
             for (int j = k + 1 + lane; j <= i; j += WARP) {
-                lower[triangle(i) + j] -= f * lower[triangle(j) + k];
+                lower[triangle(i) + j] -= f * column[j];
             }
         }
         __syncthreads();
     }
     for (int step = 0;; step++) {
         if (warp == 0) {
-            solve_triangles(lower, x, d);
+            solve_triangles(lower, inverse, x, d);
             for (int i = lane; i < d; i += WARP) {
                 u[i] += x[i];
             }
@@ -226,7 +226,7 @@ void fold_direction_all(const FoldDirectionArgs * args, int n) {
         [](const FoldDirectionArgs * first, int count) {
             Launch launch(first->second);
             const int dim = first->dim, blocks = count * first->n;
-            const size_t vectors = size_t(2 * dim + SOLVE_WARPS) * sizeof(double),
+            const size_t vectors = size_t(3 * dim + SOLVE_WARPS) * sizeof(double) + size_t(dim) * sizeof(float),
                          lower = size_t(triangle(dim)) * sizeof(float);
             const bool fits = lower <= MOST_SHARED;
             float * const work = fits ? nullptr : launch.scratch<float>(size_t(blocks) * triangle(dim));
