@@ -32,7 +32,10 @@ inline void forget(kvmerge_observer::Layer & l, int kv_head, const int32_t * cel
 // Lives while cells are written. Unless done() or queued() is called, the observer counts as torn.
 class Writing {
   public:
-    explicit Writing(kvmerge_observer & o) : o_(o) { o_.torn = true; }
+    explicit Writing(kvmerge_observer & o) : o_(o) {
+        o_.torn = true;
+        o_.lost_before = o_.device->lost();
+    }
     void done() { o_.torn = false; }
     void queued() { // on a GPU: finish_rewriting() will say
         o_.rewriting = true;

@@ -38,12 +38,13 @@ struct Device {
     void (*settle)(int place); // or ALL_PLACES
     const char * (*failed)();  // what went wrong since it was last asked, or null, of what is known to be done
     const char * (*finish)();  // waits for all that is queued, and asks that
+    int (*lost)(); // how often somebody who waited has found that work failed. Who asked before and after knows of his
 };
 
 constexpr int ALL_PLACES = -1;
 
 // Raised when Device or a descriptor changes: the CUDA part is a library of its own, and may come from another build.
-constexpr int DEVICE_VERSION = 7;
+constexpr int DEVICE_VERSION = 8;
 using DeviceEntry = const Device * (*)(int version, const char ** why_not);
 
 const Device & host_device();

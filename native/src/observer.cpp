@@ -119,13 +119,13 @@ void kvmerge_observer::finish_rewriting() {
         return;
     }
     device->settle(ALL_PLACES);
-    const char * const what = device->failed();
-    torn = what != nullptr;
+    torn = device->lost() != lost_before; // another's wait may have met the failure, and been told
     rewriting = false;
-    if (what) {
+    if (torn) {
+        const char * const what = device->failed();
         throw Error(KVMERGE_E_DEVICE, text("%s: rewriting cells failed, and what they hold is unknown: make the "
                                            "context and its observer anew. %s",
-                                           device->name, what));
+                                           device->name, what ? what : "Another call had the error."));
     }
 }
 

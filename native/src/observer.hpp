@@ -81,6 +81,7 @@ struct kvmerge_observer {
     std::atomic<bool> torn{false};      // writing cells failed midway
     std::atomic<bool> rewriting{false}; // a GPU may still be at it: see finish_rewriting()
     std::mutex finishing;               // held while somebody waits for that
+    int lost_before = 0;                // Device::lost, when the rewriting was queued
     bool another_context = false;       // the graph of another llama_context was seen, for good
     std::vector<int32_t> token_cell;    // [tokens so far]
 

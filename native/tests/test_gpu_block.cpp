@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,7 @@ struct Case {
     ggml_type type = GGML_TYPE_F16;
     int position_range = 0;
     int bias = KVMERGE_BIAS_FOLDED;
+    int mass_queries = 0;
 };
 
 // What ggml was asked for, beside the runtime.
@@ -73,6 +75,7 @@ struct Run {
         p.observe = c.observe;
         p.bias = c.bias;
         p.mass_power = c.calibrated ? 1 : 1.5f;
+        p.mass_queries = c.mass_queries;
         p.query_decay = .7f;
         p.ridge = .05f;
         p.n_threads = 2;
@@ -229,11 +232,11 @@ void test_order(llama_model * model, const Case & c) {
 void test_state(llama_model * model, const Case & c) {
     const std::vector<llama_token> tokens = text(500);
     Run run(model, c);
-    for (const int n : {40, 64, 15}) { // not full; compressed; in the midst of a block
+    for (const int n : {40, 15}) { // not full; compressed, and in the midst of a block
         run.read(tokens.data() + run.usage().n_tokens, n);
         const std::vector<char> state = run.state();
         Run fresh(model, c), used(model, c);
-        used.read(text(100, 3).data(), 100);
+        used.read(text(PROMPT_BLOCK + BLOCK + 1, 3).data(), PROMPT_BLOCK + BLOCK + 1);
         const std::vector<float> logits = run.read(tokens.data() + run.usage().n_tokens, 50);
         const std::vector<char> later = run.state();
         for (Run * other : {&fresh, &used}) {
@@ -259,36 +262,49 @@ void test_late_failure(llama_model * model, const Case & c, const std::function<
     CHECK(kvmerge_cache_clear(run.cache) == KVMERGE_E_STATE);
 }
 
-// Another's plans, as strategies in Java make them: columns go to the host and plans come back, no key and no value.
-void test_own_plans(llama_model * model) {
-    const Case c = {"plans of the caller's"};
+// A failure is the waiting one's to tell, and still known to be another's too.
+void test_failure_told_to_another(llama_model * model, const Case & c) {
+    const std::vector<llama_token> tokens = text(300);
+    Run run(model, c), other(model, c);
+    other.read(tokens.data(), 2 * PROMPT_BLOCK);
+    run.read(tokens.data(), 2 * PROMPT_BLOCK);
+    ok(kvmerge_cache_flush(other.cache));
+    run.read(tokens.data(), PROMPT_BLOCK);
+    size_t size;
+    ok(kvmerge_cache_state_size(other.cache, &size));
+    shim::failing() = cudaErrorLaunchFailure;
+    refused(kvmerge_cache_save(other.cache, std::vector<char>(size).data(), size), KVMERGE_E_DEVICE, "Start the");
+    shim::failing() = cudaSuccess;
+    CHECK(!other.usage().broken);
+    refused(kvmerge_cache_flush(run.cache), KVMERGE_E_DEVICE, "rewriting cells failed");
+    CHECK(run.usage().broken);
+}
+
+// Others' plans, as strategies in Java make them: columns go to the host and plans come back, no key and no value.
+// Those with the highest `score` stay.
+void test_own_plans(llama_model * model, const Case & c, float (*score)(const kvmerge_cache_column &, int)) {
     std::printf("%s\n", c.name);
     std::vector<llama_token> tokens = text(2000);
     Run run(model, c);
-    int position = 0;
-    for (int block = 0; block < 4; block++) {
+    for (int block = 0; block < 3; block++) {
         ok(kvmerge_observer_begin(run.observer));
-        const kvmerge_cache_used used = run.usage();
-        llama_batch batch = llama.llama_batch_get_one(tokens.data() + position, PROMPT_BLOCK);
+        llama_batch batch = llama.llama_batch_get_one(tokens.data() + block * PROMPT_BLOCK, PROMPT_BLOCK);
         CHECK(llama.llama_decode(run.context, batch) == 0);
         llama.llama_synchronize(run.context);
-        position += PROMPT_BLOCK;
         const shim::Counts before = shim::counts();
         got = {};
         ok(kvmerge_cache_take(run.cache, PROMPT_BLOCK, nullptr));
         if (!run.usage().over) {
             continue;
         }
-        for (int head = 0; head < HEADS; head++) { // those with the most attention stay, as H2O has it
+        for (int head = 0; head < HEADS; head++) {
             kvmerge_cache_column of;
             ok(kvmerge_cache_columns(run.cache, head / KV_HEADS, head % KV_HEADS, &of));
-            std::vector<int> order;
-            for (int i = 0; i + 1 < of.n; i++) {
-                order.push_back(i);
-            }
-            std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return of.mass[a] > of.mass[b]; });
+            std::vector<int> order(size_t(of.n) - 1);
+            std::iota(order.begin(), order.end(), 0);
+            std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return score(of, a) > score(of, b); });
             std::vector<int32_t> target(size_t(of.n), -1);
-            std::vector<float> weight(size_t(of.n), 1.0f);
+            const std::vector<float> weight(size_t(of.n), 1.0f);
             target[size_t(of.n) - 1] = of.n - 1;
             for (int i = 0; i < CELLS - 1; i++) {
                 target[size_t(order[size_t(i)])] = order[size_t(i)];
@@ -301,7 +317,7 @@ void test_own_plans(llama_model * model) {
         const size_t rows = size_t(HEADS) * THERE;
         std::printf("  %d launches, %d copies, %d waits, %d allocations, %zu bytes: %.1f a cell and head\n",
                     all.launches, all.copies, all.waits, all.allocations, all.bytes, double(all.bytes) / double(rows));
-        CHECK(got.of_cells == 0 && used.n_used <= CELLS);
+        CHECK(got.of_cells == 0 && run.usage().n_used == CELLS);
         CHECK(all.bytes <= (24 + 8) * rows + 4096); // columns, plans; descriptors and verdicts
     }
 }
@@ -314,10 +330,20 @@ int main(int argc, char ** argv) {
     const Case plain = {"F16"}, calibrated = {"a calibration, entropies", true, ENTROPY},
                endless = {"Q4_0, positions that go back", true, KVMERGE_OBSERVE_MASS, GGML_TYPE_Q4_0, 100},
                no_bias = {"no bias", false, KVMERGE_OBSERVE_MASS, GGML_TYPE_F16, 0, KVMERGE_BIAS_NONE};
-    for (const Case & c : {plain, calibrated, endless, no_bias}) {
+    for (const Case & c : {calibrated, endless, no_bias}) {
         test_costs(model, c);
     }
-    test_own_plans(model);
+    const auto by_mass = [](const kvmerge_cache_column & of, int i) { return of.mass[i]; };
+    const auto by_position = [](const kvmerge_cache_column & of, int i) {
+        return float(of.position[i] < 4 ? INT32_MAX : of.position[i]);
+    };
+    Case window = {"plans like H2O's"};
+    test_own_plans(model, window, by_mass);
+    window.name = "plans like SnapKV's and TOVA's", window.mass_queries = 8;
+    test_own_plans(model, window, by_mass);
+    window = {"plans like streaming-llm's", false, 0};
+    window.bias = KVMERGE_BIAS_NONE;
+    test_own_plans(model, window, by_position);
     for (const Case & c : {calibrated, endless}) {
         std::printf("order and state: %s\n", c.name);
         test_order(model, c);
@@ -337,6 +363,7 @@ int main(int argc, char ** argv) {
             return kvmerge_cache_columns(r.cache, 0, 0, &column);
         },
         KVMERGE_E_DEVICE);
+    test_failure_told_to_another(model, plain);
     llama.llama_model_free(model);
     std::printf("ok\n");
 }

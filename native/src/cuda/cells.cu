@@ -9,28 +9,27 @@ namespace cuda {
 
 constexpr int WARPS = 4; // of a thread block
 
-// Whether rows hold neighbours in half precision that can be read and written two at a time.
-__device__ inline bool in_pairs(const CellView & v) {
+// Whether rows hold neighbours in half precision that can be read two at a time.
+static bool in_pairs(const CellView & v) {
     return v.type == CELL_F16 && !v.transposed && v.dim % 2 == 0 && v.cell_bytes % 4 == 0 &&
            reinterpret_cast<size_t>(v.data) % 4 == 0;
 }
 
-// Calls give(i, element i of a cell) for a lane's share of a cell. What is the same for all elements is worked out
-// once.
-template <class Give>
-__device__ inline void each_element(const CellView & v, bool pairs, int head, int cell, Give && give) {
+// Calls give(i, element i of a cell) for a lane's share of a cell.
+template <bool PAIRS, class Give>
+__device__ inline void each_element(const CellView & v, int head, int cell, Give && give) {
     const int lane = threadIdx.x % WARP;
-    if (!pairs) {
+    if constexpr (PAIRS) {
+        const uint32_t * const row = reinterpret_cast<const uint32_t *>(address_of(v, head, cell, 0));
+        for (int pair = lane; pair < v.dim / 2; pair += WARP) {
+            const uint32_t both = row[pair];
+            give(2 * pair, __half2float(__ushort_as_half(uint16_t(both))));
+            give(2 * pair + 1, __half2float(__ushort_as_half(uint16_t(both >> 16))));
+        }
+    } else {
         for (int i = lane; i < v.dim; i += WARP) {
             give(i, load_cell(v, head, cell, i));
         }
-        return;
-    }
-    const uint32_t * const row = reinterpret_cast<const uint32_t *>(address_of(v, head, cell, 0));
-    for (int pair = lane; pair < v.dim / 2; pair += WARP) {
-        const uint32_t both = row[pair];
-        give(2 * pair, __half2float(__ushort_as_half(uint16_t(both))));
-        give(2 * pair + 1, __half2float(__ushort_as_half(uint16_t(both >> 16))));
     }
 }
 
@@ -48,35 +47,35 @@ __device__ inline char * values_of(const MergeHead & h) {
 }
 
 // Writes a mean from shared memory. give(i) is its element i.
-template <class Value>
+template <bool PAIRS, class Value>
 __device__ inline void store_row(const CellView & v, Value && value) {
     const int lane = threadIdx.x % WARP;
-    if (v.type == CELL_F16 && v.dim % 2 == 0 && reinterpret_cast<size_t>(v.data) % 4 == 0) {
+    if constexpr (PAIRS) {
         for (int pair = lane; pair < v.dim / 2; pair += WARP) {
             const uint32_t low = __half_as_ushort(__float2half_rn(value(2 * pair))),
                            high = __half_as_ushort(__float2half_rn(value(2 * pair + 1)));
             reinterpret_cast<uint32_t *>(v.data)[pair] = low | high << 16;
         }
-        return;
-    }
-    for (int i0 = 0; i0 < v.dim; i0 += WARP) {
-        const int i = i0 + lane;
-        store_cells(v, 0, 0, i, i < v.dim ? value(i) : 0.0f, i < v.dim);
+    } else {
+        for (int i0 = 0; i0 < v.dim; i0 += WARP) {
+            const int i = i0 + lane;
+            store_cells(v, 0, 0, i, i < v.dim ? value(i) : 0.0f, i < v.dim);
+        }
     }
 }
 
 // Adds w times a key to a mean, turned by `delta` positions. A lane adds to its share of the mean: who reads or adds in
 // another order calls __syncwarp() before.
-__device__ inline void add_key(const MergeHead & h, bool pairs, int cell, int delta, float w, float * key,
-                               float * mean) {
+template <bool PAIRS>
+__device__ inline void add_key(const MergeHead & h, int cell, int delta, float w, float * key, float * mean) {
     const int lane = threadIdx.x % WARP;
-    if (delta == 0 && !h.hadamard) {
-        each_element(h.k, pairs, h.head, cell, [&](int i, float x) { mean[i] += w * x; });
+    if (delta == 0 && (PAIRS || !h.hadamard)) {
+        each_element<PAIRS>(h.k, h.head, cell, [&](int i, float x) { mean[i] += w * x; });
         return;
     }
-    each_element(h.k, pairs, h.head, cell, [&](int i, float x) { key[i] = x; });
+    each_element<PAIRS>(h.k, h.head, cell, [&](int i, float x) { key[i] = x; });
     __syncwarp();
-    if (h.hadamard) {
+    if (!PAIRS && h.hadamard) {
         hadamard(key, h.k.dim, h.hadamard);
     }
     const int turned = delta == 0 ? 0 : h.n_rot;
@@ -94,8 +93,10 @@ __device__ inline void add_key(const MergeHead & h, bool pairs, int cell, int de
     }
 }
 
-// A warp takes a group of head blockIdx.y. It has room for two cells in shared memory.
-__global__ void __launch_bounds__(WARPS * WARP) merge_groups(const MergeHead * heads, int largest_dim) {
+// A warp takes a group of head blockIdx.y. It has room for two cells in shared memory. PAIRS: all heads' cells are in
+// pairs, and not multiplied by Hadamard matrices: the code for other types takes registers.
+template <bool PAIRS>
+__global__ void __launch_bounds__(WARPS * WARP, 8) merge_groups(const MergeHead * heads, int largest_dim) {
     KVMERGE_DYNAMIC_SHARED(float, shared);
     const MergeHead h = heads[blockIdx.y]; // a copy: what is written does not make it be read again
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = blockIdx.x * WARPS + warp;
@@ -112,25 +113,24 @@ __global__ void __launch_bounds__(WARPS * WARP) merge_groups(const MergeHead * h
         __syncwarp();
     };
     clear();
-    const bool key_pairs = in_pairs(h.k), value_pairs = in_pairs(h.v);
     for (int m = begin; m < end; m++) {
-        add_key(h, key_pairs, h.member[m], h.delta[m], h.weight[m], key, mean);
+        add_key<PAIRS>(h, h.member[m], h.delta[m], h.weight[m], key, mean);
         __syncwarp();
     }
-    if (h.hadamard) {
+    if (!PAIRS && h.hadamard) {
         hadamard(mean, h.k.dim, h.hadamard);
     }
     const float bias = h.bias ? h.bias[g] : 0.0f;
-    store_row(row_of(h.k, reinterpret_cast<char *>(h.scratch), g),
-              [&](int i) { return h.bias ? mean[i] + bias * h.u[i] : mean[i]; });
+    store_row<PAIRS>(row_of(h.k, reinterpret_cast<char *>(h.scratch), g),
+                     [&](int i) { return h.bias ? mean[i] + bias * h.u[i] : mean[i]; });
     __syncwarp();
     clear();
     for (int m = begin; m < end; m++) {
         const float w = h.value_weight[m];
-        each_element(h.v, value_pairs, h.head, h.member[m], [&](int i, float x) { mean[i] += w * x; });
+        each_element<PAIRS>(h.v, h.head, h.member[m], [&](int i, float x) { mean[i] += w * x; });
     }
     __syncwarp();
-    store_row(row_of(h.v, values_of(h), g), [&](int i) { return mean[i]; });
+    store_row<PAIRS>(row_of(h.v, values_of(h), g), [&](int i) { return mean[i]; });
 }
 
 template <class Word>
@@ -178,15 +178,21 @@ static void merge_on_one(const MergeHead * heads, int n_heads, Launch & launch) 
     for (int first = 0; first < n_heads; first += MOST_HEADS) {
         const int n = std::min(n_heads - first, MOST_HEADS);
         int most = 0, largest_dim = 1;
+        bool pairs = true;
         for (const MergeHead * h = heads + first; h < heads + first + n; h++) {
             most = std::max(most, h->n_groups);
             largest_dim = std::max({largest_dim, h->k.dim, h->v.dim});
+            pairs &= in_pairs(h->k) && in_pairs(h->v) && !h->hadamard;
         }
         const MergeHead * const there = most > 0 ? launch.uploaded(heads + first, size_t(n)) : nullptr;
         if (there) {
             const dim3 grid(ceil_div(most, WARPS), n);
-            KVMERGE_LAUNCH(merge_groups, grid, WARPS * WARP, WARPS * 2 * size_t(largest_dim) * sizeof(float),
-                           launch.stream(), there, largest_dim);
+            const size_t room = WARPS * 2 * size_t(largest_dim) * sizeof(float);
+            if (pairs) {
+                KVMERGE_LAUNCH(merge_groups<true>, grid, WARPS * WARP, room, launch.stream(), there, largest_dim);
+            } else {
+                KVMERGE_LAUNCH(merge_groups<false>, grid, WARPS * WARP, room, launch.stream(), there, largest_dim);
+            }
             KVMERGE_LAUNCH(write_groups, grid, WARPS * WARP, 0, launch.stream(), there);
         }
     }

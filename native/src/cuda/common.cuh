@@ -96,6 +96,7 @@ __device__ inline void store_cells(const CellView & v, int head, int cell, int i
 
 void note(cudaError_t status);           // remembers the first failure, for Device::finish
 const char * failed();                   // that, once; or null
+int lost();                              // as Device::lost
 const char * remedy(cudaError_t status); // what to do about it, where its own text does not say; or ""
 void wait_for(int gpu, bool asks);       // for what is queued there. `asks`: only if it is not done yet
 void * pinned(size_t bytes);             // on the host, for cudaFreeHost; null where there is none

@@ -157,6 +157,7 @@ extern "C" __attribute__((visibility("default"))) const kvmerge::Device * kvmerg
         d.settle = cuda::settle;
         d.failed = cuda::failed;
         d.finish = cuda::finish;
+        d.lost = cuda::lost;
         return d;
     }();
     if (version != DEVICE_VERSION) {

@@ -34,6 +34,7 @@ constexpr size_t MOST_COPIED = size_t(4) << 20; // bytes of one upload: more of 
 Gpu * const gpus = new Gpu[MOST_GPUS]; // there until the very end: handles may be freed after main()
 std::mutex failure_mutex;
 std::string failure;
+std::atomic<int> failed_waits{0};
 thread_local std::string told;
 
 // Makes a GPU's stream, on the current GPU. It does not wait for ggml's streams: llama.cpp has synchronised those
@@ -77,8 +78,10 @@ void give_back(Arena & arena, Release && release) {
     arena.used = 0;
 }
 
-// When a GPU has done all that was queued.
-void done(Gpu & gpu) {
+// When a GPU has done all that was queued, or has failed.
+void done(Gpu & gpu, cudaError_t status) {
+    note(status);
+    failed_waits += status != cudaSuccess;
     gpu.busy = false;
     give_back(gpu.copied, [](char * memory) { note(cudaFreeHost(memory)); });
 }
@@ -164,8 +167,7 @@ Launch::~Launch() {
 
 void Launch::wait() {
     if (stream_) {
-        note(cudaStreamSynchronize(stream_));
-        done(gpus[gpu_]);
+        done(gpus[gpu_], cudaStreamSynchronize(stream_));
         waited_ = true;
     }
 }
@@ -233,8 +235,11 @@ void wait_for(int number, bool asks) {
         }
         status = cudaStreamSynchronize(gpu.stream);
     }
-    note(status);
-    done(gpu);
+    done(gpu, status);
+}
+
+int lost() {
+    return failed_waits;
 }
 
 const char * failed() {
