@@ -38,6 +38,7 @@ public final class Calibrator {
     private static final int SINKS = 4;
     private static final int NEWEST = 64; // tokens that nobody would drop yet
     private static final int SAMPLE = 4; // one token of so many is looked at
+    private static final double MOST = 10; // of a piece's means, that a token's attention to come counts for
 
     /** Fewest tokens of a piece. */
     public static final int FEWEST_TOKENS = (FIRST_POINT + LAST_BLOCKS + 2) * BLOCK;
@@ -203,9 +204,8 @@ public final class Calibrator {
     private float[] fit(int pair, List<Seen> pieces) {
         int dimension = pieces.getFirst().keyDimension();
         int features = Calibration.SCALARS - 1 + dimension;
-        int n = pieces.stream().mapToInt(w -> w.point.length).sum();
-        float[][] x = new float[n][features];
-        float[] y = new float[n];
+        float[] y = targets(pieces.stream().map(seen -> seen.later[pair]).toList());
+        float[][] x = new float[y.length][features];
         int at = 0;
         for (Seen seen : pieces) {
             for (int i = 0; i < seen.point.length; i++, at++) {
@@ -216,7 +216,6 @@ public final class Calibrator {
                 int t = seen.token[i] / SAMPLE;
                 x[at][4] = seen.norms[pair][t];
                 System.arraycopy(seen.keys[pair], t * dimension, x[at], 5, dimension);
-                y[at] = seen.later[pair][i];
             }
         }
         double[] w = PoissonRegression.fit(x, y);
@@ -225,5 +224,33 @@ public final class Calibrator {
             weights[i] = (float) w[i];
         }
         return weights;
+    }
+
+    /**
+     * What to fit to. Each piece counts alike, and no token for more than {@link #MOST} means of its piece. Else what a
+     * text repeats, which heads that retrieve attend to like nothing else, is all that is learned.
+     *
+     * @param later of each piece, [samples]: the attention that came
+     * @return of all pieces, one after the other; with the mean that the pieces have, but for what was cut
+     */
+    static float[] targets(List<float[]> later) {
+        double mean = later.stream().mapToDouble(Calibrator::mean).average().orElseThrow();
+        float[] targets = new float[later.stream().mapToInt(l -> l.length).sum()];
+        int at = 0;
+        for (float[] piece : later) {
+            double own = mean(piece);
+            for (float value : piece) {
+                targets[at++] = own == 0 ? 0 : (float) (mean * Math.min(MOST, value / own));
+            }
+        }
+        return targets;
+    }
+
+    private static double mean(float[] values) {
+        double sum = 0;
+        for (float value : values) {
+            sum += value;
+        }
+        return sum / values.length;
     }
 }
