@@ -199,7 +199,7 @@ llama-server:
 	bin/build-llama server
 
 ## test-rpc: an experiment against two RPC servers on this machine, against the same one here
-test-rpc: build setup llama-rpc
+test-rpc: build setup native-with-llama llama-rpc
 	bin/test-rpc
 
 ## bench: every kernel beside copying and Java, as a table; BENCH=--quick for a look in two minutes

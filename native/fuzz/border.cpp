@@ -151,7 +151,7 @@ class Session {
         p.n_head_kv = shape.n_head_kv;
         p.n_cells = shape.cells;
         p.n_tokens = c_.between(4, 200);
-        p.observe = c_.below(16);
+        p.observe = c_.below(32);
         p.bias = c_.below(3);
         p.mass_power = c_.of<float>({1, 1.5f, 2});
         p.mass_queries = c_.one_in(3) ? c_.below(5) : 0;
@@ -159,7 +159,11 @@ class Session {
         p.query_decay = 0.7f;
         p.ridge = 0.05f;
         p.n_threads = c_.between(1, 3);
-        p.ggml = {tensor_get, tensor_set, buffer_is_host};
+        p.ggml = fake_ggml();
+        backend_room = c_.one_in(4) ? c_.below(3) : INT32_MAX;
+        if (c_.one_in(8)) {
+            p.ggml.buft_alloc_buffer = nullptr;
+        }
         const int32_t numbers[] = {0, c_.one_in(20) ? 0 : 1};
         p.layers = c_.one_in(2) ? numbers : nullptr;
         bool huge = false;

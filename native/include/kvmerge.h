@@ -54,8 +54,9 @@
 extern "C" {
 #endif
 
-struct ggml_tensor;         /* ggml's; opaque here */
-struct ggml_backend_buffer; /* ggml's; opaque here */
+struct ggml_tensor;              /* ggml's; opaque here */
+struct ggml_backend_buffer;      /* ggml's; opaque here */
+struct ggml_backend_buffer_type; /* ggml's; opaque here */
 
 struct llama_context;  /* llama.cpp's; opaque here */
 struct llama_memory_i; /* llama.cpp's; opaque here */
@@ -78,19 +79,22 @@ enum kvmerge_status_code {
 
 /* What an observer looks at. Each costs time, so ask for what the strategy needs.
  *
- * With flash attention the graph is not stopped where its memory is the host's: a node of it is made a copy of each
- * layer's queries. What they attend to is computed for all tokens of the block at once, by kvmerge_observer_stats() (or
- * before, when a call here or a decode changes keys that they see). That takes memory for a block's queries, n_layer *
- * n_tokens * n_head * head_dim floats, and for their masks. Do not change keys behind the observer's back
- * (llama_state_set_data, llama_memory_clear) between a block's first token and its statistics. Everywhere else, and
- * with KVMERGE_OBSERVE_STOP, the graph is stopped at each layer. */
+ * With flash attention, and in memory that is not the host's, the graph is not stopped: a node of it is made a copy of
+ * each layer's queries. What they attend to is computed for all tokens of the block at once, by
+ * kvmerge_observer_stats() (or before, when a call here or a decode changes keys that they see). That takes memory for
+ * a block's queries, n_layer * n_tokens * n_head * head_dim floats, and for their masks: on the host, and on the
+ * backend where that is another. Do not change keys behind the observer's back (llama_state_set_data,
+ * llama_memory_clear) between a block's first token and its statistics. Without flash attention in host memory, where
+ * capturing cannot be, and with KVMERGE_OBSERVE_STOP, the graph is stopped at each layer. */
 enum kvmerge_observe_flag {
-    KVMERGE_OBSERVE_CELLS = 0,   /* always: where K and V lie, which cells a batch fills */
-    KVMERGE_OBSERVE_MASS = 1,    /* attention received by each cell */
-    KVMERGE_OBSERVE_ENTROPY = 2, /* normalised entropy of each attention row */
-    KVMERGE_OBSERVE_QUERIES = 4, /* decayed mean and second moment of the roped queries (of about 64 tokens a ubatch),
-                                    for the folded bias */
-    KVMERGE_OBSERVE_STOP = 8,    /* never capture: stop llama.cpp's graph at each layer */
+    KVMERGE_OBSERVE_CELLS = 0,    /* always: where K and V lie, which cells a batch fills */
+    KVMERGE_OBSERVE_MASS = 1,     /* attention received by each cell */
+    KVMERGE_OBSERVE_ENTROPY = 2,  /* normalised entropy of each attention row */
+    KVMERGE_OBSERVE_QUERIES = 4,  /* decayed mean and second moment of the roped queries (of about 64 tokens a ubatch),
+                                     for the folded bias */
+    KVMERGE_OBSERVE_STOP = 8,     /* never capture: stop llama.cpp's graph at each layer */
+    KVMERGE_OBSERVE_CAPTURE = 16, /* capture without flash attention too, where that shows the attention in host memory.
+                                     Not with STOP */
 };
 
 /* How a merged cell gets the log of the mass that its members had (the Gibbs bias). */
@@ -111,6 +115,13 @@ typedef struct kvmerge_ggml {
     void (*tensor_get)(const struct ggml_tensor * tensor, void * data, size_t offset, size_t size);
     void (*tensor_set)(struct ggml_tensor * tensor, const void * data, size_t offset, size_t size);
     bool (*buffer_is_host)(struct ggml_backend_buffer * buffer);
+    /* What it takes to capture queries in memory that is neither the host's nor CUDA's. Any of them may be null: then
+     * the graph is stopped there. */
+    struct ggml_backend_buffer_type * (*buffer_get_type)(struct ggml_backend_buffer * buffer);
+    struct ggml_backend_buffer * (*buft_alloc_buffer)(struct ggml_backend_buffer_type * type, size_t size);
+    void * (*buffer_get_base)(struct ggml_backend_buffer * buffer);
+    void (*buffer_clear)(struct ggml_backend_buffer * buffer, uint8_t value);
+    void (*buffer_free)(struct ggml_backend_buffer * buffer);
 } kvmerge_ggml;
 
 typedef struct kvmerge_observer_params {
@@ -583,6 +594,11 @@ static inline kvmerge_observer_params kvmerge_observer_params_for(const struct l
     p.ggml.tensor_get = ggml_backend_tensor_get;
     p.ggml.tensor_set = ggml_backend_tensor_set;
     p.ggml.buffer_is_host = ggml_backend_buffer_is_host;
+    p.ggml.buffer_get_type = ggml_backend_buffer_get_type;
+    p.ggml.buft_alloc_buffer = ggml_backend_buft_alloc_buffer;
+    p.ggml.buffer_get_base = ggml_backend_buffer_get_base;
+    p.ggml.buffer_clear = ggml_backend_buffer_clear;
+    p.ggml.buffer_free = ggml_backend_buffer_free;
     return p;
 }
 

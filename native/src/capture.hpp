@@ -9,6 +9,7 @@
 // part from there before the next ubatch runs.
 #pragma once
 
+#include "backend_memory.hpp"
 #include "device.hpp"
 #include "llama_graph.hpp"
 
@@ -27,19 +28,39 @@ bool is_capture(const ggml_tensor * node);
 ggml_tensor * view_of_queries(const ggml_tensor * queries);
 // The copy that capture() has made of that view, or null.
 ggml_tensor * copy_of_queries(const ggml_tensor * queries);
-// Turns the view into a copy of the queries to `to`, [parts][tokens][heads][head_dim], in memory of the view's backend.
-void capture(ggml_tensor * view, float * to);
+// Where a layer's queries go.
+struct QuerySlot {
+    float * to = nullptr;                   // null: nowhere
+    ggml_backend_buffer * buffer = nullptr; // of memory that only the backend reaches
+};
+// Turns the view into a copy of the queries, [parts][tokens][heads][head_dim], to memory of the view's backend.
+void capture(ggml_tensor * view, const QuerySlot & slot);
 // Makes a copy the view again that it was. Needs no observer: it may be gone.
 void release(ggml_tensor * node);
 
-// The queries of a ubatch of several streams, [n_layer][rows][row]: on the host, or each layer's on its GPU.
+// The queries of a ubatch of several streams, [n_layer][rows][row]: on the host, or each layer's on its GPU. Those in
+// other backends' memory are brought to the host for all streams at once.
 struct Staging {
     size_t layer_size = 0;
     std::vector<float> memory;
+    struct Far {
+        BackendMemory memory;
+        bool coming = false; // what the graph leaves there has yet to be brought
+    };
+    std::vector<Far> far; // [n_layer]
+    bool refused = false; // a backend has no room
+    void next_ubatch() {
+        for (Far & f : far) {
+            f.coming = false;
+        }
+    }
     size_t device_size = 0; // elements of a layer's on a GPU
     std::vector<DeviceArray<float>> on_gpu;
     size_t bytes() const;
     float * at(int layer) { return memory.data() + size_t(layer) * layer_size; }
+    // Makes room for a layer's queries in the memory of a tensor's backend. False where there is none.
+    bool reserve_far(int layer, const kvmerge_ggml & ggml, const ggml_tensor * near);
+    void bring(int layer) noexcept;
     // Makes room for layers of `size` elements on GPUs. Nothing may wait there.
     void reserve_on_gpu(int n_layer, size_t size) {
         if (size > device_size) {
@@ -67,32 +88,37 @@ struct CapturedRows {
     int first_token = 0;   // in the block, of row 0
     int first_of_mass = 0; // the rows before count for entropies alone
     std::vector<Ubatch> ubatches;
+    bool follows(const Ubatch & next) const { return n == 0 || next.first == first_token + n; }
     // Adds a ubatch, given by its first token in the block. False where tokens before it were not captured.
     bool add(const Ubatch & next, int mass_queries);
 };
 
-// The queries of a block that the statistics have yet to get, and the cells that each of them sees: of layers whose
-// attention is computed on the host.
+// The queries of a block that the statistics have yet to get, and the cells that each of them sees: of layers that the
+// host looks at. Where llama.cpp computes on the host, the graph leaves them in place. Where it computes elsewhere, it
+// leaves them in memory of its backend, and a layer's are brought once, when they are looked at.
 class Captured {
   public:
     // For blocks of up to `n_tokens` tokens whose queries have `row` elements.
-    void prepare(int n_layer, int n_tokens, int row, int n_cells);
+    void prepare(const kvmerge_ggml & ggml, int n_layer, int n_tokens, int row, int n_cells);
 
     // A ubatch of tokens `first_token`... of the block has begun; nothing of it is captured yet.
     void next_ubatch(int first_token, int n_rows, const Part & part) {
         take();
         next_ = {first_token, n_rows};
         part_ = part;
-        mask_ = nullptr;
+        known_.clear();
         begun_ = false;
     }
-    // Where a layer's queries of this ubatch are to go, or null: its earlier rows or its mask are not the others'. The
-    // first layer's mask is read: it must be in host memory and set. mass_queries: as in kvmerge_observer_params.
+    // Where a layer's queries of this ubatch are to go, or nowhere: its earlier rows or what it sees are not the
+    // others', or there is no memory for them. The mask is read, of a ubatch once for each backend: it must be set.
+    // `far`: a tensor of the layer's backend where that is not the host. mass_queries: as in kvmerge_observer_params.
     // With several parts, the queries of all go to `staging`, and it says where.
-    float * slot(int layer, const ggml_tensor * mask, int n_kv, int mass_queries,
-                 const std::shared_ptr<Staging> & staging);
+    QuerySlot slot(int layer, const ggml_tensor * far, const ggml_tensor * mask, int n_kv, int mass_queries,
+                   const std::shared_ptr<Staging> & staging);
     // Takes what the graph has left in `staging`, which the next one may write over.
     void take() noexcept;
+    // Brings what lies elsewhere: before queries() and missing().
+    void bring() noexcept;
     // Whether a row sees a cell that is about to be written: then the statistics have to come first.
     bool sees(const std::vector<int64_t> & cells) const;
     // Whether the masks have grown so large that the statistics had better come now.
@@ -110,6 +136,8 @@ class Captured {
     // llama.cpp ran past the node before it was a copy.
     int missing(int layer) const;
     size_t bytes() const;
+    // What the ubatch's last row sees, [cell]: where layers are captured in it.
+    const uint16_t * newest() const { return masks_.data() + size_t(rows_.n - 1) * size_t(most_cells_); }
 
   private:
     static constexpr size_t LARGE_MASKS = size_t(1) << 25; // elements: 64 MiB
@@ -117,16 +145,24 @@ class Captured {
         std::vector<float> queries; // [n_tokens][row]
         int n_rows = 0;
         const float * staged = nullptr; // where the last ubatch's rows still are
+        BackendMemory far;              // [n_tokens][row], where the graph leaves them
+        int far_from = 0, far_to = 0;   // the rows that have to be brought from there
+        bool refused = false;           // the backend has no room
     };
-    bool add_masks(const ggml_tensor * mask, int n_kv);
+    void bring(Layer & l) noexcept;
+    QuerySlot place(int layer, int first, const ggml_tensor * far, Staging * staging);
+    std::vector<char> read(const ggml_tensor * mask, int n_kv) const;
+    void add_masks(const ggml_tensor * mask, int n_kv);
+    bool sees_the_same(const ggml_tensor * mask, int n_kv);
 
+    const kvmerge_ggml * ggml_ = nullptr;
     int row_ = 0, n_tokens_ = 0, most_cells_ = 0;
     std::vector<Layer> layers_;
-    CapturedRows::Ubatch next_{0, 0};    // the current one, by its first token in the block
-    Part part_;                          // of it
-    std::shared_ptr<Staging> staging_;   // of it, while rows are there
-    const ggml_tensor * mask_ = nullptr; // of the current ubatch
-    bool begun_ = false;                 // the current ubatch is among the rows
+    CapturedRows::Ubatch next_{0, 0};        // the current one, by its first token in the block
+    Part part_;                              // of it
+    std::shared_ptr<Staging> staging_;       // of it, while rows are there
+    std::vector<const ggml_tensor *> known_; // masks of the current ubatch: llama.cpp has a copy for each backend
+    bool begun_ = false;                     // the current ubatch is among the rows
     CapturedRows rows_;
     int n_cells_ = 0;
     std::vector<uint16_t> masks_;

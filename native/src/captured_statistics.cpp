@@ -39,48 +39,60 @@ std::vector<Sample> samples_of(const CapturedRows & rows, int n_rows, int enough
 
 } // namespace
 
+// Whether a layer's queries may be captured, as far as they show it. Attention that lies in host memory is read there:
+// computing it once more costs as much.
+bool kvmerge_observer::may_capture(const ggml_tensor * queries, bool flash) const {
+    return !observes(KVMERGE_OBSERVE_STOP) && params.bias != KVMERGE_BIAS_EXACT && !cut &&
+           (flash || observes(KVMERGE_OBSERVE_CAPTURE) || !is_host(queries, params.ggml)) &&
+           (view_of_queries(queries) || copy_of_queries(queries));
+}
+
 // Has a layer's queries copied as the graph runs, so that it need not be stopped. False where they cannot be: the
 // layer's attention has to be looked at in a stop, then.
-bool kvmerge_observer::capture_queries(const ggml_tensor * node, const Attention & attention, int layer) {
+bool kvmerge_observer::capture_queries(const Attention & attention, bool flash, int layer) {
     Layer & l = layers[layer];
-    if (observes(KVMERGE_OBSERVE_STOP) || cut) {
-        return false;
-    }
     const auto on_host = [&](const ggml_tensor * t) { return is_host(t, params.ggml); };
-    const int64_t n_rows = attention.queries->ne[1], n_kv = node->src[1]->ne[1];
-    if (n_rows != int64_t(token_cell.size()) - ubatch_start || n_kv <= 0 || n_kv > l.k.n_cells()) {
+    const int64_t n_rows = attention.queries->ne[1], n_kv = attention.keys->ne[1];
+    if (!may_capture(attention.queries, flash) || !attention.known || (attention.sinks && observes_attention()) ||
+        n_rows != int64_t(token_cell.size()) - ubatch_start || n_kv <= 0 || n_kv > l.k.n_cells()) {
         return false;
     }
+    // On the host, on a GPU that is in reach, or in memory that only ggml reaches.
     const bool here = on_host(l.k.tensor()), gpu = !here && &l.k.device() == device && device != &host_device();
     // Another stream's observer may have made the copy already.
     ggml_tensor * const copy = part.of > 1 ? copy_of_queries(attention.queries) : nullptr;
     const auto is_staging = [&] {
-        return gpu ? size_t(layer) < staging->on_gpu.size() && copy->data == staging->on_gpu[size_t(layer)].data()
-                   : copy->data == staging->at(layer);
+        return gpu    ? size_t(layer) < staging->on_gpu.size() && copy->data == staging->on_gpu[size_t(layer)].data()
+               : here ? copy->data == staging->at(layer)
+                      : size_t(layer) < staging->far.size() && copy->data == staging->far[size_t(layer)].memory.data();
     };
     const bool made = copy && is_staging();
     ggml_tensor * const view = made ? copy : view_of_queries(attention.queries);
-    if (!view || !(here || gpu) || on_host(view) != here || on_host(view->src[0]) != here ||
+    if (!view || (!made && on_host(view) != here) || on_host(view->src[0]) != here ||
         (attention.mask && on_host(attention.mask) != here)) {
         return false;
     }
     prepare(l, view);
-    if ((l.stats_device == &host_device()) != here) {
+    if (l.is_on_gpu() != gpu) {
         return false;
     }
     const int row = params.n_head * l.k.dim();
-    float * to;
+    QuerySlot slot;
     if (gpu) {
         captured_on_gpu.prepare(*device, params.n_layer, params.n_tokens, row, params.n_cells);
-        to = captured_on_gpu.slot(layer, view->src[0], attention.mask, int(n_kv), params.mass_queries, staging);
+        slot.to = captured_on_gpu.slot(layer, view->src[0], attention.mask, int(n_kv), params.mass_queries, staging);
     } else {
-        captured.prepare(params.n_layer, params.n_tokens, row, params.n_cells);
-        to = captured.slot(layer, attention.mask, int(n_kv), params.mass_queries, staging);
+        captured.prepare(params.ggml, params.n_layer, params.n_tokens, row, params.n_cells);
+        slot = captured.slot(layer, here ? nullptr : view->src[0], attention.mask, int(n_kv), params.mass_queries,
+                             staging);
     }
-    if (to && !made) {
-        capture(view, to);
+    if (slot.to && !made) {
+        capture(view, slot);
     }
-    return to != nullptr;
+    if (slot.to && layer == 0 && !here && !gpu) {
+        saw_newest(captured.newest());
+    }
+    return slot.to != nullptr;
 }
 
 Error kvmerge_observer::never_came(int layer, int token) {
@@ -120,6 +132,7 @@ void kvmerge_observer::add_captured_before_writing() {
 }
 
 void kvmerge_observer::add_captured_on_host(bool attention) {
+    captured.bring();
     for (int layer = 0; layer < params.n_layer; layer++) {
         if (const int token = captured.missing(layer); token >= 0) {
             if (!attention) {
@@ -135,6 +148,11 @@ void kvmerge_observer::add_captured_on_host(bool attention) {
     }
     if (moments) {
         add_waiting_queries();
+    }
+    for (Layer & l : layers) {
+        if (attention && l.k.tensor()) {
+            l.k.on_host(); // brought once, before threads look at it
+        }
     }
     parallel_for(int64_t(params.n_layer) * params.n_head_kv, params.n_threads, [&](int64_t i) {
         const int layer = int(i / params.n_head_kv), kv_head = int(i % params.n_head_kv);

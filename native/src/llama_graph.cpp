@@ -203,6 +203,7 @@ Attention attention_of(const ggml_tensor * node, int layer) {
     a.scale = param(node, 0);
     if (flash) {
         a.queries = node->src[0];
+        a.keys = node->src[1];
         a.mask = node->src[3];
         a.sinks = node->src[4];
         a.cap = param(node, 2);
@@ -213,13 +214,20 @@ Attention attention_of(const ggml_tensor * node, int layer) {
     const ggml_tensor * scores = node->src[0];
     for (; scores && (scores->op == GGML_OP_SCALE || scores->op == GGML_OP_UNARY); scores = scores->src[0]) {
         a.changed = true;
-        a.scale *= scores->op == GGML_OP_SCALE ? param(scores, 0) : 1;
+        if (scores->op == GGML_OP_UNARY) {
+            a.known &= a.cap == 0 && scores->op_params[0] == GGML_UNARY_OP_TANH;
+            a.cap = a.scale; // of what comes after it
+        } else {
+            a.known &= param(scores, 1) == 0; // nothing is added
+            a.scale *= param(scores, 0);
+        }
     }
     if (!scores || scores->op != GGML_OP_MUL_MAT || layer_of(scores->name, SCORES) < 0) {
         throw Error(KVMERGE_E_UNSUPPORTED,
                     text("layer %d: scores that something is added to before the softmax are not handled", layer));
     }
     a.queries = scores->src[1];
+    a.keys = scores->src[0];
     // A softmax may follow its scores right away and write over them. Then nothing else was written since the scores
     // were made, so the queries are still where they were, and one stop a layer shows both.
     a.in_place = !a.changed && scores->data == node->data && scores->data;

@@ -90,11 +90,13 @@ struct Part {
 // How a layer attends, as its softmax or flash attention node shows.
 struct Attention {
     const ggml_tensor * queries = nullptr; // [head_dim][tokens][heads][parts]
+    const ggml_tensor * keys = nullptr;    // [head_dim][n_kv][KV heads][parts]
     const ggml_tensor * mask = nullptr;
     const ggml_tensor * sinks = nullptr; // [heads]: a logit that takes part in the softmax without a cell
     float scale = 1;                     // of the scores where they are small
-    float cap = 0;                       // of flash attention: scores are cap * tanh(score / cap); 0: they are not
-    bool changed = false;                // the scores change before the softmax, by a soft cap
+    float cap = 0;                       // scores are cap * tanh(score / cap); 0: they are not
+    bool changed = false;                // a node changes the scores before the softmax
+    bool known = true;                   // scale and cap say how
     bool in_place = false;               // the softmax writes over its scores
 };
 // Throws UNSUPPORTED for attention that depends on more than queries, keys and the mask.

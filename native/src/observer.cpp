@@ -52,6 +52,7 @@ bool kvmerge_observer::wants(ggml_tensor * node) {
         if (layer >= 0) {
             add_captured_before_writing(); // with the keys as they were
             check_shift(node, layer);
+            layers[layer].k.decoded();
             for (Neighbours & head : layers[layer].neighbours) {
                 head.all_rewritten();
             }
@@ -159,8 +160,9 @@ bool kvmerge_observer::saw_scores(const ggml_tensor * node, int layer) {
     Layer & l = layers[layer];
     require_keys(layer);
     check_queries(node->src[1], layer);
-    l.stops_at_scores = (observes(KVMERGE_OBSERVE_QUERIES) && !(l.in_place && observes_attention())) ||
-                        (params.bias == KVMERGE_BIAS_EXACT && any_bias);
+    const bool shown_later = (l.in_place && observes_attention()) || (!l.refused && may_capture(node->src[1], false));
+    l.stops_at_scores =
+        (observes(KVMERGE_OBSERVE_QUERIES) && !shown_later) || (params.bias == KVMERGE_BIAS_EXACT && any_bias);
     return l.stops_at_scores;
 }
 
@@ -204,22 +206,29 @@ bool kvmerge_observer::saw_attention(const ggml_tensor * node, bool flash, int l
     l.scale = attention.scale;
     l.cap = attention.cap;
     l.in_place = attention.in_place;
-    const bool of_interest = observes_attention() || (flash && observes(KVMERGE_OBSERVE_QUERIES));
-    const bool stop = of_interest && !(flash && capture_queries(node, attention, layer));
-    if (stop) {
+    const bool queries = observes(KVMERGE_OBSERVE_QUERIES) && (flash || !l.stops_at_scores);
+    if (!observes_attention() && !queries) {
+        return false;
+    }
+    // Queries of which a stop at the scores has shown the moments are not captured as well.
+    const bool captured_now =
+        !(observes(KVMERGE_OBSERVE_QUERIES) && !queries) && capture_queries(attention, flash, layer);
+    l.refused |= !captured_now && !flash && may_capture(attention.queries, flash);
+    if (!captured_now) {
         captured_on_gpu.distrust_time();
     }
-    return stop;
+    return !captured_now;
 }
 
-namespace {
-
-[[noreturn]] void refuse_several_sequences() {
-    throw Error(KVMERGE_E_UNSUPPORTED, "the newest token of a batch does not see the others: several sequences are not "
-                                       "handled; use a context for each");
+// Throws UNSUPPORTED where the newest token of the ubatch does not see the others.
+void kvmerge_observer::require_tokens_seen() const {
+    for (size_t t = size_t(ubatch_start); t < token_cell.size(); t++) {
+        if (size_t(token_cell[t]) >= in_sequence.size() || !in_sequence[size_t(token_cell[t])]) {
+            throw Error(KVMERGE_E_UNSUPPORTED, "the newest token of a batch does not see the others: several sequences "
+                                               "are not handled; use a context for each");
+        }
+    }
 }
-
-} // namespace
 
 // The newest token sees all cells of its sequence. A cell that it does not see is empty, or another sequence's.
 void kvmerge_observer::saw_mask(const ggml_tensor * mask) {
@@ -233,22 +242,21 @@ void kvmerge_observer::saw_mask(const ggml_tensor * mask) {
     for (int c = 0; c < int(mask->ne[0]); c++) {
         in_sequence.push_back(newest.sees(c));
     }
-    for (size_t t = size_t(ubatch_start); t < token_cell.size(); t++) {
-        if (size_t(token_cell[t]) >= in_sequence.size() || !in_sequence[size_t(token_cell[t])]) {
-            refuse_several_sequences();
-        }
-    }
+    require_tokens_seen();
+}
+
+// The same where the mask is known in another way: [n_cells], 0 or HIDDEN.
+void kvmerge_observer::saw_newest(const uint16_t * mask) {
+    in_sequence.resize(size_t(params.n_cells));
+    std::transform(mask, mask + params.n_cells, in_sequence.begin(), [](uint16_t m) { return m == 0; });
+    require_tokens_seen();
 }
 
 // A mask that lies on a GPU is not looked at before the next ubatch, or before somebody needs to know.
 void kvmerge_observer::look_at_newest() {
     if (const uint8_t * const newest = captured_on_gpu.look()) {
         in_sequence.assign(newest, newest + params.n_cells);
-        for (size_t t = size_t(ubatch_start); t < token_cell.size(); t++) {
-            if (!in_sequence[size_t(token_cell[t])]) {
-                refuse_several_sequences();
-            }
-        }
+        require_tokens_seen();
     }
 }
 
@@ -267,7 +275,9 @@ void kvmerge_observer::visit(ggml_tensor * node) {
     const GraphNode seen = classify(node);
     const int layer = index_of(seen.layer);
     if (seen.kind == NodeKind::PROBABILITIES) {
-        add_attention(stop, node, layer); // starts first, since it takes longest
+        if (observes_attention()) {
+            add_attention(stop, node, layer); // starts first, since it takes longest
+        }
         if (observes(KVMERGE_OBSERVE_QUERIES) && !layers[layer].stops_at_scores && layers[layer].in_place) {
             add_queries(stop, node->src[0]->src[1], layer);
         }
@@ -343,13 +353,13 @@ void kvmerge_observer::saw_cache_write(ggml_tensor * node, bool is_key, int laye
         cells = std::move(found);
         l.neighbours.clear();
     }
-    cells.decoded();
     if (is_key && layer == 0) {
         if (!in_group) { // else the group has shared them out
             written = rows_written(node, params.ggml);
         }
-        saw_tokens();
+        saw_tokens(); // looks at the keys as they were
     }
+    cells.decoded();
 }
 
 // The first layer that is left alone: all of those have their tokens in the same cells.

@@ -45,6 +45,7 @@ struct kvmerge_observer {
         int tokens_seen = 0;         // of this block, whose attention is in mass and entropy
         bool in_place = false;       // the last softmax wrote over its scores
         bool stops_at_scores = true; // in this graph, the observer does
+        bool refused = false;        // its queries could not be captured after all, without flash attention
 
         // What kernels add to. It lies on the device where the layer's attention was first seen.
         const kvmerge::Device * stats_device = nullptr;
@@ -146,6 +147,8 @@ struct kvmerge_observer {
     void require_keys(int layer) const;
     void check_queries(const ggml_tensor * q, int layer) const;
     void saw_mask(const ggml_tensor * mask);
+    void saw_newest(const uint16_t * mask);
+    void require_tokens_seen() const;
     bool saw_attention(const ggml_tensor * node, bool flash, int layer);
     void add_captured_on_host(bool attention);
     void add_captured_on_gpu(bool attention);
@@ -157,7 +160,8 @@ struct kvmerge_observer {
     Rows rows_of_mass(int from, int to) const;
     void add_captured_attention(int layer, int kv_head);
     void add_captured_moments(int layer, int kv_head);
-    bool capture_queries(const ggml_tensor * node, const kvmerge::Attention & attention, int layer);
+    bool may_capture(const ggml_tensor * queries, bool flash) const;
+    bool capture_queries(const kvmerge::Attention & attention, bool flash, int layer);
     void add_queries(kvmerge::Stop & stop, const ggml_tensor * q, int layer);
     void keep_query(Layer & layer, const char * query, size_t head_bytes);
     void count_queries(Layer & layer, int n_rows);

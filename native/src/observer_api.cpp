@@ -25,7 +25,9 @@ void check_params(const kvmerge_observer_params & p) {
     require(p.n_cells > 0 && p.n_tokens > 0, "n_cells and n_tokens must be positive");
     require(double(p.n_layer) * p.n_head_kv * p.n_cells <= MOST, "n_layer * n_head_kv * n_cells must be at most 2^40");
     require(double(p.n_layer) * p.n_head * p.n_tokens <= MOST, "n_layer * n_head * n_tokens must be at most 2^40");
-    require(p.observe >= 0 && p.observe < 16, "observe must be KVMERGE_OBSERVE_* flags");
+    constexpr int both = KVMERGE_OBSERVE_STOP | KVMERGE_OBSERVE_CAPTURE;
+    require(p.observe >= 0 && p.observe < 32 && (p.observe & both) != both,
+            "observe must be KVMERGE_OBSERVE_* flags, and not both STOP and CAPTURE");
     require(p.bias >= KVMERGE_BIAS_NONE && p.bias <= KVMERGE_BIAS_EXACT, "bias must be one of KVMERGE_BIAS_*");
     require(p.mass_power == 1 || p.mass_power == 1.5f || p.mass_power == 2, "mass_power must be 1, 1.5 or 2");
     require(p.mass_queries >= 0 && p.mass_sample >= 0, "mass_queries and mass_sample must not be negative");

@@ -121,6 +121,9 @@ void Streams::share_out(const ggml_tensor * write) {
     if (parts > 1 && (!staging_ || staging_.use_count() > 1)) { // a stream that missed this ubatch has not taken its
         staging_ = std::make_shared<Staging>();                 // queries
     }
+    if (parts > 1) {
+        staging_->next_ubatch();
+    }
     for (int part = 0; part < parts; part++) {
         const bool entered = with(first + part, [&](kvmerge_observer & o) {
             o.part = {part, parts};

@@ -7,12 +7,13 @@
 #include "ggml-backend.h"
 #include "ggml.h"
 
+#include <algorithm>
 #include <cstring>
 #include <set>
 #include <string>
 #include <vector>
 
-// Stand-ins for ggml's three entry points, for memory of the host and for memory that only they can reach: there,
+// Stand-ins for ggml's entry points, for memory of the host and for memory that only they can reach: there,
 // pointers are off by REMOTE, and whoever follows one crashes.
 inline bool on_host = true;
 inline bool on_gpu = false; // memory that ggml says is not the host's, and the shim's device can follow pointers to
@@ -28,6 +29,43 @@ inline void tensor_set(ggml_tensor * t, const void * data, size_t offset, size_t
 }
 inline bool buffer_is_host(ggml_backend_buffer_t) {
     return on_host && !on_gpu;
+}
+
+// Memory that a backend gives, out of reach as well.
+struct FakeBuffer {
+    std::vector<char> bytes;
+};
+inline int backend_room = INT32_MAX; // buffers that it still gives
+inline int backend_buffers = 0;      // that are alive
+inline kvmerge_ggml fake_ggml() {
+    kvmerge_ggml g = {};
+    g.tensor_get = tensor_get;
+    g.tensor_set = tensor_set;
+    g.buffer_is_host = buffer_is_host;
+    g.buffer_get_type = [](ggml_backend_buffer_t) {
+        static char type;
+        return reinterpret_cast<ggml_backend_buffer_type_t>(&type);
+    };
+    g.buft_alloc_buffer = [](ggml_backend_buffer_type_t, size_t size) -> ggml_backend_buffer_t {
+        if (backend_room == 0) {
+            return nullptr;
+        }
+        backend_room--;
+        backend_buffers++;
+        return reinterpret_cast<ggml_backend_buffer_t>(new FakeBuffer{std::vector<char>(size)});
+    };
+    g.buffer_get_base = [](ggml_backend_buffer_t b) -> void * {
+        return reinterpret_cast<FakeBuffer *>(b)->bytes.data() + (on_host ? 0 : REMOTE);
+    };
+    g.buffer_clear = [](ggml_backend_buffer_t b, uint8_t value) {
+        std::vector<char> & bytes = reinterpret_cast<FakeBuffer *>(b)->bytes;
+        std::fill(bytes.begin(), bytes.end(), char(value));
+    };
+    g.buffer_free = [](ggml_backend_buffer_t b) {
+        backend_buffers--;
+        delete reinterpret_cast<FakeBuffer *>(b);
+    };
+    return g;
 }
 
 struct Tensor : ggml_tensor {
@@ -133,7 +171,7 @@ inline kvmerge_observer_params params_for(int observe, int bias) {
     p.ridge = 0.05f;
     p.device = KVMERGE_DEVICE_CPU;
     p.n_threads = 2;
-    p.ggml = {tensor_get, tensor_set, buffer_is_host};
+    p.ggml = fake_ggml();
     return p;
 }
 

@@ -17,32 +17,40 @@
 #include <unistd.h>
 #include <vector>
 
-#define LLAMA_FUNCTIONS(X)             \
-    X(ggml_backend_load_all_from_path) \
-    X(ggml_backend_tensor_get)         \
-    X(ggml_backend_tensor_set)         \
-    X(ggml_backend_buffer_is_host)     \
-    X(llama_backend_init)              \
-    X(llama_log_set)                   \
-    X(llama_model_default_params)      \
-    X(llama_model_load_from_file)      \
-    X(llama_model_free)                \
-    X(llama_context_default_params)    \
-    X(llama_init_from_model)           \
-    X(llama_free)                      \
-    X(llama_batch_get_one)             \
-    X(llama_decode)                    \
-    X(llama_synchronize)               \
-    X(llama_get_logits_ith)            \
-    X(llama_get_memory)                \
-    X(llama_memory_seq_rm)             \
-    X(llama_memory_seq_add)            \
-    X(llama_memory_seq_pos_max)        \
-    X(llama_n_ctx_seq)                 \
-    X(llama_n_seq_max)                 \
-    X(llama_n_batch)                   \
-    X(llama_state_seq_get_size)        \
-    X(llama_state_seq_get_data)        \
+#define LLAMA_FUNCTIONS(X)               \
+    X(ggml_backend_load_all_from_path)   \
+    X(ggml_backend_tensor_get)           \
+    X(ggml_backend_tensor_set)           \
+    X(ggml_backend_buffer_is_host)       \
+    X(ggml_backend_buffer_get_type)      \
+    X(ggml_backend_buft_alloc_buffer)    \
+    X(ggml_backend_buffer_get_base)      \
+    X(ggml_backend_buffer_clear)         \
+    X(ggml_backend_buffer_free)          \
+    X(ggml_backend_reg_by_name)          \
+    X(ggml_backend_reg_get_proc_address) \
+    X(ggml_backend_register)             \
+    X(llama_backend_init)                \
+    X(llama_log_set)                     \
+    X(llama_model_default_params)        \
+    X(llama_model_load_from_file)        \
+    X(llama_model_free)                  \
+    X(llama_context_default_params)      \
+    X(llama_init_from_model)             \
+    X(llama_free)                        \
+    X(llama_batch_get_one)               \
+    X(llama_decode)                      \
+    X(llama_synchronize)                 \
+    X(llama_get_logits_ith)              \
+    X(llama_get_memory)                  \
+    X(llama_memory_seq_rm)               \
+    X(llama_memory_seq_add)              \
+    X(llama_memory_seq_pos_max)          \
+    X(llama_n_ctx_seq)                   \
+    X(llama_n_seq_max)                   \
+    X(llama_n_batch)                     \
+    X(llama_state_seq_get_size)          \
+    X(llama_state_seq_get_data)          \
     X(llama_state_seq_set_data)
 
 inline struct Llama {
@@ -87,6 +95,14 @@ inline void load(const std::string & folder) {
     llama.ggml_backend_load_all_from_path(folder.c_str());
 }
 
+// What an observer needs of it.
+inline kvmerge_ggml ggml_entries() {
+    return {llama.ggml_backend_tensor_get,        llama.ggml_backend_tensor_set,
+            llama.ggml_backend_buffer_is_host,    llama.ggml_backend_buffer_get_type,
+            llama.ggml_backend_buft_alloc_buffer, llama.ggml_backend_buffer_get_base,
+            llama.ggml_backend_buffer_clear,      llama.ggml_backend_buffer_free};
+}
+
 inline void ok(kvmerge_status status) {
     if (status != KVMERGE_OK) {
         std::printf("%s\n", kvmerge_last_error());
@@ -101,19 +117,36 @@ inline llama_model * load_tiny_model(int layers = TinyGguf::LAYERS) {
     CHECK(made >= 0);
     close(made);
     TinyGguf::write(file, layers);
-    llama_model * const model = llama.llama_model_load_from_file(file.c_str(), llama.llama_model_default_params());
+    llama_model_params params = llama.llama_model_default_params();
+    static const float split[16] = {1, 3}; // of several devices, the first gets the first layer and no more
+    params.tensor_split = split;
+    llama_model * const model = llama.llama_model_load_from_file(file.c_str(), params);
     unlink(file.c_str());
     CHECK(model);
     return model;
 }
 
-// How these tests begin: the tiny model, in the llama.cpp whose folder is the one argument.
-inline llama_model * tiny_model_for(int argc, char ** argv, int layers = TinyGguf::LAYERS) {
-    if (argc != 2) {
-        std::printf("usage: %s FOLDER-OF-LLAMA.CPP'S-LIBRARIES\n", argv[0]);
+// A server of llama.cpp's RPC backend, "host:port": models are loaded onto those that were added.
+inline void add_rpc_server(const char * server) {
+    ggml_backend_reg * const rpc = llama.ggml_backend_reg_by_name("RPC");
+    CHECK(rpc); // a llama.cpp without that backend
+    const auto add = reinterpret_cast<ggml_backend_reg * (*)(const char *)>(
+        llama.ggml_backend_reg_get_proc_address(rpc, "ggml_backend_rpc_add_server"));
+    CHECK(add);
+    ggml_backend_reg * const added = add(server);
+    CHECK(added); // no server there
+    llama.ggml_backend_register(added);
+}
+
+// How these tests begin: the tiny model, in the llama.cpp whose folder is the first argument. Those that know what to
+// do with it take RPC servers for it too.
+inline llama_model * tiny_model_for(int argc, char ** argv, int layers = TinyGguf::LAYERS, bool takes_servers = false) {
+    if (argc < 2 || (argc > 2 && !takes_servers)) {
+        std::printf("usage: %s FOLDER-OF-LLAMA.CPP'S-LIBRARIES%s\n", argv[0], takes_servers ? " [HOST:PORT...]" : "");
         std::exit(2);
     }
     skip_without_isa();
     load(argv[1]);
+    std::for_each(argv + 2, argv + argc, add_rpc_server);
     return load_tiny_model(layers);
 }

@@ -134,7 +134,7 @@ class StreamGraph {
 
     void compute(ggml_tensor * node, int first, const std::vector<StreamTokens> & parts) {
         if (node->op == GGML_OP_CPY) { // from a contiguous root
-            std::memcpy(node->data, node->src[0]->data, node->nb[3] * size_t(node->ne[3]));
+            std::memcpy(memory_of(node), memory_of(node->src[0]), node->nb[3] * size_t(node->ne[3]));
             copies++;
         } else if (node->op == GGML_OP_SET_ROWS) {
             for (int layer = 0; layer < LAYERS; layer++) {

@@ -62,7 +62,7 @@ struct Run {
         p.query_decay = .7f;
         p.ridge = .05f;
         p.n_threads = 2;
-        p.ggml = {llama.ggml_backend_tensor_get, llama.ggml_backend_tensor_set, llama.ggml_backend_buffer_is_host};
+        p.ggml = ggml_entries();
         if (of_three) {
             ok(kvmerge_observer_create_group(&p, 3, &observer, streams));
         } else {
@@ -404,7 +404,7 @@ void refuses_what_does_not_go_together(llama_model * model, const Case & c) {
     p.observe = KVMERGE_OBSERVE_MASS;
     p.mass_power = 1;
     p.n_threads = 1;
-    p.ggml = {llama.ggml_backend_tensor_get, llama.ggml_backend_tensor_set, llama.ggml_backend_buffer_is_host};
+    p.ggml = ggml_entries();
     kvmerge_observer * observer = nullptr;
     kvmerge_cache * cache = nullptr;
     kvmerge_cache_params q = {};

@@ -1,6 +1,8 @@
-// Queries that are captured while the real llama.cpp's graph runs, against stopping it at each layer: the same
-// statistics, the same logits, and no stop. With KVMERGE_ON_SHIM, captured as on a GPU: the CUDA part is the shim's,
-// and the observer is told that llama.cpp's memory is not the host's. It is compared with stopping on the CPU.
+// Queries that are captured while the real llama.cpp's graph runs, against stopping it at each layer: the same queries,
+// statistics and logits, and no stop. In memory of the host, and in memory that the observer is told is not the host's
+// (Vulkan, Metal, RPC). With KVMERGE_ON_SHIM, captured as on a GPU: the CUDA part is the shim's. Those are compared
+// with stopping on the CPU. With RPC servers as arguments ('make test-rpc'), the model is on them, and so is all
+// memory.
 #include "isa.hpp"
 #include "real_llama.hpp"
 
@@ -13,6 +15,7 @@ constexpr bool ON_GPU = true;
 constexpr bool ON_GPU = false;
 #endif
 
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -34,7 +37,44 @@ struct Settings {
     int bias = KVMERGE_BIAS_NONE;
     bool gpu = ON_GPU;
     int mass_sample = 0;
+    bool far = false; // in memory that only ggml's functions reach
+
+    // Without flash attention, a stop shows the attention in memory of the host.
+    bool captures() const { return flash || far || gpu || (observe & KVMERGE_OBSERVE_CAPTURE) != 0; }
 };
+
+// How often memory that is not the host's was used.
+struct Counts {
+    int queries = 0, keys = 0, others = 0; // brought to the host
+    int buffers = 0;                       // that are alive
+};
+Counts counts;
+int servers = 0;      // of RPC; 0: llama.cpp computes here
+int room = INT32_MAX; // buffers that the backend still gives
+
+// ggml's functions, for memory that is not the host's.
+kvmerge_ggml far_entries() {
+    kvmerge_ggml g = ggml_entries();
+    g.buffer_is_host = [](ggml_backend_buffer * b) { return servers > 0 && llama.ggml_backend_buffer_is_host(b); };
+    g.tensor_get = [](const ggml_tensor * t, void * to, size_t offset, size_t size) {
+        const bool key = std::strncmp(t->name, "cache_k", 7) == 0, query = t->name[0] == '\0' && t->op == GGML_OP_NONE;
+        (key ? counts.keys : query ? counts.queries : counts.others)++;
+        llama.ggml_backend_tensor_get(t, to, offset, size);
+    };
+    g.buft_alloc_buffer = [](ggml_backend_buffer_type * type, size_t size) {
+        if (room == 0) {
+            return static_cast<ggml_backend_buffer *>(nullptr);
+        }
+        room--;
+        counts.buffers++;
+        return llama.ggml_backend_buft_alloc_buffer(type, size);
+    };
+    g.buffer_free = [](ggml_backend_buffer * buffer) {
+        counts.buffers--;
+        llama.ggml_backend_buffer_free(buffer);
+    };
+    return g;
+}
 
 // What a host's own callback wants.
 struct Host {
@@ -59,6 +99,13 @@ struct Run {
     bool aborts = false;
     int stops = 0, copies = 0; // of the graph; of queries, at each layer's attention
     std::vector<float> logits;
+    std::vector<std::vector<float>> queries{LAYERS}; // [layer][tokens of all decodes][heads][dim]
+    struct Copied {
+        int layer;
+        ggml_tensor tensor; // as it was: llama.cpp may use its memory for another graph
+    };
+    std::vector<Copied> copied; // of the ubatch: where the graph leaves them
+    std::array<bool, LAYERS> taken{};
 
     Run(llama_model * model, const Settings & s, Host own = {}) : host(std::move(own)) {
         kvmerge_observer_params p = {};
@@ -75,7 +122,7 @@ struct Run {
         p.query_decay = .7f;
         p.ridge = .05f;
         p.n_threads = 2;
-        p.ggml = {llama.ggml_backend_tensor_get, llama.ggml_backend_tensor_set, llama.ggml_backend_buffer_is_host};
+        p.ggml = s.far ? far_entries() : ggml_entries();
         if (s.gpu) {
             p.device = KVMERGE_DEVICE_CUDA;
             p.ggml.buffer_is_host = [](ggml_backend_buffer *) { return false; };
@@ -106,16 +153,44 @@ struct Run {
 
     // As kvmerge.h says that a host's own callback has to.
     bool saw(ggml_tensor * node, bool ask) {
+        if (ask && node->op == GGML_OP_SET_ROWS && std::strcmp(node->view_src->name, "cache_k_l0") == 0) {
+            take_copied(); // before another ubatch
+            taken = {};
+        }
         const bool ours = kvmerge_eval_callback(node, ask, handle());
+        const bool flash = node->op == GGML_OP_FLASH_ATTN_EXT, softmax = node->op == GGML_OP_SOFT_MAX;
+        const bool scores = std::strncmp(node->name, "kq-", 3) == 0;
+        if (flash || softmax || (scores && !ask)) {
+            const ggml_tensor * const product = softmax ? node->src[0] : node;
+            const ggml_tensor * keys = flash ? node->src[1] : product->src[0];
+            const ggml_tensor * const q = flash ? node->src[0]->src[0] : product->src[1]->src[0];
+            for (; keys->op == GGML_OP_CPY; keys = keys->src[0]) {
+            }
+            const ggml_tensor * const from = ask ? q : q->src[0];
+            const Copied here = {std::atoi(keys->view_src->name + std::strlen("cache_k_l")), *from};
+            if (!ask && !taken[size_t(here.layer)]) { // of several stops at a layer, the first
+                take(here);
+                taken[size_t(here.layer)] = true;
+            } else if (ask && q->op == GGML_OP_CPY) {
+                copies++;
+                copied.push_back(here);
+            }
+        }
         if (!ask) {
             return ours && host.goes_on(node);
         }
         stops += ours;
-        if (node->op == GGML_OP_FLASH_ATTN_EXT) {
-            const ggml_tensor * const q = node->src[0]->src[0];
-            copies += q->op == GGML_OP_CPY;
-        }
         return ours || host.asks(node);
+    }
+    void take(const Copied & c) {
+        std::vector<float> & to = queries[size_t(c.layer)];
+        const size_t n = size_t(c.tensor.ne[0] * c.tensor.ne[1] * c.tensor.ne[2] * c.tensor.ne[3]), before = to.size();
+        to.resize(before + n);
+        llama.ggml_backend_tensor_get(&c.tensor, to.data() + before, 0, n * sizeof(float));
+    }
+    void take_copied() {
+        std::for_each(copied.begin(), copied.end(), [&](const Copied & c) { take(c); });
+        copied.clear();
     }
     kvmerge_observer * freed = nullptr;
     kvmerge_observer * handle() const { return observer ? observer : freed; }
@@ -124,6 +199,7 @@ struct Run {
     int decode(std::vector<llama_token> tokens, int from, int to) {
         const int status = llama.llama_decode(context, llama.llama_batch_get_one(tokens.data() + from, to - from));
         llama.llama_synchronize(context);
+        take_copied();
         if (status == 0) {
             const float * const x = llama.llama_get_logits_ith(context, -1);
             logits.insert(logits.end(), x, x + TinyGguf::VOCABULARY);
@@ -140,8 +216,9 @@ struct Run {
 
 // That all statistics of two observers' blocks are the same.
 void same_statistics(const Run & run, const Run & stopped, const Settings & s, int n_layer_seen = LAYERS) {
-    // Tensor cores take queries in half precision, for keys in half precision.
-    const bool halves = ON_GPU && s.type == GGML_TYPE_F16 && s.flash;
+    // Tensor cores take queries in half precision, for keys in half precision. So does llama.cpp on the CPU without
+    // flash attention.
+    const bool halves = (ON_GPU || !s.flash) && s.type == GGML_TYPE_F16;
     const double absolute = halves ? 1e-3 : 1e-6, relative = halves ? 2e-3 : 1e-5;
     kvmerge_block_stats a, b;
     ok(kvmerge_observer_stats(run.observer, &a));
@@ -169,10 +246,11 @@ void same_statistics(const Run & run, const Run & stopped, const Settings & s, i
         }
     }
     CHECK(run.logits == stopped.logits);
+    CHECK(run.queries == stopped.queries && !run.queries[0].empty());
 }
 
 Settings stopping(Settings s) {
-    s.observe |= KVMERGE_OBSERVE_STOP;
+    s.observe = (s.observe & ~KVMERGE_OBSERVE_CAPTURE) | KVMERGE_OBSERVE_STOP;
     s.gpu = false;
     return s;
 }
@@ -184,7 +262,7 @@ void compare(llama_model * model, const Settings & s, const std::function<void(R
     what(stopped);
     same_statistics(run, stopped, s);
     CHECK(stopped.copies == 0 && stopped.stops > 0);
-    CHECK(run.stops == 0 && run.copies > 0);
+    CHECK((run.stops == 0) == s.captures() && (run.copies > 0) == s.captures());
 }
 
 // A prompt in several ubatches, and in a block after it a generation token by token, whose graph llama.cpp uses again.
@@ -212,18 +290,19 @@ void test_blocks(llama_model * model, const Settings & s) {
 }
 
 // Of a token of a generation: no stop, and a copy a layer.
-void test_counts(llama_model * model) {
+void test_counts(llama_model * model, bool far) {
     const std::vector<llama_token> tokens = text(60);
     for (const bool flash : {true, false}) {
-        for (const int stop : {0, int(KVMERGE_OBSERVE_STOP)}) {
+        for (const int how : {0, int(KVMERGE_OBSERVE_CAPTURE), int(KVMERGE_OBSERVE_STOP)}) {
             Settings s{"counts"};
             s.flash = flash;
-            s.observe = ATTENTION | stop;
+            s.far = far;
+            s.observe = ATTENTION | how;
             Run run(model, s);
             CHECK(run.decode(tokens, 0, 40) == 0);
             run.stops = run.copies = 0;
             run.generate(tokens, 40, 60);
-            const bool captured = flash && !stop;
+            const bool captured = s.captures() && how != KVMERGE_OBSERVE_STOP;
             CHECK(run.copies == (captured ? 20 * LAYERS : 0) && run.stops == (captured ? 0 : 20 * LAYERS));
             kvmerge_block_stats stats;
             ok(kvmerge_observer_stats(run.observer, &stats));
@@ -232,12 +311,60 @@ void test_counts(llama_model * model) {
     }
 }
 
+// What memory elsewhere is asked for in a block: of a token the cells that it comes to and those that it sees, and of
+// each layer its queries and its keys, once.
+void test_far_counts(llama_model * model) {
+    const std::vector<llama_token> tokens = text(90);
+    kvmerge_block_stats stats;
+    for (const bool flash : {true, false}) {
+        Settings s{"counts elsewhere"};
+        s.flash = flash;
+        s.far = true;
+        {
+            Run run(model, s);
+            for (int block = 0; block < 2; block++) {
+                run.begin();
+                counts = {0, 0, 0, counts.buffers};
+                run.generate(tokens, 40 * block, 40 + 40 * block);
+                const int others = 40 * (1 + std::max(1, servers)); // each has a mask
+                std::printf("  40 tokens: %d stops, brought %d queries, %d keys, %d others\n", run.stops,
+                            counts.queries, counts.keys, counts.others);
+                CHECK(run.stops == 0 && counts.queries == 0 && counts.keys == 0 && counts.others == others);
+                ok(kvmerge_observer_stats(run.observer, &stats));
+                CHECK(counts.queries == LAYERS && counts.keys == LAYERS && counts.others == others);
+            }
+            CHECK(counts.buffers == LAYERS);
+        }
+        CHECK(counts.buffers == 0);
+    }
+}
+
+// A backend that has no room for all or some layers' queries: those are stopped for, to the same statistics.
+void test_far_refused(llama_model * model) {
+    const std::vector<llama_token> tokens = text(90);
+    for (const bool flash : {true, false}) {
+        for (room = 0; room < LAYERS; room++) {
+            Settings s{"no room elsewhere"};
+            s.flash = flash;
+            s.far = true;
+            const int layers = room;
+            Run run(model, s), stopped(model, stopping(s));
+            for (Run * r : {&run, &stopped}) {
+                CHECK(r->decode(tokens, 0, 50) == 0);
+                r->stops = r->copies = 0;
+                r->generate(tokens, 50, 90);
+            }
+            CHECK(run.copies == 40 * layers && run.stops == 40 * (LAYERS - layers));
+            same_statistics(run, stopped, s);
+            room = layers;
+        }
+    }
+    room = INT32_MAX;
+}
+
 // Of 60 queries in a block, 15 stand for four each: the third of every four. Their masses are told from blocks of one.
-void test_sample(llama_model * model, bool flash) {
+void test_sample(llama_model * model, Settings s) {
     const std::vector<llama_token> tokens = text(100);
-    Settings s{"a sample of the queries"};
-    s.flash = flash;
-    s.observe = KVMERGE_OBSERVE_MASS;
     Run each(model, s);
     s.mass_sample = 15;
     Run run(model, s);
@@ -252,9 +379,8 @@ void test_sample(llama_model * model, bool flash) {
         each.begin();
         each.generate(tokens, 40 + t, 41 + t);
         ok(kvmerge_observer_stats(each.observer, &stats));
-        const double counts = !flash ? 1 : t % 4 == 2 ? 4 : 0; // without a capture, all are looked at
         for (size_t i = 0; i < all; i++) {
-            sum[i] += counts * stats.mass[i];
+            sum[i] += (t % 4 == 2 ? 4 : 0) * stats.mass[i];
         }
     }
     run.generate(tokens, 40, 100);
@@ -318,8 +444,7 @@ void test_gpu_counts(llama_model * model) {
 #endif
 
 // Keys that a block's queries saw change before its statistics are asked for.
-void test_changed_keys(llama_model * model) {
-    const Settings s{"changed keys"};
+void test_changed_keys(llama_model * model, const Settings & s) {
     const std::vector<llama_token> tokens = text(60);
     compare(model, s, [&](Run & r) { // cells that were seen are written anew
         CHECK(r.decode(tokens, 0, 30) == 0);
@@ -364,8 +489,7 @@ void test_changed_keys(llama_model * model) {
 
 // A host's own callback: one that stops the graph anywhere gets the statistics of stops; one that stops it after the
 // attention disturbs nothing; one that ends it midway leaves layers that were not seen.
-void test_hosts(llama_model * model) {
-    const Settings s{"hosts"};
+void test_hosts(llama_model * model, const Settings & s) {
     const std::vector<llama_token> tokens = text(60);
     const auto named = [](const char * name) {
         return [name](const ggml_tensor * t) { return std::strcmp(t->name, name) == 0; };
@@ -380,7 +504,8 @@ void test_hosts(llama_model * model) {
         CHECK(r->decode(tokens, 0, 30) == 0);
         r->generate(tokens, 30, 40);
     }
-    CHECK(all.copies == 0 && all.stops == LAYERS * 11 && last.copies == LAYERS * 11 && last.stops == 0);
+    const int graphs = s.flash ? 11 : 12; // the first stops at the scores too, until it is known where they lie
+    CHECK(all.copies == 0 && all.stops == LAYERS * graphs && last.copies == LAYERS * 11 && last.stops == 0);
     same_statistics(all, stopped, s);
     same_statistics(last, stopped, s);
 
@@ -390,12 +515,11 @@ void test_hosts(llama_model * model) {
         r->decode(tokens, 0, 30);
         r->logits.clear(); // nothing that anybody computed
     }
-    same_statistics(ended, ended_stopped, s, 1);
+    same_statistics(ended, ended_stopped, s, servers > 1 ? LAYERS : 1); // it ends what a device computes, not the rest
 }
 
 // A decode that is aborted: queries that never came are an error, and only of that block.
-void test_abort(llama_model * model) {
-    const Settings s{"abort"};
+void test_abort(llama_model * model, const Settings & s) {
     const std::vector<llama_token> tokens = text(60);
     Run run(model, s);
     kvmerge_block_stats stats;
@@ -416,8 +540,7 @@ void test_abort(llama_model * model) {
 }
 
 // The graph of a token is used again after its observer has gone: nothing is written to memory that went with it.
-void test_free(llama_model * model) {
-    const Settings s{"free"};
+void test_free(llama_model * model, const Settings & s) {
     const std::vector<llama_token> tokens = text(60);
     Run run(model, s), stopped(model, stopping(s));
     for (Run * r : {&run, &stopped}) {
@@ -436,8 +559,9 @@ void test_free(llama_model * model) {
 } // namespace
 
 int main(int argc, char ** argv) {
-    llama_model * const model = tiny_model_for(argc, argv);
-    constexpr int QUERIES = KVMERGE_OBSERVE_QUERIES, MASS = KVMERGE_OBSERVE_MASS;
+    llama_model * const model = tiny_model_for(argc, argv, TinyGguf::LAYERS, !ON_GPU);
+    servers = argc - 2;
+    constexpr int QUERIES = KVMERGE_OBSERVE_QUERIES, MASS = KVMERGE_OBSERVE_MASS, CAPTURE = KVMERGE_OBSERVE_CAPTURE;
     const Settings settings[] = {{"F16"},
                                  {"small ubatches", true, GGML_TYPE_F16, 16},
                                  {"F32", true, GGML_TYPE_F32, 32},
@@ -447,21 +571,43 @@ int main(int argc, char ** argv) {
                                  {"the last 8 of small ubatches", true, GGML_TYPE_F16, 16, MASS, 8},
                                  {"entropy of a window", true, GGML_TYPE_F16, 16, ATTENTION | QUERIES, 20},
                                  {"moments alone", true, GGML_TYPE_F16, 16, QUERIES},
-                                 {"no flash attention", false, GGML_TYPE_F16, 16}};
-    for (const Settings & s : settings) {
-        std::printf("%s\n", s.name);
-        test_blocks(model, s);
+                                 {"no flash attention, stopped", false, GGML_TYPE_F16, 16},
+                                 {"no flash attention", false, GGML_TYPE_F16, 16, ATTENTION | QUERIES | CAPTURE},
+                                 {"no flash attention, F32", false, GGML_TYPE_F32, 64, ATTENTION | QUERIES | CAPTURE},
+                                 {"no flash attention, the last 8", false, GGML_TYPE_F32, 64, MASS | CAPTURE, 8, 1.5f},
+                                 {"no flash attention, moments alone", false, GGML_TYPE_F16, 16, QUERIES | CAPTURE}};
+    for (const bool far : {false, true}) {
+        if (far ? ON_GPU : servers > 0) {
+            continue;
+        }
+        for (Settings s : settings) {
+            s.far = far;
+            std::printf("%s%s\n", s.name, far ? ", elsewhere" : "");
+            test_blocks(model, s);
+        }
+        test_counts(model, far);
+        for (const bool flash : {true, false}) {
+            Settings s{"one of each"};
+            s.far = far;
+            s.flash = flash;
+            s.observe |= flash ? 0 : CAPTURE;
+            test_changed_keys(model, s);
+            test_hosts(model, s);
+            if (servers == 0) { // they are not told to abort
+                test_abort(model, s);
+            }
+            test_free(model, s);
+            s.observe = flash ? MASS : MASS | CAPTURE;
+            test_sample(model, s);
+        }
     }
-    test_counts(model);
-    test_sample(model, true);
-    test_sample(model, false);
 #ifdef KVMERGE_ON_SHIM
     test_gpu_counts(model);
 #endif
-    test_changed_keys(model);
-    test_hosts(model);
-    test_abort(model);
-    test_free(model);
+    if (!ON_GPU) {
+        test_far_counts(model);
+        test_far_refused(model);
+    }
     llama.llama_model_free(model);
     std::printf("ok\n");
 }

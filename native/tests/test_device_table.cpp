@@ -293,6 +293,7 @@ struct Run {
         on_gpu = on_device;
         kvmerge_observer_params p = params_for(KVMERGE_OBSERVE_MASS, c.bias);
         p.observe |= c.entropy ? KVMERGE_OBSERVE_ENTROPY : 0;
+        p.observe |= c.flash ? 0 : KVMERGE_OBSERVE_STOP; // the graph's attention is made up
         p.n_layer = StreamGraph::LAYERS, p.n_head = StreamGraph::HEADS, p.n_head_kv = 1;
         p.n_cells = StreamGraph::CELLS;
         p.device = on_device ? KVMERGE_DEVICE_CUDA : KVMERGE_DEVICE_CPU;

@@ -218,6 +218,7 @@ void test_soft_cap() {
             up(GGML_TYPE_F32, GGML_OP_SCALE, "kq_scaled_2-0", 8, 3, 2, f.p.data());
         const float less = 1.0f / 50, more = 100;
         std::memcpy(down.op_params, &less, sizeof less), std::memcpy(up.op_params, &more, sizeof more);
+        tanh.op_params[0] = GGML_UNARY_OP_TANH;
         f.soft_max.src[0] = &up, up.src[0] = &tanh, tanh.src[0] = &down, down.src[0] = &f.kq;
         f.decode(o);
         if (bias == KVMERGE_BIAS_EXACT) {
@@ -232,6 +233,15 @@ void test_soft_cap() {
             CHECK(scale == 0.5f * 2); // of small scores: what a folded bias is divided by
         }
         CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+        // 0.5 * (100 * tanh(score / 50)) is what scores from captured queries have to become.
+        const kvmerge::Attention capped = kvmerge::attention_of(&f.soft_max, 0);
+        CHECK(capped.known && capped.cap == 50 && capped.scale == 1 && capped.changed && !capped.in_place);
+        CHECK(capped.queries == &f.queries && capped.keys == &f.cache_k);
+        const float more_than_that = 3;
+        std::memcpy(up.op_params + 1, &more_than_that, sizeof more_than_that);
+        CHECK(!kvmerge::attention_of(&f.soft_max, 0).known); // something is added
+        up.op_params[1] = 0, tanh.op_params[0] = GGML_UNARY_OP_RELU;
+        CHECK(!kvmerge::attention_of(&f.soft_max, 0).known); // another function
     }
     Fixture f; // a bias of positions, say
     kvmerge_observer * o = make(params_for(KVMERGE_OBSERVE_MASS, KVMERGE_BIAS_NONE));

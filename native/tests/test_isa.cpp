@@ -44,8 +44,9 @@ static kvmerge_status create_observer() {
     p.query_decay = .7f;
     p.ridge = .05f;
     p.n_threads = 1;
-    p.ggml = {[](const ggml_tensor *, void *, size_t, size_t) {}, [](ggml_tensor *, const void *, size_t, size_t) {},
-              [](ggml_backend_buffer *) { return true; }};
+    p.ggml.tensor_get = [](const ggml_tensor *, void *, size_t, size_t) {};
+    p.ggml.tensor_set = [](ggml_tensor *, const void *, size_t, size_t) {};
+    p.ggml.buffer_is_host = [](ggml_backend_buffer *) { return true; };
     kvmerge_observer * observer = nullptr;
     const kvmerge_status status = kvmerge_observer_create(&p, &observer);
     CHECK((status == KVMERGE_OK) == (observer != nullptr));

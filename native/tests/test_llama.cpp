@@ -39,7 +39,7 @@ struct Run {
         p.query_decay = .7f;
         p.ridge = .05f;
         p.n_threads = 2;
-        p.ggml = {llama.ggml_backend_tensor_get, llama.ggml_backend_tensor_set, llama.ggml_backend_buffer_is_host};
+        p.ggml = ggml_entries();
         ok(kvmerge_observer_create(&p, &observer));
         llama_context_params cp = llama.llama_context_default_params();
         cp.n_ctx = CELLS;

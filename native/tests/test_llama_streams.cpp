@@ -17,6 +17,7 @@ struct Settings {
     ggml_type type = GGML_TYPE_F16;
     int ubatch = 64;
     int observe = KVMERGE_OBSERVE_MASS | KVMERGE_OBSERVE_ENTROPY | KVMERGE_OBSERVE_QUERIES;
+    bool far = false; // in memory that only ggml reaches
 };
 
 // Some tokens of a sequence.
@@ -32,7 +33,7 @@ struct Context {
     std::vector<int> position;
     std::vector<Random> text;               // of each sequence
     std::vector<std::vector<float>> logits; // of each sequence's last token
-    int stops = 0, flash_copies = 0;
+    int stops = 0, copies = 0;
 
     Context(llama_model * model, const Settings & s, int n, int first_text)
         : streams(size_t(n)), position(size_t(n)), logits(size_t(n)) {
@@ -47,7 +48,10 @@ struct Context {
         p.query_decay = .7f;
         p.ridge = .05f;
         p.n_threads = 2;
-        p.ggml = {llama.ggml_backend_tensor_get, llama.ggml_backend_tensor_set, llama.ggml_backend_buffer_is_host};
+        p.ggml = ggml_entries();
+        if (s.far) {
+            p.ggml.buffer_is_host = [](ggml_backend_buffer *) { return false; };
+        }
         if (n > 1) {
             ok(kvmerge_observer_create_group(&p, n, &handle, streams.data()));
         } else {
@@ -83,7 +87,10 @@ struct Context {
     bool saw(ggml_tensor * node, bool ask) {
         const bool ours = kvmerge_eval_callback(node, ask, handle);
         stops += ask && ours;
-        flash_copies += ask && node->op == GGML_OP_FLASH_ATTN_EXT && node->src[0]->src[0]->op == GGML_OP_CPY;
+        const bool flash = node->op == GGML_OP_FLASH_ATTN_EXT, softmax = node->op == GGML_OP_SOFT_MAX;
+        if (ask && (flash || softmax)) {
+            copies += (flash ? node->src[0] : node->src[0]->src[1])->src[0]->op == GGML_OP_CPY;
+        }
         return ours;
     }
 
@@ -202,8 +209,9 @@ void test(llama_model * model, const Settings & s) {
             CHECK_NEAR(values[0][j], values[1][j], 2e-2, 2e-2);
         }
     }
-    const bool captures = s.flash && !(s.observe & KVMERGE_OBSERVE_STOP);
-    CHECK((together.flash_copies > 0) == captures && (together.stops > 0) == !captures);
+    const bool captures =
+        !(s.observe & KVMERGE_OBSERVE_STOP) && (s.flash || s.far || (s.observe & KVMERGE_OBSERVE_CAPTURE));
+    CHECK((together.copies > 0) == captures && (together.stops > 0) == !captures);
     std::printf("%-20s logits of a sequence together and alone: at most %g apart\n", s.name, furthest);
 }
 
@@ -269,7 +277,11 @@ int main(int argc, char ** argv) {
                                  {"F32", true, GGML_TYPE_F32, 32},
                                  {"Q8_0", true, GGML_TYPE_Q8_0},
                                  {"stop", true, GGML_TYPE_F16, 64, ALL | KVMERGE_OBSERVE_STOP},
-                                 {"no flash attention", false, GGML_TYPE_F16, 64}};
+                                 {"no flash attention", false, GGML_TYPE_F16, 64},
+                                 {"no flash, captured", false, GGML_TYPE_F16, 64, ALL | KVMERGE_OBSERVE_CAPTURE},
+                                 {"no flash, stop", false, GGML_TYPE_F16, 64, ALL | KVMERGE_OBSERVE_STOP},
+                                 {"elsewhere", true, GGML_TYPE_F16, 16, ALL, true},
+                                 {"no flash, elsewhere", false, GGML_TYPE_F16, 64, ALL, true}};
     for (const Settings & s : settings) {
         test(model, s);
     }

@@ -193,7 +193,8 @@ void test_alone_and_together(const Settings & s, int n) {
             CHECK(info.bytes == info_alone.bytes && info.n_cells == info_alone.n_cells);
         }
     }
-    const bool captures = s.flash && on_host && !(s.observe & KVMERGE_OBSERVE_STOP);
+    const bool captures = (s.flash || !on_host || (s.observe & KVMERGE_OBSERVE_CAPTURE)) &&
+                          !(s.observe & KVMERGE_OBSERVE_STOP) && s.bias != KVMERGE_BIAS_EXACT;
     CHECK((group.graph.copies > 0) == captures && (group.graph.stops > 0) == !captures);
 }
 
@@ -336,14 +337,17 @@ void test_refusals() {
 int main() {
     skip_without_isa();
     constexpr int MASS = KVMERGE_OBSERVE_MASS, ENTROPY = KVMERGE_OBSERVE_ENTROPY, QUERIES = KVMERGE_OBSERVE_QUERIES,
-                  STOP = KVMERGE_OBSERVE_STOP;
+                  STOP = KVMERGE_OBSERVE_STOP, CAPTURE = KVMERGE_OBSERVE_CAPTURE;
     const Settings settings[] = {
         {"captured", true, MASS | ENTROPY | QUERIES, KVMERGE_BIAS_FOLDED, 0},
         {"captured, a window", true, MASS | ENTROPY, KVMERGE_BIAS_NONE, 2},
         {"moments alone", true, QUERIES, KVMERGE_BIAS_FOLDED, 0},
         {"stops at flash attention", true, MASS | ENTROPY | QUERIES | STOP, KVMERGE_BIAS_FOLDED, 0},
-        {"stops at the softmax", false, MASS | ENTROPY | QUERIES, KVMERGE_BIAS_FOLDED, 0},
-        {"stops at the softmax, a window", false, MASS | ENTROPY, KVMERGE_BIAS_NONE, 2},
+        {"captured at the softmax", false, MASS | ENTROPY | QUERIES | CAPTURE, KVMERGE_BIAS_FOLDED, 0},
+        {"moments alone, without flash attention", false, QUERIES | CAPTURE, KVMERGE_BIAS_FOLDED, 0},
+        {"the softmax", false, MASS | ENTROPY | QUERIES, KVMERGE_BIAS_FOLDED, 0},
+        {"stops at the softmax", false, MASS | ENTROPY | QUERIES | STOP, KVMERGE_BIAS_FOLDED, 0},
+        {"stops at the softmax, a window", false, MASS | ENTROPY | STOP, KVMERGE_BIAS_NONE, 2},
         {"an exact bias", false, MASS, KVMERGE_BIAS_EXACT, 0},
     };
     for (const bool host : {true, false}) {
@@ -356,6 +360,7 @@ int main() {
         }
     }
     on_host = true;
+    CHECK(backend_buffers == 0);
     test_errors_of_one();
     test_threads();
     test_refusals();

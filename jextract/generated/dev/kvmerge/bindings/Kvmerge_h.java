@@ -131,6 +131,15 @@ public class Kvmerge_h extends Kvmerge_h$shared {
     public static int KVMERGE_OBSERVE_STOP() {
         return KVMERGE_OBSERVE_STOP;
     }
+    private static final int KVMERGE_OBSERVE_CAPTURE = (int)16L;
+    /**
+     * {@snippet lang=c :
+     * enum kvmerge_observe_flag.KVMERGE_OBSERVE_CAPTURE = 16
+     * }
+     */
+    public static int KVMERGE_OBSERVE_CAPTURE() {
+        return KVMERGE_OBSERVE_CAPTURE;
+    }
     private static final int KVMERGE_BIAS_NONE = (int)0L;
     /**
      * {@snippet lang=c :

@@ -18,6 +18,11 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     void (*tensor_get)(const struct ggml_tensor *, void *, size_t, size_t);
  *     void (*tensor_set)(struct ggml_tensor *, const void *, size_t, size_t);
  *     bool (*buffer_is_host)(struct ggml_backend_buffer *);
+ *     struct ggml_backend_buffer_type *(*buffer_get_type)(struct ggml_backend_buffer *);
+ *     struct ggml_backend_buffer *(*buft_alloc_buffer)(struct ggml_backend_buffer_type *, size_t);
+ *     void *(*buffer_get_base)(struct ggml_backend_buffer *);
+ *     void (*buffer_clear)(struct ggml_backend_buffer *, uint8_t);
+ *     void (*buffer_free)(struct ggml_backend_buffer *);
  * }
  * }
  */
@@ -30,7 +35,12 @@ public class kvmerge_ggml {
     private static final GroupLayout $LAYOUT = MemoryLayout.structLayout(
         Kvmerge_h.C_POINTER.withName("tensor_get"),
         Kvmerge_h.C_POINTER.withName("tensor_set"),
-        Kvmerge_h.C_POINTER.withName("buffer_is_host")
+        Kvmerge_h.C_POINTER.withName("buffer_is_host"),
+        Kvmerge_h.C_POINTER.withName("buffer_get_type"),
+        Kvmerge_h.C_POINTER.withName("buft_alloc_buffer"),
+        Kvmerge_h.C_POINTER.withName("buffer_get_base"),
+        Kvmerge_h.C_POINTER.withName("buffer_clear"),
+        Kvmerge_h.C_POINTER.withName("buffer_free")
     ).withName("kvmerge_ggml");
 
     /**
@@ -342,6 +352,506 @@ public class kvmerge_ggml {
      */
     public static void buffer_is_host(MemorySegment struct, MemorySegment fieldValue) {
         struct.set(buffer_is_host$LAYOUT, buffer_is_host$OFFSET, fieldValue);
+    }
+
+    /**
+     * {@snippet lang=c :
+     * struct ggml_backend_buffer_type *(*buffer_get_type)(struct ggml_backend_buffer *)
+     * }
+     */
+    public final static class buffer_get_type {
+
+        private buffer_get_type() {
+            // Should not be called directly
+        }
+
+        /**
+         * The function pointer signature, expressed as a functional interface
+         */
+        public interface Function {
+            MemorySegment apply(MemorySegment _x0);
+        }
+
+        private static final FunctionDescriptor $DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER
+        );
+
+        /**
+         * The descriptor of this function pointer
+         */
+        public static FunctionDescriptor descriptor() {
+            return $DESC;
+        }
+
+        private static final MethodHandle UP$MH = Kvmerge_h.upcallHandle(buffer_get_type.Function.class, "apply", $DESC);
+
+        /**
+         * Allocates a new upcall stub, whose implementation is defined by {@code fi}.
+         * The lifetime of the returned segment is managed by {@code arena}
+         */
+        public static MemorySegment allocate(buffer_get_type.Function fi, Arena arena) {
+            return Linker.nativeLinker().upcallStub(UP$MH.bindTo(fi), $DESC, arena);
+        }
+
+        private static final MethodHandle DOWN$MH = Linker.nativeLinker().downcallHandle($DESC);
+
+        /**
+         * Invoke the upcall stub {@code funcPtr}, with given parameters
+         */
+        public static MemorySegment invoke(MemorySegment funcPtr, MemorySegment _x0) {
+            try {
+                return (MemorySegment) DOWN$MH.invokeExact(funcPtr, _x0);
+            } catch (Error | RuntimeException ex) {
+                throw ex;
+            } catch (Throwable ex$) {
+                throw new AssertionError("should not reach here", ex$);
+            }
+        }
+    }
+
+    private static final AddressLayout buffer_get_type$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("buffer_get_type"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * struct ggml_backend_buffer_type *(*buffer_get_type)(struct ggml_backend_buffer *)
+     * }
+     */
+    public static final AddressLayout buffer_get_type$layout() {
+        return buffer_get_type$LAYOUT;
+    }
+
+    private static final long buffer_get_type$OFFSET = $LAYOUT.byteOffset(groupElement("buffer_get_type"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * struct ggml_backend_buffer_type *(*buffer_get_type)(struct ggml_backend_buffer *)
+     * }
+     */
+    public static final long buffer_get_type$offset() {
+        return buffer_get_type$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * struct ggml_backend_buffer_type *(*buffer_get_type)(struct ggml_backend_buffer *)
+     * }
+     */
+    public static MemorySegment buffer_get_type(MemorySegment struct) {
+        return struct.get(buffer_get_type$LAYOUT, buffer_get_type$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * struct ggml_backend_buffer_type *(*buffer_get_type)(struct ggml_backend_buffer *)
+     * }
+     */
+    public static void buffer_get_type(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(buffer_get_type$LAYOUT, buffer_get_type$OFFSET, fieldValue);
+    }
+
+    /**
+     * {@snippet lang=c :
+     * struct ggml_backend_buffer *(*buft_alloc_buffer)(struct ggml_backend_buffer_type *, size_t)
+     * }
+     */
+    public final static class buft_alloc_buffer {
+
+        private buft_alloc_buffer() {
+            // Should not be called directly
+        }
+
+        /**
+         * The function pointer signature, expressed as a functional interface
+         */
+        public interface Function {
+            MemorySegment apply(MemorySegment _x0, long _x1);
+        }
+
+        private static final FunctionDescriptor $DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_LONG
+        );
+
+        /**
+         * The descriptor of this function pointer
+         */
+        public static FunctionDescriptor descriptor() {
+            return $DESC;
+        }
+
+        private static final MethodHandle UP$MH = Kvmerge_h.upcallHandle(buft_alloc_buffer.Function.class, "apply", $DESC);
+
+        /**
+         * Allocates a new upcall stub, whose implementation is defined by {@code fi}.
+         * The lifetime of the returned segment is managed by {@code arena}
+         */
+        public static MemorySegment allocate(buft_alloc_buffer.Function fi, Arena arena) {
+            return Linker.nativeLinker().upcallStub(UP$MH.bindTo(fi), $DESC, arena);
+        }
+
+        private static final MethodHandle DOWN$MH = Linker.nativeLinker().downcallHandle($DESC);
+
+        /**
+         * Invoke the upcall stub {@code funcPtr}, with given parameters
+         */
+        public static MemorySegment invoke(MemorySegment funcPtr, MemorySegment _x0, long _x1) {
+            try {
+                return (MemorySegment) DOWN$MH.invokeExact(funcPtr, _x0, _x1);
+            } catch (Error | RuntimeException ex) {
+                throw ex;
+            } catch (Throwable ex$) {
+                throw new AssertionError("should not reach here", ex$);
+            }
+        }
+    }
+
+    private static final AddressLayout buft_alloc_buffer$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("buft_alloc_buffer"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * struct ggml_backend_buffer *(*buft_alloc_buffer)(struct ggml_backend_buffer_type *, size_t)
+     * }
+     */
+    public static final AddressLayout buft_alloc_buffer$layout() {
+        return buft_alloc_buffer$LAYOUT;
+    }
+
+    private static final long buft_alloc_buffer$OFFSET = $LAYOUT.byteOffset(groupElement("buft_alloc_buffer"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * struct ggml_backend_buffer *(*buft_alloc_buffer)(struct ggml_backend_buffer_type *, size_t)
+     * }
+     */
+    public static final long buft_alloc_buffer$offset() {
+        return buft_alloc_buffer$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * struct ggml_backend_buffer *(*buft_alloc_buffer)(struct ggml_backend_buffer_type *, size_t)
+     * }
+     */
+    public static MemorySegment buft_alloc_buffer(MemorySegment struct) {
+        return struct.get(buft_alloc_buffer$LAYOUT, buft_alloc_buffer$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * struct ggml_backend_buffer *(*buft_alloc_buffer)(struct ggml_backend_buffer_type *, size_t)
+     * }
+     */
+    public static void buft_alloc_buffer(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(buft_alloc_buffer$LAYOUT, buft_alloc_buffer$OFFSET, fieldValue);
+    }
+
+    /**
+     * {@snippet lang=c :
+     * void *(*buffer_get_base)(struct ggml_backend_buffer *)
+     * }
+     */
+    public final static class buffer_get_base {
+
+        private buffer_get_base() {
+            // Should not be called directly
+        }
+
+        /**
+         * The function pointer signature, expressed as a functional interface
+         */
+        public interface Function {
+            MemorySegment apply(MemorySegment _x0);
+        }
+
+        private static final FunctionDescriptor $DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER
+        );
+
+        /**
+         * The descriptor of this function pointer
+         */
+        public static FunctionDescriptor descriptor() {
+            return $DESC;
+        }
+
+        private static final MethodHandle UP$MH = Kvmerge_h.upcallHandle(buffer_get_base.Function.class, "apply", $DESC);
+
+        /**
+         * Allocates a new upcall stub, whose implementation is defined by {@code fi}.
+         * The lifetime of the returned segment is managed by {@code arena}
+         */
+        public static MemorySegment allocate(buffer_get_base.Function fi, Arena arena) {
+            return Linker.nativeLinker().upcallStub(UP$MH.bindTo(fi), $DESC, arena);
+        }
+
+        private static final MethodHandle DOWN$MH = Linker.nativeLinker().downcallHandle($DESC);
+
+        /**
+         * Invoke the upcall stub {@code funcPtr}, with given parameters
+         */
+        public static MemorySegment invoke(MemorySegment funcPtr, MemorySegment _x0) {
+            try {
+                return (MemorySegment) DOWN$MH.invokeExact(funcPtr, _x0);
+            } catch (Error | RuntimeException ex) {
+                throw ex;
+            } catch (Throwable ex$) {
+                throw new AssertionError("should not reach here", ex$);
+            }
+        }
+    }
+
+    private static final AddressLayout buffer_get_base$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("buffer_get_base"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * void *(*buffer_get_base)(struct ggml_backend_buffer *)
+     * }
+     */
+    public static final AddressLayout buffer_get_base$layout() {
+        return buffer_get_base$LAYOUT;
+    }
+
+    private static final long buffer_get_base$OFFSET = $LAYOUT.byteOffset(groupElement("buffer_get_base"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * void *(*buffer_get_base)(struct ggml_backend_buffer *)
+     * }
+     */
+    public static final long buffer_get_base$offset() {
+        return buffer_get_base$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * void *(*buffer_get_base)(struct ggml_backend_buffer *)
+     * }
+     */
+    public static MemorySegment buffer_get_base(MemorySegment struct) {
+        return struct.get(buffer_get_base$LAYOUT, buffer_get_base$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * void *(*buffer_get_base)(struct ggml_backend_buffer *)
+     * }
+     */
+    public static void buffer_get_base(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(buffer_get_base$LAYOUT, buffer_get_base$OFFSET, fieldValue);
+    }
+
+    /**
+     * {@snippet lang=c :
+     * void (*buffer_clear)(struct ggml_backend_buffer *, uint8_t)
+     * }
+     */
+    public final static class buffer_clear {
+
+        private buffer_clear() {
+            // Should not be called directly
+        }
+
+        /**
+         * The function pointer signature, expressed as a functional interface
+         */
+        public interface Function {
+            void apply(MemorySegment _x0, byte _x1);
+        }
+
+        private static final FunctionDescriptor $DESC = FunctionDescriptor.ofVoid(
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_CHAR
+        );
+
+        /**
+         * The descriptor of this function pointer
+         */
+        public static FunctionDescriptor descriptor() {
+            return $DESC;
+        }
+
+        private static final MethodHandle UP$MH = Kvmerge_h.upcallHandle(buffer_clear.Function.class, "apply", $DESC);
+
+        /**
+         * Allocates a new upcall stub, whose implementation is defined by {@code fi}.
+         * The lifetime of the returned segment is managed by {@code arena}
+         */
+        public static MemorySegment allocate(buffer_clear.Function fi, Arena arena) {
+            return Linker.nativeLinker().upcallStub(UP$MH.bindTo(fi), $DESC, arena);
+        }
+
+        private static final MethodHandle DOWN$MH = Linker.nativeLinker().downcallHandle($DESC);
+
+        /**
+         * Invoke the upcall stub {@code funcPtr}, with given parameters
+         */
+        public static void invoke(MemorySegment funcPtr, MemorySegment _x0, byte _x1) {
+            try {
+                 DOWN$MH.invokeExact(funcPtr, _x0, _x1);
+            } catch (Error | RuntimeException ex) {
+                throw ex;
+            } catch (Throwable ex$) {
+                throw new AssertionError("should not reach here", ex$);
+            }
+        }
+    }
+
+    private static final AddressLayout buffer_clear$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("buffer_clear"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * void (*buffer_clear)(struct ggml_backend_buffer *, uint8_t)
+     * }
+     */
+    public static final AddressLayout buffer_clear$layout() {
+        return buffer_clear$LAYOUT;
+    }
+
+    private static final long buffer_clear$OFFSET = $LAYOUT.byteOffset(groupElement("buffer_clear"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * void (*buffer_clear)(struct ggml_backend_buffer *, uint8_t)
+     * }
+     */
+    public static final long buffer_clear$offset() {
+        return buffer_clear$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * void (*buffer_clear)(struct ggml_backend_buffer *, uint8_t)
+     * }
+     */
+    public static MemorySegment buffer_clear(MemorySegment struct) {
+        return struct.get(buffer_clear$LAYOUT, buffer_clear$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * void (*buffer_clear)(struct ggml_backend_buffer *, uint8_t)
+     * }
+     */
+    public static void buffer_clear(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(buffer_clear$LAYOUT, buffer_clear$OFFSET, fieldValue);
+    }
+
+    /**
+     * {@snippet lang=c :
+     * void (*buffer_free)(struct ggml_backend_buffer *)
+     * }
+     */
+    public final static class buffer_free {
+
+        private buffer_free() {
+            // Should not be called directly
+        }
+
+        /**
+         * The function pointer signature, expressed as a functional interface
+         */
+        public interface Function {
+            void apply(MemorySegment _x0);
+        }
+
+        private static final FunctionDescriptor $DESC = FunctionDescriptor.ofVoid(
+            Kvmerge_h.C_POINTER
+        );
+
+        /**
+         * The descriptor of this function pointer
+         */
+        public static FunctionDescriptor descriptor() {
+            return $DESC;
+        }
+
+        private static final MethodHandle UP$MH = Kvmerge_h.upcallHandle(buffer_free.Function.class, "apply", $DESC);
+
+        /**
+         * Allocates a new upcall stub, whose implementation is defined by {@code fi}.
+         * The lifetime of the returned segment is managed by {@code arena}
+         */
+        public static MemorySegment allocate(buffer_free.Function fi, Arena arena) {
+            return Linker.nativeLinker().upcallStub(UP$MH.bindTo(fi), $DESC, arena);
+        }
+
+        private static final MethodHandle DOWN$MH = Linker.nativeLinker().downcallHandle($DESC);
+
+        /**
+         * Invoke the upcall stub {@code funcPtr}, with given parameters
+         */
+        public static void invoke(MemorySegment funcPtr, MemorySegment _x0) {
+            try {
+                 DOWN$MH.invokeExact(funcPtr, _x0);
+            } catch (Error | RuntimeException ex) {
+                throw ex;
+            } catch (Throwable ex$) {
+                throw new AssertionError("should not reach here", ex$);
+            }
+        }
+    }
+
+    private static final AddressLayout buffer_free$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("buffer_free"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * void (*buffer_free)(struct ggml_backend_buffer *)
+     * }
+     */
+    public static final AddressLayout buffer_free$layout() {
+        return buffer_free$LAYOUT;
+    }
+
+    private static final long buffer_free$OFFSET = $LAYOUT.byteOffset(groupElement("buffer_free"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * void (*buffer_free)(struct ggml_backend_buffer *)
+     * }
+     */
+    public static final long buffer_free$offset() {
+        return buffer_free$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * void (*buffer_free)(struct ggml_backend_buffer *)
+     * }
+     */
+    public static MemorySegment buffer_free(MemorySegment struct) {
+        return struct.get(buffer_free$LAYOUT, buffer_free$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * void (*buffer_free)(struct ggml_backend_buffer *)
+     * }
+     */
+    public static void buffer_free(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(buffer_free$LAYOUT, buffer_free$OFFSET, fieldValue);
     }
 
     /**

@@ -37,7 +37,7 @@ import picocli.CommandLine.Spec;
             "Varies one parameter of a strategy at a time and measures the KL divergence from the full cache: a table "
                     + "and a plot each.",
             "Parameters are the strategy's (see its row in results.json), or cells, the share that stays, or block, "
-                    + "or (with -fa on) queries, those observed of a block. What is finished is not made again.",
+                    + "or queries, those observed of a block. What is finished is not made again.",
             "decay and mass-power are varied without a calibration, which is made for one of each."
         },
         footer = {
@@ -130,8 +130,8 @@ final class AblateCommand implements Runnable {
         if (sweeps.keySet().equals(Set.of(CELLS))) {
             StrategyOptions.refuse(command, List.of("--compression"), "goes with other parameters than cells");
         }
-        if (sweeps.containsKey(QUERIES) && !compute.captures()) {
-            throw new KvmergeException.Usage("--vary queries is of captured queries: add -fa on");
+        if (sweeps.containsKey(QUERIES) && !model.captures(compute)) {
+            throw new KvmergeException.Usage("--vary queries is of captured queries: add -fa on or --observe capture");
         }
         if (sweeps.containsKey(QUERIES)
                 && !ModelOptions.observesMass(Strategies.method(strategy, Strategies.Settings.DEFAULT))) {

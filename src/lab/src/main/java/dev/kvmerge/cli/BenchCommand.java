@@ -146,7 +146,7 @@ final class BenchCommand implements Runnable {
         model.checkCells(compute, model.flashAttention == FlashAttention.ON ? bias(caches) : Bias.NONE);
         ModelOptions.checkObserved(
                 command,
-                bias(caches) == Bias.EXACT // then nothing runs with flash attention
+                bias(caches) == Bias.EXACT // then the graph is stopped whatever the options say
                         ? List.of()
                         : caches.stream().map(Cache::strategy).toList());
         Text source = text.read(catalogue);

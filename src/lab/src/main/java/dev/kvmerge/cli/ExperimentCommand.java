@@ -159,12 +159,17 @@ final class ExperimentCommand implements Runnable {
         model.checkCells(compute, settings.bias);
         Catalogue catalogue = Home.catalogue();
         Strategies.Settings chosen = settings.settings(model, catalogue, methods, command);
-        boolean flash = compute.flashAttention() != FlashAttention.OFF;
-        if (!flash || noiseFloor == OnOff.OFF) { // else the floor's run is observed
-            ModelOptions.checkObserved(
+        boolean captures = model.captures(compute);
+        if (noiseFloor == OnOff.OFF) { // else the floor's run is observed
+            ModelOptions.checkObservation(
+                    command,
+                    methods.stream().map(name -> Strategies.method(name, chosen)).toList());
+        }
+        if (noiseFloor == OnOff.OFF || !captures) {
+            ModelOptions.checkCaptured(
                     command,
                     specs.stream()
-                            .filter(spec -> flash || spec.needsFlashAttention())
+                            .filter(spec -> captures || spec.needsFlashAttention())
                             .map(spec -> Strategies.method(spec.method(), chosen))
                             .toList());
         }

@@ -90,9 +90,11 @@ final class ModelOptions {
 
     @Option(
             names = "--observe",
-            paramLabel = "capture|stop",
-            description = "with flash attention: capture each layer's queries as llama.cpp's graph runs, or stop the"
-                    + " graph at each layer, as it is where capturing cannot be (default: capture)")
+            paramLabel = "auto|capture|stop",
+            defaultValue = "auto",
+            description = "capture each layer's queries as llama.cpp's graph runs, or stop the graph at each layer, as it"
+                    + " is where capturing cannot be; auto stops with -fa off on the CPU, which costs no more there"
+                    + " (default: ${DEFAULT-VALUE})")
     Observation observation;
 
     @Option(
@@ -155,20 +157,32 @@ final class ModelOptions {
     /**
      * Refuses to say how attention is observed where nothing asks for it.
      *
-     * @param methods those that run with flash attention
+     * @param methods those that run
      */
     static void checkObserved(CommandSpec command, List<? extends Method> methods) {
+        checkObservation(command, methods);
+        checkCaptured(command, methods);
+    }
+
+    /** The same of --observe. */
+    static void checkObservation(CommandSpec command, List<? extends Method> methods) {
         if (methods.stream().noneMatch(ModelOptions::observes)) {
             StrategyOptions.refuse(
-                    command,
-                    List.of("--observe"),
-                    "goes with flash attention and a strategy that asks for attention or queries");
+                    command, List.of("--observe"), "goes with a strategy that asks for attention or queries");
         }
+    }
+
+    /**
+     * The same of --observe-queries.
+     *
+     * @param methods those whose queries may be captured
+     */
+    static void checkCaptured(CommandSpec command, List<? extends Method> methods) {
         if (methods.stream().noneMatch(ModelOptions::observesMass)) {
             StrategyOptions.refuse(
                     command,
                     List.of("--observe-queries"),
-                    "goes with flash attention and a strategy that asks for attention");
+                    "goes with captured queries and a strategy that asks for attention");
         }
     }
 
@@ -202,23 +216,20 @@ final class ModelOptions {
             throw new KvmergeException.Usage("-ub must be positive, not " + ubatch);
         }
         FlashAttention chosen = flashAttention == null ? otherwise : flashAttention;
-        boolean without = chosen == FlashAttention.OFF && !besides;
-        if (observation != null && without) {
-            throw new KvmergeException.Usage(
-                    "--observe goes with flash attention: add -fa on, or leave it out, since here it has no effect");
-        }
-        if (observedQueries != null && (without || observation == Observation.STOP)) {
-            throw new KvmergeException.Usage("--observe-queries is of captured queries: add -fa on, without --observe"
-                    + " stop, or leave it out, since here it has no effect");
-        }
-        return new ComputeSettings(
+        ComputeSettings compute = new ComputeSettings(
                 threads(),
                 ubatch,
                 chosen,
                 keyType,
                 valueType,
-                observation == null ? Observation.CAPTURE : observation,
+                observation,
                 observedQueries == null ? ComputeSettings.OBSERVED_QUERIES : observedQueries);
+        boolean captures = captures(compute) || besides && observation != Observation.STOP;
+        if (observedQueries != null && !captures) {
+            throw new KvmergeException.Usage("--observe-queries is of captured queries: add -fa on or --observe capture,"
+                    + " or leave it out, since here it has no effect");
+        }
+        return compute;
     }
 
     /** Loads the libraries. */
@@ -246,6 +257,12 @@ final class ModelOptions {
             progress.update(-1, "");
             return Model.load(library, path, backend, gpuLayers == null ? -1 : gpuLayers);
         }
+    }
+
+    /** Whether queries are captured, of all runs and not of those alone that turn flash attention on. */
+    boolean captures(ComputeSettings compute) {
+        boolean onCpu = rpc == null && (device == null || device.equals("cpu"));
+        return compute.captures() || !onCpu && observation != Observation.STOP;
     }
 
     /** Whether the command line says so. */

@@ -1,6 +1,7 @@
 package dev.kvmerge.eval;
 
 import dev.kvmerge.KvmergeException;
+import dev.kvmerge.cache.CacheChecks;
 import dev.kvmerge.cache.CacheOptions;
 import dev.kvmerge.cache.CompressedContext;
 import dev.kvmerge.kernels.Scorer;
@@ -297,7 +298,7 @@ public final class Experiment implements AutoCloseable {
         }
         double seconds = (System.nanoTime() - start) / 1e9;
         RunResult result = RunResult.of(
-                run, list.firstScored(run), reading.spent(), recipe.attention(reading.spent()), trace, full, seconds);
+                run, list.firstScored(run), reading.spent(), recipe.attention(model, reading.spent()), trace, full, seconds);
         if (isFull) {
             try {
                 Files.move(part, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
@@ -315,7 +316,7 @@ public final class Experiment implements AutoCloseable {
      */
     private record Recipe(Strategy strategy, CacheOptions options, String weights) {
         /** With what flash attention it ran, and of how many captured queries its attention was told. */
-        RunResult.Attention attention(Reading.Spent spent) {
+        RunResult.Attention attention(Model model, Reading.Spent spent) {
             ComputeSettings compute = options.compute();
             boolean flash =
                     switch (compute.flashAttention()) {
@@ -323,12 +324,12 @@ public final class Experiment implements AutoCloseable {
                         case OFF -> false;
                         case AUTO -> spent.flashAttention();
                     };
-            boolean captured = flash && compute.captures() && strategy.needs().mass();
-            boolean observed = flash && strategy.needs().observes();
+            boolean captured = CacheChecks.captures(model, strategy, options, flash);
+            boolean stopped = flash && !captured && strategy.needs().observes();
             return new RunResult.Attention(
                     flash,
-                    captured ? compute.observedQueries() : null,
-                    observed ? compute.observation().name().toLowerCase(Locale.ROOT) : null);
+                    captured && strategy.needs().mass() ? compute.observedQueries() : null,
+                    captured ? "capture" : stopped ? "stop" : null);
         }
     }
 

@@ -35,8 +35,8 @@ import java.util.Map;
  * @param flashAttention "on" or "off", as llama.cpp ran it; null in older files
  * @param observedQueries of a block's captured queries, about so many told what attention the cells get, 0 for all;
  *     null where none were captured or nothing asked for attention
- * @param observation "capture" or "stop": how the attention or queries were observed with flash attention; null where
- *     none were, and in older files
+ * @param observation "capture", or with flash attention "stop": how the attention or queries were observed; null where
+ *     none were, where attention was read without flash attention, and in older files
  * @param kvMib MiB that the cells were to fit into; null where they were asked for by compression
  * @param asked the name that was asked for, where the cells' types were chosen for it; else the strategy's; null in
  *     older files

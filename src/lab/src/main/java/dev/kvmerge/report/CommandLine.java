@@ -42,6 +42,10 @@ final class CommandLine {
         if (report.runs().stream().anyMatch(run -> "stop".equals(run.observation()))) {
             add(words, "--observe", "stop");
         }
+        if (report.runs().stream()
+                .anyMatch(run -> "capture".equals(run.observation()) && "off".equals(run.flashAttention()))) {
+            add(words, "--observe", "capture");
+        }
         report.runs().stream()
                 .map(RunResult::observedQueries)
                 .filter(Objects::nonNull)

@@ -5,7 +5,6 @@ import dev.kvmerge.attention.Calibration;
 import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.kernels.Observer;
 import dev.kvmerge.llama.CellMemory;
-import dev.kvmerge.llama.ComputeSettings.Observation;
 import dev.kvmerge.llama.ContextOptions;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
 import dev.kvmerge.llama.Model;
@@ -123,6 +122,11 @@ public final class CacheChecks {
         }
     }
 
+    /** Whether a planner's queries are captured, as far as is known before the first graph. */
+    public static boolean captures(Model model, Planner planner, CacheOptions options, boolean flashAttention) {
+        return Watched.observing(model, planner, options).captures(flashAttention);
+    }
+
     /**
      * Bytes that kvmerge is going to keep beside the cells of a sequence, about, wherever they lie:
      * {@link CompressedContext#tableBytes} knows, once there are any.
@@ -148,9 +152,7 @@ public final class CacheChecks {
             long dimension = CellMemory.keyDimension(model);
             long query = (long) Float.BYTES * shape.layers() * shape.heads() * dimension;
             boolean queries = observe.queries() || observe.bias() == Bias.FOLDED;
-            boolean captures = (queries || observe.mass() || observe.entropy())
-                    && observe.observation() == Observation.CAPTURE
-                    && options.compute().flashAttention() != FlashAttention.OFF;
+            boolean captures = observe.captures(options.compute().flashAttention() != FlashAttention.OFF);
             long moments = queries ? Float.BYTES * shape.pairs() * dimension * (dimension + 1) : 0;
             long waiting = queries && !captures ? WAITING_QUERIES * query : 0;
             long masked = (long) options.allocated() * Short.BYTES;

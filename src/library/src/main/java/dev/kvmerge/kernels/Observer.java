@@ -39,7 +39,7 @@ public final class Observer implements AutoCloseable {
      * @param ridge regularisation of the fold direction, positive
      * @param backend where the model's layers live
      * @param threads most threads that rewriting cells uses
-     * @param observation whether queries are captured or the graph is stopped, with flash attention
+     * @param observation whether queries are captured or the graph is stopped
      */
     public record Options(
             boolean mass,
@@ -57,6 +57,14 @@ public final class Observer implements AutoCloseable {
         private static final double QUERY_DECAY = 0.7;
         private static final double RIDGE = 0.05;
 
+        /** Whether queries are captured, where nothing stands against it. */
+        public boolean captures(boolean flashAttention) {
+            return (mass || entropy || queries || bias == Bias.FOLDED)
+                    && bias != Bias.EXACT
+                    && observation != Observation.STOP
+                    && (flashAttention || observation == Observation.CAPTURE || backend != Backend.CPU);
+        }
+
         public Options {
             Objects.requireNonNull(observation, "observation");
             if (!(massPower == 1 || massPower == 1.5 || massPower == 2) || massQueries < 0 || massSample < 0) {
@@ -73,7 +81,7 @@ public final class Observer implements AutoCloseable {
         /** The decay and ridge that were measured best. */
         public static Options of(boolean mass, boolean entropy, Bias bias, int threads) {
             return new Options(
-                    mass, entropy, 1, 0, 0, false, bias, QUERY_DECAY, RIDGE, Backend.CPU, threads, Observation.CAPTURE);
+                    mass, entropy, 1, 0, 0, false, bias, QUERY_DECAY, RIDGE, Backend.CPU, threads, Observation.AUTO);
         }
 
         public Options withMassPower(double power) {

@@ -4,7 +4,6 @@ import dev.kvmerge.bindings.Kvmerge_h;
 import dev.kvmerge.bindings.kvmerge_ggml;
 import dev.kvmerge.bindings.kvmerge_observer_params;
 import dev.kvmerge.llama.Backend;
-import dev.kvmerge.llama.ComputeSettings.Observation;
 import dev.kvmerge.llama.Shape;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
@@ -34,7 +33,11 @@ final class ObserverParams {
                 (options.mass() ? Kvmerge_h.KVMERGE_OBSERVE_MASS() : 0)
                         | (options.entropy() ? Kvmerge_h.KVMERGE_OBSERVE_ENTROPY() : 0)
                         | (options.queries() ? Kvmerge_h.KVMERGE_OBSERVE_QUERIES() : 0)
-                        | (options.observation() == Observation.STOP ? Kvmerge_h.KVMERGE_OBSERVE_STOP() : 0));
+                        | switch (options.observation()) {
+                            case AUTO -> 0;
+                            case CAPTURE -> Kvmerge_h.KVMERGE_OBSERVE_CAPTURE();
+                            case STOP -> Kvmerge_h.KVMERGE_OBSERVE_STOP();
+                        });
         kvmerge_observer_params.mass_power(params, (float) options.massPower());
         kvmerge_observer_params.mass_queries(params, options.massQueries());
         kvmerge_observer_params.mass_sample(params, options.massSample());
@@ -55,6 +58,11 @@ final class ObserverParams {
         kvmerge_ggml.tensor_get(ggml, Kvmerge.symbol("ggml_backend_tensor_get"));
         kvmerge_ggml.tensor_set(ggml, Kvmerge.symbol("ggml_backend_tensor_set"));
         kvmerge_ggml.buffer_is_host(ggml, Kvmerge.symbol("ggml_backend_buffer_is_host"));
+        kvmerge_ggml.buffer_get_type(ggml, Kvmerge.symbol("ggml_backend_buffer_get_type"));
+        kvmerge_ggml.buft_alloc_buffer(ggml, Kvmerge.symbol("ggml_backend_buft_alloc_buffer"));
+        kvmerge_ggml.buffer_get_base(ggml, Kvmerge.symbol("ggml_backend_buffer_get_base"));
+        kvmerge_ggml.buffer_clear(ggml, Kvmerge.symbol("ggml_backend_buffer_clear"));
+        kvmerge_ggml.buffer_free(ggml, Kvmerge.symbol("ggml_backend_buffer_free"));
         return params;
     }
 }

@@ -13,7 +13,7 @@ import java.util.Objects;
  * @param flashAttention -fa
  * @param keyType type of the K cells (-ctk)
  * @param valueType type of the V cells (-ctv)
- * @param observation how attention is observed where flash attention is on (--observe, which is kvmerge's)
+ * @param observation how attention is observed (--observe, which is kvmerge's)
  * @param observedQueries of a block's captured queries, about so many, evenly spaced, tell what attention the cells
  *     get, each for those between; 0 for all (--observe-queries, which is kvmerge's)
  */
@@ -25,9 +25,11 @@ public record ComputeSettings(
         CellType valueType,
         Observation observation,
         int observedQueries) {
-    /** How queries are seen that flash attention leaves no probabilities of. */
+    /** How attention is seen. */
     public enum Observation {
-        /** llama.cpp's graph copies them as it runs, and they are looked at once a block; in host memory alone. */
+        /** Captured with flash attention and on devices; without it in host memory, the graph is stopped. */
+        AUTO,
+        /** llama.cpp's graph copies the queries as it runs, and they are looked at once a block. */
         CAPTURE,
         /** llama.cpp's graph is stopped at each layer. */
         STOP
@@ -59,7 +61,7 @@ public record ComputeSettings(
     public static ComputeSettings usual() {
         int threads = Runtime.getRuntime().availableProcessors();
         return new ComputeSettings(
-                threads, UBATCH, FlashAttention.OFF, CellType.F16, CellType.F16, Observation.CAPTURE, OBSERVED_QUERIES);
+                threads, UBATCH, FlashAttention.OFF, CellType.F16, CellType.F16, Observation.AUTO, OBSERVED_QUERIES);
     }
 
     /**
@@ -74,9 +76,10 @@ public record ComputeSettings(
         }
     }
 
-    /** Whether queries may be captured: with flash attention off there is nothing to capture. */
+    /** Whether queries may be captured, of layers on the CPU. */
     public boolean captures() {
-        return flashAttention != FlashAttention.OFF && observation == Observation.CAPTURE;
+        return observation == Observation.CAPTURE
+                || observation == Observation.AUTO && flashAttention != FlashAttention.OFF;
     }
 
     /** The same on another number of threads. */

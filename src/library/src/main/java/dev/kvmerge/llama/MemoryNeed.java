@@ -10,7 +10,7 @@ import dev.kvmerge.llama.ContextOptions.FlashAttention;
  * @param cells bytes of the K and V cells, of the layers without a sliding window; 0 where a device holds them
  * @param scores bytes of the scores and the mask, where flash attention does not do without the first; 0 likewise
  * @param tables bytes of what is kept beside the cells
- * @param queries bytes of a block's captured queries; 0 likewise
+ * @param queries bytes of a block's captured queries; 0 where they are looked at on a GPU
  */
 record MemoryNeed(long cells, long scores, long tables, long queries) {
     private static final long MIB = 1 << 20;
@@ -31,7 +31,8 @@ record MemoryNeed(long cells, long scores, long tables, long queries) {
         double seen = n / options.sequences(); // a sequence has cells of its own
         double scores = rows * seen * 4 * (options.compute().flashAttention() == FlashAttention.OFF ? heads + 1 : 1);
         boolean host = model.backend() == Backend.CPU;
-        return new MemoryNeed(host ? (long) cells : 0, host ? (long) scores : 0, tables, host ? queries : 0);
+        boolean brought = model.backend() != Backend.CUDA; // to be looked at, from wherever they are captured
+        return new MemoryNeed(host ? (long) cells : 0, host ? (long) scores : 0, tables, brought ? queries : 0);
     }
 
     /** All of it; more than any machine has, where it is no long. */
