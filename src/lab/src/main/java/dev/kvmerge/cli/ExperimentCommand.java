@@ -163,7 +163,9 @@ final class ExperimentCommand implements Runnable {
         if (noiseFloor == OnOff.OFF) { // else the floor's run is observed
             ModelOptions.checkObservation(
                     command,
-                    methods.stream().map(name -> Strategies.method(name, chosen)).toList());
+                    methods.stream()
+                            .map(name -> Strategies.method(name, chosen))
+                            .toList());
         }
         if (noiseFloor == OnOff.OFF || !captures) {
             ModelOptions.checkCaptured(

@@ -92,9 +92,10 @@ final class ModelOptions {
             names = "--observe",
             paramLabel = "auto|capture|stop",
             defaultValue = "auto",
-            description = "capture each layer's queries as llama.cpp's graph runs, or stop the graph at each layer, as it"
-                    + " is where capturing cannot be; auto stops with -fa off on the CPU, which costs no more there"
-                    + " (default: ${DEFAULT-VALUE})")
+            description =
+                    "capture each layer's queries as llama.cpp's graph runs, or stop the graph at each layer, as it"
+                            + " is where capturing cannot be; auto stops with -fa off on the CPU, which costs no more there"
+                            + " (default: ${DEFAULT-VALUE})")
     Observation observation;
 
     @Option(
@@ -226,8 +227,9 @@ final class ModelOptions {
                 observedQueries == null ? ComputeSettings.OBSERVED_QUERIES : observedQueries);
         boolean captures = captures(compute) || besides && observation != Observation.STOP;
         if (observedQueries != null && !captures) {
-            throw new KvmergeException.Usage("--observe-queries is of captured queries: add -fa on or --observe capture,"
-                    + " or leave it out, since here it has no effect");
+            throw new KvmergeException.Usage(
+                    "--observe-queries is of captured queries: add -fa on or --observe capture,"
+                            + " or leave it out, since here it has no effect");
         }
         return compute;
     }

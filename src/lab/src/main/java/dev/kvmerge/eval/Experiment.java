@@ -22,7 +22,6 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.util.List;
-import java.util.Locale;
 import java.util.Map;
 import java.util.function.BooleanSupplier;
 import java.util.function.DoubleFunction;
@@ -298,7 +297,13 @@ public final class Experiment implements AutoCloseable {
         }
         double seconds = (System.nanoTime() - start) / 1e9;
         RunResult result = RunResult.of(
-                run, list.firstScored(run), reading.spent(), recipe.attention(model, reading.spent()), trace, full, seconds);
+                run,
+                list.firstScored(run),
+                reading.spent(),
+                recipe.attention(model, reading.spent()),
+                trace,
+                full,
+                seconds);
         if (isFull) {
             try {
                 Files.move(part, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);

@@ -150,6 +150,35 @@ class OwnCellsTest {
         assertReproduced("stopped");
     }
 
+    /** Without flash attention, the graph is stopped unless one says otherwise. */
+    @Test
+    void queriesCapturedWithoutFlashAttentionAreReproducedToo() throws IOException {
+        Cli.run(
+                        "experiment",
+                        "-t",
+                        "1",
+                        "--noise-floor",
+                        "off",
+                        "--tokens",
+                        "288",
+                        "--block",
+                        "32",
+                        "--compression",
+                        "0.5",
+                        "--observe",
+                        "capture",
+                        "--observe-queries",
+                        "8",
+                        "--strategies",
+                        "h2o,streaming-llm",
+                        "--out",
+                        out("captured"))
+                .succeeded();
+        assertEquals(
+                List.of("full 288 off null", "h2o 144 off 8 capture", "streaming-llm 144 off null"), said("captured"));
+        assertReproduced("captured");
+    }
+
     @Test
     void aPrefillIsReproducedToo() throws IOException {
         Cli.run(
