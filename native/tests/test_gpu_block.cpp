@@ -79,7 +79,9 @@ struct Run {
         p.query_decay = .7f;
         p.ridge = .05f;
         p.n_threads = 2;
-        p.ggml = {tensor_get, llama.ggml_backend_tensor_set, [](ggml_backend_buffer *) { return false; }};
+        p.ggml = ggml_entries();
+        p.ggml.tensor_get = tensor_get;
+        p.ggml.buffer_is_host = [](ggml_backend_buffer *) { return false; };
         p.device = KVMERGE_DEVICE_CUDA;
         ok(kvmerge_observer_create(&p, &observer));
         llama_context_params cp = llama.llama_context_default_params();
