@@ -9,7 +9,11 @@
 extern "C" const Device * kvmerge_cuda_device(int version, const char ** why_not);
 
 #ifdef KVMERGE_CUDA_SHIM
-constexpr unsigned TIMES = 40; // a thread is a fiber here: slow
+#    if defined(__SANITIZE_ADDRESS__)
+constexpr unsigned TIMES = 12; // a thread is a fiber here, and the sanitizer hears of each change of fibers: slow
+#    else
+constexpr unsigned TIMES = 40;
+#    endif
 #else
 constexpr unsigned TIMES = 200;
 #endif
