@@ -94,8 +94,8 @@ final class ModelOptions {
             defaultValue = "auto",
             description =
                     "capture each layer's queries as llama.cpp's graph runs, or stop the graph at each layer, as it"
-                            + " is where capturing cannot be; auto stops with -fa off on the CPU, which costs no more there"
-                            + " (default: ${DEFAULT-VALUE})")
+                            + " is where capturing cannot be; auto stops with -fa off on the CPU, which costs no more"
+                            + " there (default: ${DEFAULT-VALUE})")
     Observation observation;
 
     @Option(

@@ -119,7 +119,7 @@ class OptionsTest {
                 "perplexity --observe stop; --observe goes with --strategy",
                 "experiment --score 100; --score goes with --prefill",
                 "experiment --prefill 512 --block 64; --block goes without --prefill",
-                "experiment --observe stop --strategies streaming-llm --noise-floor off; --observe goes with a strategy",
+                "experiment --observe stop --strategies streaming-llm --noise-floor off; --observe goes with",
                 "experiment --strategies full --compression 0.5; --compression goes with a strategy other than full",
                 "bench --strategies full --compression 0.5; --compression goes with a strategy other than full",
                 "needle --strategies full --compression 0.5; --compression goes with a strategy other than full",
