@@ -237,32 +237,52 @@ static inline void transpose(Vector (&x)[WIDTH]) {
     }
 }
 
+// Turns the keys of a tile's cells into [dim][CELL_TILE]; row(cell of the tile) is where a key's elements begin. Whole
+// vectors of them alone: gives back how many elements were turned.
+template <class Row>
+static std::ptrdiff_t turn_tile(const Row & row, std::ptrdiff_t dim, float * packed) {
+    const std::ptrdiff_t whole = dim / WIDTH * WIDTH;
+    for (int half = 0; half < CELL_TILE; half += WIDTH) {
+        for (std::ptrdiff_t i = 0; i < whole; i += WIDTH) {
+            alignas(sizeof(Vector)) Vector x[WIDTH];
+            for (int c = 0; c < WIDTH; c++) {
+                x[c] = load(row(half + c) + i);
+            }
+            transpose(x);
+            for (int j = 0; j < WIDTH; j++) {
+                store(packed + (i + j) * CELL_TILE + half, x[j]);
+            }
+        }
+    }
+    return whole;
+}
+
 // The keys of a head, tile after tile: [n_cells / CELL_TILE, rounded up][dim][CELL_TILE].
 static void pack_keys(const CellView & view, int head, int n_cells, float * packed) {
     const std::ptrdiff_t dim = view.dim;
-    std::vector<float> tile(size_t(CELL_TILE * dim), 0.0f); // [CELL_TILE][dim]
+    int c0 = 0;
+    if (!view.transposed && !is_quantised(view.type) && dim % WIDTH == 0) { // as they lie, without a copy as floats
+        with_elements(view.type, view.data, [&](const auto * element) {
+            const char * const first = static_cast<const char *>(view.data) + bytes_of(view.type, size_t(head) * dim);
+            for (; c0 + CELL_TILE <= n_cells; c0 += CELL_TILE, packed += CELL_TILE * dim) {
+                const auto row = [&](int c) {
+                    return reinterpret_cast<decltype(element)>(first + std::ptrdiff_t(c0 + c) * view.cell_bytes);
+                };
+                turn_tile(row, dim, packed);
+            }
+        });
+    }
+    std::vector<float> tile(size_t(c0 < n_cells ? CELL_TILE * dim : 0), 0.0f); // [CELL_TILE][dim]
     int32_t cells[CELL_TILE];
-    for (int c0 = 0; c0 < n_cells; c0 += CELL_TILE, packed += CELL_TILE * dim) {
+    for (; c0 < n_cells; c0 += CELL_TILE, packed += CELL_TILE * dim) {
         const int n = std::min(CELL_TILE, n_cells - c0);
         std::iota(cells, cells + n, c0);
         gather_cells({view, head, cells, n, tile.data()});
-        for (int half = 0; half < CELL_TILE; half += WIDTH) {
-            const float * const from = tile.data() + half * dim;
-            std::ptrdiff_t i = 0;
-            for (; i + WIDTH <= dim; i += WIDTH) {
-                alignas(sizeof(Vector)) Vector x[WIDTH];
-                for (int c = 0; c < WIDTH; c++) {
-                    x[c] = load(from + c * dim + i);
-                }
-                transpose(x);
-                for (int j = 0; j < WIDTH; j++) {
-                    store(packed + (i + j) * CELL_TILE + half, x[j]);
-                }
-            }
-            for (; i < dim; i++) {
-                for (int c = 0; c < WIDTH; c++) {
-                    packed[i * CELL_TILE + half + c] = from[c * dim + i];
-                }
+        const float * const rows = tile.data();
+        std::ptrdiff_t i = turn_tile([&](int c) { return rows + c * dim; }, dim, packed);
+        for (; i < dim; i++) {
+            for (int c = 0; c < CELL_TILE; c++) {
+                packed[i * CELL_TILE + c] = rows[c * dim + i];
             }
         }
     }
@@ -413,13 +433,17 @@ template <int HALF_POWERS>
 static void score_stats_of(const ScoreStatsArgs & a) {
     const std::ptrdiff_t stride = (a.n_cells + CELL_TILE - 1) / CELL_TILE * CELL_TILE;
     const size_t dim = size_t(a.keys.dim);
-    std::vector<float> keys(size_t(stride) * dim), scores(size_t(stride) * ROW_TILE), queries(dim * ROW_TILE),
-        mass(static_cast<size_t>(stride));
+    // Kept from call to call, as planning keeps its own: new memory is zeroed, and its pages are faults.
+    thread_local std::vector<float> keys, scores, queries, mass;
+    keys.resize(std::max(keys.size(), size_t(stride) * dim));
+    scores.resize(std::max(scores.size(), size_t(stride) * ROW_TILE));
+    queries.resize(std::max(queries.size(), dim * ROW_TILE));
+    mass.resize(std::max(mass.size(), size_t(stride)));
     ScoreRows<ROW_TILE, HALF_POWERS> some{a, stride, scores.data(), queries.data()};
     ScoreRows<1, HALF_POWERS> one{a, stride, scores.data(), queries.data()};
     for (int kv_head = 0; kv_head < a.n_kv_heads; kv_head++) {
         pack_keys(a.keys, a.first_kv_head + kv_head, a.n_cells, keys.data());
-        std::fill(mass.begin(), mass.end(), 0.0f);
+        std::fill_n(mass.begin(), stride, 0.0f);
         for (int h = kv_head * a.heads_per_kv; h < (kv_head + 1) * a.heads_per_kv; h++) {
             for (int r = 0; r < a.n_rows; r += ROW_TILE) {
                 const int rows = std::min(ROW_TILE, a.n_rows - r);
