@@ -2,6 +2,7 @@ package dev.kvmerge.cli;
 
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.eval.Cache;
+import dev.kvmerge.eval.Clock;
 import dev.kvmerge.eval.SequencesBench;
 import dev.kvmerge.eval.SpeedBench;
 import dev.kvmerge.eval.Text;
@@ -123,6 +124,14 @@ final class BenchCommand implements Runnable {
     private int[] sequences;
 
     @Option(
+            names = "--clock",
+            paramLabel = "wall|cpu",
+            defaultValue = "wall",
+            description = "what is timed: the clock, or the CPU time of this process, which other programs disturb "
+                    + "less; that needs -t 1 (default: ${DEFAULT-VALUE})")
+    private Clock clock;
+
+    @Option(
             names = {"-o", "--output"},
             paramLabel = "md|csv|json",
             defaultValue = "md",
@@ -143,6 +152,10 @@ final class BenchCommand implements Runnable {
             caches.forEach(cache -> cache.check(largest, prompt));
         }
         ComputeSettings compute = model.compute(FlashAttention.AUTO);
+        if (clock == Clock.CPU && compute.threads() != 1) {
+            throw new KvmergeException.Usage(
+                    "--clock cpu adds up all threads, those that wait for work too: use -t 1 with it");
+        }
         model.checkCells(compute, model.flashAttention == FlashAttention.ON ? bias(caches) : Bias.NONE);
         ModelOptions.checkObserved(
                 command,
@@ -185,6 +198,7 @@ final class BenchCommand implements Runnable {
                 block.tokens,
                 promptBlock.tokens(block.tokens),
                 compute,
+                clock,
                 settings(loaded, null),
                 settings(loaded, bias(caches)));
         return new SpeedBench(loaded, setup, caches, tokens);
@@ -201,6 +215,7 @@ final class BenchCommand implements Runnable {
                         block.tokens,
                         promptBlock.tokens(block.tokens),
                         compute.withFlashAttention(setting),
+                        clock,
                         sequences),
                 caches,
                 tokens);

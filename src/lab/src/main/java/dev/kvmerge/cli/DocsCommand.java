@@ -66,6 +66,7 @@ final class DocsCommand implements Runnable {
         Map<String, String> pages = Pages.render(docs);
         pages.put("kl.svg", Pages.plot(docs));
         pages.put("memory.svg", Pages.frontier(docs));
+        pages.put("lengths.svg", Pages.lengths(docs));
         pages.put("options.md", OptionsPage.of(root.commandLine()));
         return pages;
     }

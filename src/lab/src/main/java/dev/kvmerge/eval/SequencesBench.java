@@ -31,6 +31,7 @@ public final class SequencesBench {
      * @param block tokens of a sequence between two compressions
      * @param promptBlock the same of a prompt, a block and more
      * @param compute how llama.cpp computes
+     * @param clock what is timed
      * @param sequences numbers of sequences; the first is what the others are compared with
      */
     public record Setup(
@@ -40,6 +41,7 @@ public final class SequencesBench {
             int block,
             int promptBlock,
             ComputeSettings compute,
+            Clock clock,
             int[] sequences) {}
 
     private final Model model;
@@ -143,7 +145,7 @@ public final class SequencesBench {
                     context.decode(length, i -> new Context.Item(tokens[first + i], first + i, of, i == length - 1));
                 }
             }
-            long start = System.nanoTime();
+            long start = setup.clock().nanoseconds();
             for (int i = 0; i < generated; i++) {
                 int position = prompt + i;
                 context.decode(n, sequence -> new Context.Item(tokens[position], position, sequence, true));
@@ -163,7 +165,7 @@ public final class SequencesBench {
             }
             flush(group);
             long ours = overhead(group);
-            long start = System.nanoTime();
+            long start = setup.clock().nanoseconds();
             for (int i = 0; i < generated; i++) {
                 decode(group, new int[] {tokens[prompt + i]});
             }
@@ -174,8 +176,8 @@ public final class SequencesBench {
         }
     }
 
-    private static double seconds(long start) {
-        return (System.nanoTime() - start) / 1e9;
+    private double seconds(long start) {
+        return (setup.clock().nanoseconds() - start) / 1e9;
     }
 
     private static void decode(SequenceGroup group, int[] next) {

@@ -37,6 +37,7 @@ public final class SpeedBench {
      * @param block tokens between two compressions
      * @param promptBlock the same of a prompt, a block and more
      * @param compute how llama.cpp computes, but for flash attention
+     * @param clock what is timed
      * @param plain settings of flash attention that llama.cpp alone runs with
      * @param ours those that compressed caches run with
      */
@@ -47,6 +48,7 @@ public final class SpeedBench {
             int block,
             int promptBlock,
             ComputeSettings compute,
+            Clock clock,
             List<FlashAttention> plain,
             List<FlashAttention> ours) {}
 
@@ -234,15 +236,15 @@ public final class SpeedBench {
     private Timing timePlain(int prompt, ComputeSettings compute) {
         ContextOptions options = ContextOptions.of(prompt + setup.generated(), PLAIN_BATCH, compute);
         try (Context context = new Context(model, options, null)) {
-            long start = System.nanoTime();
+            long start = setup.clock().nanoseconds();
             for (int at = 0; at < prompt; at += PLAIN_BATCH) {
                 context.decode(Arrays.copyOfRange(tokens, at, Math.min(prompt, at + PLAIN_BATCH)), at, false);
             }
-            long read = System.nanoTime();
+            long read = setup.clock().nanoseconds();
             for (int i = 0; i < setup.generated(); i++) {
                 context.decode(new int[] {tokens[prompt + i]}, prompt + i, false);
             }
-            return new Timing((read - start) / 1e9, (System.nanoTime() - read) / 1e9, 0, 0);
+            return new Timing((read - start) / 1e9, (setup.clock().nanoseconds() - read) / 1e9, 0, 0);
         }
     }
 
@@ -251,12 +253,12 @@ public final class SpeedBench {
         CacheOptions options =
                 CacheOptions.of(cells, setup.block()).withPromptBlock(block).with(compute);
         try (CompressedContext context = new CompressedContext(model, strategy, options)) {
-            long start = System.nanoTime();
+            long start = setup.clock().nanoseconds();
             for (int at = 0; at < prompt; at += block) {
                 context.decode(Arrays.copyOfRange(tokens, at, Math.min(prompt, at + block)), false);
             }
             context.flush();
-            long read = System.nanoTime();
+            long read = setup.clock().nanoseconds();
             Timings t = context.timings();
             long ours = t.overhead();
             long decode = t.decode();
@@ -264,7 +266,7 @@ public final class SpeedBench {
                 context.decode(new int[] {tokens[prompt + i]}, false);
             }
             context.flush();
-            long end = System.nanoTime();
+            long end = setup.clock().nanoseconds();
             double generationOverhead = (double) (t.overhead() - ours) / (t.decode() - decode);
             return new Timing((read - start) / 1e9, (end - read) / 1e9, (double) ours / decode, generationOverhead);
         }

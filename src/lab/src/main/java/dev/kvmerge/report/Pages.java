@@ -78,6 +78,13 @@ public final class Pages {
                 "What less memory costs, SmolLM2-135M, Alice, 4,096 tokens");
     }
 
+    /** The plot of a token's time over the length of the text, as SVG. */
+    public static String lengths(Path docs) {
+        return LengthPlot.of(
+                Figures.read(docs.resolve("results/lengths.csv")),
+                "A token's time by the length of the text, SmolLM2-135M, one CPU core");
+    }
+
     private static List<Path> files(Path folder, String ending) {
         try (Stream<Path> files = Files.list(folder)) {
             return files.filter(f -> f.toString().endsWith(ending)).sorted().toList();

@@ -74,6 +74,7 @@ class OptionValuesTest {
         wrong("0.3", "", "--threshold");
         wrong("9", "--threshold", "analyze --threshold");
         wrong("heavy", "", "--bias");
+        wrong("sundial", "", "--clock");
         wrong("nowhere.json", "nowhere.json", "--calibration");
         wrong("nosuch", "nosuch", "--strategy", "--strategies");
         wrong("xml", "", "--output");

@@ -41,6 +41,7 @@ class SequencesBenchTest {
                 16,
                 48,
                 ComputeSettings.usual().withThreads(1).withFlashAttention(FlashAttention.ON),
+                Clock.WALL,
                 new int[] {1, 3});
         try (Model model = Model.load(TestModel.library(), file, Backend.CPU, 0)) {
             SequencesBench bench = new SequencesBench(model, setup, caches, tokens);

@@ -38,7 +38,8 @@ class SpeedBenchTest {
         int[] tokens = new Random(1).ints(prompt, 0, TinyGguf.VOCABULARY).toArray();
         List<FlashAttention> off = List.of(FlashAttention.OFF);
         ComputeSettings compute = ComputeSettings.usual().withThreads(1);
-        SpeedBench.Setup setup = new SpeedBench.Setup(new int[] {prompt}, 0, 1, BLOCK, BLOCK, compute, off, off);
+        SpeedBench.Setup setup =
+                new SpeedBench.Setup(new int[] {prompt}, 0, 1, BLOCK, BLOCK, compute, Clock.CPU, off, off);
         try (Model model = Model.load(TestModel.library(), file, Backend.CPU, 0)) {
             return new SpeedBench(model, setup, caches, tokens).run(what -> {}, () -> false);
         }
