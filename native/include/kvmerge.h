@@ -273,8 +273,8 @@ KVMERGE_API bool kvmerge_eval_callback(struct ggml_tensor * tensor, bool ask, vo
 /* Starts a block: forgets the tokens, mass and entropies seen, decays the query moments. */
 KVMERGE_API kvmerge_status kvmerge_observer_begin(kvmerge_observer * observer);
 /* After a decode that failed or was aborted, where no other came since begin: forgets it, as if the block had just
- * begun. Where the graph is stopped (KVMERGE_OBSERVE_STOP, other devices) the query moments keep queries that had come.
- */
+ * begun. Where the graph is stopped (KVMERGE_OBSERVE_STOP, or no room to capture) the query moments keep queries that
+ * had come. */
 KVMERGE_API kvmerge_status kvmerge_observer_forget(kvmerge_observer * observer);
 /* Errors: whatever the callback met since begin (UNSUPPORTED: a layout it cannot read, a cache smaller than n_cells by
  * 256 and more; NUMERIC: attention with NaN; STATE: another thread was inside a call meanwhile, another context). */

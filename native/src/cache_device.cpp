@@ -30,7 +30,10 @@ const CellTable::Columns & kvmerge_cache::columns() {
     if (there) {
         const Handles<kvmerge_observer>::Use use(observers(), observer, Access::SHARED);
         if (use.status() == KVMERGE_OK) {
-            use.object().finish_rewriting();
+            or_broken([&] {
+                use.object().finish_rewriting();
+                require_untorn(use.object());
+            });
         }
         there->fetch(table);
     }
@@ -39,7 +42,12 @@ const CellTable::Columns & kvmerge_cache::columns() {
 
 void kvmerge_cache::finish_rewriting() {
     if (there) {
-        or_broken([&] { in_observer(observer, [](kvmerge_observer & o) { o.finish_rewriting(); }); });
+        or_broken([&] {
+            in_observer(observer, [](kvmerge_observer & o) {
+                o.finish_rewriting();
+                require_untorn(o); // others may have met the failure before
+            });
+        });
     }
 }
 

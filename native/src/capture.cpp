@@ -283,6 +283,7 @@ bool Staging::reserve_far(int layer, const kvmerge_ggml & ggml, const ggml_tenso
 }
 
 void Staging::bring(int layer) noexcept {
+    const std::lock_guard<std::mutex> lock(bringing);
     if (size_t(layer) < far.size() && std::exchange(far[size_t(layer)].coming, false)) {
         far[size_t(layer)].memory.get(at(layer), 0, layer_size);
     }

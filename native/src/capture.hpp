@@ -17,6 +17,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 namespace kvmerge {
@@ -48,6 +49,7 @@ struct Staging {
         bool coming = false; // what the graph leaves there has yet to be brought
     };
     std::vector<Far> far; // [n_layer]
+    std::mutex bringing;  // streams take their parts on threads of their own
     bool refused = false; // a backend has no room
     void next_ubatch() {
         for (Far & f : far) {

@@ -72,6 +72,11 @@ bool kvmerge_observer::capture_queries(const Attention & attention, bool flash, 
         (attention.mask && on_host(attention.mask) != here)) {
         return false;
     }
+    // A backend that knows its tensors by more than their addresses, as OpenCL's, would copy them somewhere else.
+    const bool far = !here && !gpu;
+    if (far && (view->extra || view->src[0]->extra)) {
+        return false;
+    }
     prepare(l, view);
     if (l.is_on_gpu() != gpu) {
         return false;
@@ -89,7 +94,7 @@ bool kvmerge_observer::capture_queries(const Attention & attention, bool flash, 
     if (slot.to && !made) {
         capture(view, slot);
     }
-    if (slot.to && layer == 0 && !here && !gpu) {
+    if (slot.to && layer == 0 && far) {
         saw_newest(captured.newest());
     }
     return slot.to != nullptr;

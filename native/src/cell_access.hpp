@@ -17,6 +17,7 @@ kvmerge_observer::Layer & cells_of(kvmerge_observer & o, int32_t layer, int32_t 
 // Throws STATE before the layer's cells were seen; throws STATE after writing cells failed midway.
 void require_cache(const kvmerge_observer & o, int layer);
 void require_whole(const kvmerge_observer & o);
+void require_untorn(const kvmerge_observer & o); // throws STATE where a call failed while it wrote cells
 // Throws ARGUMENT for a cell that is named twice.
 void require_distinct(const int32_t * cells, int32_t n, int n_cells);
 // Throws NUMERIC for a NaN or an infinity. `x` may be null.

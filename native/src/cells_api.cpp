@@ -18,6 +18,10 @@ void require_whole(const kvmerge_observer & o) {
     if (o.another_context) {
         throw Error(KVMERGE_E_STATE, "the observer has seen another llama_context: free it and make one for each");
     }
+    require_untorn(o);
+}
+
+void require_untorn(const kvmerge_observer & o) {
     if (o.torn) {
         throw Error(KVMERGE_E_STATE,
                     "an earlier call failed while it wrote cells: what they hold is unknown, make the context anew");
@@ -44,6 +48,7 @@ void require_finite(const float * x, size_t n, const char * what) {
 
 CellView on_host(kvmerge_observer & o, CellTensor & cells) {
     o.finish_rewriting();
+    require_untorn(o); // another thread may have met the failure since this call's arguments were looked at
     const std::lock_guard<std::mutex> lock(o.mirrors);
     return cells.on_host();
 }

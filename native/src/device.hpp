@@ -38,7 +38,7 @@ struct Device {
     void (*settle)(int place); // or ALL_PLACES
     const char * (*failed)();  // what went wrong since it was last asked, or null, of what is known to be done
     const char * (*finish)();  // waits for all that is queued, and asks that
-    int (*lost)(); // how often somebody who waited has found that work failed. Who asked before and after knows of his
+    int (*lost)(); // how often something has failed. Who asks before and after knows of his own, whoever was told
 };
 
 constexpr int ALL_PLACES = -1;

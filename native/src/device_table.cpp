@@ -255,11 +255,21 @@ void DeviceTable::upload_plans(Part & p, const CellTable::Staged & staged) {
     }
 }
 
+// The error itself may have been told to another context's call, which asked first.
+void DeviceTable::require_all_done(int lost_before) const {
+    if (device_->lost() != lost_before) {
+        const char * const what = device_->failed();
+        throw Error(KVMERGE_E_DEVICE,
+                    text("%s: %s", device_->name, what ? what : "something failed there; another call had the error"));
+    }
+}
+
 void DeviceTable::stage(CellTable & table) {
     const CellTable::Staged staged = table.staged(planned_);
     const int used = table.used();
     room_ = room_for(used, used - table.budget(), table.back() > 0);
     const std::vector<uint8_t> stays(table.stays().begin(), table.stays().end());
+    const int lost_before = device_->lost();
     for (Part & p : parts_) {
         StageHeadsArgs args = lists(p, table);
         p.stays.upload(stays.data(), stays.size());
@@ -269,6 +279,7 @@ void DeviceTable::stage(CellTable & table) {
         p.verdict.fetch(verdicts_.data() + size_t(p.first_layer) * size_t(shape_.n_head_kv));
     }
     check(*device_);
+    require_all_done(lost_before); // or the verdicts may be an earlier block's
     for (int pair = 0; pair < shape_.pairs(); pair++) {
         if (verdicts_.data()[pair].flaw == FLAW_ATTENTION) {
             throw Error(KVMERGE_E_NUMERIC, "the attention has NaN or infinite entries");
@@ -325,6 +336,7 @@ void DeviceTable::merge(kvmerge_observer & o, Part & p, const std::vector<const 
 }
 
 void DeviceTable::commit(kvmerge_observer & o, const CellTable & table, const std::vector<const float *> & directions) {
+    const int lost_before = device_->lost();
     for (Part & p : parts_) {
         merge(o, p, directions);
         const size_t all = size_t(p.rows.n_heads) * size_t(room_);
@@ -332,9 +344,7 @@ void DeviceTable::commit(kvmerge_observer & o, const CellTable & table, const st
                                p.lists.data() + all, p.shares.data(), p.verdict.data()});
     }
     planned_ = fresh_ = false;
-    if (const char * const what = device_->failed()) { // that is known already
-        throw Error(KVMERGE_E_DEVICE, text("%s: %s", device_->name, what));
-    }
+    require_all_done(lost_before); // as far as is known already
 }
 
 // Calls body(array on the device, array on the host, elements) for each column that is kept.

@@ -72,6 +72,7 @@ class DeviceTable {
     void make_room(const kvmerge_observer & o, Part & part);
     StageHeadsArgs lists(Part & part, const CellTable & table);
     void upload_plans(Part & part, const CellTable::Staged & staged);
+    void require_all_done(int lost_before) const;
     template <class Body>
     void each_column(Part & part, CellTable::Columns & columns, Body && body);
     template <class T>

@@ -1,6 +1,7 @@
 // The eval callback: learns where K and V lie and which cells tokens go to, and stops at nodes of the graph.
 #include "observer.hpp"
 
+#include "cell_access.hpp"
 #include "llama_graph.hpp"
 #include "status.hpp"
 #include "stop.hpp"
@@ -116,7 +117,8 @@ void kvmerge_observer::finish_rewriting() {
         return;
     }
     const std::lock_guard<std::mutex> lock(finishing);
-    if (!rewriting) {
+    if (!rewriting) { // another thread has waited for it in the meantime
+        require_untorn(*this);
         return;
     }
     device->settle(ALL_PLACES);

@@ -359,10 +359,13 @@ int main() {
             }
         }
     }
-    on_host = true;
+    CHECK(backend_buffers == 0);
+    for (const bool host : {false, true}) {
+        on_host = host;
+        test_threads();
+    }
     CHECK(backend_buffers == 0);
     test_errors_of_one();
-    test_threads();
     test_refusals();
     std::printf("ok\n");
 }

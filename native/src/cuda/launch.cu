@@ -34,7 +34,7 @@ constexpr size_t MOST_COPIED = size_t(4) << 20; // bytes of one upload: more of 
 Gpu * const gpus = new Gpu[MOST_GPUS]; // there until the very end: handles may be freed after main()
 std::mutex failure_mutex;
 std::string failure;
-std::atomic<int> failed_waits{0};
+std::atomic<int> failures{0}; // of any kind
 thread_local std::string told;
 
 // Makes a GPU's stream, on the current GPU. It does not wait for ggml's streams: llama.cpp has synchronised those
@@ -81,7 +81,6 @@ void give_back(Arena & arena, Release && release) {
 // When a GPU has done all that was queued, or has failed.
 void done(Gpu & gpu, cudaError_t status) {
     note(status);
-    failed_waits += status != cudaSuccess;
     gpu.busy = false;
     give_back(gpu.copied, [](char * memory) { note(cudaFreeHost(memory)); });
 }
@@ -129,6 +128,7 @@ void note(cudaError_t status) {
     if (status == cudaSuccess) {
         return;
     }
+    failures++;
     const std::lock_guard<std::mutex> lock(failure_mutex);
     if (failure.empty()) {
         failure = std::string(cudaGetErrorString(status)) + remedy(status);
@@ -239,7 +239,7 @@ void wait_for(int number, bool asks) {
 }
 
 int lost() {
-    return failed_waits;
+    return failures;
 }
 
 const char * failed() {
