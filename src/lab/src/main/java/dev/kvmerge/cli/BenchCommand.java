@@ -127,8 +127,8 @@ final class BenchCommand implements Runnable {
             names = "--clock",
             paramLabel = "wall|cpu",
             defaultValue = "wall",
-            description = "what is timed: the clock, or the CPU time of this process, which other programs disturb "
-                    + "less; that needs -t 1 (default: ${DEFAULT-VALUE})")
+            description = "what is timed: the clock, or the CPU time of the one thread that -t 1 computes with, which "
+                    + "other programs disturb less (default: ${DEFAULT-VALUE})")
     private Clock clock;
 
     @Option(
@@ -153,8 +153,10 @@ final class BenchCommand implements Runnable {
         }
         ComputeSettings compute = model.compute(FlashAttention.AUTO);
         if (clock == Clock.CPU && compute.threads() != 1) {
-            throw new KvmergeException.Usage(
-                    "--clock cpu adds up all threads, those that wait for work too: use -t 1 with it");
+            throw new KvmergeException.Usage("--clock cpu times one thread: use -t 1 with it");
+        }
+        if (clock == Clock.CPU && !model.isOnCpu()) {
+            throw new KvmergeException.Usage("--clock cpu sees nothing of a device's time: use it with --device cpu");
         }
         model.checkCells(compute, model.flashAttention == FlashAttention.ON ? bias(caches) : Bias.NONE);
         ModelOptions.checkObserved(

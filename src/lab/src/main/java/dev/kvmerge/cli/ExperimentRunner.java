@@ -3,7 +3,9 @@ package dev.kvmerge.cli;
 import dev.kvmerge.eval.Experiment;
 import dev.kvmerge.eval.RunResult;
 import dev.kvmerge.eval.Text;
+import dev.kvmerge.llama.Backend;
 import dev.kvmerge.llama.ComputeSettings;
+import dev.kvmerge.llama.ComputeSettings.Observation;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.report.Plots;
 import dev.kvmerge.report.RecordedExperiment;
@@ -111,6 +113,11 @@ final class ExperimentRunner {
                 run.tokensPerSecond());
     }
 
+    /** Whether queries are captured: on a device they are without flash attention too. */
+    private boolean captures() {
+        return compute.captures() || model.backend() != Backend.CPU && compute.observation() != Observation.STOP;
+    }
+
     private Report header(Experiment.Setup setup) {
         Report.Settings settings = new Report.Settings(
                 setup.tokens().length,
@@ -120,7 +127,7 @@ final class ExperimentRunner {
                 compute.flashAttention().name().toLowerCase(Locale.ROOT),
                 compute.keyType().name().toLowerCase(Locale.ROOT),
                 compute.valueType().name().toLowerCase(Locale.ROOT),
-                compute.captures() ? compute.observedQueries() : null);
+                captures() ? compute.observedQueries() : null);
         header = header == null ? Provenance.of(model, text, offset, settings) : header.with(settings);
         return header;
     }

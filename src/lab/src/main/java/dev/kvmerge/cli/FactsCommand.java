@@ -166,7 +166,7 @@ final class FactsCommand implements Runnable {
                                 compute.flashAttention().name().toLowerCase(Locale.ROOT),
                                 compute.keyType().name().toLowerCase(Locale.ROOT),
                                 compute.valueType().name().toLowerCase(Locale.ROOT),
-                                compute.captures() ? compute.observedQueries() : null));
+                                model.captures(compute) ? compute.observedQueries() : null));
                 Interrupt.listen("kvmerge: stopping at the end of this block; what is finished is in " + out.folder()
                         + ", go on with --resume");
                 print(loaded, facts, ask(facts, caches, header, folder));

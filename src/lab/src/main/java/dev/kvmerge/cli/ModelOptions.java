@@ -263,8 +263,12 @@ final class ModelOptions {
 
     /** Whether queries are captured, of all runs and not of those alone that turn flash attention on. */
     boolean captures(ComputeSettings compute) {
-        boolean onCpu = rpc == null && (device == null || device.equals("cpu"));
-        return compute.captures() || !onCpu && observation != Observation.STOP;
+        return compute.captures() || !isOnCpu() && observation != Observation.STOP;
+    }
+
+    /** Whether all layers and cells are the CPU's. */
+    boolean isOnCpu() {
+        return rpc == null && (device == null || device.equals("cpu"));
     }
 
     /** Whether the command line says so. */

@@ -182,7 +182,7 @@ final class RulerCommand implements Runnable {
         }
     }
 
-    private static RulerReport.Settings settings(Ruler.Setup setup) {
+    private RulerReport.Settings settings(Ruler.Setup setup) {
         ComputeSettings compute = setup.compute();
         return new RulerReport.Settings(
                 setup.tasks().stream().map(RulerTask::label).toList(),
@@ -193,7 +193,7 @@ final class RulerCommand implements Runnable {
                 compute.flashAttention().name().toLowerCase(Locale.ROOT),
                 compute.keyType().name().toLowerCase(Locale.ROOT),
                 compute.valueType().name().toLowerCase(Locale.ROOT),
-                compute.captures() ? compute.observedQueries() : null);
+                model.captures(compute) ? compute.observedQueries() : null);
     }
 
     /** What a reading is of. */

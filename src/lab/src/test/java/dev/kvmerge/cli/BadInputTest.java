@@ -358,6 +358,7 @@ class BadInputTest {
                 "bench --cells 200 --compression 0.5; --compression goes without --cells",
                 "bench --cells 600 -p 512; fit into 600 cells",
                 "bench --clock cpu -t 2; use -t 1",
+                "bench --clock cpu -t 1 --device any; use it with --device cpu",
                 "report nosuchdir; there is no folder nosuchdir",
                 "report pom.xml; pom.xml is no folder",
                 "experimnt; there is no command 'experimnt': did you mean experiment",
