@@ -155,7 +155,7 @@ final class RunList {
             case Foreknowing oracle
             when !setup.mode().streams() ->
                 throw new KvmergeException.Usage(
-                        oracle.name() + " knows the future of a text that is streamed: leave --prefill out");
+                        "the oracle knows the future of a text that is streamed: leave --prefill out");
             case QuantisedWeights weights -> WeightType.named(weights.type());
             case QuantisedCells cells
             when spec.types() != null ->
