@@ -5,7 +5,6 @@ import dev.kvmerge.eval.RunResult;
 import dev.kvmerge.eval.Text;
 import dev.kvmerge.llama.Backend;
 import dev.kvmerge.llama.ComputeSettings;
-import dev.kvmerge.llama.ComputeSettings.Observation;
 import dev.kvmerge.llama.Model;
 import dev.kvmerge.report.Plots;
 import dev.kvmerge.report.RecordedExperiment;
@@ -113,11 +112,6 @@ final class ExperimentRunner {
                 run.tokensPerSecond());
     }
 
-    /** Whether queries are captured: on a device they are without flash attention too. */
-    private boolean captures() {
-        return compute.captures() || model.backend() != Backend.CPU && compute.observation() != Observation.STOP;
-    }
-
     private Report header(Experiment.Setup setup) {
         Report.Settings settings = new Report.Settings(
                 setup.tokens().length,
@@ -127,7 +121,7 @@ final class ExperimentRunner {
                 compute.flashAttention().name().toLowerCase(Locale.ROOT),
                 compute.keyType().name().toLowerCase(Locale.ROOT),
                 compute.valueType().name().toLowerCase(Locale.ROOT),
-                captures() ? compute.observedQueries() : null);
+                compute.captures(model.backend() == Backend.CPU) ? compute.observedQueries() : null);
         header = header == null ? Provenance.of(model, text, offset, settings) : header.with(settings);
         return header;
     }

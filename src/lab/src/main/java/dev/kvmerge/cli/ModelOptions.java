@@ -263,7 +263,7 @@ final class ModelOptions {
 
     /** Whether queries are captured, of all runs and not of those alone that turn flash attention on. */
     boolean captures(ComputeSettings compute) {
-        return compute.captures() || !isOnCpu() && observation != Observation.STOP;
+        return compute.captures(isOnCpu());
     }
 
     /** Whether all layers and cells are the CPU's. */

@@ -24,12 +24,7 @@ public record Cache(String name, Strategy strategy, double compression, int kept
         List<Cache> caches = new ArrayList<>(List.of(new Cache(full, new Full(), 0)));
         for (double compression : compressions) {
             Experiment.cellsFor(1, compression); // a share out of range is refused even if nothing uses it
-            for (String spec : specs) {
-                Strategy strategy = Strategies.create(spec, settings);
-                if (!(strategy instanceof Full)) {
-                    caches.add(new Cache(Strategies.label(spec, strategy), strategy, compression));
-                }
-            }
+            add(caches, specs, compression, 0, settings);
         }
         return caches;
     }
@@ -39,14 +34,19 @@ public record Cache(String name, Strategy strategy, double compression, int kept
             String full, List<String> specs, List<Integer> cells, Strategies.Settings settings) {
         List<Cache> caches = new ArrayList<>(List.of(new Cache(full, new Full(), 0)));
         for (int kept : cells) {
-            for (String spec : specs) {
-                Strategy strategy = Strategies.create(spec, settings);
-                if (!(strategy instanceof Full)) {
-                    caches.add(new Cache(Strategies.label(spec, strategy), strategy, 0, kept));
-                }
-            }
+            add(caches, specs, 0, kept, settings);
         }
         return caches;
+    }
+
+    private static void add(
+            List<Cache> caches, List<String> specs, double compression, int kept, Strategies.Settings settings) {
+        for (String spec : specs) {
+            Strategy strategy = Strategies.create(spec, settings);
+            if (!(strategy instanceof Full)) {
+                caches.add(new Cache(Strategies.label(spec, strategy), strategy, compression, kept));
+            }
+        }
     }
 
     /** The strategy's parameters as text. */

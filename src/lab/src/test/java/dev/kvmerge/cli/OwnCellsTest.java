@@ -36,6 +36,14 @@ class OwnCellsTest {
         return results(name).get("runs");
     }
 
+    /** On one thread and 288 tokens, without the noise floor. */
+    private static Cli experiment(String... more) {
+        List<String> words =
+                new ArrayList<>(List.of("experiment", "-t", "1", "--noise-floor", "off", "--tokens", "288"));
+        words.addAll(List.of(more));
+        return Cli.run(words.toArray(String[]::new));
+    }
+
     /** What a run says of itself: its name, cells, flash attention, observed queries, and how it was observed. */
     private List<String> said(String name) throws IOException {
         List<String> said = new ArrayList<>();
@@ -74,14 +82,7 @@ class OwnCellsTest {
     /** Quantised V cells turn flash attention on for their runs alone, and each run says so. */
     @Test
     void eachRunSaysWithWhatFlashAttentionItRan() throws IOException {
-        Cli run = Cli.run(
-                        "experiment",
-                        "-t",
-                        "1",
-                        "--noise-floor",
-                        "off",
-                        "--tokens",
-                        "288",
+        Cli run = experiment(
                         "--block",
                         "32",
                         "--compression",
@@ -119,14 +120,7 @@ class OwnCellsTest {
 
     @Test
     void aStoppedGraphIsReproducedToo() throws IOException {
-        Cli.run(
-                        "experiment",
-                        "-t",
-                        "1",
-                        "--noise-floor",
-                        "off",
-                        "--tokens",
-                        "288",
+        experiment(
                         "--block",
                         "32",
                         "--compression",
@@ -153,14 +147,7 @@ class OwnCellsTest {
     /** Without flash attention, the graph is stopped unless one says otherwise. */
     @Test
     void queriesCapturedWithoutFlashAttentionAreReproducedToo() throws IOException {
-        Cli.run(
-                        "experiment",
-                        "-t",
-                        "1",
-                        "--noise-floor",
-                        "off",
-                        "--tokens",
-                        "288",
+        experiment(
                         "--block",
                         "32",
                         "--compression",
@@ -181,14 +168,7 @@ class OwnCellsTest {
 
     @Test
     void aPrefillIsReproducedToo() throws IOException {
-        Cli.run(
-                        "experiment",
-                        "-t",
-                        "1",
-                        "--noise-floor",
-                        "off",
-                        "--tokens",
-                        "288",
+        experiment(
                         "--prefill",
                         "128",
                         "--score",
@@ -246,14 +226,7 @@ class OwnCellsTest {
     /** Cells of several types within one memory, all compared with the full cache in F16. */
     @Test
     void equalMemory() throws IOException {
-        Cli run = Cli.run(
-                        "experiment",
-                        "-t",
-                        "1",
-                        "--noise-floor",
-                        "off",
-                        "--tokens",
-                        "288",
+        Cli run = experiment(
                         "--block",
                         "32",
                         "--kv-mib",

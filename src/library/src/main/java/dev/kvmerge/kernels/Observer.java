@@ -61,8 +61,7 @@ public final class Observer implements AutoCloseable {
         public boolean captures(boolean flashAttention) {
             return (mass || entropy || queries || bias == Bias.FOLDED)
                     && bias != Bias.EXACT
-                    && observation != Observation.STOP
-                    && (flashAttention || observation == Observation.CAPTURE || backend != Backend.CPU);
+                    && observation.captures(flashAttention, backend == Backend.CPU);
         }
 
         public Options {

@@ -32,7 +32,12 @@ public record ComputeSettings(
         /** llama.cpp's graph copies the queries as it runs, and they are looked at once a block. */
         CAPTURE,
         /** llama.cpp's graph is stopped at each layer. */
-        STOP
+        STOP;
+
+        /** Whether queries are captured so, where nothing else stands against it. */
+        public boolean captures(boolean flashAttention, boolean onCpu) {
+            return this != STOP && (flashAttention || this == CAPTURE || !onCpu);
+        }
     }
 
     /** Most CPU threads. */
@@ -76,10 +81,13 @@ public record ComputeSettings(
         }
     }
 
-    /** Whether queries may be captured, of layers on the CPU. */
-    public boolean captures() {
-        return observation == Observation.CAPTURE
-                || observation == Observation.AUTO && flashAttention != FlashAttention.OFF;
+    /**
+     * Whether queries may be captured.
+     *
+     * @param onCpu whether all layers are the CPU's
+     */
+    public boolean captures(boolean onCpu) {
+        return observation.captures(flashAttention != FlashAttention.OFF, onCpu);
     }
 
     /** The same on another number of threads. */

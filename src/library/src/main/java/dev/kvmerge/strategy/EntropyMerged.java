@@ -47,6 +47,9 @@ public record EntropyMerged(
         Bias bias,
         Calibration calibration)
         implements Strategy {
+    static final int LARGEST_GROUP = 8;
+    static final double CALIBRATED_KEY_COST = 0.8;
+
     public EntropyMerged {
         Middle.check(sinks, recentShare);
         if (!(massPower == 1 || massPower == 1.5 || massPower == 2)) {
@@ -73,9 +76,9 @@ public record EntropyMerged(
         this(
                 4,
                 0.25,
-                8,
+                LARGEST_GROUP,
                 calibration == null ? 0.9 : calibration.decay(),
-                calibration == null ? 1.5 : 0.8,
+                calibration == null ? 1.5 : CALIBRATED_KEY_COST,
                 calibration == null ? 1.5 : calibration.massPower(),
                 Bias.FOLDED,
                 calibration);

@@ -36,7 +36,7 @@ public record OracleMerged(int sinks, int largestGroup, double keyCost, Bias bia
 
     /** With the parameters that {@link EntropyMerged} has with a calibration. */
     public OracleMerged(int sinks, Bias bias) {
-        this(sinks, 8, 0.8, bias);
+        this(sinks, EntropyMerged.LARGEST_GROUP, EntropyMerged.CALIBRATED_KEY_COST, bias);
     }
 
     @Override

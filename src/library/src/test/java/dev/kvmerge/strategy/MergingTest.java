@@ -25,12 +25,8 @@ import org.junit.jupiter.api.Test;
 /** What strategies merge of attention, keys and values made by hand, and with what weights. */
 @Tag("native")
 class MergingTest {
-    @Test
-    void entropyMergedMergesTwinsAndKeepsWhatIsSharp() {
-        // Cells 2 and 3 are twins; 4 is sharp (all the attention); 5 is unattended. Two have to go.
-        float[] mass = {5, 1, 2, 2, 9, 0, 1, 1};
-        float[] keys = new float[8 * DIM];
-        float[] values = new float[8 * DIM];
+    /** Draws keys and values; cells 2 and 3 have the same. */
+    private static void drawWithTwins(float[] keys, float[] values) {
         Random random = new Random(3);
         for (int i = 0; i < keys.length; i++) {
             keys[i] = (float) random.nextGaussian();
@@ -38,6 +34,15 @@ class MergingTest {
         }
         System.arraycopy(keys, 2 * DIM, keys, 3 * DIM, DIM);
         System.arraycopy(values, 2 * DIM, values, 3 * DIM, DIM);
+    }
+
+    @Test
+    void entropyMergedMergesTwinsAndKeepsWhatIsSharp() {
+        // Cells 2 and 3 are twins; 4 is sharp (all the attention); 5 is unattended. Two have to go.
+        float[] mass = {5, 1, 2, 2, 9, 0, 1, 1};
+        float[] keys = new float[8 * DIM];
+        float[] values = new float[8 * DIM];
+        drawWithTwins(keys, values);
         Plan plan = new EntropyMerged(1, 0, 8, 0.9, 1.5, 1, Bias.FOLDED, null)
                 .plan(cells(mass, new float[8], keys, values), 6);
         assertEquals(plan.target()[2], plan.target()[3], "twins merge: it costs nothing");
@@ -52,13 +57,7 @@ class MergingTest {
         int n = 8;
         float[] keys = new float[n * DIM];
         float[] values = new float[n * DIM];
-        Random random = new Random(3);
-        for (int i = 0; i < keys.length; i++) {
-            keys[i] = (float) random.nextGaussian();
-            values[i] = (float) random.nextGaussian();
-        }
-        System.arraycopy(keys, 2 * DIM, keys, 3 * DIM, DIM);
-        System.arraycopy(values, 2 * DIM, values, 3 * DIM, DIM);
+        drawWithTwins(keys, values);
         double[] future = {5, 4, 1, 3, 4, 4, 4, 4};
         int[] asked = new int[n];
         Strategy oracle = new OracleMerged(1, 8, 1.5, Bias.FOLDED).knowing((layer, head, position, after) -> {
