@@ -103,6 +103,30 @@ inline kvmerge_ggml ggml_entries() {
             llama.ggml_backend_buffer_clear,      llama.ggml_backend_buffer_free};
 }
 
+inline kvmerge_llama cache_entries() {
+    return {reinterpret_cast<void (*)()>(llama.llama_decode),
+            llama.llama_synchronize,
+            llama.llama_n_ctx_seq,
+            llama.llama_n_seq_max,
+            llama.llama_n_batch,
+            llama.llama_get_logits_ith,
+            llama.llama_get_memory,
+            llama.llama_memory_seq_rm,
+            llama.llama_memory_seq_pos_max,
+            llama.llama_state_seq_get_size,
+            llama.llama_state_seq_get_data,
+            llama.llama_state_seq_set_data};
+}
+
+inline std::vector<llama_token> random_tokens(int n, unsigned seed = 11) {
+    Random random(seed);
+    std::vector<llama_token> tokens(static_cast<size_t>(n));
+    for (llama_token & t : tokens) {
+        t = random.integer(0, TinyGguf::VOCABULARY - 1);
+    }
+    return tokens;
+}
+
 inline void ok(kvmerge_status status) {
     if (status != KVMERGE_OK) {
         std::printf("%s\n", kvmerge_last_error());

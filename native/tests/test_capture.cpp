@@ -82,15 +82,6 @@ struct Host {
     std::function<bool(const ggml_tensor *)> goes_on = [](const ggml_tensor *) { return true; };
 };
 
-std::vector<llama_token> text(int n) {
-    Random random(11);
-    std::vector<llama_token> tokens(static_cast<size_t>(n));
-    for (llama_token & t : tokens) {
-        t = random.integer(0, TinyGguf::VOCABULARY - 1);
-    }
-    return tokens;
-}
-
 // A context, the observer of it, and what was done in it.
 struct Run {
     kvmerge_observer * observer = nullptr;
@@ -267,7 +258,7 @@ void compare(llama_model * model, const Settings & s, const std::function<void(R
 
 // A prompt in several ubatches, and in a block after it a generation token by token, whose graph llama.cpp uses again.
 void test_blocks(llama_model * model, const Settings & s) {
-    const std::vector<llama_token> tokens = text(120);
+    const std::vector<llama_token> tokens = random_tokens(120);
     Run run(model, s), stopped(model, stopping(s));
     for (Run * r : {&run, &stopped}) {
         CHECK(r->decode(tokens, 0, 50) == 0);
@@ -291,7 +282,7 @@ void test_blocks(llama_model * model, const Settings & s) {
 
 // Of a token of a generation: no stop, and a copy a layer.
 void test_counts(llama_model * model, bool far) {
-    const std::vector<llama_token> tokens = text(60);
+    const std::vector<llama_token> tokens = random_tokens(60);
     for (const bool flash : {true, false}) {
         for (const int how : {0, int(KVMERGE_OBSERVE_CAPTURE), int(KVMERGE_OBSERVE_STOP)}) {
             Settings s{"counts"};
@@ -314,7 +305,7 @@ void test_counts(llama_model * model, bool far) {
 // What memory elsewhere is asked for in a block: of a token the cells that it comes to and those that it sees, and of
 // each layer its queries and its keys, once.
 void test_far_counts(llama_model * model) {
-    const std::vector<llama_token> tokens = text(90);
+    const std::vector<llama_token> tokens = random_tokens(90);
     kvmerge_block_stats stats;
     for (const bool flash : {true, false}) {
         Settings s{"counts elsewhere"};
@@ -341,7 +332,7 @@ void test_far_counts(llama_model * model) {
 
 // A backend that has no room for all or some layers' queries: those are stopped for, to the same statistics.
 void test_far_refused(llama_model * model) {
-    const std::vector<llama_token> tokens = text(90);
+    const std::vector<llama_token> tokens = random_tokens(90);
     for (const bool flash : {true, false}) {
         for (room = 0; room < LAYERS; room++) {
             Settings s{"no room elsewhere"};
@@ -364,7 +355,7 @@ void test_far_refused(llama_model * model) {
 
 // Of 60 queries in a block, 15 stand for four each: the third of every four. Their masses are told from blocks of one.
 void test_sample(llama_model * model, Settings s) {
-    const std::vector<llama_token> tokens = text(100);
+    const std::vector<llama_token> tokens = random_tokens(100);
     Run each(model, s);
     s.mass_sample = 15;
     Run run(model, s);
@@ -393,7 +384,7 @@ void test_sample(llama_model * model, Settings s) {
 #ifdef KVMERGE_ON_SHIM
 // What a token and a block of a generation cost on a GPU.
 void test_gpu_counts(llama_model * model) {
-    const std::vector<llama_token> tokens = text(120);
+    const std::vector<llama_token> tokens = random_tokens(120);
     Settings s{"counts on a GPU"};
     s.bias = KVMERGE_BIAS_FOLDED;
     Run run(model, s);
@@ -445,7 +436,7 @@ void test_gpu_counts(llama_model * model) {
 
 // Keys that a block's queries saw change before its statistics are asked for.
 void test_changed_keys(llama_model * model, const Settings & s) {
-    const std::vector<llama_token> tokens = text(60);
+    const std::vector<llama_token> tokens = random_tokens(60);
     compare(model, s, [&](Run & r) { // cells that were seen are written anew
         CHECK(r.decode(tokens, 0, 30) == 0);
         CHECK(llama.llama_memory_seq_rm(r.memory(), 0, 20, 30));
@@ -490,7 +481,7 @@ void test_changed_keys(llama_model * model, const Settings & s) {
 // A host's own callback: one that stops the graph anywhere gets the statistics of stops; one that stops it after the
 // attention disturbs nothing; one that ends it midway leaves layers that were not seen.
 void test_hosts(llama_model * model, const Settings & s) {
-    const std::vector<llama_token> tokens = text(60);
+    const std::vector<llama_token> tokens = random_tokens(60);
     const auto named = [](const char * name) {
         return [name](const ggml_tensor * t) { return std::strcmp(t->name, name) == 0; };
     };
@@ -520,7 +511,7 @@ void test_hosts(llama_model * model, const Settings & s) {
 
 // A decode that is aborted: queries that never came are an error, and only of that block.
 void test_abort(llama_model * model, const Settings & s) {
-    const std::vector<llama_token> tokens = text(60);
+    const std::vector<llama_token> tokens = random_tokens(60);
     Run run(model, s);
     kvmerge_block_stats stats;
     CHECK(run.decode(tokens, 0, 30) == 0);
@@ -541,7 +532,7 @@ void test_abort(llama_model * model, const Settings & s) {
 
 // The graph of a token is used again after its observer has gone: nothing is written to memory that went with it.
 void test_free(llama_model * model, const Settings & s) {
-    const std::vector<llama_token> tokens = text(60);
+    const std::vector<llama_token> tokens = random_tokens(60);
     Run run(model, s), stopped(model, stopping(s));
     for (Run * r : {&run, &stopped}) {
         CHECK(r->decode(tokens, 0, 30) == 0);

@@ -49,15 +49,6 @@ void refused(kvmerge_status status, kvmerge_status expected, const char * why) {
     }
 }
 
-std::vector<llama_token> text(int n, unsigned seed = 11) {
-    Random random(seed);
-    std::vector<llama_token> tokens(static_cast<size_t>(n));
-    for (llama_token & t : tokens) {
-        t = random.integer(0, TinyGguf::VOCABULARY - 1);
-    }
-    return tokens;
-}
-
 // A context with an observer and a cache of it, on the GPU.
 struct Run {
     kvmerge_observer * observer = nullptr;
@@ -105,18 +96,7 @@ struct Run {
         q.n_block = BLOCK;
         q.n_prompt_block = PROMPT_BLOCK;
         q.position_range = c.position_range;
-        q.llama = {reinterpret_cast<void (*)()>(llama.llama_decode),
-                   llama.llama_synchronize,
-                   llama.llama_n_ctx_seq,
-                   llama.llama_n_seq_max,
-                   llama.llama_n_batch,
-                   llama.llama_get_logits_ith,
-                   llama.llama_get_memory,
-                   llama.llama_memory_seq_rm,
-                   llama.llama_memory_seq_pos_max,
-                   llama.llama_state_seq_get_size,
-                   llama.llama_state_seq_get_data,
-                   llama.llama_state_seq_set_data};
+        q.llama = cache_entries();
         std::vector<float> calibration = Random(5).normals(size_t(HEADS) * (6 + DIM));
         for (float & w : calibration) {
             w *= .3f;
@@ -192,7 +172,7 @@ void count_a_block(Run & run, const llama_token * tokens, int n, bool generates,
 
 void test_costs(llama_model * model, const Case & c) {
     std::printf("%s\n", c.name);
-    const std::vector<llama_token> tokens = text(2048);
+    const std::vector<llama_token> tokens = random_tokens(2048);
     Run run(model, c);
     const llama_token * next = tokens.data();
     const auto read = [&](int n, bool generates, int block_waits, int ubatch_waits) {
@@ -216,7 +196,7 @@ void test_costs(llama_model * model, const Case & c) {
 
 // A GPU that is slow gives the same.
 void test_order(llama_model * model, const Case & c) {
-    const std::vector<llama_token> tokens = text(500);
+    const std::vector<llama_token> tokens = random_tokens(500);
     Run fast(model, c), slow(model, c);
     for (Run * run : {&fast, &slow}) {
         shim::slow() = run == &slow;
@@ -232,13 +212,13 @@ void test_order(llama_model * model, const Case & c) {
 
 // A state that is saved in the midst of rewriting goes on in another cache with the same bits.
 void test_state(llama_model * model, const Case & c) {
-    const std::vector<llama_token> tokens = text(500);
+    const std::vector<llama_token> tokens = random_tokens(500);
     Run run(model, c);
     for (const int n : {40, 15}) { // not full; compressed, and in the midst of a block
         run.read(tokens.data() + run.usage().n_tokens, n);
         const std::vector<char> state = run.state();
         Run fresh(model, c), used(model, c);
-        used.read(text(PROMPT_BLOCK + BLOCK + 1, 3).data(), PROMPT_BLOCK + BLOCK + 1);
+        used.read(random_tokens(PROMPT_BLOCK + BLOCK + 1, 3).data(), PROMPT_BLOCK + BLOCK + 1);
         const std::vector<float> logits = run.read(tokens.data() + run.usage().n_tokens, 50);
         const std::vector<char> later = run.state();
         for (Run * other : {&fresh, &used}) {
@@ -251,7 +231,7 @@ void test_state(llama_model * model, const Case & c) {
 
 // Rewriting is queued, and fails when nobody looks: the next call says so, and nothing goes on.
 void test_late_failure(llama_model * model, const Case & c, const std::function<kvmerge_status(Run &)> & next) {
-    const std::vector<llama_token> tokens = text(300);
+    const std::vector<llama_token> tokens = random_tokens(300);
     Run run(model, c);
     run.read(tokens.data(), 2 * PROMPT_BLOCK);
     CHECK(run.usage().n_used == CELLS && !run.usage().broken);
@@ -268,7 +248,7 @@ void test_late_failure(llama_model * model, const Case & c, const std::function<
 
 // A failure is the waiting one's to tell, and still known to be another's too.
 void test_failure_told_to_another(llama_model * model, const Case & c) {
-    const std::vector<llama_token> tokens = text(300);
+    const std::vector<llama_token> tokens = random_tokens(300);
     Run run(model, c), other(model, c);
     other.read(tokens.data(), 2 * PROMPT_BLOCK);
     run.read(tokens.data(), 2 * PROMPT_BLOCK);
@@ -288,7 +268,7 @@ void test_failure_told_to_another(llama_model * model, const Case & c) {
 // Those with the highest `score` stay.
 void test_own_plans(llama_model * model, const Case & c, float (*score)(const kvmerge_cache_column &, int)) {
     std::printf("%s\n", c.name);
-    std::vector<llama_token> tokens = text(2000);
+    std::vector<llama_token> tokens = random_tokens(2000);
     Run run(model, c);
     for (int block = 0; block < 3; block++) {
         ok(kvmerge_observer_begin(run.observer));
@@ -358,7 +338,8 @@ int main(int argc, char ** argv) {
         test_order(model, c);
         test_state(model, c);
     }
-    test_late_failure(model, plain, [](Run & r) { return kvmerge_cache_decode(r.cache, text(1).data(), 1, nullptr); });
+    test_late_failure(model, plain,
+                      [](Run & r) { return kvmerge_cache_decode(r.cache, random_tokens(1).data(), 1, nullptr); });
     test_late_failure(model, plain, [](Run & r) { return kvmerge_cache_flush(r.cache); });
     test_late_failure(model, plain, [](Run & r) {
         size_t size;

@@ -223,18 +223,7 @@ void test_caches(llama_model * model) {
     ok(kvmerge_cache_defaults(&p));
     p.n_cells = 40;
     p.n_block = 16;
-    p.llama = {reinterpret_cast<void (*)()>(llama.llama_decode),
-               llama.llama_synchronize,
-               llama.llama_n_ctx_seq,
-               llama.llama_n_seq_max,
-               llama.llama_n_batch,
-               llama.llama_get_logits_ith,
-               llama.llama_get_memory,
-               llama.llama_memory_seq_rm,
-               llama.llama_memory_seq_pos_max,
-               llama.llama_state_seq_get_size,
-               llama.llama_state_seq_get_data,
-               llama.llama_state_seq_set_data};
+    p.llama = cache_entries();
     kvmerge_cache *first = nullptr, *second = nullptr, *own = nullptr;
     CHECK(kvmerge_cache_create(&p, together.handle, together.context, 0, &first) == KVMERGE_E_ARGUMENT);
     CHECK(kvmerge_cache_create(&p, together.streams[0], together.context, 1, &first) == KVMERGE_E_ARGUMENT);
