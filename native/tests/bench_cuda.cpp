@@ -121,10 +121,26 @@ void attention_and_queries(const Shape & s, double bandwidth) {
         const size_t kv = size_t(l) * s.kv_heads;
         const CellView view = {
             keys.as<char>() + cell * size_t(s.cells) * size_t(l), CELL_F16, 0, dim, s.cells, std::ptrdiff_t(cell)};
-        scores.push_back({q.as<float>() + of_layer * size_t(l), dim, std::ptrdiff_t(s.heads) * dim, s.kv_heads,
-                          heads_per_kv, s.rows, view, 0, s.cells, nullptr, 0, .088f, 0, 2,
-                          mass.as<float>() + kv * s.cells, s.cells, entropy.as<float>() + size_t(l) * s.heads * s.rows,
-                          s.rows, inverse.as<float>()});
+        scores.push_back({q.as<float>() + of_layer * size_t(l),
+                          dim,
+                          std::ptrdiff_t(s.heads) * dim,
+                          s.kv_heads,
+                          heads_per_kv,
+                          s.rows,
+                          view,
+                          0,
+                          s.cells,
+                          nullptr,
+                          0,
+                          .088f,
+                          0,
+                          1,
+                          2,
+                          mass.as<float>() + kv * s.cells,
+                          s.cells,
+                          entropy.as<float>() + size_t(l) * s.heads * s.rows,
+                          s.rows,
+                          inverse.as<float>()});
         moments.push_back({q.as<float>() + of_layer * size_t(l), dim, std::ptrdiff_t(s.heads) * dim, s.kv_heads,
                            heads_per_kv, s.rows, dim, .9f, sum.as<float>() + kv * dim,
                            second.as<float>() + kv * dim * dim});
