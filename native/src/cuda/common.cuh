@@ -13,6 +13,7 @@
 #    define KVMERGE_LAUNCH(kernel, grid, block, shared, stream, ...) \
         kernel<<<grid, block, shared, stream>>>(__VA_ARGS__)
 #    define KVMERGE_DYNAMIC_SHARED(type, name) extern __shared__ type name[]
+#    define KVMERGE_NOINLINE __noinline__
 #endif
 
 namespace kvmerge {

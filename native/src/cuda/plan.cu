@@ -1,4 +1,7 @@
-// The greedy choice of what to drop and what to merge, on the GPU: a thread block a KV head.
+// The greedy choice of what to drop and what to merge, on the GPU: a thread block a KV head. Operations follow each
+// other, so what one takes is the time that memory takes to answer, again and again: a head's groups lie in shared
+// memory where they fit, and all cells that an operation looks at are asked for at once.
+#include "elements.cuh"
 #include "heads.cuh"
 
 #include <algorithm>
@@ -8,68 +11,139 @@ namespace kvmerge {
 namespace cuda {
 
 constexpr int PLAN_THREADS = 128, PLAN_WARPS = PLAN_THREADS / WARP;
-constexpr int DIMENSIONS = 4 * WARP;                 // that a warp adds up at once, in registers
-constexpr int MOST_RUNS = 2048;                      // of prices, whose least ones are in shared memory
-constexpr double GONE = INFINITY;                    // the price of a group that is no more
-constexpr double DEAREST = DBL_MAX;                  // the highest price of a group that is there
-constexpr size_t ROOM_BYTES = 2 * 8 + 3 * 4 + 5 * 4; // a cell, in Room
-constexpr size_t MOST_ROOM = size_t(64) << 20;       // of all thread blocks that run at once
+constexpr int PLAN_BLOCKS = 8;                 // a multiprocessor is to hold at once
+constexpr int MOST_RUNS = 2048;                // of prices, whose least ones are in shared memory
+constexpr int MOST_SHARED = 48 << 10;          // bytes of shared memory that every GPU gives
+constexpr float GONE = INFINITY;               // the price of a group that is no more
+constexpr float DEAREST = FLT_MAX;             // the highest price of a group that is there
+constexpr size_t MOST_ROOM = size_t(64) << 20; // of all thread blocks that run at once, where shared memory is too
+                                               // small
 
-// A thread block's arrays, by cell. A group is named by its first member.
+// A thread block's arrays, by cell. A group is named by its first member. Rates are shares of all cells' together, so
+// that single precision is enough for them.
+template <class Index>
 struct Room {
-    double *price, *rate;
-    float *from_mean, *keys_apart, *apart; // squared distances: of a value from the mean, from the next group's
-    int *size, *next, *previous;           // groups, in position order; -1: none
-    int *next_member, *last;               // the member after this one; a group's last
+    static constexpr size_t BYTES = 4 * sizeof(float) + 4 * sizeof(Index); // a cell
+    static constexpr Index NONE = Index(-1);
+
+    float *price, *rate, *weight; // a group's; a member's in its group
+    float * from_mean;            // squared distance of a group's value from the mean
+    Index *next, *previous;       // groups, in position order
+    Index *next_member, *size;
+
     __device__ Room(char * memory, int n) {
-        price = reinterpret_cast<double *>(memory), rate = price + n;
-        from_mean = reinterpret_cast<float *>(rate + n), keys_apart = from_mean + n, apart = keys_apart + n;
-        size = reinterpret_cast<int *>(apart + n), next = size + n, previous = next + n;
-        next_member = previous + n, last = next_member + n;
+        price = reinterpret_cast<float *>(memory), rate = price + n, weight = rate + n, from_mean = weight + n;
+        next = reinterpret_cast<Index *>(from_mean + n), previous = next + n;
+        next_member = previous + n, size = next_member + n;
     }
 };
 
 // NaN and infinity come from cells that overflowed.
-__device__ inline double bounded(double price) {
+__device__ inline float bounded(float price) {
     return price < DEAREST ? price : DEAREST;
 }
 
-__device__ inline double drop_price(double rate, float from_mean) {
-    return bounded(rate * sqrt(double(from_mean)));
+__device__ inline float drop_price(float rate, float from_mean) {
+    return bounded(rate * sqrtf(from_mean));
 }
 
 // One that nobody attends to has nothing to give to a merged cell.
-__device__ inline double merge_price(double ra, double rb, float from_mean_a, float from_mean_b, double keys_apart,
-                                     double apart, double key_cost, int dim_k) {
-    const double wa = ra / (ra + rb), wb = 1 - wa, sigma = sqrt(key_cost * keys_apart / dim_k);
+__device__ inline float merge_price(float ra, float rb, float from_mean_a, float from_mean_b, float keys_apart,
+                                    float apart, float key_cost) {
+    const float wa = ra / (ra + rb), wb = 1 - wa, sigma = sqrtf(key_cost * keys_apart);
     // |wa Va + wb Vb - mean|^2 by the parallelogram identity, from distances that are known already.
-    const double merged = wa * from_mean_a + wb * from_mean_b - wa * wb * apart;
-    const double price = (ra + rb) * wa * wb * sigma * (sqrt(apart) + sigma / 2 * sqrt(merged > 0 ? merged : 0.0));
+    const float merged = wa * from_mean_a + wb * from_mean_b - wa * wb * apart;
+    const float price = (ra + rb) * wa * wb * sigma * (sqrtf(apart) + sigma / 2 * sqrtf(merged > 0 ? merged : 0.0f));
     return ra == 0 || rb == 0 ? DEAREST : bounded(price);
 }
 
-// One head's planning. Methods that start with all_ are for all threads of the block, others for a warp or a thread.
-struct HeadPlan {
-    const PlanGroupsArgs & a;
-    Room r;
-    float * mean;   // [dim of values], shared
-    double * least; // [n_runs], shared: of each run of prices
-    int run, n_runs;
+__device__ inline unsigned warp_least(unsigned x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    return __reduce_min_sync(ALL_LANES, x);
+#else
+    for (int o = WARP / 2; o > 0; o /= 2) {
+        x = min(x, __shfl_xor_sync(ALL_LANES, x, o));
+    }
+    return x;
+#endif
+}
 
-    __device__ int count() const { return a.end - a.first; }
+// The least of prices, which are not negative, so that their bits are in their order.
+__device__ inline float warp_least_price(float x) {
+    return __uint_as_float(warp_least(__float_as_uint(x)));
+}
+
+// What a warp found out about a group: squared distances from the next one and from the mean.
+struct Found {
+    float apart, from_mean;
+};
+
+// One head's planning. Methods that start with all_ are for all threads of the block, others for a warp or a thread.
+template <class Index>
+struct HeadPlan {
+    const PlanGroupsArgs & a; // shared
+    Room<Index> r;
+    float * mean;  // [dim of values, rounded up to four], shared
+    float * least; // [n_runs], shared: of each run of prices
+    int run, n_runs;
+    float key_cost; // of a dimension
+
+    static __device__ int lane() { return int(threadIdx.x % WARP); }
+    static __device__ int warp() { return int(threadIdx.x / WARP); }
+    static __device__ int index(Index i) { return i == Room<Index>::NONE ? -1 : int(i); }
+    __device__ int next(int i) const { return index(r.next[i]); }
+    __device__ int previous(int i) const { return index(r.previous[i]); }
+    __device__ int next_member(int i) const { return index(r.next_member[i]); }
+
+    __device__ void all_start(double inverse) {
+        for (int i = threadIdx.x; i < a.n; i += PLAN_THREADS) {
+            const bool inside = i >= a.first && i < a.end;
+            a.group[i] = i;
+            r.rate[i] = float(a.rate[i] * inverse);
+            r.weight[i] = 1;
+            r.price[i] = GONE;
+            r.size[i] = 1;
+            r.next[i] = inside && i + 1 < a.end ? Index(i + 1) : Room<Index>::NONE;
+            r.previous[i] = inside && i > a.first ? Index(i - 1) : Room<Index>::NONE;
+            r.next_member[i] = Room<Index>::NONE;
+        }
+    }
+
+    // Loads x[k] from the cell that lane first + k has, for first + k < n, from d0 on four elements a lane.
+    static __device__ void load(const Elements & from, int mine, int first, int n, int d0, float4 (&x)[MANY]) {
+        int cell[MANY];
+        for (int k = 0; k < MANY; k++) {
+            cell[k] = __shfl_sync(ALL_LANES, mine, first + k);
+        }
+        from.load(cell, n - first, d0 + 4 * lane(), x);
+    }
+
+    // Calls body(i, n, x) with elements d .. d + 3, d being the lane's from d0 on, of the next n <= MANY cells of this
+    // warp's part of [from, end).
+    template <class Body>
+    __device__ void each_cell(const Elements & from_view, int from, int end, int d0, Body && body) const {
+        for (int base = from + warp() * WARP; base < end; base += PLAN_THREADS) {
+            const int mine = base + lane() < end ? a.cells[base + lane()] : 0, n = min(WARP, end - base);
+            for (int j = 0; j < n; j += MANY) {
+                float4 x[MANY];
+                load(from_view, mine, j, n, d0, x);
+                body(base + j, min(MANY, n - j), x);
+            }
+        }
+    }
 
     // The mean of the values, weighted by the rates. `part`: shared, [PLAN_WARPS][DIMENSIONS].
-    __device__ void all_mean(double total, float * part) {
-        const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, dim = a.values.dim;
-        const auto share = [&](int i) { return float(total > 0 ? a.rate[i] / total : 1.0 / a.n); };
-        if (a.values.transposed) { // cells lie side by side: a warp takes a dimension
-            for (int d = warp; d < dim; d += PLAN_WARPS) {
+    __device__ void all_mean(const Elements & values, bool uniform, float * part) {
+        const int dim = values.view.dim;
+        const auto share = [&](int i) { return uniform ? 1.0f / float(a.n) : r.rate[i]; };
+        if (values.view.transposed) { // cells lie side by side: a warp takes a dimension
+            for (int d = warp(); d < dim; d += PLAN_WARPS) {
                 float sum = 0;
-                for (int i = lane; i < a.n; i += WARP) {
-                    sum += share(i) * load_cell(a.values, a.head, a.cells[i], d);
+                for (int i = lane(); i < a.n; i += WARP) {
+                    sum += share(i) * load_cell(values.view, a.head, a.cells[i], d);
                 }
                 sum = warp_sum(sum);
-                if (lane == 0) {
+                if (lane() == 0) {
                     mean[d] = sum;
                 }
             }
@@ -77,17 +151,14 @@ struct HeadPlan {
             return;
         }
         for (int d0 = 0; d0 < dim; d0 += DIMENSIONS) {
-            float sum[DIMENSIONS / WARP] = {};
-            for (int i = warp; i < a.n; i += PLAN_WARPS) {
-                const float w = share(i);
-                for (int k = 0; k < DIMENSIONS / WARP; k++) {
-                    const int d = d0 + k * WARP + lane;
-                    sum[k] += d < dim ? w * load_cell(a.values, a.head, a.cells[i], d) : 0.0f;
+            float4 sum = {0, 0, 0, 0};
+            each_cell(values, 0, a.n, d0, [&](int i, int n, const float4 * x) {
+                for (int k = 0; k < MANY; k++) {
+                    add(sum, k < n ? share(i + k) : 0.0f, x[k]);
                 }
-            }
-            for (int k = 0; k < DIMENSIONS / WARP; k++) {
-                part[warp * DIMENSIONS + k * WARP + lane] = sum[k];
-            }
+            });
+            float * const to = part + warp() * DIMENSIONS + 4 * lane();
+            to[0] = sum.x, to[1] = sum.y, to[2] = sum.z, to[3] = sum.w;
             __syncthreads();
             for (int d = threadIdx.x; d < DIMENSIONS && d0 + d < dim; d += PLAN_THREADS) {
                 float all = 0;
@@ -100,246 +171,329 @@ struct HeadPlan {
         }
     }
 
-    // Whether an earlier call left the distance of cell i from the next one.
-    __device__ bool is_known(int i) const {
-        return a.known && i + 1 < a.end && a.known[a.cells[i]].next == a.cells[i + 1];
+    // Elements d .. d + 3 of the mean.
+    __device__ float4 mean_at(int d) const {
+        const int dim = a.values.dim;
+        return {d < dim ? mean[d] : 0, d + 1 < dim ? mean[d + 1] : 0, d + 2 < dim ? mean[d + 2] : 0,
+                d + 3 < dim ? mean[d + 3] : 0};
     }
 
-    // Distances of single cells, each read from memory once or twice: from the next cell's, and of values from the
-    // mean.
-    template <bool VALUES>
-    __device__ void all_distances(const CellView & view, float * apart) {
-        const int step = view.transposed ? 1 : WARP; // side by side: a thread takes a cell; else a warp does
-        const int lane = threadIdx.x % step;
-        for (int i = a.first + int(threadIdx.x) / step; i < a.end; i += PLAN_THREADS / step) {
-            const bool next = i + 1 < a.end && !is_known(i);
-            float from = 0, between = 0;
-            for (int d = lane; (VALUES || next) && d < view.dim; d += step) {
-                const float x = load_cell(view, a.head, a.cells[i], d);
-                if (VALUES) {
-                    from += (x - mean[d]) * (x - mean[d]);
+    __device__ void all_from_mean(const Elements & values) {
+        const int dim = values.view.dim;
+        if (values.view.transposed) { // a thread takes a cell
+            for (int i = a.first + int(threadIdx.x); i < a.end; i += PLAN_THREADS) {
+                float sum = 0;
+                for (int d = 0; d < dim; d++) {
+                    const float gap = load_cell(values.view, a.head, a.cells[i], d) - mean[d];
+                    sum += gap * gap;
                 }
-                if (next) {
-                    const float gap = x - load_cell(view, a.head, a.cells[i + 1], d);
-                    between += gap * gap;
-                }
+                r.from_mean[i] = sum;
             }
-            if (step == WARP) {
-                from = warp_sum(from);
-                between = warp_sum(between);
-            }
-            if (lane == 0) {
-                if (VALUES) {
-                    r.from_mean[i] = from;
-                }
-                apart[i] = next           ? between
-                           : !is_known(i) ? 0.0f
-                           : VALUES       ? a.known[a.cells[i]].values
-                                          : a.known[a.cells[i]].keys;
-            }
-        }
-    }
-
-    __device__ void all_price() {
-        for (int i = a.first + int(threadIdx.x); i < a.end; i += PLAN_THREADS) {
-            const double drop = drop_price(r.rate[i], r.from_mean[i]);
-            r.price[i] = i + 1 < a.end && a.largest_group >= 2 ? min(drop, price_with(i, i + 1)) : drop;
-        }
-        __syncthreads();
-        for (int k = threadIdx.x / WARP; k < n_runs; k += PLAN_WARPS) {
-            refresh(k);
-        }
-    }
-
-    __device__ double price_with(int i, int next) const {
-        return merge_price(r.rate[i], r.rate[next], r.from_mean[i], r.from_mean[next], r.keys_apart[i], r.apart[i],
-                           a.key_cost, a.keys.dim);
-    }
-
-    // ---- by one warp ----
-
-    // Finds a run's least price anew.
-    __device__ void refresh(int k) {
-        double best = GONE;
-        for (int i = a.first + k * run + int(threadIdx.x % WARP); i < min(a.first + (k + 1) * run, a.end); i += WARP) {
-            best = min(best, r.price[i]);
-        }
-        for (int o = WARP / 2; o > 0; o /= 2) {
-            best = min(best, __shfl_xor_sync(ALL_LANES, best, o));
-        }
-        if (threadIdx.x % WARP == 0) {
-            least[k] = best;
-        }
-        __syncwarp();
-    }
-
-    // The cheapest group, the first of equals.
-    __device__ int cheapest() const {
-        const int lane = threadIdx.x % WARP;
-        double best = GONE;
-        int at = n_runs;
-        for (int k = lane; k < n_runs; k += WARP) {
-            if (least[k] < best) {
-                best = least[k], at = k;
-            }
-        }
-        for (int o = WARP / 2; o > 0; o /= 2) {
-            const double price = __shfl_xor_sync(ALL_LANES, best, o);
-            const int where = __shfl_xor_sync(ALL_LANES, at, o);
-            if (price < best || (price == best && where < at)) {
-                best = price, at = where;
-            }
-        }
-        int found = a.end;
-        for (int i = a.first + at * run + lane; i < min(a.first + (at + 1) * run, a.end); i += WARP) {
-            found = r.price[i] == best ? min(found, i) : found;
-        }
-        for (int o = WARP / 2; o > 0; o /= 2) {
-            found = min(found, __shfl_xor_sync(ALL_LANES, found, o));
-        }
-        return found;
-    }
-
-    // Element d of a group's mean: its members', weighted by their rates.
-    __device__ float element(const CellView & view, int g, int d) const {
-        if (r.size[g] == 1) {
-            return load_cell(view, a.head, a.cells[g], d);
-        }
-        float sum = 0;
-        for (int m = g; m >= 0; m = r.next_member[m]) {
-            sum += float(a.rate[m] / r.rate[g]) * load_cell(view, a.head, a.cells[m], d);
-        }
-        return sum;
-    }
-
-    __device__ float between(const CellView & view, int g, int other) const {
-        float sum = 0;
-        for (int d = threadIdx.x % WARP; d < view.dim; d += WARP) {
-            const float gap = element(view, g, d) - element(view, other, d);
-            sum += gap * gap;
-        }
-        return warp_sum(sum);
-    }
-
-    // The price of a group, after it or the one next to it has changed.
-    __device__ void reprice(int g) {
-        if (g < 0) {
             return;
         }
-        const int next = r.next[g];
-        double price = drop_price(r.rate[g], r.from_mean[g]);
-        if (next >= 0) {
-            const float keys = between(a.keys, g, next), values = between(a.values, g, next);
-            if (threadIdx.x % WARP == 0) {
-                r.keys_apart[g] = keys;
-                r.apart[g] = values;
+        for (int d0 = 0; d0 < dim; d0 += DIMENSIONS) {
+            const float4 m = mean_at(d0 + 4 * lane());
+            each_cell(values, a.first, a.end, d0, [&](int i, int n, float4 * x) {
+                for (int k = 0; k < MANY; k++) {
+                    add(x[k], -1, m);
+                    const float sum = warp_sum(squared(x[k]));
+                    if (k < n && lane() == 0) {
+                        r.from_mean[i + k] = (d0 > 0 ? r.from_mean[i + k] : 0) + sum;
+                    }
+                }
+            });
+        }
+    }
+
+    // Whether an earlier call left the distance of cell i from the next one.
+    __device__ bool is_known(int i) const { return a.known && a.known[a.cells[i]].next == a.cells[i + 1]; }
+
+    __device__ float price_with(int i, int other, float keys_apart, float apart) const {
+        return merge_price(r.rate[i], r.rate[other], r.from_mean[i], r.from_mean[other], keys_apart, apart, key_cost);
+    }
+
+    // Prices of single cells. Only distances that no earlier call left are worked out.
+    __device__ void all_price(const Elements & keys, const Elements & values) {
+        constexpr float LATER = -1;
+        for (int i = a.first + int(threadIdx.x); i < a.end; i += PLAN_THREADS) {
+            float price = drop_price(r.rate[i], r.from_mean[i]);
+            if (i + 1 < a.end && a.largest_group >= 2) {
+                const Neighbour known = is_known(i) ? a.known[a.cells[i]] : Neighbour{-1, 0, 0};
+                price = known.next >= 0 ? min(price, price_with(i, i + 1, known.keys, known.values)) : LATER;
             }
-            __syncwarp();
-            if (r.size[g] + r.size[next] <= a.largest_group) {
-                price = min(price, price_with(g, next));
+            r.price[i] = price;
+        }
+        __syncthreads();
+        for (int base = a.first + warp() * WARP; base < a.end; base += PLAN_THREADS) {
+            unsigned left = __ballot_sync(ALL_LANES, base + lane() < a.end && r.price[base + lane()] == LATER);
+            while (left != 0) {
+                price_pairs(keys, values, base, left);
             }
         }
-        if (threadIdx.x % WARP == 0) {
-            r.price[g] = price;
+        __syncthreads();
+        for (int k = warp(); k < n_runs; k += PLAN_WARPS) {
+            refresh(k, -1, 0, -1, 0);
         }
-        __syncwarp();
-        refresh((g - a.first) / run);
+    }
+
+    // Squared distances of n pairs of cells: lane k has one of pair k, lane MANY + k the other.
+    __device__ void pairs_apart(const Elements & from, int cell, int n, float (&apart)[MANY]) const {
+        for (float & sum : apart) {
+            sum = 0;
+        }
+        for (int d0 = 0; d0 < from.view.dim; d0 += DIMENSIONS) {
+            float4 x[MANY], y[MANY];
+            load(from, cell, 0, n, d0, x);
+            load(from, cell, MANY, MANY + n, d0, y);
+            for (int k = 0; k < MANY; k++) {
+                add(x[k], -1, y[k]);
+                apart[k] += squared(x[k]);
+            }
+        }
+        for (float & sum : apart) {
+            sum = warp_sum(sum);
+        }
+    }
+
+    // Prices of the cells base + b, whose neighbours' distances nobody knows, for the first bits b of `left`, which are
+    // cleared. By one warp.
+    __device__ void price_pairs(const Elements & keys, const Elements & values, int base, unsigned & left) {
+        int cell = 0, i = -1, n = 0;
+        for (int k = 0; k < MANY; k++, left &= left - 1) {
+            const int at = base + __ffs(int(left)) - 1;
+            n += left != 0;
+            if (left != 0 && lane() % MANY == k) {
+                cell = a.cells[at + lane() / MANY % 2];
+            }
+            i = left != 0 && lane() == k ? at : i;
+        }
+        float keys_apart[MANY], apart[MANY];
+        pairs_apart(keys, cell, n, keys_apart);
+        pairs_apart(values, cell, n, apart);
+        for (int k = 0; k < MANY; k++) {
+            if (lane() == k && i >= 0) {
+                r.price[i] = min(drop_price(r.rate[i], r.from_mean[i]), price_with(i, i + 1, keys_apart[k], apart[k]));
+                if (a.known) {
+                    a.known[a.cells[i]] = {a.cells[i + 1], keys_apart[k], apart[k]};
+                }
+            }
+        }
+    }
+
+    // Finds a run's least price anew, where groups g and p are about to get these prices. By one warp.
+    __device__ void refresh(int k, int g, float price_of_g, int p, float price_of_p) {
+        float best = GONE;
+        for (int i = a.first + k * run + lane(); i < min(a.first + (k + 1) * run, a.end); i += WARP) {
+            best = min(best, i == g ? price_of_g : i == p ? price_of_p : r.price[i]);
+        }
+        best = warp_least_price(best);
+        if (lane() == 0) {
+            least[k] = best;
+        }
+    }
+
+    // The cheapest group, the first of equals. Every warp finds it.
+    __device__ int cheapest() const {
+        float best = GONE;
+        unsigned at = 0;
+        for (int k = lane(); k < n_runs; k += WARP) {
+            if (least[k] < best) {
+                best = least[k], at = unsigned(k);
+            }
+        }
+        const float price = warp_least_price(best);
+        at = warp_least(best == price ? at : unsigned(n_runs));
+        const int end = min(a.first + int(at + 1) * run, a.end);
+        for (int base = a.first + int(at) * run;; base += WARP) {
+            const unsigned which = __ballot_sync(ALL_LANES, base + lane() < end && r.price[base + lane()] == price);
+            if (which != 0 || base + WARP >= end) {
+                return base + max(__ffs(int(which)) - 1, 0);
+            }
+        }
+    }
+
+    // Squared distances of group g's mean from that of `other` (-1: none), and from the mean of values where
+    // `from_mean` is set. By one warp.
+    __device__ Found distances(const Elements & from, int g, int other, bool from_mean) const {
+        Found found = {0, 0};
+        for (int d0 = 0; d0 < from.view.dim; d0 += DIMENSIONS) {
+            const int d = d0 + 4 * lane();
+            float4 gap = {0, 0, 0, 0}, own = {0, 0, 0, 0};
+            bool second = false;
+            for (int m = g; m >= 0;) {
+                int cell = 0, n = 0; // each lane takes a member of both groups
+                float w = 0;
+                for (; m >= 0 && n < WARP; n++) {
+                    if (n == lane()) {
+                        cell = a.cells[m];
+                        w = second ? -r.weight[m] : r.weight[m];
+                    }
+                    m = next_member(m);
+                    if (m < 0 && !second) {
+                        m = other, second = true;
+                    }
+                }
+                for (int j = 0; j < n; j += MANY) {
+                    float4 x[MANY];
+                    load(from, cell, j, n, d0, x);
+                    for (int k = 0; k < MANY; k++) {
+                        const float weight = __shfl_sync(ALL_LANES, w, j + k);
+                        if (j + k < n) {
+                            add(gap, weight, x[k]);
+                            add(own, max(weight, 0.0f), x[k]);
+                        }
+                    }
+                }
+            }
+            found.apart += squared(gap);
+            if (from_mean) {
+                add(own, -1, mean_at(d));
+                found.from_mean += squared(own);
+            }
+        }
+        return {warp_sum(found.apart), from_mean ? warp_sum(found.from_mean) : 0.0f};
+    }
+
+    __device__ bool may_merge(int g) const {
+        const int other = g >= 0 ? next(g) : -1;
+        return other >= 0 && int(r.size[g]) + int(r.size[other]) <= a.largest_group;
     }
 
     __device__ void unlink(int g) {
-        if (r.previous[g] >= 0) {
-            r.next[r.previous[g]] = r.next[g];
+        const Index before = r.previous[g], after = r.next[g];
+        if (before != Room<Index>::NONE) {
+            r.next[before] = after;
         }
-        if (r.next[g] >= 0) {
-            r.previous[r.next[g]] = r.previous[g];
+        if (after != Room<Index>::NONE) {
+            r.previous[after] = before;
+        }
+        r.price[g] = GONE;
+        if (a.known) {
+            a.known[a.cells[g]].next = -1;
         }
     }
 
+    // By one thread.
     __device__ void absorb(int g, int other) {
-        if (threadIdx.x % WARP == 0) {
-            for (int m = other; m >= 0; m = r.next_member[m]) {
-                a.group[m] = g;
-            }
-            r.next_member[r.last[g]] = other;
-            r.last[g] = r.last[other];
-            r.size[g] += r.size[other];
-            r.rate[g] += r.rate[other];
-            unlink(other);
-            r.price[other] = GONE;
+        const float rate = r.rate[g] + r.rate[other], wg = r.rate[g] / rate, wo = 1 - wg;
+        int last = g;
+        for (int m = g; m >= 0; m = next_member(m)) {
+            r.weight[m] *= wg;
+            last = m;
         }
-        __syncwarp();
-        float sum = 0;
-        for (int d = threadIdx.x % WARP; d < a.values.dim; d += WARP) {
-            const float gap = element(a.values, g, d) - mean[d];
-            sum += gap * gap;
+        for (int m = other; m >= 0; m = next_member(m)) {
+            r.weight[m] *= wo;
+            a.group[m] = g;
         }
-        sum = warp_sum(sum);
-        if (threadIdx.x % WARP == 0) {
-            r.from_mean[g] = sum;
-        }
-        __syncwarp();
-        refresh((other - a.first) / run);
-        reprice(g);
+        r.next_member[last] = Index(other);
+        r.size[g] = Index(r.size[g] + r.size[other]);
+        r.rate[g] = rate;
+        unlink(other);
     }
 
+    // By one thread.
     __device__ void drop(int g) {
-        if (threadIdx.x % WARP == 0) {
-            for (int m = g; m >= 0; m = r.next_member[m]) {
-                a.group[m] = -1;
-            }
-            unlink(g);
-            r.price[g] = GONE;
+        for (int m = g; m >= 0; m = next_member(m)) {
+            a.group[m] = -1;
         }
-        __syncwarp();
-        refresh((g - a.first) / run);
+        unlink(g);
     }
 
-    __device__ void choose() {
+    // What the next call may believe about a group that changed, or whose neighbour did. By one thread.
+    __device__ void remember(int g, bool pair, float keys_apart, float apart) {
+        if (a.known && g >= 0) {
+            const bool single = pair && r.size[g] == 1 && r.size[next(g)] == 1;
+            a.known[a.cells[g]] = {single ? a.cells[next(g)] : -1, keys_apart, apart};
+        }
+    }
+
+    // `apart`: shared, [4]: of keys and values of the cheapest group from the next, of the one before from the next.
+    __device__ void all_choose(const Elements & keys, const Elements & values, double total, float * apart) {
         double cost = 0;
         for (int done = 0; done < a.operations; done++) {
-            const int g = cheapest(), previous = r.previous[g], next = r.next[g];
-            const double price = r.price[g];
-            const bool merges = price < drop_price(r.rate[g], r.from_mean[g]);
-            cost += price;
-            __syncwarp(); // all lanes have read what is about to change
-            if (merges) {
-                absorb(g, next);
-            } else {
-                drop(g);
+            const int cheap = cheapest(), before = previous(cheap), after = next(cheap);
+            const float price = r.price[cheap];
+            const bool merges = price < drop_price(r.rate[cheap], r.from_mean[cheap]);
+            cost += double(price);
+            __syncthreads(); // all have read what is about to change
+            if (threadIdx.x == 0) {
+                if (merges) {
+                    absorb(cheap, after);
+                } else {
+                    drop(cheap);
+                }
             }
-            reprice(previous);
+            __syncthreads();
+            // Two warps look at the merged group, keys and values, two at the one before what has changed.
+            const int merged = merges ? cheap : -1, left = warp() < 2 ? merged : before;
+            const bool with_next = may_merge(left), from_mean = warp() == 1 && merges;
+            if (with_next || from_mean) {
+                const Elements from = warp() % 2 == 0 ? keys : values;
+                const Found f = distances(from, left, with_next ? next(left) : -1, from_mean);
+                if (lane() == 0) {
+                    apart[warp()] = f.apart;
+                    if (from_mean) {
+                        r.from_mean[merged] = f.from_mean;
+                    }
+                }
+            }
+            __syncthreads();
+            // Two lanes of every warp work out the new prices, so that nobody has to wait for another warp's.
+            const int at = lane() == 0 ? merged : before;
+            const bool pair = may_merge(at);
+            const float keys_apart = apart[lane() == 0 ? 0 : 2], values_apart = apart[lane() == 0 ? 1 : 3];
+            float new_price = GONE;
+            if (lane() < 2 && at >= 0) {
+                new_price = drop_price(r.rate[at], r.from_mean[at]);
+                if (pair) {
+                    new_price = min(new_price, price_with(at, next(at), keys_apart, values_apart));
+                }
+                if (warp() == lane()) {
+                    remember(at, pair, keys_apart, values_apart);
+                }
+            }
+            const float of_merged = __shfl_sync(ALL_LANES, new_price, 0);
+            const float of_before = __shfl_sync(ALL_LANES, new_price, 1);
+            const int changed = warp() == 0 ? cheap : warp() == 1 ? before : warp() == 2 && merges ? after : -1;
+            if (changed >= 0) {
+                refresh((changed - a.first) / run, merged, of_merged, before, of_before);
+            }
+            if (lane() == 0 && warp() == 0 && merges) {
+                r.price[merged] = of_merged;
+            }
+            if (lane() == 0 && warp() == 1 && before >= 0) {
+                r.price[before] = of_before;
+            }
+            __syncthreads();
         }
-        if (threadIdx.x % WARP == 0) {
-            *a.cost = cost;
+        if (threadIdx.x == 0) {
+            *a.cost = cost * total;
         }
     }
 };
 
-__global__ void __launch_bounds__(PLAN_THREADS)
+// Without rooms a head's groups are in shared memory.
+template <class Index>
+__global__ void __launch_bounds__(PLAN_THREADS, PLAN_BLOCKS)
     plan(const PlanGroupsArgs * heads, int n_heads, char * rooms, int most, int largest_dim) {
     __shared__ double totals[PLAN_THREADS];
     __shared__ float part[PLAN_WARPS * DIMENSIONS];
-    KVMERGE_DYNAMIC_SHARED(double, least);
+    __shared__ PlanGroupsArgs a;
+    KVMERGE_DYNAMIC_SHARED(float, shared);
     for (int index = blockIdx.x; index < n_heads; index += gridDim.x) {
-        const PlanGroupsArgs & a = heads[index];
+        if (threadIdx.x == 0) {
+            a = heads[index];
+        }
+        __syncthreads();
         const int run = WARP * max(1, (a.end - a.first + WARP * MOST_RUNS - 1) / (WARP * MOST_RUNS));
-        HeadPlan p = {a,
-                      Room(rooms + size_t(blockIdx.x) * most * ROOM_BYTES, most),
-                      reinterpret_cast<float *>(least),
-                      least + (largest_dim + 1) / 2,
-                      run,
-                      (a.end - a.first + run - 1) / run};
+        const int n_runs = (a.end - a.first + run - 1) / run;
+        float * const least = shared + (largest_dim + 3) / 4 * 4;
+        char * const room = rooms ? rooms + size_t(blockIdx.x) * most * Room<Index>::BYTES
+                                  : reinterpret_cast<char *>(least + min(MOST_RUNS, (most + WARP - 1) / WARP));
+        HeadPlan<Index> p = {a, Room<Index>(room, most), shared, least, run, n_runs, float(a.key_cost / a.keys.dim)};
         double sum = 0;
         for (int i = threadIdx.x; i < a.n; i += PLAN_THREADS) {
             sum += a.rate[i];
-            a.group[i] = i;
-            p.r.rate[i] = a.rate[i];
-            p.r.price[i] = GONE;
-            p.r.size[i] = 1;
-            p.r.next[i] = i >= a.first && i + 1 < a.end ? i + 1 : -1;
-            p.r.previous[i] = i > a.first && i < a.end ? i - 1 : -1;
-            p.r.next_member[i] = -1;
-            p.r.last[i] = i;
         }
         totals[threadIdx.x] = sum;
         __syncthreads();
@@ -347,40 +501,45 @@ __global__ void __launch_bounds__(PLAN_THREADS)
         for (int t = 0; t < PLAN_THREADS; t++) {
             total += totals[t];
         }
-        p.all_mean(total, part);
-        p.all_distances<true>(a.values, p.r.apart);
-        p.all_distances<false>(a.keys, p.r.keys_apart);
+        const Elements keys(a.keys, a.head), values(a.values, a.head);
+        p.all_start(total > 0 ? 1 / total : 0.0);
         __syncthreads();
-        p.all_price();
+        p.all_mean(values, !(total > 0), part);
+        p.all_from_mean(values);
         __syncthreads();
-        if (threadIdx.x < WARP) {
-            p.choose();
-        }
+        p.all_price(keys, values);
         __syncthreads();
-        for (int i = a.first + int(threadIdx.x); a.known && i < a.end; i += PLAN_THREADS) {
-            // The next call gets the distances of cells that stay as they are and next to each other.
-            const int next = p.r.next[i];
-            const bool stays = p.r.price[i] != GONE && p.r.size[i] == 1 && next >= 0 && p.r.size[next] == 1;
-            a.known[a.cells[i]] = {stays ? a.cells[next] : -1, p.r.keys_apart[i], p.r.apart[i]};
-        }
+        p.all_choose(keys, values, total, part);
         __syncthreads(); // before the next head takes the same room
     }
 }
 
-// The rooms of the thread blocks that run at once, of heads with up to `most` cells.
+// Where the groups of heads with up to `most` cells are while they are planned.
 struct Rooms {
     int most, blocks;
-    Rooms(int n_heads, int n_cells)
-        : most(n_cells + n_cells % 2), // doubles of the next room stay aligned
-          blocks(int(std::clamp<size_t>(MOST_ROOM / (size_t(most) * ROOM_BYTES), 1, size_t(n_heads)))) {}
-    size_t bytes() const { return size_t(blocks) * size_t(most) * ROOM_BYTES; }
+    bool narrow; // 16 bits tell a cell
+    size_t shared, bytes;
+
+    Rooms(int n_heads, int n_cells, int largest_dim) : most(n_cells + n_cells % 2), narrow(n_cells < 65535) {
+        const size_t cell = narrow ? Room<uint16_t>::BYTES : Room<int32_t>::BYTES;
+        const size_t lists =
+            size_t(ceil_div(largest_dim, 4) * 4 + std::min(MOST_RUNS, ceil_div(most, WARP))) * sizeof(float);
+        const size_t own = PLAN_THREADS * sizeof(double) + PLAN_WARPS * DIMENSIONS * sizeof(float) +
+                           sizeof(PlanGroupsArgs) + 64; // the kernel's own shared memory
+        const size_t room = size_t(most) * cell;
+        const bool fits = lists + own + room <= MOST_SHARED;
+        blocks = fits ? n_heads : int(std::clamp<size_t>(MOST_ROOM / room, 1, size_t(n_heads)));
+        shared = lists + (fits ? room : 0);
+        bytes = fits ? 0 : size_t(blocks) * room;
+    }
 };
 
 size_t scratch_of_plans(int n_heads, int n_cells) {
     // Fewer cells a head are more rooms, of no more than MOST_ROOM together.
     return scratch_for<PlanGroupsArgs>(size_t(n_heads)) +
-           scratch_for<char>(std::max(Rooms(n_heads, n_cells).bytes(),
-                                      std::min(MOST_ROOM, size_t(n_heads) * size_t(n_cells + 1) * ROOM_BYTES)));
+           scratch_for<char>(
+               std::max(Rooms(n_heads, n_cells, 1 << 20).bytes,
+                        std::min(MOST_ROOM, size_t(n_heads) * size_t(n_cells + 1) * Room<int32_t>::BYTES)));
 }
 
 void plan_heads(const PlanHeadsArgs & a) {
@@ -391,15 +550,14 @@ void plan_heads(const PlanHeadsArgs & a) {
             most = std::max(most, heads[i].n);
             largest_dim = std::max(largest_dim, heads[i].values.dim);
         }
-        const Rooms rooms(n, most);
-        char * const memory = launch.scratch<char>(rooms.bytes());
+        const Rooms rooms(n, most, largest_dim);
+        char * const memory = rooms.bytes > 0 ? launch.scratch<char>(rooms.bytes) : nullptr;
         const PlanGroupsArgs * const there = launch.uploaded(heads, size_t(n));
         if (!launch.fine()) {
             return;
         }
-        const size_t shared =
-            (size_t(largest_dim + 1) / 2 + size_t(std::min(MOST_RUNS, ceil_div(rooms.most, WARP)))) * sizeof(double);
-        KVMERGE_LAUNCH(plan, rooms.blocks, PLAN_THREADS, shared, launch.stream(), there, n, memory, rooms.most,
+        const auto kernel = rooms.narrow ? plan<uint16_t> : plan<int32_t>;
+        KVMERGE_LAUNCH(kernel, rooms.blocks, PLAN_THREADS, rooms.shared, launch.stream(), there, n, memory, rooms.most,
                        largest_dim);
     });
 }

@@ -31,6 +31,9 @@ struct dim3 {
     dim3(std::ptrdiff_t x = 1, std::ptrdiff_t y = 1, std::ptrdiff_t z = 1)
         : x(unsigned(x)), y(unsigned(y)), z(unsigned(z)) {}
 };
+struct alignas(16) int4 {
+    int x, y, z, w;
+};
 struct alignas(16) float4 {
     float x, y, z, w;
 };
@@ -78,6 +81,7 @@ uint64_t * exchange(uint64_t value);
 #define KVMERGE_LAUNCH(kernel, grid, block, shared, stream, ...) \
     ((void)(stream), shim::queue_launch(grid, block, shared, kernel, __VA_ARGS__))
 #define KVMERGE_DYNAMIC_SHARED(type, name) type * const name = static_cast<type *>(shim::dynamic_shared)
+#define KVMERGE_NOINLINE inline
 
 inline void __syncthreads() {
     shim::block_barrier();
@@ -110,6 +114,9 @@ inline float __fmul_rn(float x, float y) {
 }
 inline float __fadd_rn(float x, float y) {
     return x + y;
+}
+inline int __ffs(int x) {
+    return __builtin_ffs(x);
 }
 inline int __popc(unsigned x) {
     return __builtin_popcount(x);
