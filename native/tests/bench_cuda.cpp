@@ -211,6 +211,43 @@ void merging(double bandwidth) {
     row("merge_cells", "1,024 heads x 128 pairs", t, rate, ".5");
 }
 
+// A block's planning: in every head as many operations as the block has tokens.
+void planning(int heads, int kv_heads, int kept, int operations) {
+    constexpr int dim = 128;
+    const int n = kept + operations, layers = heads / kv_heads;
+    const size_t cell = size_t(kv_heads) * dim * 2, layer = cell * size_t(n);
+    std::vector<uint16_t> halves(layer / 2);
+    unsigned state = 1;
+    for (uint16_t & h : halves) { // of either sign, from a quarter to two
+        state = state * 1664525u + 1013904223u;
+        h = uint16_t((state >> 31 << 15) | (0x3400 + (state >> 16) % 0xc00));
+    }
+    std::vector<double> rates(size_t(heads) * n);
+    for (double & r : rates) {
+        state = state * 1664525u + 1013904223u;
+        r = std::exp(-8. * (state >> 8) / (1 << 24));
+    }
+    std::vector<int32_t> all(n);
+    for (int i = 0; i < n; i++) {
+        all[i] = i;
+    }
+    const Memory keys(halves), values(halves), rate(rates), cells(all), group(size_t(heads) * n * 4),
+        cost(size_t(heads) * 8), known(size_t(heads) * n * sizeof(Neighbour));
+    std::vector<PlanGroupsArgs> args;
+    for (int i = 0; i < heads; i++) { // all layers read the same cells
+        const CellView k = {keys.data, CELL_F16, 0, dim, n, std::ptrdiff_t(cell)};
+        CellView v = k;
+        v.data = values.data;
+        args.push_back({k, v, i % kv_heads, cells.as<int32_t>(), n, rate.as<double>() + size_t(i) * n, 4, n - kept / 4,
+                        operations, 8, .05, group.as<int32_t>() + size_t(i) * n, cost.as<double>() + i,
+                        known.as<Neighbour>() + size_t(i) * n});
+    }
+    char size[96];
+    std::snprintf(size, sizeof size, "%d layers, %d KV heads, %d cells and a block of %d", layers, kv_heads, kept,
+                  operations);
+    row("plan_heads", size, seconds([&] { device->plan_heads({args.data(), heads}); }), "", "");
+}
+
 } // namespace
 
 int main() {
@@ -234,6 +271,9 @@ int main() {
     attention_and_queries({32, 32, 32, 128, 1664}, bandwidth); // a block of a generation
     attention_and_queries({32, 32, 8, 128, 6656}, bandwidth);
     merging(bandwidth);
+    planning(1024, 32, 410, 128);
+    planning(1024, 32, 1229, 512);
+    planning(256, 8, 9830, 512);
     if (const char * what = device->finish()) {
         stop(what);
     }
