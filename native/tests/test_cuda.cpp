@@ -11,11 +11,14 @@ extern "C" const Device * kvmerge_cuda_device(int version, const char ** why_not
 #ifdef KVMERGE_CUDA_SHIM
 #    if defined(__SANITIZE_ADDRESS__)
 constexpr unsigned TIMES = 12; // a thread is a fiber here, and the sanitizer hears of each change of fibers: slow
+constexpr int MOST_CELLS = 6000;
 #    else
 constexpr unsigned TIMES = 40;
+constexpr int MOST_CELLS = 66000;
 #    endif
 #else
 constexpr unsigned TIMES = 200;
+constexpr int MOST_CELLS = 66000;
 #endif
 
 // The device's kernels, which have finished when they return.
@@ -72,7 +75,7 @@ static void test_many_heads_at_once(const Waiting & device, Random & random) {
 // Thousands of cells: more runs of prices than a warp has lanes, choices that are far apart, groups that shared memory
 // has no room for, and now and then more cells than 16 bits tell apart.
 static void test_plan_of_many_cells(const Waiting & device, Random & random) {
-    const int n = random.integer(0, 19) == 0 ? 66000 : 3000, operations = random.integer(1, 60);
+    const int n = random.integer(0, 19) == 0 ? MOST_CELLS : 3000, operations = random.integer(1, 60);
     const TestCells keys(random, 1, 8, n, false, CELL_F32), values(random, 1, 8, n, false, CELL_F32);
     const auto which = some_cells(random, n, n);
     Vec<double> rate(n), cost(2);
