@@ -72,6 +72,19 @@ std::vector<float> numbers(size_t n, float size) {
     return x;
 }
 
+// Random half-precision numbers of size .5 to 1: keys of zeros would give scores that never rise.
+void fill_halves(const Memory & memory, size_t bytes) {
+    std::vector<uint16_t> x(size_t(1) << 24);
+    unsigned state = 1;
+    for (uint16_t & v : x) {
+        state = state * 1664525u + 1013904223u;
+        v = uint16_t(0x3800 | (state >> 16 & 0x83ff));
+    }
+    for (size_t at = 0; at < bytes; at += 2 * x.size()) {
+        cudaMemcpy(memory.as<char>() + at, x.data(), std::min(2 * x.size(), bytes - at), cudaMemcpyHostToDevice);
+    }
+}
+
 void row(const char * kernel, const std::string & size, double time, const std::string & rate, const char * goal) {
     std::printf("%s,\"%s\",\"%.1f us%s\",%s\n", kernel, size.c_str(), time * 1e6, rate.c_str(), goal);
 }
@@ -104,16 +117,17 @@ double product_by_cublas(const void * queries, const void * keys, float * scores
 
 struct Shape {
     int layers, heads, kv_heads, rows, cells;
+    int dim = 128;
 };
 
 void attention_and_queries(const Shape & s, double bandwidth) {
-    constexpr int dim = 128;
-    const int heads_per_kv = s.heads / s.kv_heads;
+    const int heads_per_kv = s.heads / s.kv_heads, dim = s.dim;
     const size_t of_layer = size_t(s.heads) * size_t(s.rows) * dim, cell = size_t(s.kv_heads) * dim * 2;
     const Memory q(numbers(of_layer * size_t(s.layers), 4)), mass(size_t(s.layers) * s.kv_heads * s.cells * 4),
         entropy(size_t(s.layers) * s.heads * s.rows * 4), inverse(numbers(size_t(s.rows), .1f)),
         keys(cell * size_t(s.cells) * size_t(s.layers)), sum(size_t(s.layers) * s.kv_heads * dim * 4),
         second(size_t(s.layers) * s.kv_heads * dim * dim * 4), u(size_t(s.layers) * s.kv_heads * dim * 4);
+    fill_halves(keys, cell * size_t(s.cells) * size_t(s.layers));
     std::vector<ScoreStatsArgs> scores;
     std::vector<QueryMomentsArgs> moments;
     std::vector<FoldDirectionArgs> directions;
@@ -148,8 +162,8 @@ void attention_and_queries(const Shape & s, double bandwidth) {
                               1. / s.rows, .05, u.as<float>() + kv * dim});
     }
     char size[96], rate[96];
-    std::snprintf(size, sizeof size, "%d layers, %d heads of %d KV heads, %d rows, %d cells", s.layers, s.heads,
-                  s.kv_heads, s.rows, s.cells);
+    std::snprintf(size, sizeof size, "%d layers, %d heads of %d KV heads, %d rows, %d cells of %d", s.layers, s.heads,
+                  s.kv_heads, s.rows, s.cells, dim);
     double t = seconds([&] { device->score_stats_all(scores.data(), s.layers); });
     std::snprintf(rate, sizeof rate, ", %.1f TFLOP/s of one product, keys at %.2f of copying",
                   2. * s.layers * s.heads * s.rows * double(s.cells) * dim / t / 1e12,
@@ -265,6 +279,9 @@ int main() {
         std::printf("kernel,size,measured,goal\n");
         row("copying", "1 GiB", t, ", " + std::to_string(int(bandwidth / 1e9)) + " GB/s", "");
     }
+    attention_and_queries({32, 32, 32, 32, 1741}, bandwidth); // a block of a prompt: 32 of its rows are looked at
+    attention_and_queries({32, 32, 8, 32, 10342}, bandwidth);
+    attention_and_queries({22, 32, 4, 32, 4096, 64}, bandwidth);
     attention_and_queries({1, 32, 32, 512, 4096}, bandwidth);
     attention_and_queries({1, 32, 8, 512, 8192}, bandwidth);
     attention_and_queries({1, 32, 8, 1, 32768}, bandwidth);

@@ -299,11 +299,15 @@ inline void test_scatter_cells(const Table & fast, Random & random) {
 template <class Table>
 inline void test_score_stats(const Table & fast, Random & random) {
     const int kv_heads = random.integer(1, 3), heads_per_kv = random.integer(1, 3), heads = kv_heads * heads_per_kv,
-              rows = random.integer(1, 20), cells = random.integer(0, 9) == 0 ? 1 : random.integer(1, 300),
-              half_powers = random.integer(2, 4);
-    // Multiples of 16 are for tensor cores.
-    const int size = random.integer(0, 1) ? 16 * random.integer(1, 9) : random.integer(1, 70);
-    TestCells keys(random, kv_heads + random.integer(0, 1), size, cells + random.integer(0, 4), false);
+              rows = random.integer(1, random.integer(0, 9) == 0 ? 60 : 20),
+              cells = random.integer(0, 9) == 0 ? 1 : random.integer(1, 300), half_powers = random.integer(2, 4);
+    // Keys in half precision whose size is a multiple of 8 are for tensor cores.
+    const bool halves = random.integer(0, 1);
+    const int size = halves && random.integer(0, 9) == 0 ? 8 * random.integer(1, 64)
+                     : halves                            ? 8 * random.integer(1, 18)
+                                                         : random.integer(1, 70);
+    TestCells keys(random, kv_heads + random.integer(0, 1), size, cells + random.integer(0, 4), false,
+                   halves && random.integer(0, 3) ? int(CELL_F16) : -1);
     const int dim = keys.dim, first = keys.heads - kv_heads;
     const int row_stride = heads * dim, head_stride = dim, mask_stride = cells + random.integer(0, 5);
     auto q = normals(random, size_t(rows) * row_stride);
@@ -404,7 +408,8 @@ inline void test_query_moments(const Table & fast, Random & random) {
 
 template <class Table>
 inline void test_fold_direction(const Table & fast, Random & random) {
-    const int n = random.integer(1, 3), dim = random.integer(1, 80), samples = random.integer(1, 100);
+    const int n = random.integer(1, 3), dim = random.integer(1, random.integer(0, 9) == 0 ? 270 : 130),
+              samples = random.integer(1, 100);
     Vec<float> sum(size_t(n) * dim, 0.0f), second(size_t(n) * dim * dim, 0.0f);
     const auto center = normals(random, dim);
     for (int k = 0; k < n * samples; k++) {

@@ -169,7 +169,7 @@ void in_groups(const Args * args, int n, int most, Memory && memory, Same && sam
 // Most scratch memory that a launch takes, of no more layers, heads, rows and cells than are given: see
 // reserve_scratch().
 size_t scratch_of_attention(int n_kv_heads, int heads_per_kv, int n_rows, int n_cells);
-size_t scratch_of_scores(int n_layers, int n_kv_heads, int heads_per_kv, int n_rows, int n_cells);
+size_t scratch_of_scores(int n_layers, int n_kv_heads, int heads_per_kv, int n_rows, int n_cells, int dim);
 size_t scratch_of_directions(int n_layers, int n_kv_heads, int dim);
 size_t scratch_of_plans(int n_heads, int n_cells);
 size_t scratch_of_stages(int n_heads, int n_cells);

@@ -99,13 +99,14 @@ void reserve_scratch(const ReserveScratchArgs & a) {
                           16 * scratch_for<char>(1);
     Launch launch(a.near);
     if (launch.fine()) {
-        launch.reserve(std::max({scratch_of_attention(a.n_kv_heads, a.heads_per_kv, a.n_rows, a.n_cells),
-                                 scratch_of_scores(a.n_layers, a.n_kv_heads, a.heads_per_kv, a.n_rows, a.n_cells),
-                                 scratch_of_directions(a.n_layers, a.n_kv_heads, a.dim),
-                                 scratch_of_plans(n_heads, a.n_cells), scratch_of_stages(n_heads, a.n_cells),
-                                 scratch_for<MergeHead>(size_t(n_heads) + 1) + scratch_for<int>(size_t(n_heads) + 1),
-                                 scratch_for<ProjectCellsArgs>(size_t(n_heads))}),
-                       copied);
+        launch.reserve(
+            std::max({scratch_of_attention(a.n_kv_heads, a.heads_per_kv, a.n_rows, a.n_cells),
+                      scratch_of_scores(a.n_layers, a.n_kv_heads, a.heads_per_kv, a.n_rows, a.n_cells, a.dim),
+                      scratch_of_directions(a.n_layers, a.n_kv_heads, a.dim), scratch_of_plans(n_heads, a.n_cells),
+                      scratch_of_stages(n_heads, a.n_cells),
+                      scratch_for<MergeHead>(size_t(n_heads) + 1) + scratch_for<int>(size_t(n_heads) + 1),
+                      scratch_for<ProjectCellsArgs>(size_t(n_heads))}),
+            copied);
     }
 }
 

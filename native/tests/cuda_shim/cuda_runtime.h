@@ -37,6 +37,9 @@ struct alignas(16) int4 {
 struct alignas(16) float4 {
     float x, y, z, w;
 };
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
 
 namespace shim {
 extern dim3 thread_index, block_index, block_size, grid_size;
@@ -112,6 +115,9 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
 inline float __fmul_rn(float x, float y) {
     return x * y;
 }
+inline float __fdividef(float x, float y) {
+    return x / y;
+}
 inline float __fadd_rn(float x, float y) {
     return x + y;
 }
@@ -170,7 +176,7 @@ enum cudaError_t {
     cudaErrorHardwareStackError = 714,
     cudaErrorLaunchFailure = 719
 };
-enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
 enum cudaMemoryType { cudaMemoryTypeHost = 1, cudaMemoryTypeDevice = 2, cudaMemoryTypeManaged = 3 };
 enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
 struct cudaPointerAttributes {
@@ -260,3 +266,10 @@ inline cudaError_t cudaFree(void * p) {
     std::free(p);
     return cudaSuccess;
 }
+
+// What only bench_cuda.cpp calls, which is compiled against the shim and never run on it.
+cudaError_t cudaMalloc(void ** p, size_t n);
+cudaError_t cudaMemset(void * p, int x, size_t n);
+cudaError_t cudaMemcpy(void * to, const void * from, size_t n, cudaMemcpyKind kind);
+cudaError_t cudaMemcpyAsync(void * to, const void * from, size_t n, cudaMemcpyKind kind);
+cudaError_t cudaDeviceSynchronize();
