@@ -151,7 +151,7 @@ class Session {
         p.n_head_kv = shape.n_head_kv;
         p.n_cells = shape.cells;
         p.n_tokens = c_.between(4, 200);
-        p.observe = c_.below(32);
+        p.observe = c_.below(64);
         p.bias = c_.below(3);
         p.mass_power = c_.of<float>({1, 1.5f, 2});
         p.mass_queries = c_.one_in(3) ? c_.below(5) : 0;
@@ -305,6 +305,7 @@ class Session {
              c_.one_in(4) ? nullptr : frequency.data());
         std::vector<float> mean(static_cast<size_t>(dim)), second(size_t(dim) * size_t(dim));
         CALL(kvmerge_query_moments, o, layer, head, c_.one_in(20) ? nullptr : mean.data(), second.data());
+        CALL(kvmerge_query_head_moments, o, layer, head, c_.one_in(20) ? nullptr : mean.data(), second.data());
     }
 
     int layer_number() { return c_.one_in(10) ? c_.wild_int() : c_.below(2); }

@@ -40,6 +40,7 @@ class FuzzGraph {
         if (shape.rope) {
             keys = add(GGML_TYPE_F32, GGML_OP_ROPE, "Kcur_rope", shape.dim_k, shape.n_head_kv, all);
             keys->src[0] = plain;
+            keys->src[1] = add(c.one_in(20) ? GGML_TYPE_I64 : GGML_TYPE_I32, GGML_OP_NONE, "inp_pos", all, 1, 1);
             keys->op_params[1] = shape.dim_k / 2 * 2;
             keys->op_params[2] = shape.neox ? GGML_ROPE_TYPE_NEOX : 0;
             keys->op_params[4] = 2048;

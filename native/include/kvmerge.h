@@ -22,8 +22,9 @@
  *    cache has, and the limits given below. Nothing else tells how long a caller's array is;
  *  - nothing is written when an argument is refused. After NUMERIC, MEMORY or DEVICE an output array may be half full;
  *  - an observer is one thread's at a time: while a thread is inside a call, another thread's call answers STATE, and
- *    so does kvmerge_observer_free. kvmerge_read_cells, kvmerge_plan_cells, kvmerge_project_cells, kvmerge_rotation and
- *    kvmerge_observer_cache_info may run on several threads at once. Functions that take no observer may run on any;
+ *    so does kvmerge_observer_free. kvmerge_read_cells, kvmerge_plan_cells, kvmerge_project_cells, kvmerge_rotation,
+ *    kvmerge_query_moments, kvmerge_query_head_moments and kvmerge_observer_cache_info may run on several threads at
+ *    once. Functions that take no observer may run on any;
  *  - an observer belongs to one llama_context. It reads and writes the cells where they lie, and nobody tells it when
  *    llama_free takes them away: after llama_free, call nothing with it but kvmerge_observer_free. (Or free it before:
  *    every later call, the callback's too, is an error then.) When it sees another context's cache, it answers STATE
@@ -95,6 +96,8 @@ enum kvmerge_observe_flag {
     KVMERGE_OBSERVE_STOP = 8,     /* never capture: stop llama.cpp's graph at each layer */
     KVMERGE_OBSERVE_CAPTURE = 16, /* capture without flash attention too, where that shows the attention in host memory.
                                      Not with STOP */
+    KVMERGE_OBSERVE_QUERY_HEADS = 32, /* QUERIES, and the same queries by query head, before their rotation. On the CPU
+                                         alone: with KVMERGE_DEVICE_CPU */
 };
 
 /* How a merged cell gets the log of the mass that its members had (the Gibbs bias). */
@@ -287,6 +290,13 @@ KVMERGE_API kvmerge_status kvmerge_observer_cache_info(kvmerge_observer * observ
  * were observed. */
 KVMERGE_API kvmerge_status kvmerge_query_moments(kvmerge_observer * observer, int32_t layer, int32_t kv_head,
                                                  float * mean, float * second);
+
+/* Mean and second moment of one query head's queries as they were before their rotation (RoPE) and any Hadamard matrix,
+ * times the scale of the scores: their product with a key that carries no rotation is a logit. Of the same queries as
+ * above, decayed alike. head: 0 .. n_head - 1. mean: [head_dim_k], second: [head_dim_k][head_dim_k]. Errors: STATE when
+ * no queries were observed, or not with KVMERGE_OBSERVE_QUERY_HEADS; ARGUMENT. */
+KVMERGE_API kvmerge_status kvmerge_query_head_moments(kvmerge_observer * observer, int32_t layer, int32_t head,
+                                                      float * mean, float * second);
 
 /* How a layer's cached keys are rotated. frequency: [head_dim_k / 2], of which n_rot/2 are written: radians a
  * position; may be null. Errors: STATE before the first decode, ARGUMENT. */

@@ -31,7 +31,7 @@ constexpr size_t SUMMED = offsetof(Header, kind);
 struct Moments {
     double weight;
     float keep;
-    std::vector<float> sum, second;
+    std::vector<float> sum, second, head_sum, head_second;
 };
 
 // What the observer and the table hold.
@@ -50,6 +50,8 @@ void visit(Content & content, Io && io) {
         io(&m.keep, 1);
         io(m.sum.data(), m.sum.size());
         io(m.second.data(), m.second.size());
+        io(m.head_sum.data(), m.head_sum.size());
+        io(m.head_second.data(), m.head_second.size());
     }
     io(content.bias.data(), content.bias.size());
     io(content.table.held.data(), content.table.held.size());
@@ -82,7 +84,10 @@ Content content_for(const Kind & kind, size_t n_used, size_t n_tokens, size_t n_
     content.windows.position.resize(n_windows);
     if (kind.observe & KVMERGE_OBSERVE_QUERIES) {
         const size_t n = size_t(kind.n_head_kv) * dim;
-        content.moments.resize(size_t(kind.n_layer), {0, 1, std::vector<float>(n), std::vector<float>(n * dim)});
+        const size_t of_heads = kind.observe & KVMERGE_OBSERVE_QUERY_HEADS ? size_t(kind.n_head) * dim : 0;
+        content.moments.resize(size_t(kind.n_layer),
+                               {0, 1, std::vector<float>(n), std::vector<float>(n * dim), std::vector<float>(of_heads),
+                                std::vector<float>(of_heads * dim)});
     }
     if (kind.bias == KVMERGE_BIAS_EXACT) {
         content.bias.resize(pairs * n_used);
@@ -140,6 +145,8 @@ void check(const Content & content, const Header & h, const CellTable::Shape & s
         ok(std::isfinite(m.weight) && m.weight >= 0 && m.keep >= 0 && m.keep <= 1);
         finite(m.sum);
         finite(m.second);
+        finite(m.head_sum);
+        finite(m.head_second);
     }
     finite(content.bias);
     const CellTable::State & t = content.table;
@@ -183,6 +190,8 @@ void take_moments(const kvmerge_observer & o, Content & content) {
             l.query_sum.download(m.sum.data(), m.sum.size());
             l.query_second.download(m.second.data(), m.second.size());
             kvmerge::check(*l.stats_device);
+            std::copy(l.head_sum.begin(), l.head_sum.end(), m.head_sum.begin());
+            std::copy(l.head_second.begin(), l.head_second.end(), m.head_second.begin());
         }
     }
 }
@@ -195,6 +204,8 @@ void give_moments(kvmerge_observer & o, const Content & content) {
             l.query_sum.upload(m.sum.data(), m.sum.size());
             l.query_second.upload(m.second.data(), m.second.size());
             kvmerge::check(*l.stats_device);
+            l.head_sum = m.head_sum;
+            l.head_second = m.head_second;
         }
         l.query_weight = m.weight;
         l.query_keep = m.keep;
@@ -269,6 +280,8 @@ void kvmerge::forget_queries(kvmerge_observer & o) {
             l.query_sum.zero();
             l.query_second.zero();
         }
+        std::fill(l.head_sum.begin(), l.head_sum.end(), 0.0f);
+        std::fill(l.head_second.begin(), l.head_second.end(), 0.0f);
         o.distrust(l);
     }
     o.bias.clear();

@@ -245,6 +245,12 @@ void kvmerge_observer::add_captured_moments(int layer, int kv_head) {
         host_device().query_moments({captured.queries(layer) + s.first * row + kv_head * heads_per_kv() * dim, dim,
                                      row * s.step, 1, heads_per_kv(), s.n, int(dim), keep,
                                      l.query_sum.data() + kv_head * dim, l.query_second.data() + kv_head * dim * dim});
+        if (observes(KVMERGE_OBSERVE_QUERY_HEADS)) {
+            const int first_head = kv_head * heads_per_kv();
+            add_query_heads(l, first_head, heads_per_kv(), captured.queries(layer) + s.first * row + first_head * dim,
+                            dim, row * s.step, s.n, positions.data() + captured.rows().first_token + s.first, s.step,
+                            keep);
+        }
         keep = 1;
     }
 }

@@ -13,12 +13,13 @@ using namespace kvmerge;
 
 size_t kvmerge_observer::bytes() const {
     size_t n = bytes_of(mass) + bytes_of(entropy) + bytes_of(bias) + shared_mass.bytes() + shared_entropy.bytes() +
-               bytes_of(token_cell) + bytes_of(inv_log_visible) + bytes_of(in_sequence) + captured.bytes() +
-               captured_on_gpu.bytes() + share_of_staging;
+               bytes_of(token_cell) + bytes_of(positions) + bytes_of(inv_log_visible) + bytes_of(in_sequence) +
+               captured.bytes() + captured_on_gpu.bytes() + share_of_staging;
     for (const Layer & l : layers) {
         n += l.k.own_bytes() + l.v.own_bytes() + l.rope.freq.bytes() + l.mass.bytes() + l.entropy.bytes() +
              l.inv_log_visible.bytes() + l.query_sum.bytes() + l.query_second.bytes() + bytes_of(l.queries) +
-             l.direction.bytes() + l.direction_on_host.bytes();
+             bytes_of(l.head_sum) + bytes_of(l.head_second) + bytes_of(l.positions_of_queries) + l.direction.bytes() +
+             l.direction_on_host.bytes();
         for (const Neighbours & head : l.neighbours) {
             n += head.bytes();
         }
@@ -316,6 +317,9 @@ void kvmerge_observer::saw_cache_write(ggml_tensor * node, bool is_key, int laye
             written = rows_written(node, params.ggml);
         }
         saw_tokens(); // looks at the keys as they were
+        if (observes(KVMERGE_OBSERVE_QUERY_HEADS)) {
+            saw_positions(node);
+        }
     }
     cells.decoded();
 }

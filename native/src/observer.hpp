@@ -57,8 +57,11 @@ struct kvmerge_observer {
         kvmerge::DeviceArray<float> query_second;           // [n_head_kv][head_dim][head_dim]
         double query_weight = 0;                            // decayed number of queries in the moments
         float query_keep = 1;                               // decay that is not applied to the moments yet
-        std::vector<float> queries; // [n_head][ENOUGH_QUERIES][head_dim]: not in the moments yet
-        int n_queries = 0;          // tokens in queries
+        std::vector<float> head_sum;               // [n_head][head_dim], on the host: with KVMERGE_OBSERVE_QUERY_HEADS
+        std::vector<float> head_second;            // [n_head][head_dim][head_dim]; decayed as the moments are
+        std::vector<float> queries;                // [n_head][ENOUGH_QUERIES][head_dim]: not in the moments yet
+        std::vector<int32_t> positions_of_queries; // [n_queries], with KVMERGE_OBSERVE_QUERY_HEADS
+        int n_queries = 0;                         // tokens in queries
         // On a GPU: the direction that biases are folded along, as the moments are now, and a copy of it.
         kvmerge::DeviceArray<float> direction; // [n_head_kv][head_dim]
         kvmerge::SharedArray<float> direction_on_host;
@@ -85,6 +88,7 @@ struct kvmerge_observer {
     int lost_before = 0;                // Device::lost, when the rewriting was queued
     bool another_context = false;       // the graph of another llama_context was seen, for good
     std::vector<int32_t> token_cell;    // [tokens so far]
+    std::vector<int32_t> positions;     // [tokens so far] that they are rotated to: with KVMERGE_OBSERVE_QUERY_HEADS
 
     int ubatch_start = 0;              // index in the block of the current ubatch's first token
     const void * visible_of = nullptr; // the mask that the next three were counted from
@@ -98,8 +102,8 @@ struct kvmerge_observer {
     int64_t nanos = 0;
     std::optional<kvmerge::Error> error; // the first error of the callback in this block
     const kvmerge::Error out_of_memory{KVMERGE_E_MEMORY, "out of memory"}; // made while there still is memory
-    std::mutex mirrors;                                                    // held while cells are brought to the host
-    const ggml_tensor * asked_for = nullptr;                               // the node to stop at next
+    std::mutex mirrors; // held while cells are brought to the host, and while queries that wait are added up
+    const ggml_tensor * asked_for = nullptr; // the node to stop at next
 
     // How many tokens of a ubatch have their queries in the moments. Together with those of earlier blocks they are
     // enough for a direction.
@@ -143,6 +147,7 @@ struct kvmerge_observer {
     void saw_cache_write(ggml_tensor * node, bool is_key, int layer);
     void saw_window_write(const ggml_tensor * node);
     void saw_tokens();
+    void saw_positions(const ggml_tensor * write);
     bool saw_scores(const ggml_tensor * node, int layer);
     void require_keys(int layer) const;
     void check_queries(const ggml_tensor * q, int layer) const;
@@ -163,7 +168,10 @@ struct kvmerge_observer {
     bool may_capture(const ggml_tensor * queries, bool flash) const;
     bool capture_queries(const kvmerge::Attention & attention, bool flash, int layer);
     void add_queries(kvmerge::Stop & stop, const ggml_tensor * q, int layer);
-    void keep_query(Layer & layer, const char * query, size_t head_bytes);
+    void add_query_heads(Layer & layer, int first_head, int n_heads, const float * q, std::ptrdiff_t head_stride,
+                         std::ptrdiff_t row_stride, int n_rows, const int32_t * position, int position_step,
+                         float keep);
+    void keep_query(Layer & layer, const char * query, size_t head_bytes, int token);
     void count_queries(Layer & layer, int n_rows);
     void add_exact_bias(ggml_tensor * kq, int layer);
     void add_attention(kvmerge::Stop & stop, ggml_tensor * probabilities, int layer);

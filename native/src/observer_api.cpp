@@ -26,7 +26,7 @@ void check_params(const kvmerge_observer_params & p) {
     require(double(p.n_layer) * p.n_head_kv * p.n_cells <= MOST, "n_layer * n_head_kv * n_cells must be at most 2^40");
     require(double(p.n_layer) * p.n_head * p.n_tokens <= MOST, "n_layer * n_head * n_tokens must be at most 2^40");
     constexpr int both = KVMERGE_OBSERVE_STOP | KVMERGE_OBSERVE_CAPTURE;
-    require(p.observe >= 0 && p.observe < 32 && (p.observe & both) != both,
+    require(p.observe >= 0 && p.observe < 64 && (p.observe & both) != both,
             "observe must be KVMERGE_OBSERVE_* flags, and not both STOP and CAPTURE");
     require(p.bias >= KVMERGE_BIAS_NONE && p.bias <= KVMERGE_BIAS_EXACT, "bias must be one of KVMERGE_BIAS_*");
     require(p.mass_power == 1 || p.mass_power == 1.5f || p.mass_power == 2, "mass_power must be 1, 1.5 or 2");
@@ -55,6 +55,13 @@ std::unique_ptr<kvmerge_observer> make(const kvmerge_observer_params & params) {
     if (p.bias == KVMERGE_BIAS_FOLDED) {
         p.observe |= KVMERGE_OBSERVE_QUERIES;
     }
+    if (p.observe & KVMERGE_OBSERVE_QUERY_HEADS) {
+        p.observe |= KVMERGE_OBSERVE_QUERIES;
+        if (p.device != KVMERGE_DEVICE_CPU) {
+            throw Error(KVMERGE_E_UNSUPPORTED,
+                        "KVMERGE_OBSERVE_QUERY_HEADS is the CPU's work: give KVMERGE_DEVICE_CPU");
+        }
+    }
     made->params = p;
     made->device = p.device == KVMERGE_DEVICE_CUDA ? &cuda_device() : &host_device();
     made->layers.resize(size_t(p.n_layer));
@@ -72,6 +79,19 @@ void require_no_cache_inside(const kvmerge_observer & o) {
     if (*o.in_caches > 0) {
         throw Error(KVMERGE_E_STATE, "another thread is inside a call with a cache of this observer");
     }
+}
+
+// A layer, after all of its queries that were seen are in its moments. Others may be inside the observer: `mirrors` is
+// held. Throws STATE where none were seen.
+kvmerge_observer::Layer & all_queries_of(kvmerge_observer & o, int layer) {
+    auto & l = o.layers[size_t(layer)];
+    o.add_captured();
+    o.add_waiting_queries(l);
+    if (!(l.query_weight > 0)) {
+        throw Error(KVMERGE_E_STATE,
+                    text("layer %d: no queries observed; observe them and decode something first", layer));
+    }
+    return l;
 }
 
 void remove_group(Handles<kvmerge_observer>::Use & group) {
@@ -204,6 +224,7 @@ kvmerge_status kvmerge_observer_begin(kvmerge_observer * observer) {
         o.captured_on_gpu.forget_missing();
         const double keep = decay_over(o.params.query_decay, int(o.token_cell.size()));
         o.token_cell.clear();
+        o.positions.clear();
         o.windows.begin();
         o.ubatch_start = 0;
         o.nanos = 0;
@@ -231,6 +252,7 @@ kvmerge_status kvmerge_observer_forget(kvmerge_observer * observer) {
         o.captured_on_gpu.clear();
         o.captured_on_gpu.forget_missing();
         o.token_cell.clear();
+        o.positions.clear();
         o.windows.forget();
         o.ubatch_start = 0;
         if (!o.another_context) {
@@ -323,18 +345,13 @@ kvmerge_status kvmerge_rotation(kvmerge_observer * observer, int32_t layer, kvme
 
 kvmerge_status kvmerge_query_moments(kvmerge_observer * observer, int32_t layer, int32_t kv_head, float * mean,
                                      float * second) {
-    return on_observer("kvmerge_query_moments", observer, Access::ALONE, [&](kvmerge_observer & o) {
+    return on_observer("kvmerge_query_moments", observer, Access::SHARED, [&](kvmerge_observer & o) {
         require(layer >= 0 && layer < o.params.n_layer, "no such layer");
         require(kv_head >= 0 && kv_head < o.params.n_head_kv, "no such KV head");
         require(mean && second, "mean or second is null");
-        auto & l = o.layers[layer];
         o.finish_rewriting();
-        o.add_captured();
-        o.add_waiting_queries(l);
-        if (!(l.query_weight > 0)) {
-            throw Error(KVMERGE_E_STATE,
-                        text("layer %d: no queries observed; observe them and decode something first", layer));
-        }
+        const std::lock_guard<std::mutex> lock(o.mirrors);
+        auto & l = all_queries_of(o, layer);
         const size_t dim = size_t(l.k.dim());
         const float inverse = float(1 / l.query_weight);
         l.query_sum.download(mean, dim, kv_head * dim);
@@ -342,6 +359,27 @@ kvmerge_status kvmerge_query_moments(kvmerge_observer * observer, int32_t layer,
         check(*l.stats_device);
         std::for_each(mean, mean + dim, [&](float & x) { x *= inverse; });
         std::for_each(second, second + dim * dim, [&](float & x) { x *= inverse; });
+    });
+}
+
+kvmerge_status kvmerge_query_head_moments(kvmerge_observer * observer, int32_t layer, int32_t head, float * mean,
+                                          float * second) {
+    return on_observer("kvmerge_query_head_moments", observer, Access::SHARED, [&](kvmerge_observer & o) {
+        require(layer >= 0 && layer < o.params.n_layer, "no such layer");
+        require(head >= 0 && head < o.params.n_head, "no such query head");
+        require(mean && second, "mean or second is null");
+        if (!o.observes(KVMERGE_OBSERVE_QUERY_HEADS)) {
+            throw Error(KVMERGE_E_STATE, "query heads are not observed: ask for KVMERGE_OBSERVE_QUERY_HEADS");
+        }
+        o.finish_rewriting();
+        const std::lock_guard<std::mutex> lock(o.mirrors);
+        const auto & l = all_queries_of(o, layer);
+        const size_t dim = size_t(l.k.dim());
+        const float scale = float(l.scale * o.heads_per_kv() / l.query_weight);
+        const float * const sum = l.head_sum.data() + size_t(head) * dim;
+        const float * const products = l.head_second.data() + size_t(head) * dim * dim;
+        std::transform(sum, sum + dim, mean, [&](float x) { return x * scale; });
+        std::transform(products, products + dim * dim, second, [&](float x) { return x * scale * l.scale; });
     });
 }
 

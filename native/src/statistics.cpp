@@ -58,6 +58,10 @@ void kvmerge_observer::prepare(Layer & l, const ggml_tensor * node) {
         l.query_second = DeviceArray<float>(d, n_kv * dim * dim, node->data);
         l.query_sum.zero();
         l.query_second.zero();
+        if (observes(KVMERGE_OBSERVE_QUERY_HEADS)) {
+            l.head_sum.resize(size_t(params.n_head) * dim);
+            l.head_second.resize(size_t(params.n_head) * dim * dim);
+        }
     }
     check(d);
 }
@@ -75,12 +79,16 @@ void kvmerge_observer::add_queries(Stop & stop, const ggml_tensor * q, int layer
     NodeData & data = stop.keep({q, *l.stats_device, params.ggml, part});
     if (q->ne[1] < ENOUGH_QUERIES && l.stats_device == &host_device()) { // too few for a kernel: they wait
         for (int64_t r = 0; r < q->ne[1]; r++) {
-            keep_query(l, data.as<const char>(size_t(r) * q->nb[1]), q->nb[2]);
+            keep_query(l, data.as<const char>(size_t(r) * q->nb[1]), q->nb[2], ubatch_start + int(r));
         }
         return;
     }
     add_waiting_queries(l);
     const int64_t step = std::max<int64_t>(1, q->ne[1] / ENOUGH_QUERIES), n_rows = (q->ne[1] + step - 1) / step;
+    if (observes(KVMERGE_OBSERVE_QUERY_HEADS)) {
+        add_query_heads(l, 0, params.n_head, data.as<const float>(), floats(q->nb[2]), floats(q->nb[1]) * step,
+                        int(n_rows), positions.data() + ubatch_start, int(step), l.query_keep);
+    }
     stop.add(*l.stats_device, &Device::query_moments,
              QueryMomentsArgs{data.as<const float>(), floats(q->nb[2]), floats(q->nb[1]) * step, params.n_head_kv,
                               heads_per_kv(), int(n_rows), int(q->ne[0]), l.query_keep, l.query_sum.data(),
@@ -95,7 +103,7 @@ void kvmerge_observer::count_queries(Layer & l, int n_rows) {
     l.direction_known = false;
 }
 
-void kvmerge_observer::keep_query(Layer & l, const char * query, size_t head_bytes) {
+void kvmerge_observer::keep_query(Layer & l, const char * query, size_t head_bytes, int token) {
     if (l.n_queries == ENOUGH_QUERIES) {
         add_waiting_queries(l);
     }
@@ -105,12 +113,20 @@ void kvmerge_observer::keep_query(Layer & l, const char * query, size_t head_byt
         std::memcpy(l.queries.data() + (h * ENOUGH_QUERIES + size_t(l.n_queries)) * dim, query + h * head_bytes,
                     dim * sizeof(float));
     }
+    if (observes(KVMERGE_OBSERVE_QUERY_HEADS)) {
+        l.positions_of_queries.resize(ENOUGH_QUERIES);
+        l.positions_of_queries[size_t(l.n_queries)] = positions[size_t(token)];
+    }
     l.n_queries++;
 }
 
 void kvmerge_observer::add_waiting_queries(Layer & l) {
     if (l.n_queries == 0) {
         return;
+    }
+    if (observes(KVMERGE_OBSERVE_QUERY_HEADS)) {
+        add_query_heads(l, 0, params.n_head, l.queries.data(), std::ptrdiff_t(ENOUGH_QUERIES) * l.k.dim(), l.k.dim(),
+                        l.n_queries, l.positions_of_queries.data(), 1, l.query_keep);
     }
     host_device().query_moments({l.queries.data(), std::ptrdiff_t(ENOUGH_QUERIES) * l.k.dim(), l.k.dim(),
                                  params.n_head_kv, heads_per_kv(), l.n_queries, l.k.dim(), l.query_keep,

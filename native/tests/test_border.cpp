@@ -32,6 +32,7 @@ static void refuse_everything(kvmerge_observer * o) {
     CHECK(kvmerge_observer_stats(o, &stats) == KVMERGE_E_ARGUMENT);
     CHECK(kvmerge_observer_cache_info(o, &info) == KVMERGE_E_ARGUMENT);
     CHECK(kvmerge_query_moments(o, 0, 0, x, x) == KVMERGE_E_ARGUMENT);
+    CHECK(kvmerge_query_head_moments(o, 0, 0, x, x) == KVMERGE_E_ARGUMENT);
     CHECK(kvmerge_rotation(o, 0, &rotation, nullptr) == KVMERGE_E_ARGUMENT);
     CHECK(kvmerge_read_cells(o, 0, 0, &cell, 1, x, x) == KVMERGE_E_ARGUMENT);
     CHECK(kvmerge_write_cells(o, 0, 0, &cell, 1, x, x) == KVMERGE_E_ARGUMENT);
@@ -112,9 +113,35 @@ static void test_one_thread_at_a_time() {
     CHECK(kvmerge_observer_free(inside) == KVMERGE_OK);
 }
 
+// Threads that plan different heads read cells and moments at once, and none is sent away.
+static void test_reading_at_once() {
+    Fixture f;
+    kvmerge_observer * o = make(params_for(KVMERGE_OBSERVE_QUERY_HEADS, KVMERGE_BIAS_NONE));
+    for (int block = 0; block < 20; block++) {
+        CHECK(kvmerge_observer_begin(o) == KVMERGE_OK);
+        f.decode(o);
+        std::vector<std::thread> threads;
+        for (int thread = 0; thread < 4; thread++) {
+            threads.emplace_back([&, thread] {
+                for (int i = 0; i < 100; i++) {
+                    const int32_t cell = 0;
+                    float x[Fixture::DIM * Fixture::DIM], y[Fixture::DIM * Fixture::DIM];
+                    CHECK(kvmerge_read_cells(o, 0, 0, &cell, 1, x, y) == KVMERGE_OK);
+                    CHECK((thread % 2 == 0 ? kvmerge_query_moments(o, 0, 0, x, y)
+                                           : kvmerge_query_head_moments(o, 0, 1, x, y)) == KVMERGE_OK);
+                }
+            });
+        }
+        for (std::thread & thread : threads) {
+            thread.join();
+        }
+    }
+    CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+}
+
 // Threads that decode, read, plan, ask and free at once: whatever each call answers, nothing crashes.
 static void test_many_threads() {
-    const auto params = params_for(KVMERGE_OBSERVE_MASS, KVMERGE_BIAS_NONE);
+    const auto params = params_for(KVMERGE_OBSERVE_MASS | KVMERGE_OBSERVE_QUERY_HEADS, KVMERGE_BIAS_NONE);
     kvmerge_log * log = nullptr;
     CHECK(kvmerge_log_create(false, &log) == KVMERGE_OK);
     std::atomic<kvmerge_observer *> shared{make(params)};
@@ -133,6 +160,9 @@ static void test_many_threads() {
         const int32_t cells[] = {0, 1};
         float x[2 * Fixture::DIM];
         kvmerge_read_cells(o, 0, 0, cells, 2, x, x);
+        float second[Fixture::DIM * Fixture::DIM];
+        kvmerge_query_moments(o, 0, 0, x, second);
+        kvmerge_query_head_moments(o, 0, 1, x, second);
     });
     start([&](kvmerge_observer * o) {
         const int32_t cells[] = {0, 1, 2};
@@ -628,6 +658,7 @@ static void test_log() {
 int main() {
     test_handles();
     test_one_thread_at_a_time();
+    test_reading_at_once();
     test_many_threads();
     test_missed_nodes();
     test_unseen_writes();

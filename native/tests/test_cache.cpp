@@ -602,7 +602,8 @@ int main(int argc, char ** argv) {
     llama_model * const model = tiny_model_for(argc, argv);
     const Case cases[] = {{"F16", false, GGML_TYPE_F16, KVMERGE_BIAS_FOLDED, 0, 0, false},
                           {"F16, flash, calibrated", true, GGML_TYPE_F16, KVMERGE_BIAS_FOLDED, 0, 0, true},
-                          {"Q8_0, flash", true, GGML_TYPE_Q8_0, KVMERGE_BIAS_FOLDED, KVMERGE_OBSERVE_ENTROPY, 0, false},
+                          {"Q8_0, flash", true, GGML_TYPE_Q8_0, KVMERGE_BIAS_FOLDED,
+                           KVMERGE_OBSERVE_ENTROPY | KVMERGE_OBSERVE_QUERY_HEADS, 0, false},
                           {"Q4_0, flash, calibrated", true, GGML_TYPE_Q4_0, KVMERGE_BIAS_FOLDED, 0, 0, true},
                           {"F32, exact bias", false, GGML_TYPE_F32, KVMERGE_BIAS_EXACT, 0, 0, false},
                           {"F16, flash, position range", true, GGML_TYPE_F16, KVMERGE_BIAS_FOLDED, 0, 64, false},

@@ -236,6 +236,16 @@ void same_statistics(const Run & run, const Run & stopped, const Settings & s, i
             CHECK_NEAR(mean_a[j % DIM], mean_b[j % DIM], 1e-5, 1e-5);
         }
     }
+    for (int i = 0; (s.observe & KVMERGE_OBSERVE_QUERY_HEADS) && i < n_layer_seen * TinyGguf::HEADS; i++) {
+        std::vector<float> mean_a(DIM), mean_b(DIM), second_a(DIM * DIM), second_b(DIM * DIM);
+        const int layer = i / TinyGguf::HEADS, head = i % TinyGguf::HEADS;
+        ok(kvmerge_query_head_moments(run.observer, layer, head, mean_a.data(), second_a.data()));
+        ok(kvmerge_query_head_moments(stopped.observer, layer, head, mean_b.data(), second_b.data()));
+        for (size_t j = 0; j < size_t(DIM) * DIM; j++) {
+            CHECK_NEAR(second_a[j], second_b[j], 1e-5, 1e-5);
+            CHECK_NEAR(mean_a[j % DIM], mean_b[j % DIM], 1e-5, 1e-5);
+        }
+    }
     CHECK(run.logits == stopped.logits);
     CHECK(run.queries == stopped.queries && !run.queries[0].empty());
 }
@@ -552,7 +562,8 @@ void test_free(llama_model * model, const Settings & s) {
 int main(int argc, char ** argv) {
     llama_model * const model = tiny_model_for(argc, argv, TinyGguf::LAYERS, !ON_GPU);
     servers = argc - 2;
-    constexpr int QUERIES = KVMERGE_OBSERVE_QUERIES, MASS = KVMERGE_OBSERVE_MASS, CAPTURE = KVMERGE_OBSERVE_CAPTURE;
+    constexpr int QUERIES = KVMERGE_OBSERVE_QUERIES, MASS = KVMERGE_OBSERVE_MASS, CAPTURE = KVMERGE_OBSERVE_CAPTURE,
+                  HEADS = QUERIES | KVMERGE_OBSERVE_QUERY_HEADS;
     const Settings settings[] = {{"F16"},
                                  {"small ubatches", true, GGML_TYPE_F16, 16},
                                  {"F32", true, GGML_TYPE_F32, 32},
@@ -562,6 +573,9 @@ int main(int argc, char ** argv) {
                                  {"the last 8 of small ubatches", true, GGML_TYPE_F16, 16, MASS, 8},
                                  {"entropy of a window", true, GGML_TYPE_F16, 16, ATTENTION | QUERIES, 20},
                                  {"moments alone", true, GGML_TYPE_F16, 16, QUERIES},
+                                 {"moments by head", true, GGML_TYPE_F16, 16, HEADS},
+                                 {"moments by head, Q8_0", true, GGML_TYPE_Q8_0, 64, HEADS | ATTENTION},
+                                 {"no flash attention, moments by head", false, GGML_TYPE_F16, 16, HEADS | CAPTURE},
                                  {"no flash attention, stopped", false, GGML_TYPE_F16, 16},
                                  {"no flash attention", false, GGML_TYPE_F16, 16, ATTENTION | QUERIES | CAPTURE},
                                  {"no flash attention, F32", false, GGML_TYPE_F32, 64, ATTENTION | QUERIES | CAPTURE},
@@ -574,6 +588,9 @@ int main(int argc, char ** argv) {
         for (Settings s : settings) {
             if (ON_GPU && !s.flash && s.observe != (ATTENTION | QUERIES | CAPTURE)) {
                 continue; // the shim is slow, and the rest is as with flash attention there
+            }
+            if (ON_GPU && !far && (s.observe & KVMERGE_OBSERVE_QUERY_HEADS)) {
+                continue; // which are the CPU's
             }
             s.far = far;
             std::printf("%s%s\n", s.name, far ? ", elsewhere" : "");

@@ -158,6 +158,16 @@ void compare(kvmerge_observer * a, kvmerge_observer * b, const Settings & s) {
             CHECK_NEAR(mean[0][size_t(j % DIM)], mean[1][size_t(j % DIM)], 1e-3, 1e-3);
         }
     }
+    for (int i = 0; (s.observe & KVMERGE_OBSERVE_QUERY_HEADS) && i < LAYERS * HEADS; i++) {
+        std::vector<float> mean_a(DIM), mean_b(DIM), second_a(DIM * DIM), second_b(DIM * DIM);
+        const int layer = i / HEADS, head = i % HEADS;
+        ok(kvmerge_query_head_moments(a, layer, head, mean_a.data(), second_a.data()));
+        ok(kvmerge_query_head_moments(b, layer, head, mean_b.data(), second_b.data()));
+        for (size_t j = 0; j < size_t(DIM) * DIM; j++) {
+            CHECK_NEAR(second_a[j], second_b[j], 1e-3, 1e-3);
+            CHECK_NEAR(mean_a[j % DIM], mean_b[j % DIM], 1e-3, 1e-3);
+        }
+    }
 }
 
 void test(llama_model * model, const Settings & s) {
@@ -261,7 +271,11 @@ void test_caches(llama_model * model) {
 int main(int argc, char ** argv) {
     llama_model * const model = tiny_model_for(argc, argv);
     constexpr int ALL = KVMERGE_OBSERVE_MASS | KVMERGE_OBSERVE_ENTROPY | KVMERGE_OBSERVE_QUERIES;
+    constexpr int BY_HEAD = ALL | KVMERGE_OBSERVE_QUERY_HEADS;
     const Settings settings[] = {{"F16"},
+                                 {"moments by head", true, GGML_TYPE_F16, 16, BY_HEAD},
+                                 {"moments by head, stop", true, GGML_TYPE_F16, 64, BY_HEAD | KVMERGE_OBSERVE_STOP},
+                                 {"moments by head, elsewhere", true, GGML_TYPE_Q8_0, 64, BY_HEAD, true},
                                  {"small ubatches", true, GGML_TYPE_F16, 16},
                                  {"F32", true, GGML_TYPE_F32, 32},
                                  {"Q8_0", true, GGML_TYPE_Q8_0},

@@ -474,6 +474,119 @@ static void test_refusals() {
 }
 
 // Flash attention shows no matrix: mass, entropy and moments come out as from the matrix.
+// A query head's moments are of its queries as they were before their rotation, times the scale of the scores: of few
+// tokens at a time and of many, in both orders of pairs, stored by a Hadamard matrix or not.
+static void test_query_heads(bool neox, bool hadamard, int n) {
+    constexpr int D = Fixture::DIM, HEADS = Fixture::HEADS;
+    Fixture f;
+    Random random(8);
+    const std::vector<float> before = random.normals(size_t(n) * HEADS * D);
+    std::vector<float> q = before;
+    std::vector<int32_t> at(static_cast<size_t>(n));
+    for (int r = 0; r < n; r++) {
+        at[size_t(r)] = 1000 + 7 * r;
+    }
+    for (int h = 0; h < HEADS; h++) {
+        for (int r = 0; r < n; r++) {
+            float * const x = q.data() + (size_t(h) * size_t(n) + size_t(r)) * D;
+            for (int j = 0; j < 2; j++) { // 1 and 1/100 radian a position
+                const double angle = at[size_t(r)] * std::pow(10000, -j / 2.0);
+                float &a = x[neox ? j : 2 * j], &b = x[neox ? j + 2 : 2 * j + 1];
+                const double first = a, second = b;
+                a = float(first * std::cos(angle) - second * std::sin(angle));
+                b = float(second * std::cos(angle) + first * std::sin(angle));
+            }
+            if (hadamard) {
+                const float y[D] = {x[0] + x[1] + x[2] + x[3], x[0] - x[1] + x[2] - x[3], x[0] + x[1] - x[2] - x[3],
+                                    x[0] - x[1] - x[2] + x[3]};
+                std::transform(y, y + D, x, [](float z) { return z / 2; });
+            }
+        }
+    }
+    f.rows.resize(size_t(n));
+    f.index.ne[0] = n;
+    f.index.data = f.rows.data();
+    Tensor many(GGML_TYPE_F32, GGML_OP_PERMUTE, "q", D, n, HEADS, q.data());
+    Tensor positions(GGML_TYPE_I32, GGML_OP_NONE, "inp_pos", n, 1, 1, at.data());
+    Tensor rope(GGML_TYPE_F32, GGML_OP_ROPE, "Kcur", D, n, 1, f.k.data());
+    rope.src[0] = &f.plain_key;
+    rope.src[1] = &positions;
+    rope.op_params[1] = D;
+    rope.op_params[2] = neox ? GGML_ROPE_TYPE_NEOX : 0;
+    const float numbers[] = {10000, 1, 0, 1, 32, 1};
+    std::memcpy(&rope.op_params[5], numbers, sizeof numbers);
+    Tensor matrix(GGML_TYPE_F32, GGML_OP_NONE, "attn_inp_k_rot", D, D, 1, f.k.data());
+    Tensor product(GGML_TYPE_F32, GGML_OP_MUL_MAT, "", D, n, 1, f.k.data());
+    product.src[0] = &matrix;
+    product.src[1] = &rope;
+    f.k_write.src[0] = hadamard ? &product : &rope;
+    f.kq.src[1] = &many;
+    kvmerge_observer_params params = params_for(KVMERGE_OBSERVE_QUERY_HEADS, KVMERGE_BIAS_NONE);
+    params.n_tokens = 200;
+    kvmerge_observer * o = make(params);
+    f.decode(o);
+    kvmerge_key_rotation rotation;
+    CHECK(kvmerge_rotation(o, 0, &rotation, nullptr) == KVMERGE_OK);
+    CHECK(rotation.neox == int(neox) && rotation.n_rot == D && rotation.hadamard == (hadamard ? D : 0));
+    const int step = std::max(1, n / 64);
+    for (int h = 0; h < HEADS; h++) {
+        float mean[D], second[D * D];
+        CHECK(kvmerge_query_head_moments(o, 0, h, mean, second) == KVMERGE_OK);
+        for (int i = 0; i < D * D; i++) {
+            double sum = 0, product_sum = 0;
+            int rows = 0;
+            for (int r = 0; r < n; r += step, rows++) {
+                const float * const x = before.data() + (size_t(h) * size_t(n) + size_t(r)) * D;
+                sum += 0.5 * x[i % D];
+                product_sum += 0.25 * x[i / D] * x[i % D];
+            }
+            CHECK_NEAR(mean[i % D], sum / rows, 1e-5, 1e-5);
+            CHECK_NEAR(second[i], product_sum / rows, 1e-5, 1e-5);
+        }
+    }
+    float x[D * D];
+    CHECK(kvmerge_query_head_moments(o, 0, HEADS, x, x) == KVMERGE_E_ARGUMENT);
+    CHECK(kvmerge_query_head_moments(o, 1, 0, x, x) == KVMERGE_E_ARGUMENT);
+    CHECK(kvmerge_query_head_moments(o, 0, 0, x, nullptr) == KVMERGE_E_ARGUMENT);
+    CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+}
+
+// What query heads need, and what is said where it is not there.
+static void test_query_heads_refused() {
+    float x[Fixture::DIM * Fixture::DIM];
+    kvmerge_observer * o = make(params_for(KVMERGE_OBSERVE_QUERY_HEADS, KVMERGE_BIAS_NONE));
+    CHECK(kvmerge_query_head_moments(o, 0, 0, x, x) == KVMERGE_E_STATE);
+    CHECK(std::strstr(kvmerge_last_error(), "no queries observed"));
+    Fixture f;
+    std::vector<int64_t> wide(Fixture::TOKENS);
+    Tensor positions(GGML_TYPE_I64, GGML_OP_NONE, "inp_pos", Fixture::TOKENS, 1, 1, wide.data());
+    Tensor rope(GGML_TYPE_F32, GGML_OP_ROPE, "Kcur", Fixture::DIM, Fixture::TOKENS, 1, f.k.data());
+    rope.src[0] = &f.plain_key;
+    rope.op_params[1] = Fixture::DIM;
+    const float numbers[] = {10000, 1, 0, 1, 32, 1};
+    std::memcpy(&rope.op_params[5], numbers, sizeof numbers);
+    f.k_write.src[0] = &rope;
+    for (Tensor * given : {(Tensor *)nullptr, &positions}) {
+        CHECK(kvmerge_observer_begin(o) == KVMERGE_OK);
+        rope.src[1] = given;
+        f.decode(o);
+        kvmerge_block_stats stats;
+        CHECK(kvmerge_observer_stats(o, &stats) == KVMERGE_E_UNSUPPORTED);
+        CHECK(std::strstr(kvmerge_last_error(), "positions have an unexpected type or shape"));
+    }
+    CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+    o = make(params_for(KVMERGE_OBSERVE_QUERIES, KVMERGE_BIAS_NONE));
+    f.k_write.src[0] = &f.plain_key;
+    f.decode(o);
+    CHECK(kvmerge_query_head_moments(o, 0, 0, x, x) == KVMERGE_E_STATE);
+    CHECK(std::strstr(kvmerge_last_error(), "ask for KVMERGE_OBSERVE_QUERY_HEADS"));
+    CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+    kvmerge_observer_params params = params_for(KVMERGE_OBSERVE_QUERY_HEADS, KVMERGE_BIAS_NONE);
+    params.device = KVMERGE_DEVICE_CUDA;
+    CHECK(kvmerge_observer_create(&params, &o) == KVMERGE_E_UNSUPPORTED);
+    CHECK(std::strstr(kvmerge_last_error(), "give KVMERGE_DEVICE_CPU"));
+}
+
 static void test_flash_attention() {
     Fixture f(false);
     const kvmerge_observer_params params =
@@ -657,6 +770,13 @@ int main() {
         test_unseen_cells();
         test_many_queries();
         test_few_queries();
+        for (const int n : {3, 40, 200}) {
+            for (const bool neox : {false, true}) {
+                test_query_heads(neox, false, n);
+                test_query_heads(neox, true, n);
+            }
+        }
+        test_query_heads_refused();
         test_flash_attention();
         test_keep_everything_changes_nothing();
         test_merge_and_move();

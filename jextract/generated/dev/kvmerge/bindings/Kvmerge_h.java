@@ -140,6 +140,15 @@ public class Kvmerge_h extends Kvmerge_h$shared {
     public static int KVMERGE_OBSERVE_CAPTURE() {
         return KVMERGE_OBSERVE_CAPTURE;
     }
+    private static final int KVMERGE_OBSERVE_QUERY_HEADS = (int)32L;
+    /**
+     * {@snippet lang=c :
+     * enum kvmerge_observe_flag.KVMERGE_OBSERVE_QUERY_HEADS = 32
+     * }
+     */
+    public static int KVMERGE_OBSERVE_QUERY_HEADS() {
+        return KVMERGE_OBSERVE_QUERY_HEADS;
+    }
     private static final int KVMERGE_BIAS_NONE = (int)0L;
     /**
      * {@snippet lang=c :
@@ -1023,6 +1032,70 @@ public class Kvmerge_h extends Kvmerge_h$shared {
                 traceDowncall("kvmerge_query_moments", observer, layer, kv_head, mean, second);
             }
             return (int)mh$.invokeExact(observer, layer, kv_head, mean, second);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class kvmerge_query_head_moments {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_INT,
+            Kvmerge_h.C_POINTER,
+            Kvmerge_h.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.findOrThrow("kvmerge_query_head_moments");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_query_head_moments(kvmerge_observer *observer, int32_t layer, int32_t head, float *mean, float *second)
+     * }
+     */
+    public static FunctionDescriptor kvmerge_query_head_moments$descriptor() {
+        return kvmerge_query_head_moments.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_query_head_moments(kvmerge_observer *observer, int32_t layer, int32_t head, float *mean, float *second)
+     * }
+     */
+    public static MethodHandle kvmerge_query_head_moments$handle() {
+        return kvmerge_query_head_moments.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_query_head_moments(kvmerge_observer *observer, int32_t layer, int32_t head, float *mean, float *second)
+     * }
+     */
+    public static MemorySegment kvmerge_query_head_moments$address() {
+        return kvmerge_query_head_moments.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * kvmerge_status kvmerge_query_head_moments(kvmerge_observer *observer, int32_t layer, int32_t head, float *mean, float *second)
+     * }
+     */
+    public static int kvmerge_query_head_moments(MemorySegment observer, int layer, int head, MemorySegment mean, MemorySegment second) {
+        var mh$ = kvmerge_query_head_moments.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("kvmerge_query_head_moments", observer, layer, head, mean, second);
+            }
+            return (int)mh$.invokeExact(observer, layer, head, mean, second);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {

@@ -43,9 +43,9 @@ def choices(name, scores, first=0):
         print(f"{name}-{first + head}", *kept.tolist())
 
 
-def layer(heads):
+def layer():
     config = LlamaConfig(
-        hidden_size=32, num_attention_heads=heads, num_key_value_heads=KV_HEADS, head_dim=DIM, num_hidden_layers=1
+        hidden_size=32, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, head_dim=DIM, num_hidden_layers=1
     )
     config._attn_implementation = "eager"
     module = LlamaAttention(config, layer_idx=0)
@@ -60,7 +60,7 @@ def layer(heads):
     keys = module.k_proj(hidden).view(shape).transpose(1, 2)
     values = module.v_proj(hidden).view(shape).transpose(1, 2)
     queries, keys = apply_rotary_pos_emb(queries, keys, *positions)
-    scores = queries @ repeat_kv(keys, heads // KV_HEADS).transpose(2, 3) / DIM**0.5
+    scores = queries @ repeat_kv(keys, HEADS // KV_HEADS).transpose(2, 3) / DIM**0.5
     hidden_from = torch.triu(torch.full((TOKENS, TOKENS), float("-inf")), diagonal=1)
     attention = torch.softmax(scores + hidden_from, -1)
     return module, hidden, queries, keys, values, attention, {"position_embeddings": positions}
@@ -69,7 +69,7 @@ def layer(heads):
 @torch.no_grad()
 def main():
     print("shape", TOKENS, DIM, HEADS, KV_HEADS, KEPT, WINDOW, KERNEL, SINKS)
-    module, hidden, queries, keys, values, attention, more = layer(HEADS)
+    module, hidden, queries, keys, values, attention, more = layer()
     write("queries", queries)
     write("keys", keys)
     write("values", values)
@@ -80,6 +80,7 @@ def main():
         "keydiff": KeyDiffPress(ratio),
         "snapkv": SnapKVPress(ratio, window_size=WINDOW, kernel_size=KERNEL),
         "average-mass": ObservedAttentionPress(ratio),
+        "expected-attention": ExpectedAttentionPress(ratio, n_sink=SINKS),
     }
     for name, press in presses.items():
         choices(name, press.score(module, hidden, keys, values, attention, more))
@@ -88,14 +89,6 @@ def main():
         own = attention[:, head * HEADS // KV_HEADS : (head + 1) * HEADS // KV_HEADS]
         scores = TOVAPress(ratio).score(module, hidden, keys[:, head : head + 1], values, own, more)
         choices("tova", scores, head)
-    module, hidden, _, keys, values, attention, more = layer(KV_HEADS)
-    press = ExpectedAttentionPress(ratio, n_sink=SINKS, epsilon=0.0)
-    mean, covariance = press.get_query_statistics(module, hidden)
-    write("expecting-keys", keys)
-    write("expecting-values", values)
-    write("mean", mean)
-    write("second", covariance + mean.unsqueeze(-1) * mean.unsqueeze(-2))
-    choices("expected-attention", press.score(module, hidden, keys, values, attention, more))
 
 
 main()

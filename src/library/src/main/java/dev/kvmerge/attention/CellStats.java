@@ -3,6 +3,7 @@ package dev.kvmerge.attention;
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.kernels.Cells;
 import dev.kvmerge.kernels.Observer;
+import dev.kvmerge.kernels.QueryHeads;
 import java.util.function.Supplier;
 
 /**
@@ -22,6 +23,8 @@ public final class CellStats {
     private final Cells cells;
     private final Supplier<Observer.QueryMoments> querySource;
     private Observer.QueryMoments queries;
+    private Supplier<QueryHeads> headSource;
+    private QueryHeads heads;
 
     /**
      * Cells made by hand or read from a cache.
@@ -66,6 +69,18 @@ public final class CellStats {
         this.prior = prior;
         this.cells = cells;
         this.querySource = queries;
+    }
+
+    /**
+     * The same cells, of which this is known too.
+     *
+     * @param source reads the moments of each query head when they are first asked for; null when not observed
+     */
+    public CellStats withQueryHeads(Supplier<QueryHeads> source) {
+        CellStats same =
+                new CellStats(layer, kvHead, position, mass, exposure, entropy, count, prior, cells, querySource);
+        same.headSource = source;
+        return same;
     }
 
     public int layer() {
@@ -140,6 +155,14 @@ public final class CellStats {
             queries = declared(querySource, "the queries", "withQueries()").get();
         }
         return queries;
+    }
+
+    /** What each of the KV head's query heads has asked for of late, before the rotation of its queries. */
+    public QueryHeads queryHeads() {
+        if (heads == null) {
+            heads = declared(headSource, "each query head", "withQueryHeads()").get();
+        }
+        return heads;
     }
 
     /** Plans over keys and values where they lie; as {@link Cells#groups}. */

@@ -79,6 +79,9 @@ public final class CacheChecks {
         if (needs.entropy() && !observe.entropy()) {
             throw unobserved("the entropy", "ask for it in the Observer.Options");
         }
+        if (needs.queryHeads() && !observe.queryHeads()) {
+            throw unobserved("each query head", "use withQueryHeads of the Observer.Options");
+        }
         if (needs.queries() && !observe.queries()) {
             throw unobserved("the queries", "use withQueries of the Observer.Options");
         }
@@ -151,9 +154,11 @@ public final class CacheChecks {
                     + (options.positionRange() > 0 ? Integer.BYTES : 0);
             long dimension = CellMemory.keyDimension(model);
             long query = (long) Float.BYTES * shape.layers() * shape.heads() * dimension;
-            boolean queries = observe.queries() || observe.bias() == Bias.FOLDED;
+            boolean queries = observe.queries() || observe.queryHeads() || observe.bias() == Bias.FOLDED;
             boolean captures = observe.captures(options.compute().flashAttention() != FlashAttention.OFF);
-            long moments = queries ? Float.BYTES * shape.pairs() * dimension * (dimension + 1) : 0;
+            long heads =
+                    (queries ? shape.pairs() : 0) + (observe.queryHeads() ? (long) shape.layers() * shape.heads() : 0);
+            long moments = Float.BYTES * heads * dimension * (dimension + 1);
             long waiting = queries && !captures ? WAITING_QUERIES * query : 0;
             long masked = (long) options.allocated() * Short.BYTES;
             return new Kept(

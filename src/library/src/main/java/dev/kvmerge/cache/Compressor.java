@@ -18,7 +18,7 @@ import java.util.stream.IntStream;
 /** Holds one sequence's cells to their number: takes account of blocks, asks the planner, and has its plans done. */
 final class Compressor implements AutoCloseable {
     /** Which statistics are shown, and which are refused to whoever reads them. */
-    record Shown(boolean mass, boolean entropy, boolean queries, boolean prior) {}
+    record Shown(boolean mass, boolean entropy, boolean queries, boolean queryHeads, boolean prior) {}
 
     private final Planner planner;
     private final Needs needs; // the planner's
@@ -42,7 +42,8 @@ final class Compressor implements AutoCloseable {
             Planner planner, CacheOptions options, boolean windows, Observer observer, Context context, int sequence) {
         this.planner = planner;
         this.needs = planner.needs();
-        this.declared = new Shown(needs.mass(), needs.entropy(), needs.queries(), needs.calibration() != null);
+        this.declared = new Shown(
+                needs.mass(), needs.entropy(), needs.queries(), needs.queryHeads(), needs.calibration() != null);
         this.shape = context.model().shape();
         this.cells = options.cells();
         this.threads = options.compute().threads();
@@ -205,7 +206,8 @@ final class Compressor implements AutoCloseable {
         int layer = pair / shape.kvHeads();
         int head = pair % shape.kvHeads();
         CellTable.Columns columns = table.columns(pair, whole);
-        return new CellStats(
+        int next = usage.position();
+        CellStats stats = new CellStats(
                 layer,
                 head,
                 columns.position(),
@@ -216,6 +218,7 @@ final class Compressor implements AutoCloseable {
                 shown.prior ? columns.prior() : null,
                 observer.cells(layer, head, columns.cell(), info(), buffer),
                 shown.queries ? () -> observer.queryMoments(layer, head, info()) : null);
+        return shown.queryHeads ? stats.withQueryHeads(() -> observer.queryHeads(layer, head, next, info())) : stats;
     }
 
     @Override

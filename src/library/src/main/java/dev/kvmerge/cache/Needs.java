@@ -18,6 +18,7 @@ import java.util.Objects;
  * @param massDecay what a block of 128 tokens leaves of a cell's mass before its own is added, 0..1: 1 accumulates, 0
  *     forgets. One of n tokens leaves massDecay^(n / 128)
  * @param queries whether it reads {@link CellStats#queries()}
+ * @param queryHeads whether it reads {@link CellStats#queryHeads()}
  * @param entropy whether it reads {@link CellStats#entropy()}
  * @param calibration says which tokens are going to be needed, for {@link CellStats#prior()}; null for none
  * @param bias how merged cells keep their members' attention mass
@@ -29,12 +30,13 @@ public record Needs(
         int massQueries,
         double massDecay,
         boolean queries,
+        boolean queryHeads,
         boolean entropy,
         Calibration calibration,
         Bias bias,
         boolean pivotFrame) {
     /** No statistics, and merged cells that count as one token each, their keys averaged at their pivot's position. */
-    public static final Needs NOTHING = new Needs(false, 1, 0, 1, false, false, null, Bias.NONE, true);
+    public static final Needs NOTHING = new Needs(false, 1, 0, 1, false, false, false, null, Bias.NONE, true);
 
     public Needs {
         Objects.requireNonNull(bias, "bias");
@@ -56,51 +58,65 @@ public record Needs(
 
     /** Whether the attention or its queries are observed for it, for merged cells that keep their mass too. */
     public boolean observes() {
-        return mass || entropy || queries || bias != Bias.NONE;
+        return mass || entropy || queries || queryHeads || bias != Bias.NONE;
     }
 
     /** And the attention that each cell received. */
     public Needs withMass() {
-        return new Needs(true, massPower, massQueries, massDecay, queries, entropy, calibration, bias, pivotFrame);
+        return new Needs(
+                true, massPower, massQueries, massDecay, queries, queryHeads, entropy, calibration, bias, pivotFrame);
     }
 
     /** And the mass, of a power of the attention: 1, 1.5 or 2. */
     public Needs withMassPower(double power) {
-        return new Needs(true, power, massQueries, massDecay, queries, entropy, calibration, bias, pivotFrame);
+        return new Needs(
+                true, power, massQueries, massDecay, queries, queryHeads, entropy, calibration, bias, pivotFrame);
     }
 
     /** And the mass, over so many of a block's newest queries. */
     public Needs withMassQueries(int newest) {
-        return new Needs(true, massPower, newest, massDecay, queries, entropy, calibration, bias, pivotFrame);
+        return new Needs(
+                true, massPower, newest, massDecay, queries, queryHeads, entropy, calibration, bias, pivotFrame);
     }
 
     /** And the mass, of which 128 tokens leave this share, 0..1. */
     public Needs withMassDecay(double decay) {
-        return new Needs(true, massPower, massQueries, decay, queries, entropy, calibration, bias, pivotFrame);
+        return new Needs(
+                true, massPower, massQueries, decay, queries, queryHeads, entropy, calibration, bias, pivotFrame);
     }
 
     /** And the moments of the queries. */
     public Needs withQueries() {
-        return new Needs(mass, massPower, massQueries, massDecay, true, entropy, calibration, bias, pivotFrame);
+        return new Needs(
+                mass, massPower, massQueries, massDecay, true, queryHeads, entropy, calibration, bias, pivotFrame);
+    }
+
+    /** And the moments of each query head's queries, before their rotation. */
+    public Needs withQueryHeads() {
+        return new Needs(
+                mass, massPower, massQueries, massDecay, queries, true, entropy, calibration, bias, pivotFrame);
     }
 
     /** And the entropy of each token's own attention row. */
     public Needs withEntropy() {
-        return new Needs(mass, massPower, massQueries, massDecay, queries, true, calibration, bias, pivotFrame);
+        return new Needs(
+                mass, massPower, massQueries, massDecay, queries, queryHeads, true, calibration, bias, pivotFrame);
     }
 
     /** And what a calibration foresees; null for none. */
     public Needs withCalibration(Calibration of) {
-        return new Needs(mass, massPower, massQueries, massDecay, queries, entropy, of, bias, pivotFrame);
+        return new Needs(mass, massPower, massQueries, massDecay, queries, queryHeads, entropy, of, bias, pivotFrame);
     }
 
     /** And merged cells that keep their members' mass so. */
     public Needs withBias(Bias how) {
-        return new Needs(mass, massPower, massQueries, massDecay, queries, entropy, calibration, how, pivotFrame);
+        return new Needs(
+                mass, massPower, massQueries, massDecay, queries, queryHeads, entropy, calibration, how, pivotFrame);
     }
 
     /** And keys averaged as they are cached, each in the rotation of its own position. */
     public Needs withKeysAsCached() {
-        return new Needs(mass, massPower, massQueries, massDecay, queries, entropy, calibration, bias, false);
+        return new Needs(
+                mass, massPower, massQueries, massDecay, queries, queryHeads, entropy, calibration, bias, false);
     }
 }

@@ -52,7 +52,8 @@ record Watched(Context context, Observer observer, Compressor.Shown shown, Compr
         Compressor.Shown shown = new Compressor.Shown(
                 observe.mass(),
                 observe.entropy(),
-                observe.queries() || observe.bias() == Bias.FOLDED,
+                observe.queries() || observe.queryHeads() || observe.bias() == Bias.FOLDED,
+                observe.queryHeads(),
                 planner.needs().calibration() != null);
         return new Watched(
                 context, observer, shown, new Compressor(planner, options, windows, observer, context, sequence));
@@ -70,6 +71,7 @@ record Watched(Context context, Observer observer, Compressor.Shown shown, Compr
                 .withMassQueries(needs.massQueries())
                 .withMassSample(options.compute().observedQueries())
                 .withQueries(needs.queries())
+                .withQueryHeads(needs.queryHeads())
                 .withBackend(model.backend())
                 .withObservation(options.compute().observation());
     }

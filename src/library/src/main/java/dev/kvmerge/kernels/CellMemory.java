@@ -12,6 +12,8 @@ import dev.kvmerge.llama.Shape;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
+import java.util.ArrayList;
+import java.util.List;
 import java.util.function.Supplier;
 
 /** The cells that an observer knows of, where they lie: what {@link Observer} promises of reading and writing them. */
@@ -20,7 +22,6 @@ final class CellMemory {
     private final Shape shape;
     private final int cells;
     private final Guard guard; // the observer's
-    private final Object moments = new Object(); // reading query moments adds up what waits, for a layer's heads
     private volatile CacheInfo known;
 
     CellMemory(MemorySegment handle, Shape shape, int cells, Guard guard) {
@@ -66,11 +67,27 @@ final class CellMemory {
                 Arena local = Arena.ofConfined()) {
             MemorySegment mean = local.allocate(ValueLayout.JAVA_FLOAT, d);
             MemorySegment second = local.allocate(ValueLayout.JAVA_FLOAT, (long) d * d);
-            synchronized (moments) {
-                Kvmerge.check(Kvmerge_h.kvmerge_query_moments(handle, layer, kvHead, mean, second));
-            }
+            Kvmerge.check(Kvmerge_h.kvmerge_query_moments(handle, layer, kvHead, mean, second));
             return new QueryMoments(mean.toArray(ValueLayout.JAVA_FLOAT), second.toArray(ValueLayout.JAVA_FLOAT));
         }
+    }
+
+    QueryHeads queryHeads(int layer, int kvHead, int next, CacheInfo info) {
+        check(info);
+        int d = info.keyDimension();
+        int group = shape.heads() / shape.kvHeads();
+        List<QueryMoments> heads = new ArrayList<>();
+        try (Guard.Use _ = guard.shared();
+                Arena local = Arena.ofConfined()) {
+            MemorySegment mean = local.allocate(ValueLayout.JAVA_FLOAT, d);
+            MemorySegment second = local.allocate(ValueLayout.JAVA_FLOAT, (long) d * d);
+            for (int head = kvHead * group; head < (kvHead + 1) * group; head++) {
+                Kvmerge.check(Kvmerge_h.kvmerge_query_head_moments(handle, layer, head, mean, second));
+                heads.add(
+                        new QueryMoments(mean.toArray(ValueLayout.JAVA_FLOAT), second.toArray(ValueLayout.JAVA_FLOAT)));
+            }
+        }
+        return new QueryHeads(heads, keyRotation(layer, info), next);
     }
 
     KeyRotation keyRotation(int layer, CacheInfo info) {

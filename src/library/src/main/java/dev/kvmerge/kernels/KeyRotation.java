@@ -43,6 +43,60 @@ public record KeyRotation(double[] frequency, boolean neox, int hadamard) {
         }
     }
 
+    /**
+     * The mean of the rotations to positions from, from + 1, ..., and then the Hadamard matrices.
+     *
+     * @param positions how many, at least 1
+     */
+    Mean mean(int from, int positions) {
+        if (positions < 1) {
+            throw new IllegalArgumentException("the mean of " + positions + " rotations: there is at least one");
+        }
+        double[] cosine = new double[frequency.length];
+        double[] sine = new double[frequency.length];
+        for (int j = 0; j < frequency.length; j++) {
+            for (int i = 0; i < positions; i++) {
+                cosine[j] += Math.cos((from + i) * frequency[j]) / positions;
+                sine[j] += Math.sin((from + i) * frequency[j]) / positions;
+            }
+        }
+        return new Mean(cosine, sine);
+    }
+
+    /** Several rotations' mean, as a linear map. */
+    final class Mean {
+        private final double[] cosine;
+        private final double[] sine;
+
+        private Mean(double[] cosine, double[] sine) {
+            this.cosine = cosine;
+            this.sine = sine;
+        }
+
+        /** Maps the vector of the elements at, at + step, ..., of which there are n, in place. */
+        void apply(double[] x, int at, int step, int n) {
+            int pairs = cosine.length;
+            for (int j = 0; j < pairs; j++) {
+                int a = at + step * (neox ? j : 2 * j);
+                int b = at + step * (neox ? j + pairs : 2 * j + 1);
+                double first = x[a];
+                double second = x[b];
+                x[a] = first * cosine[j] - second * sine[j];
+                x[b] = second * cosine[j] + first * sine[j];
+            }
+            for (int half = 1; half < hadamard; half *= 2) {
+                for (int i = 0; i < n; i++) {
+                    if ((i & half) == 0) {
+                        double first = x[at + step * i];
+                        double second = x[at + step * (i + half)];
+                        x[at + step * i] = (first + second) / Math.sqrt(2);
+                        x[at + step * (i + half)] = (first - second) / Math.sqrt(2);
+                    }
+                }
+            }
+        }
+    }
+
     /** An orthonormal Walsh-Hadamard transform of each run: its own inverse. */
     private void hadamard(float[] x, int at, int dimension) {
         float norm = (float) (1 / Math.sqrt(hadamard));

@@ -33,6 +33,7 @@ public final class Observer implements AutoCloseable {
      * @param massSample of all a block's captured queries, the mass is of about so many, evenly spaced, each for those
      *     between; 0 for all
      * @param queries mean and second moment of the queries; a folded bias needs them and gets them
+     * @param queryHeads the same of each query head, before their rotation; on the CPU, wherever the layers are
      * @param bias how merged cells keep their members' mass
      * @param queryDecay what is left of the query moments after a block of 128 tokens, 0..1; after one of n tokens
      *     queryDecay^(n / 128)
@@ -48,6 +49,7 @@ public final class Observer implements AutoCloseable {
             int massQueries,
             int massSample,
             boolean queries,
+            boolean queryHeads,
             Bias bias,
             double queryDecay,
             double ridge,
@@ -59,7 +61,7 @@ public final class Observer implements AutoCloseable {
 
         /** Whether queries are captured, where nothing stands against it. */
         public boolean captures(boolean flashAttention) {
-            return (mass || entropy || queries || bias == Bias.FOLDED)
+            return (mass || entropy || queries || queryHeads || bias == Bias.FOLDED)
                     && bias != Bias.EXACT
                     && observation.captures(flashAttention, backend == Backend.CPU);
         }
@@ -80,7 +82,19 @@ public final class Observer implements AutoCloseable {
         /** The decay and ridge that were measured best. */
         public static Options of(boolean mass, boolean entropy, Bias bias, int threads) {
             return new Options(
-                    mass, entropy, 1, 0, 0, false, bias, QUERY_DECAY, RIDGE, Backend.CPU, threads, Observation.AUTO);
+                    mass,
+                    entropy,
+                    1,
+                    0,
+                    0,
+                    false,
+                    false,
+                    bias,
+                    QUERY_DECAY,
+                    RIDGE,
+                    Backend.CPU,
+                    threads,
+                    Observation.AUTO);
         }
 
         public Options withMassPower(double power) {
@@ -91,6 +105,7 @@ public final class Observer implements AutoCloseable {
                     massQueries,
                     massSample,
                     queries,
+                    queryHeads,
                     bias,
                     queryDecay,
                     ridge,
@@ -107,6 +122,7 @@ public final class Observer implements AutoCloseable {
                     massQueries,
                     massSample,
                     queries,
+                    queryHeads,
                     bias,
                     queryDecay,
                     ridge,
@@ -123,6 +139,7 @@ public final class Observer implements AutoCloseable {
                     newest,
                     massSample,
                     queries,
+                    queryHeads,
                     bias,
                     queryDecay,
                     ridge,
@@ -139,6 +156,7 @@ public final class Observer implements AutoCloseable {
                     massQueries,
                     most,
                     queries,
+                    queryHeads,
                     bias,
                     queryDecay,
                     ridge,
@@ -154,6 +172,24 @@ public final class Observer implements AutoCloseable {
                     massPower,
                     massQueries,
                     massSample,
+                    observed,
+                    queryHeads,
+                    bias,
+                    queryDecay,
+                    ridge,
+                    backend,
+                    threads,
+                    observation);
+        }
+
+        public Options withQueryHeads(boolean observed) {
+            return new Options(
+                    mass,
+                    entropy,
+                    massPower,
+                    massQueries,
+                    massSample,
+                    queries,
                     observed,
                     bias,
                     queryDecay,
@@ -171,6 +207,7 @@ public final class Observer implements AutoCloseable {
                     massQueries,
                     massSample,
                     queries,
+                    queryHeads,
                     bias,
                     queryDecay,
                     ridge,
@@ -368,6 +405,16 @@ public final class Observer implements AutoCloseable {
      */
     public QueryMoments queryMoments(int layer, int kvHead, CacheInfo info) {
         return memory.queryMoments(layer, kvHead, info);
+    }
+
+    /**
+     * Reads the moments of each query head of a layer and KV head.
+     *
+     * @param next position of the next token, for llama.cpp
+     * @throws KvmergeException if query heads are not observed
+     */
+    public QueryHeads queryHeads(int layer, int kvHead, int next, CacheInfo info) {
+        return memory.queryHeads(layer, kvHead, next, info);
     }
 
     /** How a layer's cached keys are rotated. */

@@ -33,6 +33,7 @@ final class ObserverParams {
                 (options.mass() ? Kvmerge_h.KVMERGE_OBSERVE_MASS() : 0)
                         | (options.entropy() ? Kvmerge_h.KVMERGE_OBSERVE_ENTROPY() : 0)
                         | (options.queries() ? Kvmerge_h.KVMERGE_OBSERVE_QUERIES() : 0)
+                        | (options.queryHeads() ? Kvmerge_h.KVMERGE_OBSERVE_QUERY_HEADS() : 0)
                         | switch (options.observation()) {
                             case AUTO -> 0;
                             case CAPTURE -> Kvmerge_h.KVMERGE_OBSERVE_CAPTURE();
@@ -52,7 +53,9 @@ final class ObserverParams {
         kvmerge_observer_params.ridge(params, (float) options.ridge());
         kvmerge_observer_params.device(
                 params,
-                options.backend() == Backend.CUDA ? Kvmerge_h.KVMERGE_DEVICE_CUDA() : Kvmerge_h.KVMERGE_DEVICE_CPU());
+                options.backend() == Backend.CUDA && !options.queryHeads()
+                        ? Kvmerge_h.KVMERGE_DEVICE_CUDA()
+                        : Kvmerge_h.KVMERGE_DEVICE_CPU());
         kvmerge_observer_params.n_threads(params, options.threads());
         MemorySegment ggml = kvmerge_observer_params.ggml(params);
         kvmerge_ggml.tensor_get(ggml, Kvmerge.symbol("ggml_backend_tensor_get"));

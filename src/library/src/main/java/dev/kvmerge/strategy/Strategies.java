@@ -78,7 +78,7 @@ public final class Strategies {
         BY_NAME.put("average-mass", s -> new AverageMass(s.sinks, s.recentShare, 0.9));
         BY_NAME.put("knorm", s -> new KeyNorm());
         BY_NAME.put("keydiff", s -> new KeyDiff());
-        BY_NAME.put("expected-attention", s -> new ExpectedAttention(s.sinks, 0));
+        BY_NAME.put("expected-attention", s -> new ExpectedAttention(s.sinks, 0, 512));
         BY_NAME.put("cam", s -> new Cam(s.sinks, 32, 1));
         BY_NAME.put("d2o", s -> new D2o(0.5));
         BY_NAME.put("weighted-kv", s -> new WeightedKv(s.sinks, s.recentShare));

@@ -11,6 +11,7 @@ import dev.kvmerge.attention.CellStats;
 import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.kernels.CellVectors;
 import dev.kvmerge.kernels.Observer;
+import dev.kvmerge.kernels.QueryHeads;
 import dev.kvmerge.kernels.Scorer;
 import dev.kvmerge.llama.Backend;
 import dev.kvmerge.llama.ComputeSettings;
@@ -538,6 +539,8 @@ class CompressedContextTest {
                 CellStats::entropy,
                 "Needs.withQueries()",
                 CellStats::queries,
+                "Needs.withQueryHeads()",
+                CellStats::queryHeads,
                 "Needs.withCalibration(...)",
                 CellStats::prior);
         reads.forEach((message, read) -> {
@@ -549,13 +552,31 @@ class CompressedContextTest {
             }
         });
         Planner declared = reading(
-                cells -> assertTrue(cells.mass()[0] > 0 && cells.entropy()[5] > 0 && cells.queries() != null),
-                Needs.NOTHING.withMass().withEntropy().withQueries());
+                cells -> {
+                    assertTrue(cells.mass()[0] > 0 && cells.entropy()[5] > 0);
+                    sameLengths(cells.queries(), cells.queryHeads());
+                },
+                Needs.NOTHING.withMass().withEntropy().withQueries().withQueryHeads());
         try (CompressedContext context = new CompressedContext(model, declared, CacheOptions.of(20, 16))) {
             context.decode(TestModel.book(0, 16));
             context.decode(TestModel.book(16, 16));
             assertEquals(20, context.used());
         }
+    }
+
+    /** No rotation changes the mean square of queries; those by head are scaled as the scores of this model are. */
+    private static void sameLengths(Observer.QueryMoments together, QueryHeads heads) {
+        int d = together.mean().length;
+        double squared = 0;
+        double byHead = 0;
+        for (int i = 0; i < d * d; i += d + 1) {
+            squared += together.second()[i];
+            for (Observer.QueryMoments head : heads.heads()) {
+                byHead += head.second()[i] / heads.heads().size();
+            }
+        }
+        assertEquals(squared / d, byHead, 1e-4 * byHead);
+        assertEquals(32, heads.next());
     }
 
     @Test
@@ -567,7 +588,8 @@ class CompressedContextTest {
         refused("entropy-merged needs a mass of power 1.5 over all queries", new EntropyMerged(), options, mass);
         refused("a mass of power 1.0 over the newest 1 queries", new Tova(), options, mass);
         refused("needs the entropy", new RowEntropyMerged(0.5, 4, 0.25, Bias.NONE), options, mass);
-        refused("needs the queries", new ExpectedAttention(4, 0.02), options, mass);
+        refused("needs each query head", new ExpectedAttention(4, 0.02, 512), options, mass);
+        refused("needs the queries", new InformationBottleneck(4, 0.25, 1, Bias.NONE), options, mass);
         refused("needs the bias FOLDED", new ZsMerge(0.4, 0.2), options, mass);
         refused("needs at least 1000001 cells, not 40: use more", new StreamingLlm(1_000_000), options, mass);
         refused("needs at least 2 cells", new KvMerger(0, 0.25), CacheOptions.of(1, 32), mass);
@@ -592,14 +614,26 @@ class CompressedContextTest {
             assertThrows(
                     KvmergeException.Usage.class,
                     () -> new Observer.Options(
-                            true, false, 1, 0, 0, false, Bias.NONE, decay, 0.05, Backend.CPU, 1, Observation.CAPTURE));
+                            true,
+                            false,
+                            1,
+                            0,
+                            0,
+                            false,
+                            false,
+                            Bias.NONE,
+                            decay,
+                            0.05,
+                            Backend.CPU,
+                            1,
+                            Observation.CAPTURE));
         }
         assertThrows(KvmergeException.Usage.class, () -> ComputeSettings.usual().withObservedQueries(-1));
         assertThrows(KvmergeException.Usage.class, () -> Needs.NOTHING.withMassPower(3));
         assertThrows(KvmergeException.Usage.class, () -> Needs.NOTHING.withMassQueries(-1));
         assertThrows(
                 KvmergeException.Usage.class,
-                () -> new Needs(false, 1, 0, 0.5, false, false, null, Bias.NONE, true),
+                () -> new Needs(false, 1, 0, 0.5, false, false, false, null, Bias.NONE, true),
                 "a decay without a mass");
         assertThrows(KvmergeException.Usage.class, () -> CacheOptions.of(Integer.MAX_VALUE, 1));
         assertThrows(KvmergeException.Usage.class, () -> CacheOptions.unlimited(Integer.MAX_VALUE, 1));

@@ -2,7 +2,10 @@ package dev.kvmerge.kernels;
 
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
 
+import java.util.Arrays;
+import java.util.List;
 import java.util.Random;
 import net.jqwik.api.ForAll;
 import net.jqwik.api.Property;
@@ -60,5 +63,57 @@ class KeyRotationTest {
         assertEquals(
                 rotation.hashCode(),
                 new KeyRotation(frequency.clone(), rotation.neox(), rotation.hadamard()).hashCode());
+    }
+
+    /** The mean and covariance of queries that are turned by the mean of rotations, each made one by one. */
+    @Property(tries = 50)
+    void expectedQueriesAreTurnedByTheMeanRotation(@ForAll long seed) {
+        Random random = new Random(seed);
+        int d = 8;
+        double[] frequency = {1, 0.1, 0.01};
+        KeyRotation rotation = new KeyRotation(frequency, random.nextBoolean(), random.nextBoolean() ? 0 : 4);
+        int next = random.nextInt(1000);
+        int positions = 1 + random.nextInt(20);
+        double[][] turn = new double[d][]; // row i: where the unit vector i comes to
+        for (int i = 0; i < d; i++) {
+            double[] unit = new double[d];
+            unit[i] = 1;
+            double[] sum = new double[d];
+            for (int p = next; p < next + positions; p++) {
+                double[] turned = cached(unit, rotation, p);
+                Arrays.setAll(sum, j -> sum[j] + turned[j] / positions);
+            }
+            turn[i] = sum;
+        }
+        float[] mean = new float[d];
+        float[] second = new float[d * d];
+        for (int q = 0; q < 5; q++) {
+            double[] query = random.doubles(d, -1, 1).toArray();
+            for (int i = 0; i < d; i++) {
+                mean[i] += query[i] / 5;
+                for (int j = 0; j < d; j++) {
+                    second[i * d + j] += query[i] * query[j] / 5;
+                }
+            }
+        }
+        QueryHeads heads = new QueryHeads(List.of(new Observer.QueryMoments(mean, second)), rotation, next);
+        QueryHeads.Expected found = heads.expected(positions).get(0);
+        for (int i = 0; i < d; i++) {
+            double expected = 0;
+            for (int a = 0; a < d; a++) {
+                expected += turn[a][i] * mean[a];
+            }
+            assertEquals(expected, found.mean()[i], 1e-6);
+            for (int j = 0; j < d; j++) {
+                double covariance = 0;
+                for (int a = 0; a < d; a++) {
+                    for (int b = 0; b < d; b++) {
+                        covariance += turn[a][i] * (second[a * d + b] - (double) mean[a] * mean[b]) * turn[b][j];
+                    }
+                }
+                assertEquals(covariance, found.covariance()[i * d + j], 1e-6);
+            }
+        }
+        assertThrows(IllegalArgumentException.class, () -> heads.expected(0));
     }
 }

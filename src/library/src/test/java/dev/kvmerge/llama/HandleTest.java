@@ -119,6 +119,7 @@ class HandleTest {
                         observer::stats,
                         observer::cacheInfo,
                         () -> observer.queryMoments(0, 0, info),
+                        () -> observer.queryHeads(0, 0, 1, info),
                         () -> observer.keyRotation(0, info),
                         () -> observer.cells(0, 0, cell, info, CellVectors.Buffer::new)
                                 .keys(),
@@ -307,6 +308,7 @@ class HandleTest {
             List.<Runnable>of(
                             () -> observer.readCells(0, 0, cell, other, new CellVectors.Buffer()),
                             () -> observer.queryMoments(0, 0, other),
+                            () -> observer.queryHeads(0, 0, 1, other),
                             () -> observer.keyRotation(0, other),
                             () -> observer.project(0, 0, cell, cell, new float[1], other),
                             () -> observer.writeValues(0, 0, cell, new float[1], other),

@@ -11,7 +11,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import dev.kvmerge.attention.CellStats;
 import dev.kvmerge.cache.Plan;
-import dev.kvmerge.kernels.Observer;
+import dev.kvmerge.kernels.QueryHeads;
 import java.util.Arrays;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
@@ -90,16 +90,16 @@ class EvictingTest {
 
     @Test
     void expectedAttentionIsTheMeanOfExpUnderAGaussian() {
-        // One dimension of the queries varies: mean 1, variance 2. E[exp(q k / 2)] = exp(k / 2 + 2 k^2 / 8), d = 4.
+        // One dimension of the queries varies: mean 1/2, variance 1/2. E[exp(q k)] = exp(k / 2 + k^2 / 4).
         float[] keys = new float[4 * DIM];
         double[] k = {-2, 0, 1, 2};
         for (int i = 0; i < 4; i++) {
             keys[i * DIM] = (float) k[i];
         }
-        float[] mean = {1, 0, 0, 0};
-        float[] second = new float[16];
-        second[0] = 3;
-        double[] p = ExpectedAttention.probabilities(keys, new Observer.QueryMoments(mean, second), 4, 0);
+        double[] mean = {0.5, 0, 0, 0};
+        double[] covariance = new double[16];
+        covariance[0] = 0.5;
+        double[] p = ExpectedAttention.probabilities(keys, new QueryHeads.Expected(mean, covariance), 4, 0);
         double sum = Arrays.stream(k).map(x -> Math.exp(x / 2 + x * x / 4)).sum();
         for (int i = 0; i < 4; i++) {
             assertEquals(Math.exp(k[i] / 2 + k[i] * k[i] / 4) / sum, p[i], 1e-9);

@@ -3,8 +3,11 @@ package dev.kvmerge.strategy;
 import dev.kvmerge.TestModel;
 import dev.kvmerge.attention.CellStats;
 import dev.kvmerge.kernels.CellVectors;
+import dev.kvmerge.kernels.KeyRotation;
 import dev.kvmerge.kernels.Observer;
+import dev.kvmerge.kernels.QueryHeads;
 import java.util.Arrays;
+import java.util.List;
 import java.util.Random;
 import java.util.stream.IntStream;
 
@@ -72,7 +75,7 @@ final class HandMade {
             mean[i] = (float) random.nextGaussian() / 2;
             second[i * DIM + i] = 1 + mean[i] * mean[i];
         }
-        return new CellStats(
+        CellStats cells = new CellStats(
                 1,
                 2,
                 position,
@@ -83,6 +86,10 @@ final class HandMade {
                 new float[n],
                 vectors(keys, values),
                 () -> new Observer.QueryMoments(mean, second));
+        KeyRotation rotation = new KeyRotation(new double[] {1, 0.01}, false, 0);
+        int next = position[n - 1] + 1;
+        return cells.withQueryHeads(
+                () -> new QueryHeads(List.of(new Observer.QueryMoments(mean, second)), rotation, next));
     }
 
     static float[] ones(int n) {

@@ -4,7 +4,9 @@ import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 
 import dev.kvmerge.attention.CellStats;
 import dev.kvmerge.kernels.CellVectors;
+import dev.kvmerge.kernels.KeyRotation;
 import dev.kvmerge.kernels.Observer;
+import dev.kvmerge.kernels.QueryHeads;
 import java.io.IOException;
 import java.io.InputStream;
 import java.util.ArrayList;
@@ -94,14 +96,44 @@ class KvpressTest {
         return floats(mass);
     }
 
-    private static CellStats cells(String prefix, int kvHead, int newest, Observer.QueryMoments moments) {
+    /** What kvpress takes of a query head: its queries before their rotation, but the sinks', times the scale. */
+    private static Observer.QueryMoments moments(int head, KeyRotation rotation) {
+        float[] queries = ofHead("queries", head, TOKENS * DIM);
+        rotation.undo(IntStream.range(0, TOKENS).toArray(), queries);
+        float[] mean = new float[DIM];
+        float[] second = new float[DIM * DIM];
+        double weight = 1.0 / (TOKENS - SINKS);
+        for (int t = SINKS; t < TOKENS; t++) {
+            for (int i = 0; i < DIM; i++) {
+                mean[i] += weight * queries[t * DIM + i] / Math.sqrt(DIM);
+                for (int j = 0; j < DIM; j++) {
+                    second[i * DIM + j] += weight * queries[t * DIM + i] * queries[t * DIM + j] / DIM;
+                }
+            }
+        }
+        return new Observer.QueryMoments(mean, second);
+    }
+
+    private static QueryHeads queryHeads(int kvHead) {
+        double[] frequency = new double[DIM / 2];
+        Arrays.setAll(frequency, j -> Math.pow(10_000, -2.0 * j / DIM));
+        KeyRotation rotation = new KeyRotation(frequency, true, 0);
+        return new QueryHeads(
+                IntStream.range(kvHead * GROUP, (kvHead + 1) * GROUP)
+                        .mapToObj(head -> moments(head, rotation))
+                        .toList(),
+                rotation,
+                TOKENS);
+    }
+
+    private static CellStats cells(int kvHead, int newest) {
         int[] count = new int[TOKENS];
         Arrays.fill(count, 1);
         double[] exposure = new double[TOKENS];
         Arrays.setAll(exposure, i -> TOKENS - i);
-        float[] keys = ofHead(prefix + "keys", kvHead, TOKENS * DIM);
-        float[] values = ofHead(prefix + "values", kvHead, TOKENS * DIM);
-        return new CellStats(
+        float[] keys = ofHead("keys", kvHead, TOKENS * DIM);
+        float[] values = ofHead("values", kvHead, TOKENS * DIM);
+        CellStats cells = new CellStats(
                 0,
                 kvHead,
                 IntStream.range(0, TOKENS).toArray(),
@@ -111,7 +143,8 @@ class KvpressTest {
                 count,
                 null,
                 CellVectors.of(TOKENS, keys, values),
-                () -> moments);
+                null);
+        return cells.withQueryHeads(() -> queryHeads(kvHead));
     }
 
     @ParameterizedTest
@@ -125,15 +158,11 @@ class KvpressTest {
                     case "snapkv" -> new SnapKv(WINDOW, KERNEL);
                     case "average-mass" -> new AverageMass(0, 0, 1);
                     case "tova" -> new Tova();
-                    default -> new ExpectedAttention(SINKS, 0);
+                    default -> new ExpectedAttention(SINKS, 0, 512);
                 };
         int newest = name.equals("snapkv") ? WINDOW : name.equals("tova") ? 1 : TOKENS;
-        String prefix = name.equals("expected-attention") ? "expecting-" : "";
         for (int head = 0; head < shape(3); head++) {
-            Observer.QueryMoments moments =
-                    new Observer.QueryMoments(ofHead("mean", head, DIM), ofHead("second", head, DIM * DIM));
-            int[] target =
-                    strategy.plan(cells(prefix, head, newest, moments), KEPT).target();
+            int[] target = strategy.plan(cells(head, newest), KEPT).target();
             int[] kept = IntStream.range(0, TOKENS).filter(i -> target[i] == i).toArray();
             int[] reference = Arrays.stream(FIXTURE.get(name + "-" + head))
                     .mapToInt(x -> (int) x)

@@ -57,7 +57,7 @@ class StrategyTest {
                 new ZsMerge(0, 1),
                 new KvMerger(2, 0.3),
                 new KvMerger(0, 0),
-                new ExpectedAttention(2, 0.02),
+                new ExpectedAttention(2, 0.02, 512),
                 new Oracle().knowing((layer, head, position, after) -> Math.floorMod(position * 7919, 101)),
                 new RandomEviction(7));
     }
@@ -108,6 +108,7 @@ class StrategyTest {
                 "average-mass:decay=NaN",
                 "expected-attention:epsilon=Infinity",
                 "expected-attention:epsilon=-1",
+                "expected-attention:future=0",
                 "cam:receivers=0",
                 "cam:sinks=-1",
                 "d2o:recent-share=2",
@@ -132,7 +133,7 @@ class StrategyTest {
                 new InformationBottleneck(most, 1, 1, Bias.NONE),
                 new WeightedKv(most, 1),
                 new KvMerger(most, 0.9),
-                new ExpectedAttention(most, 1))) {
+                new ExpectedAttention(most, 1, 1))) {
             assertEquals(most, strategy.fewestCells(128), strategy.name());
         }
         new Cam(2, most, 1).plan(random(40, 1), 20).check(40, 20);

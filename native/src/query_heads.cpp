@@ -1,0 +1,91 @@
+// Moments of each query head's queries as they were before their rotation: what to expect of queries to come.
+#include "llama_graph.hpp"
+#include "observer.hpp"
+#include "status.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+using namespace kvmerge;
+
+namespace {
+
+// Multiplies n elements, in runs of `size`, by an orthonormal Hadamard matrix, which is its own inverse.
+void hadamard_transform(float * x, int n, int size) {
+    for (int half = 1; half < size; half *= 2) {
+        for (int i = 0; i < n; i++) {
+            if ((i & half) == 0) {
+                const float a = x[i], b = x[i + half];
+                x[i] = a + b;
+                x[i + half] = a - b;
+            }
+        }
+    }
+    const float norm = 1 / std::sqrt(float(size));
+    std::for_each(x, x + n, [norm](float & y) { y *= norm; });
+}
+
+// The rotation of a layer's queries over so many positions, as cosines and sines of its pairs.
+struct Turn {
+    Turn(const Rope & rope, int32_t position) : cosine(size_t(rope.n_rot) / 2), sine(cosine.size()) {
+        for (size_t i = 0; i < cosine.size(); i++) {
+            cosine[i] = float(std::cos(position * rope.freq.data()[i]));
+            sine[i] = float(std::sin(position * rope.freq.data()[i]));
+        }
+    }
+    void undo(const Rope & rope, float * q, int dim) const {
+        if (rope.hadamard > 0) {
+            hadamard_transform(q, dim, rope.hadamard);
+        }
+        const size_t pairs = cosine.size();
+        for (size_t i = 0; i < pairs; i++) {
+            float & a = q[rope.neox ? i : 2 * i];
+            float & b = q[rope.neox ? i + pairs : 2 * i + 1];
+            const float x = a, y = b;
+            a = x * cosine[i] + y * sine[i];
+            b = y * cosine[i] - x * sine[i];
+        }
+    }
+    std::vector<float> cosine, sine;
+};
+
+} // namespace
+
+// Notes the positions that the tokens of a ubatch are rotated to. `write` is the first layer's node that writes keys;
+// nothing of the graph has run.
+void kvmerge_observer::saw_positions(const ggml_tensor * write) {
+    const size_t n = written.size();
+    positions.resize(token_cell.size()); // 0 where nothing is rotated
+    const ggml_tensor * const rope = key_source(write, layers[0].k.dim(), 0).rope;
+    if (!rope) {
+        return;
+    }
+    const ggml_tensor * const given = rope->src[1];
+    if (!given || given->type != GGML_TYPE_I32 || given->ne[0] != int64_t(n) * part.of) {
+        throw Error(KVMERGE_E_UNSUPPORTED, "the tokens' positions have an unexpected type or shape");
+    }
+    params.ggml.tensor_get(given, positions.data() + ubatch_start, size_t(part.number) * n * sizeof(int32_t),
+                           n * sizeof(int32_t));
+}
+
+// Adds the queries of some heads to their moments. q: of head first_head + h and row r at h * head_stride + r *
+// row_stride. position: of the rows, position_step apart.
+void kvmerge_observer::add_query_heads(Layer & l, int first_head, int n_heads, const float * q,
+                                       std::ptrdiff_t head_stride, std::ptrdiff_t row_stride, int n_rows,
+                                       const int32_t * position, int position_step, float keep) {
+    const int dim = l.k.dim();
+    std::vector<float> before(size_t(n_heads) * size_t(n_rows) * size_t(dim));
+    for (int r = 0; r < n_rows; r++) {
+        const Turn turn(l.rope, position[std::ptrdiff_t(r) * position_step]);
+        for (int h = 0; h < n_heads; h++) {
+            float * const at = before.data() + (size_t(h) * size_t(n_rows) + size_t(r)) * size_t(dim);
+            const float * const from = q + h * head_stride + r * row_stride;
+            std::copy(from, from + dim, at);
+            turn.undo(l.rope, at, dim);
+        }
+    }
+    const size_t first = size_t(first_head) * size_t(dim);
+    host_device().query_moments({before.data(), std::ptrdiff_t(n_rows) * dim, dim, n_heads, 1, n_rows, dim, keep,
+                                 l.head_sum.data() + first, l.head_second.data() + first * size_t(dim)});
+}
