@@ -185,7 +185,7 @@ void attention_and_queries(const Shape & s, double bandwidth) {
         if ((t = product_by_cublas(half_q.data, keys.data, p.as<float>(), s.heads, s.rows, s.cells, dim)) > 0) {
             std::snprintf(rate, sizeof rate, ", %.1f TFLOP/s",
                           2. * s.heads * s.rows * double(s.cells) * dim / t / 1e12);
-            row("cuBLAS, the product alone", size, t, rate, "");
+            row("cuBLAS: the product alone", size, t, rate, "");
         }
     }
 }
