@@ -90,9 +90,9 @@ class KeyRotationTest {
         for (int q = 0; q < 5; q++) {
             double[] query = random.doubles(d, -1, 1).toArray();
             for (int i = 0; i < d; i++) {
-                mean[i] += query[i] / 5;
+                mean[i] += (float) (query[i] / 5);
                 for (int j = 0; j < d; j++) {
-                    second[i * d + j] += query[i] * query[j] / 5;
+                    second[i * d + j] += (float) (query[i] * query[j] / 5);
                 }
             }
         }

@@ -105,9 +105,9 @@ class KvpressTest {
         double weight = 1.0 / (TOKENS - SINKS);
         for (int t = SINKS; t < TOKENS; t++) {
             for (int i = 0; i < DIM; i++) {
-                mean[i] += weight * queries[t * DIM + i] / Math.sqrt(DIM);
+                mean[i] += (float) (weight * queries[t * DIM + i] / Math.sqrt(DIM));
                 for (int j = 0; j < DIM; j++) {
-                    second[i * DIM + j] += weight * queries[t * DIM + i] * queries[t * DIM + j] / DIM;
+                    second[i * DIM + j] += (float) (weight * queries[t * DIM + i] * queries[t * DIM + j] / DIM);
                 }
             }
         }
