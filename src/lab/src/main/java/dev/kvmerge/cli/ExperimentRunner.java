@@ -89,18 +89,19 @@ final class ExperimentRunner {
         try (Progress progress = new Progress(title)) {
             result = record.make(
                     run,
-                    (at, perplexity, speed) -> progress.update(
-                            (double) at / tokens,
-                            String.format(
-                                    Locale.ROOT,
-                                    "%,d of %,d tokens, PPL %.3f, %.0f tokens/s",
-                                    at,
-                                    tokens,
-                                    perplexity,
-                                    speed)),
+                    (at, perplexity, speed) ->
+                            progress.update((double) at / tokens, soFar(at, tokens, perplexity, speed)),
                     Interrupt::requested);
         }
         System.err.println(title.strip() + ": " + summary(result));
+    }
+
+    /** How far a run is. Perplexity and speed are left out until a token has been scored. */
+    static String soFar(int at, int tokens, double perplexity, double speed) {
+        String text = String.format(Locale.ROOT, "%,d of %,d tokens", at, tokens);
+        return Double.isFinite(perplexity) && Double.isFinite(speed)
+                ? text + String.format(Locale.ROOT, ", PPL %.3f, %.0f tokens/s", perplexity, speed)
+                : text;
     }
 
     private static String summary(RunResult run) {
