@@ -54,7 +54,8 @@ bool kvmerge_observer::capture_queries(const Attention & attention, bool flash, 
     const auto on_host = [&](const ggml_tensor * t) { return is_host(t, params.ggml); };
     const int64_t n_rows = attention.queries->ne[1], n_kv = attention.keys->ne[1];
     if (!may_capture(attention.queries, flash) || !attention.known || (attention.sinks && observes_attention()) ||
-        n_rows != int64_t(token_cell.size()) - ubatch_start || n_kv <= 0 || n_kv > l.k.n_cells()) {
+        n_rows != int64_t(token_cell.size()) - ubatch_start || n_kv <= 0 || n_kv > l.k.n_cells() ||
+        (part.of > 1 && !staging)) { // a graph of several streams whose beginning was not seen
         return false;
     }
     // On the host, on a GPU that is in reach, or in memory that only ggml reaches.

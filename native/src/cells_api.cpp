@@ -98,8 +98,9 @@ kvmerge_status kvmerge_project_cells(kvmerge_observer * observer, int32_t layer,
         const double * freq = l.rope.freq.data();
         o.finish_rewriting();
         if (&l.k.device() != &host_device() && !copied.empty()) {
+            const NothingLost sure(l.k.device());
             l.rope.freq.download(copied.data(), copied.size());
-            check(l.k.device());
+            sure.check();
             freq = copied.data();
         }
         kernels().project_cells({on_host(o, l.k), on_host(o, l.v), kv_head, cells, position, n, weight, l.rope.n_rot,

@@ -62,6 +62,23 @@ inline void check(const Device & device) {
     }
 }
 
+// Copies from a device are what it has, unless a failure came meanwhile, which another thread may have been told.
+class NothingLost {
+  public:
+    explicit NothingLost(const Device & device) : device_(device), before_(device.lost()) {}
+    void check() const {
+        kvmerge::check(device_);
+        if (device_.lost() != before_) {
+            throw Error(KVMERGE_E_DEVICE, std::string(device_.name) +
+                                              " failed while values were copied from it; another call had the error");
+        }
+    }
+
+  private:
+    const Device & device_;
+    const int before_;
+};
+
 // Where an array lies: in a device's memory, near some other, or on the host, where the device's kernels can write too.
 struct OnDevice {
     static constexpr const char * OF = "";

@@ -317,9 +317,9 @@ void kvmerge_observer::saw_cache_write(ggml_tensor * node, bool is_key, int laye
             written = rows_written(node, params.ggml);
         }
         saw_tokens(); // looks at the keys as they were
-        if (observes(KVMERGE_OBSERVE_QUERY_HEADS)) {
-            saw_positions(node);
-        }
+    }
+    if (is_key && observes(KVMERGE_OBSERVE_QUERY_HEADS)) {
+        saw_positions(node, layer);
     }
     cells.decoded();
 }

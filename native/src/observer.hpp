@@ -89,6 +89,7 @@ struct kvmerge_observer {
     bool another_context = false;       // the graph of another llama_context was seen, for good
     std::vector<int32_t> token_cell;    // [tokens so far]
     std::vector<int32_t> positions;     // [tokens so far] that they are rotated to: with KVMERGE_OBSERVE_QUERY_HEADS
+    bool positions_known = false;       // of this ubatch: some layer rotates
 
     int ubatch_start = 0;              // index in the block of the current ubatch's first token
     const void * visible_of = nullptr; // the mask that the next three were counted from
@@ -147,7 +148,8 @@ struct kvmerge_observer {
     void saw_cache_write(ggml_tensor * node, bool is_key, int layer);
     void saw_window_write(const ggml_tensor * node);
     void saw_tokens();
-    void saw_positions(const ggml_tensor * write);
+    void saw_positions(const ggml_tensor * write, int layer);
+    void require_positions(int64_t n_queries, int layer) const;
     bool saw_scores(const ggml_tensor * node, int layer);
     void require_keys(int layer) const;
     void check_queries(const ggml_tensor * q, int layer) const;

@@ -337,8 +337,9 @@ kvmerge_status kvmerge_rotation(kvmerge_observer * observer, int32_t layer, kvme
         *out = {l.rope.n_rot, l.rope.neox, l.rope.hadamard};
         if (frequency && l.rope.n_rot > 0) {
             o.finish_rewriting();
+            const NothingLost sure(l.k.device());
             l.rope.freq.download(frequency, size_t(l.rope.n_rot) / 2);
-            check(l.k.device());
+            sure.check();
         }
     });
 }
@@ -354,9 +355,10 @@ kvmerge_status kvmerge_query_moments(kvmerge_observer * observer, int32_t layer,
         auto & l = all_queries_of(o, layer);
         const size_t dim = size_t(l.k.dim());
         const float inverse = float(1 / l.query_weight);
+        const NothingLost sure(*l.stats_device);
         l.query_sum.download(mean, dim, kv_head * dim);
         l.query_second.download(second, dim * dim, kv_head * dim * dim);
-        check(*l.stats_device);
+        sure.check();
         std::for_each(mean, mean + dim, [&](float & x) { x *= inverse; });
         std::for_each(second, second + dim * dim, [&](float & x) { x *= inverse; });
     });
@@ -374,6 +376,11 @@ kvmerge_status kvmerge_query_head_moments(kvmerge_observer * observer, int32_t l
         o.finish_rewriting();
         const std::lock_guard<std::mutex> lock(o.mirrors);
         const auto & l = all_queries_of(o, layer);
+        if (!(l.scale != 0)) {
+            throw Error(KVMERGE_E_STATE, text("layer %d: the scale of its attention is not known before a graph has "
+                                              "run; decode something first",
+                                              layer));
+        }
         const size_t dim = size_t(l.k.dim());
         const float scale = float(l.scale * o.heads_per_kv() / l.query_weight);
         const float * const sum = l.head_sum.data() + size_t(head) * dim;

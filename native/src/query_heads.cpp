@@ -52,13 +52,17 @@ struct Turn {
 
 } // namespace
 
-// Notes the positions that the tokens of a ubatch are rotated to. `write` is the first layer's node that writes keys;
-// nothing of the graph has run.
-void kvmerge_observer::saw_positions(const ggml_tensor * write) {
+// Notes the positions that the tokens of a ubatch are rotated to, at the first layer that rotates. `write` is a layer's
+// node that writes keys; nothing of the graph has run.
+void kvmerge_observer::saw_positions(const ggml_tensor * write, int layer) {
     const size_t n = written.size();
-    positions.resize(token_cell.size()); // 0 where nothing is rotated
-    const ggml_tensor * const rope = key_source(write, layers[0].k.dim(), 0).rope;
-    if (!rope) {
+    if (layer == 0) {
+        positions.resize(token_cell.size()); // 0 where nothing is rotated
+        positions_known = false;
+    }
+    const ggml_tensor * const rope =
+        positions_known ? nullptr : key_source(write, layers[size_t(layer)].k.dim(), layer).rope;
+    if (!rope || positions.size() != token_cell.size()) { // the first layer's write was missed: refused later
         return;
     }
     const ggml_tensor * const given = rope->src[1];
@@ -67,6 +71,16 @@ void kvmerge_observer::saw_positions(const ggml_tensor * write) {
     }
     params.ggml.tensor_get(given, positions.data() + ubatch_start, size_t(part.number) * n * sizeof(int32_t),
                            n * sizeof(int32_t));
+    positions_known = true;
+}
+
+// A graph whose keys were not seen to be written, or more queries than tokens.
+void kvmerge_observer::require_positions(int64_t n_queries, int layer) const {
+    if (positions.size() != token_cell.size() || n_queries != int64_t(token_cell.size()) - ubatch_start) {
+        throw Error(KVMERGE_E_STATE, text("layer %d: %lld queries came, of tokens whose keys were not seen to be "
+                                          "written",
+                                          layer, (long long)n_queries));
+    }
 }
 
 // Adds the queries of some heads to their moments. q: of head first_head + h and row r at h * head_stride + r *

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 namespace {
 
@@ -33,37 +34,45 @@ void kvmerge_observer::prepare(Layer & l, const ggml_tensor * node) {
     if (l.stats_device && buffer == l.stats_buffer) { // as in every graph but the first few: the driver is not asked
         return;
     }
-    l.stats_buffer = buffer;
     const bool here = device->owns(node->data) && (device == &host_device() || !is_host(node, params.ggml));
     if (l.stats_device) {
         if (l.stats_device != &host_device() && !here) {
             throw Error(KVMERGE_E_UNSUPPORTED, text("node %s moved from the GPU to the host", node->name));
         }
+        l.stats_buffer = buffer;
         return;
     }
     const Device & d = here ? *device : host_device();
-    l.stats_device = &d;
     const size_t n_kv = size_t(params.n_head_kv), dim = size_t(l.k.dim());
+    DeviceArray<float> mass, entropy, inverse, sum, second; // the layer has all of them or none
+    std::vector<float> head_sum, head_second;
     if (observes_attention()) {
-        l.mass = DeviceArray<float>(d, n_kv * params.n_cells, node->data);
-        l.mass.zero();
+        mass = DeviceArray<float>(d, n_kv * params.n_cells, node->data);
     }
     if (observes(KVMERGE_OBSERVE_ENTROPY)) {
-        l.entropy = DeviceArray<float>(d, size_t(params.n_head) * params.n_tokens, node->data);
-        l.entropy.zero();
-        l.inv_log_visible = DeviceArray<float>(d, size_t(params.n_tokens), node->data);
+        entropy = DeviceArray<float>(d, size_t(params.n_head) * params.n_tokens, node->data);
+        inverse = DeviceArray<float>(d, size_t(params.n_tokens), node->data);
     }
     if (observes(KVMERGE_OBSERVE_QUERIES)) {
-        l.query_sum = DeviceArray<float>(d, n_kv * dim, node->data);
-        l.query_second = DeviceArray<float>(d, n_kv * dim * dim, node->data);
-        l.query_sum.zero();
-        l.query_second.zero();
+        sum = DeviceArray<float>(d, n_kv * dim, node->data);
+        second = DeviceArray<float>(d, n_kv * dim * dim, node->data);
         if (observes(KVMERGE_OBSERVE_QUERY_HEADS)) {
-            l.head_sum.resize(size_t(params.n_head) * dim);
-            l.head_second.resize(size_t(params.n_head) * dim * dim);
+            head_sum.resize(size_t(params.n_head) * dim);
+            head_second.resize(size_t(params.n_head) * dim * dim);
         }
     }
     check(d);
+    for (DeviceArray<float> * const array : {&mass, &entropy, &sum, &second}) {
+        if (array->size() > 0) {
+            array->zero();
+        }
+    }
+    check(d);
+    l.mass = std::move(mass), l.entropy = std::move(entropy), l.inv_log_visible = std::move(inverse);
+    l.query_sum = std::move(sum), l.query_second = std::move(second);
+    l.head_sum = std::move(head_sum), l.head_second = std::move(head_second);
+    l.stats_buffer = buffer;
+    l.stats_device = &d;
 }
 
 void kvmerge_observer::add_queries(Stop & stop, const ggml_tensor * q, int layer) {
@@ -75,6 +84,9 @@ void kvmerge_observer::add_queries(Stop & stop, const ggml_tensor * q, int layer
     prepare(l, q);
     if (!observes(KVMERGE_OBSERVE_QUERIES)) {
         return;
+    }
+    if (observes(KVMERGE_OBSERVE_QUERY_HEADS)) {
+        require_positions(q->ne[1], layer);
     }
     NodeData & data = stop.keep({q, *l.stats_device, params.ggml, part});
     if (q->ne[1] < ENOUGH_QUERIES && l.stats_device == &host_device()) { // too few for a kernel: they wait

@@ -428,9 +428,10 @@ inline void test_fold_direction(const Table & fast, Random & random) {
     if (random.integer(0, 9) == 0) {
         std::fill(second.begin(), second.begin() + dim * dim, 0.0f);
     }
+    const double ridge = random.integer(0, 3) == 0 ? 1e-4 : 0.05;
     Guarded<float> u(size_t(n) * dim), expected(size_t(n) * dim);
-    fast.fold_direction({sum.data(), second.data(), n, dim, 1.0 / samples, 0.05, u});
-    reference.fold_direction({sum.data(), second.data(), n, dim, 1.0 / samples, 0.05, expected});
+    fast.fold_direction({sum.data(), second.data(), n, dim, 1.0 / samples, ridge, u});
+    reference.fold_direction({sum.data(), second.data(), n, dim, 1.0 / samples, ridge, expected});
     for (int i = 0; i < n * dim; i++) {
         CHECK_NEAR(u[i], expected[i], 1e-5, 1e-4);
     }

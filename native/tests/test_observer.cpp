@@ -5,6 +5,32 @@
 #include "windows.hpp"
 
 #include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+// How many allocations more there is memory for; -1: for all.
+static std::atomic<int> allocations_left{-1};
+
+[[gnu::noinline]] void * operator new(size_t n) {
+    if (allocations_left == 0) { // until somebody says that there is more
+        throw std::bad_alloc();
+    }
+    if (allocations_left > 0) {
+        allocations_left--;
+    }
+    void * const memory = std::malloc(n > 0 ? n : 1);
+    if (!memory) {
+        throw std::bad_alloc();
+    }
+    return memory;
+}
+[[gnu::noinline]] void operator delete(void * memory) noexcept {
+    std::free(memory);
+}
+[[gnu::noinline]] void operator delete(void * memory, size_t) noexcept {
+    std::free(memory);
+}
 
 static void test_statistics() {
     Fixture f;
@@ -473,7 +499,6 @@ static void test_refusals() {
     CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
 }
 
-// Flash attention shows no matrix: mass, entropy and moments come out as from the matrix.
 // A query head's moments are of its queries as they were before their rotation, times the scale of the scores: of few
 // tokens at a time and of many, in both orders of pairs, stored by a Hadamard matrix or not.
 static void test_query_heads(bool neox, bool hadamard, int n) {
@@ -575,8 +600,39 @@ static void test_query_heads_refused() {
         CHECK(std::strstr(kvmerge_last_error(), "positions have an unexpected type or shape"));
     }
     CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
-    o = make(params_for(KVMERGE_OBSERVE_QUERIES, KVMERGE_BIAS_NONE));
     f.k_write.src[0] = &f.plain_key;
+    const auto see = [](kvmerge_observer * observer, ggml_tensor * node) {
+        if (kvmerge_eval_callback(node, true, observer)) {
+            kvmerge_eval_callback(node, false, observer);
+        }
+    };
+    // More queries than tokens, and queries of tokens whose keys nobody saw.
+    std::vector<float> too_many(size_t(1000) * Fixture::HEADS * Fixture::DIM);
+    Tensor many(GGML_TYPE_F32, GGML_OP_PERMUTE, "q", Fixture::DIM, 1000, Fixture::HEADS, too_many.data());
+    for (const bool written : {true, false}) {
+        o = make(params_for(KVMERGE_OBSERVE_QUERY_HEADS, KVMERGE_BIAS_NONE));
+        f.decode(o);
+        if (written) {
+            f.kq.src[1] = &many;
+        } else {
+            CHECK(kvmerge_observer_begin(o) == KVMERGE_OK);
+        }
+        see(o, &f.kq);
+        f.kq.src[1] = &f.queries;
+        kvmerge_block_stats stats;
+        CHECK(kvmerge_observer_stats(o, &stats) == KVMERGE_E_STATE);
+        CHECK(std::strstr(kvmerge_last_error(), "whose keys were not seen to be written"));
+        CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+    }
+    // A graph that ended before its attention.
+    o = make(params_for(KVMERGE_OBSERVE_QUERY_HEADS, KVMERGE_BIAS_NONE));
+    for (Tensor * node : {&f.k_write, &f.v_write, &f.kq}) {
+        see(o, node);
+    }
+    CHECK(kvmerge_query_head_moments(o, 0, 0, x, x) == KVMERGE_E_STATE);
+    CHECK(std::strstr(kvmerge_last_error(), "scale"));
+    CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+    o = make(params_for(KVMERGE_OBSERVE_QUERIES, KVMERGE_BIAS_NONE));
     f.decode(o);
     CHECK(kvmerge_query_head_moments(o, 0, 0, x, x) == KVMERGE_E_STATE);
     CHECK(std::strstr(kvmerge_last_error(), "ask for KVMERGE_OBSERVE_QUERY_HEADS"));
@@ -587,6 +643,80 @@ static void test_query_heads_refused() {
     CHECK(std::strstr(kvmerge_last_error(), "give KVMERGE_DEVICE_CPU"));
 }
 
+// The first layer rotates nothing, the second does.
+static void test_query_heads_of_a_later_layer() {
+    constexpr int D = Fixture::DIM, T = Fixture::TOKENS;
+    Fixture plain(true, "0"), turned(true, "1");
+    const std::vector<float> before = turned.q;
+    int32_t at[T];
+    for (int r = 0; r < T; r++) {
+        at[r] = 1000 + 7 * r;
+        for (int h = 0; h < Fixture::HEADS; h++) {
+            float * const x = turned.q.data() + (h * T + r) * D;
+            for (int j = 0; j < 2; j++) {
+                const double angle = at[r] * std::pow(10000, -j / 2.0), a = x[2 * j], b = x[2 * j + 1];
+                x[2 * j] = float(a * std::cos(angle) - b * std::sin(angle));
+                x[2 * j + 1] = float(b * std::cos(angle) + a * std::sin(angle));
+            }
+        }
+    }
+    Tensor positions(GGML_TYPE_I32, GGML_OP_NONE, "inp_pos", T, 1, 1, at);
+    Tensor rope(GGML_TYPE_F32, GGML_OP_ROPE, "Kcur", D, T, 1, turned.k.data());
+    rope.src[0] = &turned.plain_key;
+    rope.src[1] = &positions;
+    rope.op_params[1] = D;
+    const float numbers[] = {10000, 1, 0, 1, 32, 1};
+    std::memcpy(&rope.op_params[5], numbers, sizeof numbers);
+    turned.k_write.src[0] = &rope;
+    kvmerge_observer_params params = params_for(KVMERGE_OBSERVE_QUERY_HEADS, KVMERGE_BIAS_NONE);
+    params.n_layer = 2;
+    kvmerge_observer * o = make(params);
+    plain.decode(o);
+    turned.decode(o);
+    float mean[D], second[D * D];
+    CHECK(kvmerge_query_head_moments(o, 1, 0, mean, second) == KVMERGE_OK);
+    for (int i = 0; i < D; i++) {
+        double sum = 0;
+        for (int r = 0; r < T; r++) {
+            sum += 0.5 * before[size_t(r) * D + size_t(i)];
+        }
+        CHECK_NEAR(mean[i], sum / T, 1e-5, 1e-5);
+    }
+    CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+}
+
+// Memory that lacks at any moment of the first block: the next block is whole, or there is the same error.
+static void test_memory_that_lacks() {
+    float expected[Fixture::DIM * Fixture::DIM] = {}, x[Fixture::DIM * Fixture::DIM];
+    bool came = false; // some decode had all it asked for
+    for (int allocations = -1; allocations < 200 && !came; allocations++) {
+        Fixture f;
+        kvmerge_observer * const o = make(params_for(KVMERGE_OBSERVE_QUERY_HEADS, KVMERGE_BIAS_NONE));
+        allocations_left = allocations;
+        f.decode(o);
+        came = allocations_left > 0;
+        allocations_left = -1;
+        kvmerge_block_stats stats;
+        const kvmerge_status status = kvmerge_observer_stats(o, &stats);
+        CHECK(allocations < 0 || came ? status == KVMERGE_OK : status == KVMERGE_E_MEMORY || status == KVMERGE_OK);
+        if (status != KVMERGE_OK) {
+            CHECK(kvmerge_observer_begin(o) == KVMERGE_OK);
+            f.decode(o);
+        }
+        CHECK(kvmerge_query_head_moments(o, 0, 0, x, x) == KVMERGE_OK);
+        for (int i = 0; i < Fixture::DIM * Fixture::DIM; i++) {
+            CHECK(allocations < 0 || status != KVMERGE_OK || x[i] == expected[i]);
+        }
+        if (allocations < 0) {
+            std::copy(x, std::end(x), expected);
+        }
+        CHECK(kvmerge_query_moments(o, 0, 0, x, x) == KVMERGE_OK);
+        CHECK(kvmerge_observer_free(o) == KVMERGE_OK);
+    }
+    CHECK(came);
+}
+
+// Flash attention shows no matrix: mass, entropy and moments come out as from the matrix.
 static void test_flash_attention() {
     Fixture f(false);
     const kvmerge_observer_params params =
@@ -777,6 +907,8 @@ int main() {
             }
         }
         test_query_heads_refused();
+        test_query_heads_of_a_later_layer();
+        test_memory_that_lacks();
         test_flash_attention();
         test_keep_everything_changes_nothing();
         test_merge_and_move();

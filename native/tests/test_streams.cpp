@@ -283,6 +283,21 @@ void test_threads() {
     }
 }
 
+// Whoever gives llama.cpp a stream's handle in place of its group's is told nothing wrong, and nothing ends.
+void test_a_stream_in_place_of_its_group() {
+    const Settings s = {"", true, KVMERGE_OBSERVE_MASS | KVMERGE_OBSERVE_QUERIES, KVMERGE_BIAS_NONE, 0};
+    Group group(s, 2);
+    Alone first(s, 0), second(s, 1);
+    group.graph.decode(group.handle, 0, {first.next(2), second.next(2)});
+    group.graph.decode(group.handle, 0, {first.next(2)}); // what both shared the copies in is let go
+    kvmerge_block_stats before, stats;
+    CHECK(kvmerge_observer_stats(group.streams[1], &before) == KVMERGE_OK && before.n_tokens == 2);
+    group.graph.decode(group.streams[1], 0, {first.next(2), second.next(2)});
+    const kvmerge_status status = kvmerge_observer_stats(group.streams[1], &stats);
+    CHECK(status == KVMERGE_OK || status == KVMERGE_E_STATE || status == KVMERGE_E_UNSUPPORTED);
+    CHECK(kvmerge_observer_stats(group.streams[0], &stats) == KVMERGE_OK && stats.n_tokens == 4);
+}
+
 void test_refusals() {
     const Settings s = {"", true, KVMERGE_OBSERVE_MASS, KVMERGE_BIAS_NONE, 0};
     kvmerge_observer_params p = params_of(s);
@@ -366,6 +381,7 @@ int main() {
     }
     CHECK(backend_buffers == 0);
     test_errors_of_one();
+    test_a_stream_in_place_of_its_group();
     test_refusals();
     std::printf("ok\n");
 }

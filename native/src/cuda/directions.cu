@@ -51,8 +51,8 @@ __host__ __device__ constexpr int threads_of(int grid) {
 // A thread block inverts one head's matrix, of up to EDGE * GRID dimensions, in single precision. It sweeps one
 // dimension after the other, which needs the same work of all threads at each, one barrier, and no more of the others
 // than a column. Then residuals in double precision, until the solution has the accuracy of that; each takes only
-// products, where factors would have to be solved one dimension after the other. The ridge bounds the condition by 20
-// times the dimension.
+// products, where factors would have to be solved one dimension after the other. The ridge bounds the condition by the
+// dimension over the ridge: below SMALL_RIDGE a sweep in single precision loses too much.
 template <int GRID>
 __global__ void __launch_bounds__(threads_of(GRID), GRID <= 16 ? 3 : 1) invert(DirectionsOfLayers layers, int n) {
     constexpr int DIMS = EDGE * GRID, THREADS = threads_of(GRID);
@@ -183,6 +183,7 @@ __global__ void __launch_bounds__(threads_of(GRID), GRID <= 16 ? 3 : 1) invert(D
     }
 }
 
+constexpr double SMALL_RIDGE = 1e-3;
 constexpr int MOST_INVERTED = 256; // dimensions; a larger matrix does not fit into a thread block's registers
 constexpr int SOLVE_THREADS = 256, SOLVE_WARPS = SOLVE_THREADS / WARP;
 
@@ -293,6 +294,11 @@ __global__ void __launch_bounds__(SOLVE_THREADS) solve(DirectionsOfLayers layers
     }
 }
 
+static bool inverts(const FoldDirectionArgs & a) {
+    return a.dim <= MOST_INVERTED && a.ridge >= SMALL_RIDGE;
+}
+
+// A ridge that is smaller than usual takes more, which is taken when it comes.
 size_t scratch_of_directions(int n_layers, int n_kv_heads, int dim) {
     return dim <= MOST_INVERTED
                ? 0
@@ -303,7 +309,7 @@ size_t scratch_of_directions(int n_layers, int n_kv_heads, int dim) {
 static void directions_at_once(const FoldDirectionArgs * first, int count) {
     Launch launch(first->second);
     const int dim = first->dim, blocks = count * first->n;
-    float * const work = dim <= MOST_INVERTED ? nullptr : launch.scratch<float>(size_t(blocks) * triangle(dim));
+    float * const work = inverts(*first) ? nullptr : launch.scratch<float>(size_t(blocks) * triangle(dim));
     if (!launch.fine()) {
         return;
     }
@@ -325,7 +331,9 @@ static void directions_at_once(const FoldDirectionArgs * first, int count) {
 void fold_direction_all(const FoldDirectionArgs * args, int n) {
     in_groups(
         args, n, MOST_LAYERS, [](const FoldDirectionArgs & a) { return static_cast<const void *>(a.second); },
-        [](const FoldDirectionArgs & a, const FoldDirectionArgs & b) { return a.n == b.n && a.dim == b.dim; },
+        [](const FoldDirectionArgs & a, const FoldDirectionArgs & b) {
+            return a.n == b.n && a.dim == b.dim && inverts(a) == inverts(b);
+        },
         directions_at_once);
 }
 

@@ -82,7 +82,7 @@ public final class CacheChecks {
         if (needs.queryHeads() && !observe.queryHeads()) {
             throw unobserved("each query head", "use withQueryHeads of the Observer.Options");
         }
-        if (needs.queries() && !observe.queries()) {
+        if (needs.queries() && !observe.queries() && !observe.queryHeads()) { // a query head's are among them
             throw unobserved("the queries", "use withQueries of the Observer.Options");
         }
         if (needs.bias() != Bias.NONE && observe.bias() != needs.bias()) {
@@ -175,7 +175,7 @@ public final class CacheChecks {
     static void checkMemory(Model model, CacheOptions options, Observer.Options observe, ContextOptions made) {
         long entries = (long) model.shape().pairs() * options.allocated(); // of a sequence
         Kept kept = Kept.of(model, options, observe);
-        model.checkMemory(made, made.sequences() * kept.tables, made.sequences() * kept.captured);
+        model.checkMemory(made, made.sequences() * kept.tables, made.sequences() * kept.captured, observe.queryHeads());
         if (entries > MOST_ENTRIES) {
             throw new KvmergeException("the tables of " + made.cells() + " cells have " + entries
                     + " entries, more than an array can: use fewer --cells");

@@ -16,6 +16,15 @@ record MemoryNeed(long cells, long scores, long tables, long queries) {
     private static final long MIB = 1 << 20;
 
     static MemoryNeed of(Model model, ContextOptions options, long tables, long queries) {
+        return of(model, options, tables, queries, model.backend() != Backend.CUDA);
+    }
+
+    /**
+     * The same.
+     *
+     * @param brought whether captured queries come to the host to be looked at, from wherever they are captured
+     */
+    static MemoryNeed of(Model model, ContextOptions options, long tables, long queries, boolean brought) {
         GgufHeader header = model.header();
         double n = LlamaCache.padded(options.cells());
         double cells = n
@@ -31,7 +40,6 @@ record MemoryNeed(long cells, long scores, long tables, long queries) {
         double seen = n / options.sequences(); // a sequence has cells of its own
         double scores = rows * seen * 4 * (options.compute().flashAttention() == FlashAttention.OFF ? heads + 1 : 1);
         boolean host = model.backend() == Backend.CPU;
-        boolean brought = model.backend() != Backend.CUDA; // to be looked at, from wherever they are captured
         return new MemoryNeed(host ? (long) cells : 0, host ? (long) scores : 0, tables, brought ? queries : 0);
     }
 

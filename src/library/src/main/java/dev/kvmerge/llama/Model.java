@@ -378,7 +378,17 @@ public final class Model implements AutoCloseable {
      * @param queries bytes of those that are captured, where the model's layers lie
      */
     public void checkMemory(ContextOptions options, long tables, long queries) {
-        MemoryNeed.of(this, options, tables, queries).check(options.cells(), FreeMemory.bytes());
+        checkMemory(options, tables, queries, false);
+    }
+
+    /**
+     * As above.
+     *
+     * @param broughtHome whether captured queries come to the host even from a GPU
+     */
+    public void checkMemory(ContextOptions options, long tables, long queries, boolean broughtHome) {
+        boolean brought = broughtHome || backend() != Backend.CUDA;
+        MemoryNeed.of(this, options, tables, queries, brought).check(options.cells(), FreeMemory.bytes());
     }
 
     int checkToken(int token) {
