@@ -376,7 +376,7 @@ kvmerge_status kvmerge_query_head_moments(kvmerge_observer * observer, int32_t l
         o.finish_rewriting();
         const std::lock_guard<std::mutex> lock(o.mirrors);
         const auto & l = all_queries_of(o, layer);
-        if (!(l.scale != 0)) {
+        if (l.scale == 0) {
             throw Error(KVMERGE_E_STATE, text("layer %d: the scale of its attention is not known before a graph has "
                                               "run; decode something first",
                                               layer));

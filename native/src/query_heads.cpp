@@ -1,4 +1,5 @@
 // Moments of each query head's queries as they were before their rotation: what to expect of queries to come.
+#include "kernels/hadamard.hpp"
 #include "llama_graph.hpp"
 #include "observer.hpp"
 #include "status.hpp"
@@ -10,21 +11,6 @@
 using namespace kvmerge;
 
 namespace {
-
-// Multiplies n elements, in runs of `size`, by an orthonormal Hadamard matrix, which is its own inverse.
-void hadamard_transform(float * x, int n, int size) {
-    for (int half = 1; half < size; half *= 2) {
-        for (int i = 0; i < n; i++) {
-            if ((i & half) == 0) {
-                const float a = x[i], b = x[i + half];
-                x[i] = a + b;
-                x[i + half] = a - b;
-            }
-        }
-    }
-    const float norm = 1 / std::sqrt(float(size));
-    std::for_each(x, x + n, [norm](float & y) { y *= norm; });
-}
 
 // The rotation of a layer's queries over so many positions, as cosines and sines of its pairs.
 struct Turn {

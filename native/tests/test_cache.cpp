@@ -88,18 +88,9 @@ struct Run {
         q.n_prompt_block = c.prompt_block;
         q.position_range = c.position_range;
         q.record_fates = 1;
-        q.llama = {reinterpret_cast<void (*)()>(decode),
-                   llama.llama_synchronize,
-                   llama.llama_n_ctx_seq,
-                   llama.llama_n_seq_max,
-                   llama.llama_n_batch,
-                   llama.llama_get_logits_ith,
-                   llama.llama_get_memory,
-                   seq_rm,
-                   llama.llama_memory_seq_pos_max,
-                   llama.llama_state_seq_get_size,
-                   llama.llama_state_seq_get_data,
-                   llama.llama_state_seq_set_data};
+        q.llama = cache_entries(); // but for two that can fail
+        q.llama.decode = reinterpret_cast<void (*)()>(decode);
+        q.llama.memory_seq_rm = seq_rm;
         std::vector<float> calibration;
         if (c.calibrated) {
             calibration = Random(5).normals(size_t(PAIRS) * (6 + TinyGguf::HEAD_SIZE));

@@ -1,4 +1,5 @@
 // Kernels that rotate keys: merging cells, and what a calibration takes from them.
+#include "../hadamard.hpp"
 #include "fast.hpp"
 
 #include <algorithm>
@@ -7,25 +8,6 @@
 
 namespace kvmerge {
 namespace KVMERGE_ISA {
-
-// An orthonormal Walsh-Hadamard transform of each run of `size` elements: its own inverse.
-static void hadamard_transform(float * x, int n, int size) {
-    const float norm = 1 / std::sqrt(float(size));
-    for (float * run = x; run < x + n; run += size) {
-        for (int half = 1; half < size; half *= 2) {
-            for (int i = 0; i < size; i += 2 * half) {
-                for (int j = i; j < i + half; j++) {
-                    const float a = run[j], b = run[j + half];
-                    run[j] = a + b;
-                    run[j + half] = a - b;
-                }
-            }
-        }
-        for (int i = 0; i < size; i++) {
-            run[i] *= norm;
-        }
-    }
-}
 
 // Cosine and sine of an angle in turns, error about 1e-7. The angle is reduced in double: in single precision,
 // thousands of radians have no good digits left.

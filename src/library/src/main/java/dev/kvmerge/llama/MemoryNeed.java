@@ -15,14 +15,10 @@ import dev.kvmerge.llama.ContextOptions.FlashAttention;
 record MemoryNeed(long cells, long scores, long tables, long queries) {
     private static final long MIB = 1 << 20;
 
-    static MemoryNeed of(Model model, ContextOptions options, long tables, long queries) {
-        return of(model, options, tables, queries, model.backend() != Backend.CUDA);
-    }
-
     /**
-     * The same.
+     * The memory that a context is going to take.
      *
-     * @param brought whether captured queries come to the host to be looked at, from wherever they are captured
+     * @param brought whether captured queries come to the host to be looked at even from a GPU
      */
     static MemoryNeed of(Model model, ContextOptions options, long tables, long queries, boolean brought) {
         GgufHeader header = model.header();
@@ -40,7 +36,11 @@ record MemoryNeed(long cells, long scores, long tables, long queries) {
         double seen = n / options.sequences(); // a sequence has cells of its own
         double scores = rows * seen * 4 * (options.compute().flashAttention() == FlashAttention.OFF ? heads + 1 : 1);
         boolean host = model.backend() == Backend.CPU;
-        return new MemoryNeed(host ? (long) cells : 0, host ? (long) scores : 0, tables, brought ? queries : 0);
+        return new MemoryNeed(
+                host ? (long) cells : 0,
+                host ? (long) scores : 0,
+                tables,
+                brought || model.backend() != Backend.CUDA ? queries : 0);
     }
 
     /** All of it; more than any machine has, where it is no long. */

@@ -369,25 +369,16 @@ public final class Model implements AutoCloseable {
      * @throws KvmergeException naming what is needed and what is free
      */
     public void checkMemory(ContextOptions options, long tables) {
-        checkMemory(options, tables, 0);
+        checkMemory(options, tables, 0, false);
     }
 
     /**
      * As above.
      *
      * @param queries bytes of those that are captured, where the model's layers lie
+     * @param brought whether these come to the host to be looked at even from a GPU
      */
-    public void checkMemory(ContextOptions options, long tables, long queries) {
-        checkMemory(options, tables, queries, false);
-    }
-
-    /**
-     * As above.
-     *
-     * @param broughtHome whether captured queries come to the host even from a GPU
-     */
-    public void checkMemory(ContextOptions options, long tables, long queries, boolean broughtHome) {
-        boolean brought = broughtHome || backend() != Backend.CUDA;
+    public void checkMemory(ContextOptions options, long tables, long queries, boolean brought) {
         MemoryNeed.of(this, options, tables, queries, brought).check(options.cells(), FreeMemory.bytes());
     }
 

@@ -66,19 +66,20 @@ class MemoryTest {
         try (Model model =
                 Model.load(TestModel.library(), TinyGguf.write(root.resolve("tiny.gguf"), tiny), Backend.CPU, 0)) {
             ContextOptions options = ContextOptions.of(1000, 100, usual.withUbatch(64));
-            MemoryNeed need = MemoryNeed.of(model, options, 77, 88);
+            MemoryNeed need = MemoryNeed.of(model, options, 77, 88, false);
             assertEquals(1024 * 2 * 2 * (16 + 16) * 2, need.cells(), "cells, layers, heads, K and V, bytes");
             assertEquals(64 * 1024 * 4 * (4 + 1), need.scores(), "and the mask");
             assertEquals(77, need.tables());
             assertEquals(88, need.queries());
             assertEquals(need.cells() + need.scores() + 77 + 88, need.total());
-            MemoryNeed side = MemoryNeed.of(model, new ContextOptions(1024, 1024, 4, usual.withUbatch(64)), 0, 0);
+            MemoryNeed side =
+                    MemoryNeed.of(model, new ContextOptions(1024, 1024, 4, usual.withUbatch(64)), 0, 0, false);
             assertEquals(need.cells(), side.cells());
             assertEquals(need.scores() / 4, side.scores(), "a sequence sees its own cells alone");
             ComputeSettings other = usual.withUbatch(64)
                     .withFlashAttention(FlashAttention.ON)
                     .withCellTypes(CellType.Q8_0, CellType.F32);
-            MemoryNeed small = MemoryNeed.of(model, ContextOptions.of(1000, 100, other), 0, 0);
+            MemoryNeed small = MemoryNeed.of(model, ContextOptions.of(1000, 100, other), 0, 0, false);
             assertEquals((long) (1024 * 2 * 2 * 16 * (34 / 32.0 + 4)), small.cells());
             assertEquals(64 * 1024 * 4, small.scores());
             need.check(1000, need.total());
@@ -110,8 +111,13 @@ class MemoryTest {
         try (Model model = Model.load(TestModel.library(), file, Backend.CUDA, -1)) {
             assertEquals(
                     77,
-                    MemoryNeed.of(model, ContextOptions.of(1 << 20, 512, usual), 77, 88)
+                    MemoryNeed.of(model, ContextOptions.of(1 << 20, 512, usual), 77, 88, false)
                             .total());
+            assertEquals(
+                    77 + 88,
+                    MemoryNeed.of(model, ContextOptions.of(1 << 20, 512, usual), 77, 88, true)
+                            .total(),
+                    "queries that the host looks at");
         }
     }
 
