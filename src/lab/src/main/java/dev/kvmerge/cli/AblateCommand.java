@@ -23,6 +23,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.function.Function;
+import java.util.stream.Collectors;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
@@ -202,6 +203,7 @@ final class AblateCommand implements Runnable {
         Sweep all = new Sweep(new ArrayList<>(), new ArrayList<>());
         for (String value : values) {
             ExperimentRunner so = runner.observing(Integer.parseInt(value));
+            request.options().put("--observe-queries", value);
             all.add(value, sweep(so, request, out.resolve(QUERIES).resolve(value), run -> value));
         }
         return all;
@@ -224,10 +226,22 @@ final class AblateCommand implements Runnable {
         return sweep(runner, request, out.resolve(parameter), run -> bySpec.get(run.spec()));
     }
 
-    private static ExperimentRunner.Request request(
+    private ExperimentRunner.Request request(
             int n, int block, List<String> strategies, List<Double> compressions, Strategies.Settings settings) {
+        Map<String, String> options = GivenOptions.of(command, "--strategy", "--vary");
+        options.put("--strategies", String.join(",", strategies));
+        options.put("--compression", compressions.stream().map(String::valueOf).collect(Collectors.joining(",")));
+        if (settings.calibration() == null) {
+            options.put("--calibration", "none");
+        }
         return new ExperimentRunner.Request(
-                Experiment.Mode.stream(n), block, strategies, Experiment.Sizes.of(compressions), settings, BESIDE);
+                Experiment.Mode.stream(n),
+                block,
+                strategies,
+                Experiment.Sizes.of(compressions),
+                settings,
+                BESIDE,
+                options);
     }
 
     /** Runs an experiment, or what its folder lacks of it: a point for each of its runs but the full cache's. */

@@ -15,6 +15,8 @@ import dev.kvmerge.report.Table;
 import dev.kvmerge.strategy.Strategies;
 import java.util.List;
 import java.util.Locale;
+import java.util.Map;
+import java.util.stream.Collectors;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
@@ -199,7 +201,8 @@ final class ExperimentCommand implements Runnable {
                                         strategies,
                                         sizes(loaded, compute),
                                         chosen,
-                                        new Experiment.Extras(noiseFloor == OnOff.ON, fill)),
+                                        new Experiment.Extras(noiseFloor == OnOff.ON, fill),
+                                        options()),
                                 folder,
                                 out.resume);
                 print(finished.record());
@@ -216,6 +219,17 @@ final class ExperimentCommand implements Runnable {
                                 + " flash attention only: leave -fa off out, and it is on for such runs alone");
             }
         }
+    }
+
+    /** Those that were given, and what was compared at which sizes, given or not. */
+    private Map<String, String> options() {
+        Map<String, String> options = GivenOptions.of(command);
+        options.put("--strategies", String.join(",", strategies));
+        if (mib.isEmpty() && !StrategyOptions.onlyFull(strategies)) {
+            options.put(
+                    "--compression", compressions.stream().map(String::valueOf).collect(Collectors.joining(",")));
+        }
+        return options;
     }
 
     private Experiment.Sizes sizes(Model loaded, ComputeSettings compute) {

@@ -14,6 +14,7 @@ import dev.kvmerge.strategy.Strategies;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Locale;
+import java.util.Map;
 
 /** Runs experiments on a part of a text, with their progress on the terminal and their results in folders. */
 final class ExperimentRunner {
@@ -48,6 +49,7 @@ final class ExperimentRunner {
      * @param strategies and scales, by name
      * @param sizes of the caches
      * @param extras what is run beside
+     * @param options of an experiment that asks for this, by name
      */
     record Request(
             Experiment.Mode mode,
@@ -55,7 +57,8 @@ final class ExperimentRunner {
             List<String> strategies,
             Experiment.Sizes sizes,
             Strategies.Settings settings,
-            Experiment.Extras extras) {}
+            Experiment.Extras extras,
+            Map<String, String> options) {}
 
     /** What came of it: the runs that were to be made, and their figures. */
     record Finished(List<Experiment.Run> runs, RecordedExperiment record) {}
@@ -73,7 +76,8 @@ final class ExperimentRunner {
                 new Experiment.Setup(whole, request.mode(), request.block(), compute, folder.path(), request.extras());
         try (Experiment experiment =
                 new Experiment(model, setup, request.strategies(), request.sizes(), request.settings())) {
-            RecordedExperiment record = new RecordedExperiment(experiment, header(setup), folder, resume);
+            RecordedExperiment record =
+                    new RecordedExperiment(experiment, header(setup, request.options()), folder, resume);
             for (Experiment.Run run : record.missing()) {
                 make(run, experiment.runs(), record, whole.length);
             }
@@ -113,7 +117,7 @@ final class ExperimentRunner {
                 run.tokensPerSecond());
     }
 
-    private Report header(Experiment.Setup setup) {
+    private Report header(Experiment.Setup setup, Map<String, String> options) {
         Report.Settings settings = new Report.Settings(
                 setup.tokens().length,
                 setup.mode().text(),
@@ -123,7 +127,8 @@ final class ExperimentRunner {
                 compute.keyType().name().toLowerCase(Locale.ROOT),
                 compute.valueType().name().toLowerCase(Locale.ROOT),
                 compute.captures(model.backend() == Backend.CPU) ? compute.observedQueries() : null);
-        header = header == null ? Provenance.of(model, text, offset, settings) : header.with(settings);
+        header =
+                header == null ? Provenance.of(model, text, offset, settings, options) : header.with(settings, options);
         return header;
     }
 }

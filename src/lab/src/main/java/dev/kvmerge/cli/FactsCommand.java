@@ -166,7 +166,8 @@ final class FactsCommand implements Runnable {
                                 compute.flashAttention().name().toLowerCase(Locale.ROOT),
                                 compute.keyType().name().toLowerCase(Locale.ROOT),
                                 compute.valueType().name().toLowerCase(Locale.ROOT),
-                                model.captures(compute) ? compute.observedQueries() : null));
+                                model.captures(compute) ? compute.observedQueries() : null),
+                        GivenOptions.of(command, "--strategies", "--cells", "--kv-mib"));
                 Interrupt.listen("kvmerge: stopping at the end of this block; what is finished is in " + out.folder()
                         + ", go on with --resume");
                 print(loaded, facts, ask(facts, caches, header, folder));

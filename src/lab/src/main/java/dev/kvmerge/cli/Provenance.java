@@ -15,35 +15,42 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
 import java.util.Locale;
+import java.util.Map;
 
 /** What results.json says of the software, the machine, the model and the text. */
 final class Provenance {
     private Provenance() {}
 
-    /** The report of an experiment that has no runs yet; reads the model's file for its checksum. */
-    static Report of(Model model, Text text, int offset, Report.Settings settings) {
+    /**
+     * The report of an experiment that has no runs yet; reads the model's file for its checksum.
+     *
+     * @param options as {@link GivenOptions} has them
+     */
+    static Report of(Model model, Text text, int offset, Report.Settings settings, Map<String, String> options) {
         return new Report(
                 versions(model),
                 machine(model),
                 model(model),
                 new Report.TextInfo(text.path().getFileName().toString(), text.sha256(), offset),
                 settings,
+                options,
                 List.of());
     }
 
     /** The report of a conversation that nobody was asked about yet; likewise. */
-    static FactsReport of(Model model, FactsReport.Settings settings) {
-        return new FactsReport(versions(model), machine(model), model(model), settings, List.of());
+    static FactsReport of(Model model, FactsReport.Settings settings, Map<String, String> options) {
+        return new FactsReport(versions(model), machine(model), model(model), settings, options, List.of());
     }
 
     /** The report of tasks that no cache has been asked yet; likewise. */
-    static RulerReport of(Model model, Text text, RulerReport.Settings settings) {
+    static RulerReport of(Model model, Text text, RulerReport.Settings settings, Map<String, String> options) {
         return new RulerReport(
                 versions(model),
                 machine(model),
                 model(model),
                 new Report.TextInfo(text.path().getFileName().toString(), text.sha256(), 0),
                 settings,
+                options,
                 List.of());
     }
 

@@ -16,8 +16,8 @@ import picocli.CommandLine.Parameters;
 @Command(
         name = "report",
         mixinStandardHelpOptions = true,
-        description = "Writes one self-contained HTML page, and the same tables as Markdown, from the experiments in a "
-                + "folder and below it.",
+        description = "Writes one self-contained HTML page, and the same tables as Markdown, from the results of "
+                + "experiment, ruler and facts in a folder and below it.",
         footer = {"", "Example:", "  kvmerge report results"})
 final class ReportCommand implements Runnable {
     @Parameters(
@@ -35,21 +35,23 @@ final class ReportCommand implements Runnable {
         if (!Files.isDirectory(folder)) {
             throw new KvmergeException.Usage(
                     (Files.exists(folder) ? folder + " is no folder" : "there is no folder " + folder)
-                            + ": give the one that 'kvmerge experiment --out' wrote");
+                            + ": give the one that --out of 'kvmerge experiment', 'ruler' or 'facts' named");
         }
-        List<Path> experiments;
+        List<Path> folders;
         try (Stream<Path> files = Files.walk(folder)) {
-            experiments = files.filter(f -> f.getFileName().toString().equals("results.json"))
+            folders = files.filter(ResultsFolder::isReported)
                     .map(Path::getParent)
+                    .distinct()
                     .sorted()
                     .toList();
         } catch (IOException e) {
             throw new KvmergeException("cannot read the folder " + folder + ": " + e.getMessage(), e);
         }
-        if (experiments.isEmpty()) {
-            throw new KvmergeException("no results.json in " + folder + " or below: run 'kvmerge experiment' first");
+        if (folders.isEmpty()) {
+            throw new KvmergeException("none of " + String.join(", ", ResultsFolder.REPORTED) + " in " + folder
+                    + " or below: run 'kvmerge experiment', 'ruler' or 'facts' first");
         }
-        HtmlReport page = HtmlReport.of(folder, experiments);
+        HtmlReport page = HtmlReport.of(folder, folders);
         Path html = out == null ? folder.resolve("report.html") : out;
         Path markdown = html.resolveSibling(html.getFileName().toString().replaceFirst("\\.html?$", "") + ".md");
         try (ResultsFolder to = ResultsFolder.open(html.toAbsolutePath().getParent())) {
@@ -57,7 +59,8 @@ final class ReportCommand implements Runnable {
             to.write(markdown.getFileName().toString(), page.markdown());
         }
         page.problems().forEach(p -> System.err.println("kvmerge: " + p));
-        System.out.println("Wrote " + html + " and " + markdown + ": " + experiments.size() + " experiments"
+        System.out.println("Wrote " + html + " and " + markdown + ": " + folders.size()
+                + (folders.size() == 1 ? " folder" : " folders")
                 + (page.problems().isEmpty() ? "" : ", " + page.problems().size() + " with something missing") + ".");
     }
 }

@@ -152,7 +152,11 @@ final class RulerCommand implements Runnable {
             }
             Ruler.Setup setup = new Ruler.Setup(asked, known, whole ? Ruler.WHOLE : block.tokens, seed, compute);
             Ruler ruler = new Ruler(loaded, ChatFormat.of(loaded), book.content(), setup);
-            RulerReport header = Provenance.of(loaded, book, settings(setup));
+            RulerReport header = Provenance.of(
+                    loaded,
+                    book,
+                    settings(setup),
+                    GivenOptions.of(command, "--strategies", "--compression", "--tokens", "--texts"));
             Interrupt.listen("kvmerge: stopping at the end of this block; what is finished is in " + out.folder()
                     + ", go on with --resume");
             print(loaded, read(ruler, caches, header, folder), header.settings().tasks());

@@ -36,10 +36,15 @@ final class StrategyOptions {
 
     /** Refuses what only a compressed cache uses where none is asked for but the full one. */
     static void refuseOfFull(CommandSpec command, List<String> names, List<String> strategies) {
-        if (strategies.stream()
-                .allMatch(name -> Experiment.Spec.of(name).method().equals(Strategies.FULL))) {
+        if (onlyFull(strategies)) {
             refuse(command, names, "goes with a strategy other than full");
         }
+    }
+
+    /** Whether nothing but the full cache is asked for. */
+    static boolean onlyFull(List<String> strategies) {
+        return strategies.stream()
+                .allMatch(name -> Experiment.Spec.of(name).method().equals(Strategies.FULL));
     }
 
     @Option(

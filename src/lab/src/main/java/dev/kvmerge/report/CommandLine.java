@@ -2,9 +2,12 @@ package dev.kvmerge.report;
 
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.eval.Experiment;
+import dev.kvmerge.eval.Facts;
+import dev.kvmerge.eval.Ruler;
 import dev.kvmerge.eval.RunResult;
-import java.util.ArrayList;
+import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Map;
 import java.util.Objects;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
@@ -12,80 +15,173 @@ import java.util.stream.Collectors;
 import java.util.stream.Stream;
 
 /**
- * The command that makes an experiment's runs again, from what its results say. Settings of strategies that are not in
- * their names (--sinks and the like) are those of the parameters in results.json, and are not repeated.
+ * The command that makes results again, from what they say: the options that were given, and beside them what those
+ * leave to defaults. Older files do not say the options: settings of strategies that are not in their names (--sinks
+ * and the like) are then not repeated.
  */
 final class CommandLine {
     private static final Pattern PREFILL = Pattern.compile("prefill (\\d{1,9}) of (\\d{1,9})");
+    private static final Pattern PLAIN = Pattern.compile("[A-Za-z0-9_./:=,@%+-]+"); // to a shell
 
-    private CommandLine() {}
+    private final String name;
+    private final Map<String, String> options = new LinkedHashMap<>();
 
+    private CommandLine(String name, Report.ModelInfo model, Report.Machine machine) {
+        this.name = name;
+        add("-m", model.path());
+        if (machine != null && machine.device() != null && !machine.device().equals("cpu")) {
+            add("--device", machine.device());
+        }
+    }
+
+    /** Of an experiment. */
     static String of(Report report) {
         Report.Settings settings = report.settings();
-        List<String> words = new ArrayList<>(List.of("bin/kvmerge", "experiment"));
-        add(words, "-m", report.model().path());
-        add(words, "-f", report.text().name());
-        add(words, "--offset", report.text().offset());
-        add(words, "--tokens", settings.tokens());
+        CommandLine command = new CommandLine("experiment", report.model(), report.machine());
+        command.add("-f", report.text().name());
+        command.add("--offset", report.text().offset());
+        command.add("--tokens", settings.tokens());
         Matcher prefill = PREFILL.matcher(settings.mode());
         if (prefill.matches()) {
             int read = Integer.parseInt(prefill.group(1));
-            add(words, "--prefill", read);
-            add(words, "--score", Integer.parseInt(prefill.group(2)) - read);
+            command.add("--prefill", read);
+            command.add("--score", Integer.parseInt(prefill.group(2)) - read);
         } else {
-            add(words, "--block", settings.block());
+            command.add("--block", settings.block());
         }
+        if (report.options() == null) {
+            command.guess(report);
+        } else {
+            command.options.putAll(report.options());
+        }
+        return command.text();
+    }
+
+    /** Of RULER's tasks: every cache at every compression and length that the folder has. */
+    static String of(RulerReport report) {
+        RulerReport.Settings settings = report.settings();
+        List<Ruler.Reading> readings = report.readings();
+        CommandLine command = new CommandLine("ruler", report.model(), report.machine());
+        command.add("-f", report.text().name());
+        command.add("--tasks", String.join(",", settings.tasks()));
+        command.add("--tokens", list(readings.stream().map(r -> r.item().tokens())));
+        command.add(
+                "--texts",
+                1L + readings.stream().mapToInt(r -> r.item().index()).max().orElse(0));
+        command.add("--seed", settings.seed());
+        if (settings.known()) {
+            command.add("--known", "");
+        }
+        if (settings.block() == Ruler.WHOLE) {
+            command.add("--whole", "");
+        }
+        command.cells(settings.flashAttention(), settings.keyType(), settings.valueType());
+        command.add("--strategies", list(readings.stream().map(Ruler.Reading::cache)));
+        List<Ruler.Reading> compressed =
+                readings.stream().filter(r -> r.compression() > 0).toList();
+        if (!compressed.isEmpty()) {
+            command.add("--compression", list(compressed.stream().map(Ruler.Reading::compression)));
+            if (settings.block() != Ruler.WHOLE) {
+                command.add("--block", settings.block());
+            }
+            command.addGiven(report.options());
+            // In results "entropy-merged" with --signal row has the name of its own that it goes by, too.
+            if (compressed.stream().noneMatch(r -> r.cache().matches("entropy-merged(:.*)?"))) {
+                command.options.remove("--signal");
+            }
+        }
+        return command.text();
+    }
+
+    /** Of a conversation's facts: every cache with each number of cells that the folder has. */
+    static String of(FactsReport report) {
+        FactsReport.Settings settings = report.settings();
+        List<Facts.Run> runs = report.runs();
+        CommandLine command = new CommandLine("facts", report.model(), report.machine());
+        command.add("--facts", settings.facts());
+        command.add("--tokens", settings.tokens());
+        command.add("--answer", settings.answer());
+        command.add("--block", settings.block());
+        command.add("--seed", settings.seed());
+        command.cells(settings.flashAttention(), settings.keyType(), settings.valueType());
+        command.add("--strategies", list(runs.stream().map(Facts.Run::cache)));
+        List<Facts.Run> compressed = runs.stream().filter(r -> r.cells() > 0).toList();
+        if (!compressed.isEmpty()) {
+            command.add("--cells", list(compressed.stream().map(Facts.Run::cells)));
+            command.addGiven(report.options());
+        }
+        return command.text();
+    }
+
+    private void add(String option, Object value) {
+        options.put(option, value.toString());
+    }
+
+    private void addGiven(Map<String, String> given) {
+        if (given != null) {
+            options.putAll(given);
+        }
+    }
+
+    private void cells(String flashAttention, String keyType, String valueType) {
+        add("-fa", flashAttention);
+        add("-ctk", keyType);
+        add("-ctv", valueType);
+    }
+
+    private static String list(Stream<?> values) {
+        return values.distinct().map(String::valueOf).collect(Collectors.joining(","));
+    }
+
+    private String text() {
+        StringBuilder text = new StringBuilder("bin/kvmerge ").append(name);
+        options.forEach((option, value) -> text.append(' ')
+                .append(quoted(option))
+                .append(value.isEmpty() ? "" : " ")
+                .append(quoted(value)));
+        return text.toString();
+    }
+
+    /** As a shell takes it for one word. */
+    private static String quoted(String value) {
+        return value.isEmpty() || PLAIN.matcher(value).matches() ? value : "'" + value.replace("'", "'\\''") + "'";
+    }
+
+    /** What an older file does not say, but its runs tell. */
+    private void guess(Report report) {
+        Report.Settings settings = report.settings();
         // Quantised V cells of a run's own turn it on for that run: "-fa off" would refuse them.
         if (!settings.flashAttention().equals("off") || names(report).noneMatch(CommandLine::needsFlashAttention)) {
-            add(words, "-fa", settings.flashAttention());
+            add("-fa", settings.flashAttention());
         }
         if (report.runs().stream().anyMatch(run -> "stop".equals(run.observation()))) {
-            add(words, "--observe", "stop");
+            add("--observe", "stop");
         }
         if (report.runs().stream()
                 .anyMatch(run -> "capture".equals(run.observation()) && "off".equals(run.flashAttention()))) {
-            add(words, "--observe", "capture");
+            add("--observe", "capture");
         }
         report.runs().stream()
                 .map(RunResult::observedQueries)
                 .filter(Objects::nonNull)
                 .findFirst()
-                .ifPresent(queries -> add(words, "--observe-queries", queries));
+                .ifPresent(queries -> add("--observe-queries", queries));
         if (report.runs().stream().noneMatch(CommandLine::hasChosenTypes)) {
-            add(words, "-ctk", settings.keyType());
-            add(words, "-ctv", settings.valueType());
+            add("-ctk", settings.keyType());
+            add("-ctv", settings.valueType());
         }
-        String names = names(report).distinct().collect(Collectors.joining(","));
+        String names = list(names(report));
         if (!names.isEmpty()) {
-            add(words, "--strategies", names);
+            add("--strategies", names);
         }
-        sizes(report, words);
-        return String.join(" ", words);
-    }
-
-    private static void sizes(Report report, List<String> words) {
-        String mib = report.runs().stream()
-                .map(RunResult::kvMib)
-                .filter(Objects::nonNull)
-                .distinct()
-                .map(String::valueOf)
-                .collect(Collectors.joining(","));
-        String compressions = report.runs().stream()
-                .map(RunResult::compression)
-                .filter(share -> share > 0)
-                .distinct()
-                .map(String::valueOf)
-                .collect(Collectors.joining(","));
+        String mib = list(report.runs().stream().map(RunResult::kvMib).filter(Objects::nonNull));
+        String compressions =
+                list(report.runs().stream().map(RunResult::compression).filter(share -> share > 0));
         if (!mib.isEmpty()) {
-            add(words, "--kv-mib", mib);
+            add("--kv-mib", mib);
         } else if (!compressions.isEmpty()) {
-            add(words, "--compression", compressions);
+            add("--compression", compressions);
         }
-    }
-
-    private static void add(List<String> words, String option, Object value) {
-        words.add(option);
-        words.add(value.toString());
     }
 
     /** The names that were asked for; older files have the strategies' alone. */

@@ -2,11 +2,13 @@ package dev.kvmerge.report;
 
 import dev.kvmerge.eval.Facts;
 import java.util.List;
+import java.util.Map;
 
 /**
  * facts.json: what was told and asked, on what, and every finished run.
  *
  * @param settings shared by all runs
+ * @param options as {@link Report#options}, of the last call that ran something
  * @param runs finished ones
  */
 public record FactsReport(
@@ -14,6 +16,7 @@ public record FactsReport(
         Report.Machine machine,
         Report.ModelInfo model,
         Settings settings,
+        Map<String, String> options,
         List<Facts.Run> runs) {
     /**
      * What all runs shared.
@@ -37,7 +40,7 @@ public record FactsReport(
 
     /** The same with these runs. */
     public FactsReport with(List<Facts.Run> newRuns) {
-        return new FactsReport(versions, machine, model, settings, List.copyOf(newRuns));
+        return new FactsReport(versions, machine, model, settings, options, List.copyOf(newRuns));
     }
 
     /** Whether runs of the other can stand beside runs of this. */

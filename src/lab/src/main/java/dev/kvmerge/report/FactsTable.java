@@ -8,7 +8,10 @@ import dev.kvmerge.eval.Proportion;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
+import java.util.Map;
+import java.util.Set;
 import java.util.function.Predicate;
+import java.util.stream.Collectors;
 import java.util.stream.IntStream;
 
 /** What caches remember of a conversation: its facts, and the system prompt's rule. */
@@ -19,6 +22,11 @@ public final class FactsTable {
 
     /** Recall of the facts: said, and the likeliest of forty, over all and by when they were told. */
     public static String facts(List<Run> runs) {
+        return Table.align(factsRows(runs));
+    }
+
+    /** The same in cells, the first row the columns' names. */
+    static List<String[]> factsRows(List<Run> runs) {
         List<String[]> rows = new ArrayList<>();
         rows.add(new String[] {
             "cache", "cells", "said", "95 %", "likeliest", "95 %", "1st quarter", "2nd", "3rd", "last", "nats", "+/-"
@@ -26,7 +34,7 @@ public final class FactsTable {
         for (Run run : runs) {
             List<Answer> answers = run.answers();
             Proportion said = of(answers, Answer::right);
-            Proportion likeliest = of(answers, a -> a.rank() == 1);
+            Proportion likeliest = likeliest(run);
             List<String> row = new ArrayList<>(List.of(
                     run.cache(), cells(run), share(said), interval(said), share(likeliest), interval(likeliest)));
             for (int q = 0; q < QUARTERS; q++) {
@@ -38,11 +46,16 @@ public final class FactsTable {
             row.add(number(error(nats)));
             rows.add(row.toArray(String[]::new));
         }
-        return Table.align(rows);
+        return rows;
     }
 
     /** How often the rule is obeyed, and its word is the likeliest of forty, over all and by how much was read. */
     public static String rule(List<Run> runs) {
+        return Table.align(ruleRows(runs));
+    }
+
+    /** The same in cells, the first row the columns' names. */
+    static List<String[]> ruleRows(List<Run> runs) {
         List<Integer> points =
                 runs.getFirst().checks().stream().map(Check::tokens).distinct().toList();
         List<String[]> rows = new ArrayList<>();
@@ -60,7 +73,7 @@ public final class FactsTable {
             }
             rows.add(row.toArray(String[]::new));
         }
-        return Table.align(rows);
+        return rows;
     }
 
     /** One row a question. */
@@ -110,6 +123,31 @@ public final class FactsTable {
 
     private static String cells(Run run) {
         return String.format(Locale.ROOT, "%,d", run.cells() == 0 ? run.tokens() : run.cells());
+    }
+
+    /** The same, where caches of one name had several settings each named with its own. */
+    static List<Run> toldApart(List<Run> runs) {
+        Map<String, Set<String>> settings = runs.stream()
+                .collect(Collectors.groupingBy(Run::cache, Collectors.mapping(Run::parameters, Collectors.toSet())));
+        return runs.stream()
+                .map(r -> settings.get(r.cache()).size() == 1
+                        ? r
+                        : new Run(
+                                r.cache() + " " + r.parameters(),
+                                r.parameters(),
+                                r.cells(),
+                                r.allocated(),
+                                r.used(),
+                                r.tokens(),
+                                r.seconds(),
+                                r.answers(),
+                                r.checks()))
+                .toList();
+    }
+
+    /** The facts whose value is the likeliest of its kind. */
+    static Proportion likeliest(Run run) {
+        return of(run.answers(), a -> a.rank() == 1);
     }
 
     private static <T> Proportion of(List<T> all, Predicate<T> hit) {

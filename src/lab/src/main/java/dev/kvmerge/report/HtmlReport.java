@@ -2,20 +2,23 @@ package dev.kvmerge.report;
 
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.eval.Experiment;
+import dev.kvmerge.eval.Facts;
+import dev.kvmerge.eval.Ruler;
 import dev.kvmerge.eval.RunResult;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Comparator;
 import java.util.List;
 import java.util.Locale;
 import java.util.stream.Stream;
 
 /**
- * All experiments of a folder on one page: tables sorted by KL, the plots inside the page, versions, and the command
- * that reproduces each. An experiment whose results are broken or not whole is named with what is missing, and the
- * others are shown.
+ * All results of a folder on one page: experiments' tables sorted by KL, accuracy in RULER's tasks, what caches
+ * remember of a conversation; the plots inside the page, versions, and the command that makes each again. Results that
+ * are broken or not whole are named with what is missing, and the others are shown.
  */
 public final class HtmlReport {
     private static final String STYLE = """
@@ -41,7 +44,7 @@ public final class HtmlReport {
      * Makes the page.
      *
      * @param root what names are relative to
-     * @param folders with a results.json each
+     * @param folders with a file each that {@link ResultsFolder#isReported} names, or several
      */
     public static HtmlReport of(Path root, List<Path> folders) {
         HtmlReport page = new HtmlReport();
@@ -50,12 +53,14 @@ public final class HtmlReport {
                         + "content=\"width=device-width\">\n")
                 .append("<title>kvmerge results</title>\n<style>\n")
                 .append(STYLE)
-                .append("</style>\n<h1>kvmerge results</h1>\n")
-                .append(paragraph(METHOD));
-        page.markdown.append("# kvmerge results\n\n").append(METHOD).append("\n");
+                .append("</style>\n<h1>kvmerge results</h1>\n");
+        page.markdown.append("# kvmerge results\n");
+        if (folders.stream().anyMatch(ResultsFolder::hasResults)) {
+            page.text(METHOD + "\n");
+        }
         for (Path folder : folders) {
             Path relative = root.relativize(folder);
-            page.experiment(
+            page.folder(
                     folder, relative.toString().isEmpty() ? folder.getFileName().toString() : relative.toString());
         }
         page.html.append("</html>\n");
@@ -69,6 +74,10 @@ public final class HtmlReport {
                     + "nats, on the tokens past the"
                     + " budget; +/- is one standard error. Lower is better. Speeds are ratios of single runs: for "
                     + "speed, see 'kvmerge bench'.";
+
+    private static final String SEVERAL =
+            "Caches of one name had several settings, and are named with them; the command has the last that were "
+                    + "given.\n";
 
     /** The page. */
     public String html() {
@@ -85,40 +94,40 @@ public final class HtmlReport {
         return List.copyOf(problems);
     }
 
-    private void experiment(Path folder, String name) {
+    private void folder(Path folder, String name) {
         html.append("<h2>").append(escape(name)).append("</h2>\n");
-        markdown.append("\n## ").append(name).append("\n\n");
-        Report report;
+        markdown.append("\n## ").append(name).append("\n");
+        part(name, ResultsFolder.hasResults(folder), () -> experiment(folder, name));
+        part(name, ResultsFolder.hasRuler(folder), () -> ruler(folder, name));
+        part(name, ResultsFolder.hasFacts(folder), () -> facts(folder, name));
+    }
+
+    private void part(String name, boolean there, Runnable shown) {
         try {
-            report = ResultsFolder.read(folder);
+            if (there) {
+                shown.run();
+            }
         } catch (KvmergeException e) {
             missing(name, e.getMessage());
-            return;
         }
-        String facts = String.format(
-                Locale.ROOT,
-                "%s, %,d tokens of %s from token %,d, block %d, %d threads, flash attention %s, cells %s/%s; kvmerge "
-                        + "%s, llama.cpp %s, JDK %s, %s on %s.",
+    }
+
+    private void experiment(Path folder, String name) {
+        Report report = ResultsFolder.read(folder);
+        Report.Settings settings = report.settings();
+        about(
+                "%s, %,d tokens of %s from token %,d, block %d, %d threads, flash attention %s, cells %s/%s",
+                report.versions(),
+                report.machine(),
                 report.model().description(),
-                report.settings().tokens(),
+                settings.tokens(),
                 report.text().name(),
                 report.text().offset(),
-                report.settings().block(),
-                report.settings().threads(),
+                settings.block(),
+                settings.threads(),
                 report.flashAttention(),
-                report.settings().keyType(),
-                report.settings().valueType(),
-                report.versions().kvmerge(),
-                report.versions().llamaCpp(),
-                report.versions().jdk(),
-                report.machine() == null
-                        ? "an unknown machine"
-                        : report.machine().cpu(),
-                report.machine() == null
-                        ? "an unknown device"
-                        : report.machine().device());
-        html.append("<p class=\"facts\">").append(escape(facts)).append("</p>\n");
-        markdown.append(facts).append("\n\n");
+                settings.keyType(),
+                settings.valueType());
         List<RunResult> compressed = report.runs().stream()
                 .filter(r -> r.compression() > 0)
                 .sorted(Comparator.comparingDouble(RunResult::compression)
@@ -129,15 +138,12 @@ public final class HtmlReport {
                     name,
                     "no compressed run is finished: go on with 'kvmerge experiment --out " + folder + " --resume'");
         } else {
-            table(compressed);
+            table(rows(compressed), 1);
         }
         report.runs().stream()
                 .filter(r -> r.strategy().equals(Experiment.AGAIN))
                 .map(Table::floor)
-                .forEach(floor -> {
-                    html.append(paragraph(floor.strip()));
-                    markdown.append("\n").append(floor);
-                });
+                .forEach(this::text);
         List<String> without = compressed.stream()
                 .filter(r -> r.klMean() == null || r.perplexity() == null)
                 .map(RunResult::id)
@@ -145,20 +151,113 @@ public final class HtmlReport {
         if (!without.isEmpty()) {
             missing(name, "no KL or perplexity of " + String.join(", ", without));
         }
-        String command = CommandLine.of(report);
-        html.append("<pre>").append(escape(command)).append("</pre>\n");
-        markdown.append("\n    ").append(command).append("\n");
+        command(CommandLine.of(report));
         plots(folder, name);
+    }
+
+    private void ruler(Path folder, String name) {
+        RulerReport report = ResultsFolder.readRuler(folder);
+        RulerReport.Settings settings = report.settings();
+        about(
+                "RULER's tasks: %s, prose of %s, questions %s, %s, seed %d, %d threads, flash attention %s, cells %s/%s",
+                report.versions(),
+                report.machine(),
+                report.model().description(),
+                report.text().name(),
+                settings.known() ? "known" : "not known",
+                settings.block() == Ruler.WHOLE ? "compressed once" : "block " + settings.block(),
+                settings.seed(),
+                settings.threads(),
+                settings.flashAttention(),
+                settings.keyType(),
+                settings.valueType());
+        List<Ruler.Reading> readings = RulerTable.toldApart(report.readings());
+        if (readings.isEmpty()) {
+            missing(name, "no text is read: go on with 'kvmerge ruler --out " + folder + " --resume'");
+            return;
+        }
+        table(RulerTable.rows(readings, settings.tasks()), 0, 1);
+        text(RulerTable.legend());
+        if (!RulerTable.isWhole(readings, settings.tasks())) {
+            missing(
+                    name,
+                    "not every cache was asked all tasks in all texts, so means are of different ones: go on with"
+                            + " 'kvmerge ruler --out " + folder + " --resume'");
+        }
+        if (!readings.equals(report.readings())) {
+            text(SEVERAL);
+        }
+        command(CommandLine.of(report));
+        AccuracyPlot.ruler(readings, settings.tasks()).forEach(this::figure);
+    }
+
+    private void facts(Path folder, String name) {
+        FactsReport report = ResultsFolder.readFacts(folder);
+        FactsReport.Settings settings = report.settings();
+        about(
+                "A conversation's facts: %s, %d facts in about %,d tokens, answers of %d at most, block %d, seed %d, "
+                        + "%d threads, flash attention %s, cells %s/%s",
+                report.versions(),
+                report.machine(),
+                report.model().description(),
+                settings.facts(),
+                settings.tokens(),
+                settings.answer(),
+                settings.block(),
+                settings.seed(),
+                settings.threads(),
+                settings.flashAttention(),
+                settings.keyType(),
+                settings.valueType());
+        List<Facts.Run> runs = FactsTable.toldApart(report.runs());
+        if (runs.isEmpty()) {
+            missing(name, "no cache is asked: go on with 'kvmerge facts --out " + folder + " --resume'");
+            return;
+        }
+        table(FactsTable.factsRows(runs));
+        table(FactsTable.ruleRows(runs));
+        text(FactsTable.legend());
+        if (!runs.equals(report.runs())) {
+            text(SEVERAL);
+        }
+        command(CommandLine.of(report));
+        figure(AccuracyPlot.facts(runs));
     }
 
     private void missing(String name, String what) {
         problems.add(name + ": " + what);
         html.append("<p class=\"missing\">").append(escape(what)).append("</p>\n");
-        markdown.append("Missing: ").append(what).append("\n");
+        markdown.append("\nMissing: ").append(what).append("\n");
     }
 
-    private void table(List<RunResult> runs) {
-        String[] head = {
+    /** What was run, and by what on what. */
+    private void about(String format, Report.Versions versions, Report.Machine machine, Object... settings) {
+        String facts = String.format(Locale.ROOT, format, settings)
+                + String.format(
+                        Locale.ROOT,
+                        "; kvmerge %s, llama.cpp %s, JDK %s, %s on %s.",
+                        versions.kvmerge(),
+                        versions.llamaCpp(),
+                        versions.jdk(),
+                        machine == null ? "an unknown machine" : machine.cpu(),
+                        machine == null ? "an unknown device" : machine.device());
+        html.append("<p class=\"facts\">").append(escape(facts)).append("</p>\n");
+        markdown.append("\n").append(facts).append("\n");
+    }
+
+    private void text(String lines) {
+        html.append(paragraph(lines.strip()));
+        markdown.append("\n").append(lines);
+    }
+
+    private void command(String command) {
+        html.append("<pre>").append(escape(command)).append("</pre>\n");
+        markdown.append("\n    ").append(command).append("\n");
+    }
+
+    private static List<String[]> rows(List<RunResult> runs) {
+        List<String[]> rows = new ArrayList<>();
+        rows.add(new String[] {
             "strategy",
             "saved",
             "cells",
@@ -171,21 +270,9 @@ public final class HtmlReport {
             "flash attention",
             "KV MiB",
             "overhead"
-        };
-        html.append("<table><thead><tr>");
-        for (String h : head) {
-            html.append("<th>").append(h).append("</th>");
-        }
-        html.append("</tr></thead><tbody>\n");
-        markdown.append("| ")
-                .append(String.join(" | ", head))
-                .append(" |\n|")
-                .append(" :-- |")
-                .append(" --: |".repeat(head.length - 1))
-                .append("\n");
-        double last = -1;
+        });
         for (RunResult r : runs) {
-            String[] cells = {
+            rows.add(new String[] {
                 r.strategy(),
                 Table.percent(r.compression()) + " %",
                 Integer.toString(r.cells()),
@@ -198,14 +285,40 @@ public final class HtmlReport {
                 r.flashAttention() == null ? "-" : r.flashAttention(),
                 r.kvBytes() == null ? "-" : Table.number("%.1f", r.kvBytes() / 1048576.0),
                 overhead(r)
-            };
-            html.append(r.compression() == last ? "<tr>" : "<tr class=\"best\">");
-            last = r.compression();
-            for (String c : cells) {
-                html.append("<td>").append(escape(c)).append("</td>");
+            });
+        }
+        return rows;
+    }
+
+    /**
+     * Writes a table.
+     *
+     * @param rows the first has the columns' names
+     * @param sizes columns that tell a part's rows from the next's: the first row of a part is the best, and bold; none
+     *     where rows are in no such order
+     */
+    private void table(List<String[]> rows, int... sizes) {
+        html.append("<table><thead><tr>");
+        for (String head : rows.getFirst()) {
+            html.append("<th>").append(escape(head)).append("</th>");
+        }
+        html.append("</tr></thead><tbody>\n");
+        markdown.append("\n| ")
+                .append(String.join(" | ", rows.getFirst()))
+                .append(" |\n|")
+                .append(" :-- |")
+                .append(" --: |".repeat(rows.getFirst().length - 1))
+                .append("\n");
+        for (int i = 1; i < rows.size(); i++) {
+            String[] row = rows.get(i);
+            String[] above = rows.get(i - 1);
+            boolean best = Arrays.stream(sizes).anyMatch(column -> !row[column].equals(above[column]));
+            html.append(best ? "<tr class=\"best\">" : "<tr>");
+            for (String cell : row) {
+                html.append("<td>").append(escape(cell)).append("</td>");
             }
             html.append("</tr>\n");
-            markdown.append("| ").append(String.join(" | ", cells)).append(" |\n");
+            markdown.append("| ").append(String.join(" | ", row)).append(" |\n");
         }
         html.append("</tbody></table>\n");
     }
@@ -224,14 +337,17 @@ public final class HtmlReport {
         try (Stream<Path> files = Files.list(folder)) {
             for (Path file :
                     files.filter(f -> f.toString().endsWith(".svg")).sorted().toList()) {
-                String svg = Files.readString(file);
-                html.append("<figure>")
-                        .append(svg.substring(Math.max(0, svg.indexOf("<svg"))))
-                        .append("</figure>\n");
+                figure(Files.readString(file));
             }
         } catch (IOException e) {
             missing(name, "the plots cannot be read: " + e.getMessage());
         }
+    }
+
+    private void figure(String svg) {
+        html.append("<figure>")
+                .append(svg.substring(Math.max(0, svg.indexOf("<svg"))))
+                .append("</figure>\n");
     }
 
     private static String paragraph(String text) {

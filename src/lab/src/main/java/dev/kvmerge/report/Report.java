@@ -5,6 +5,7 @@ import java.lang.reflect.RecordComponent;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
+import java.util.Map;
 import java.util.Objects;
 
 /**
@@ -15,10 +16,18 @@ import java.util.Objects;
  * @param model that was run
  * @param text that was read
  * @param settings shared by all runs
+ * @param options that the command was given beside model and text, by name; "" of one without a value; null in older
+ *     files
  * @param runs finished ones, the full cache first
  */
 public record Report(
-        Versions versions, Machine machine, ModelInfo model, TextInfo text, Settings settings, List<RunResult> runs) {
+        Versions versions,
+        Machine machine,
+        ModelInfo model,
+        TextInfo text,
+        Settings settings,
+        Map<String, String> options,
+        List<RunResult> runs) {
     /** Versions of the software. */
     public record Versions(String kvmerge, String llamaCpp, String jdk) {}
 
@@ -83,14 +92,14 @@ public record Report(
         return without.isEmpty() ? "on" : with.isEmpty() ? "off" : "off, but on for " + String.join(", ", with);
     }
 
-    /** The same of an experiment with other settings. */
-    public Report with(Settings newSettings) {
-        return new Report(versions, machine, model, text, newSettings, runs);
+    /** The same of an experiment with other settings and options. */
+    public Report with(Settings newSettings, Map<String, String> newOptions) {
+        return new Report(versions, machine, model, text, newSettings, newOptions, runs);
     }
 
     /** The same with these runs. */
     public Report with(List<RunResult> newRuns) {
-        return new Report(versions, machine, model, text, settings, List.copyOf(newRuns));
+        return new Report(versions, machine, model, text, settings, options, List.copyOf(newRuns));
     }
 
     /**

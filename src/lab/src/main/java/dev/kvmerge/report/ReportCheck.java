@@ -6,6 +6,7 @@ import dev.kvmerge.eval.RunResult;
 import java.lang.reflect.RecordComponent;
 import java.util.List;
 import java.util.Map;
+import java.util.Objects;
 import java.util.Set;
 
 /** What has to hold of results that were read from a file, so that everything behind it can rely on them. */
@@ -22,6 +23,7 @@ final class ReportCheck {
     /** Beside the boxed numbers of a run, which are null where a figure does not exist; and in older files. */
     private static final Set<String> MAY_BE_MISSING = Set.of(
             "machine",
+            "options",
             "gpu",
             "headDim",
             "type",
@@ -38,6 +40,7 @@ final class ReportCheck {
             throw new Wrong("there is nothing in it");
         }
         whole(report, "");
+        given(report.options());
         for (int i = 0; i < report.runs().size(); i++) {
             RunResult run = report.runs().get(i);
             String where = "runs[" + i + "].";
@@ -64,6 +67,7 @@ final class ReportCheck {
             throw new Wrong("there is nothing in it");
         }
         whole(report, "");
+        given(report.options());
         for (int i = 0; i < report.runs().size(); i++) {
             Facts.Run run = report.runs().get(i);
             String where = "runs[" + i + "].";
@@ -71,6 +75,10 @@ final class ReportCheck {
                 throw new Wrong("runs[" + i + "] is null");
             }
             whole(run, where);
+            positive(where + "tokens", run.tokens());
+            if (run.cells() < 0) {
+                throw new Wrong(where + "cells is negative");
+            }
             if (run.answers().isEmpty() || run.checks().isEmpty()) {
                 throw new Wrong(where + "answers or checks are none");
             }
@@ -88,6 +96,10 @@ final class ReportCheck {
             throw new Wrong("there is nothing in it");
         }
         whole(report, "");
+        given(report.options());
+        if (report.settings().tasks().stream().anyMatch(Objects::isNull)) {
+            throw new Wrong("settings.tasks has a null");
+        }
         for (int i = 0; i < report.readings().size(); i++) {
             Ruler.Reading reading = report.readings().get(i);
             String where = "readings[" + i + "].";
@@ -95,6 +107,10 @@ final class ReportCheck {
                 throw new Wrong("readings[" + i + "] is null");
             }
             whole(reading, where);
+            positive(where + "item.tokens", reading.item().tokens());
+            if (reading.item().index() < 0) {
+                throw new Wrong(where + "item.index is negative");
+            }
             if (!(reading.compression() >= 0 && reading.compression() < 1)) {
                 throw new Wrong(where + "compression is not in 0..1: " + reading.compression());
             }
@@ -108,6 +124,12 @@ final class ReportCheck {
                     throw new Wrong(where + "answers.found is " + answer.found());
                 }
             }
+        }
+    }
+
+    private static void given(Map<String, String> options) throws Wrong {
+        if (options != null && options.containsValue(null)) {
+            throw new Wrong("options has a null");
         }
     }
 

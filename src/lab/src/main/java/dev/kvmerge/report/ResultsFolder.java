@@ -38,6 +38,8 @@ public final class ResultsFolder implements AutoCloseable {
     private static final String RESULTS = "results.json";
     private static final String FACTS = "facts.json";
     private static final String RULER = "ruler.json";
+    /** What 'kvmerge report' reads: of experiments, facts and RULER's tasks. */
+    public static final List<String> REPORTED = List.of(RESULTS, FACTS, RULER);
     /** What an experiment and its report write, beside traces. */
     private static final List<String> WRITTEN = List.of(
             "results.csv",
@@ -140,7 +142,17 @@ public final class ResultsFolder implements AutoCloseable {
     }
 
     public boolean hasResults() {
+        return hasResults(folder);
+    }
+
+    /** Whether a folder has what an experiment found. */
+    static boolean hasResults(Path folder) {
         return Files.exists(folder.resolve(RESULTS));
+    }
+
+    /** Whether a file is one that 'kvmerge report' reads. */
+    public static boolean isReported(Path file) {
+        return REPORTED.contains(file.getFileName().toString());
     }
 
     /** Reads results.json, as {@link #read(Path)}. */
@@ -199,11 +211,21 @@ public final class ResultsFolder implements AutoCloseable {
 
     /** Whether the folder has what 'kvmerge facts' found. */
     public boolean hasFacts() {
+        return hasFacts(folder);
+    }
+
+    /** Whether a folder has it. */
+    static boolean hasFacts(Path folder) {
         return Files.exists(folder.resolve(FACTS));
     }
 
     /** Reads facts.json, as {@link #read(Path)}. */
     public FactsReport readFacts() {
+        return readFacts(folder);
+    }
+
+    /** Reads a folder's facts.json, as {@link #read(Path)}. */
+    static FactsReport readFacts(Path folder) {
         return readJson(folder.resolve(FACTS), FactsReport.class, ReportCheck::check);
     }
 
@@ -215,11 +237,21 @@ public final class ResultsFolder implements AutoCloseable {
 
     /** Whether the folder has what 'kvmerge ruler' found. */
     public boolean hasRuler() {
+        return hasRuler(folder);
+    }
+
+    /** Whether a folder has it. */
+    static boolean hasRuler(Path folder) {
         return Files.exists(folder.resolve(RULER));
     }
 
     /** Reads ruler.json, as {@link #read(Path)}. */
     public RulerReport readRuler() {
+        return readRuler(folder);
+    }
+
+    /** Reads a folder's ruler.json, as {@link #read(Path)}. */
+    static RulerReport readRuler(Path folder) {
         return readJson(folder.resolve(RULER), RulerReport.class, ReportCheck::check);
     }
 

@@ -2,12 +2,14 @@ package dev.kvmerge.report;
 
 import dev.kvmerge.eval.Ruler;
 import java.util.List;
+import java.util.Map;
 
 /**
  * ruler.json: what was asked, on what, and every text that was read into a cache.
  *
  * @param text the prose between which things are hidden
  * @param settings shared by all readings
+ * @param options as {@link Report#options}, of the last call that read something
  * @param readings finished ones
  */
 public record RulerReport(
@@ -16,6 +18,7 @@ public record RulerReport(
         Report.ModelInfo model,
         Report.TextInfo text,
         Settings settings,
+        Map<String, String> options,
         List<Ruler.Reading> readings) {
     /**
      * What all readings shared.
@@ -38,7 +41,7 @@ public record RulerReport(
 
     /** The same with these readings. */
     public RulerReport with(List<Ruler.Reading> newReadings) {
-        return new RulerReport(versions, machine, model, text, settings, List.copyOf(newReadings));
+        return new RulerReport(versions, machine, model, text, settings, options, List.copyOf(newReadings));
     }
 
     /** Whether readings of the other can stand beside readings of this. */

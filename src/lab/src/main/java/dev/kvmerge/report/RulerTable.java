@@ -9,6 +9,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.Set;
 import java.util.TreeMap;
 import java.util.stream.Collectors;
 
@@ -31,6 +32,11 @@ public final class RulerTable {
 
     /** The table: of each length the full cache first, then each compression, in it the best first. */
     public static String of(List<Reading> readings, List<String> tasks) {
+        return Table.align(rows(readings, tasks));
+    }
+
+    /** The same in cells, the first row the columns' names. */
+    static List<String[]> rows(List<Reading> readings, List<String> tasks) {
         Map<Key, List<Reading>> parts = readings.stream()
                 .collect(Collectors.groupingBy(
                         r -> new Key(r.item().tokens(), r.compression(), r.cache()),
@@ -68,7 +74,40 @@ public final class RulerTable {
             }
             rows.add(row.toArray(String[]::new));
         }
-        return Table.align(rows);
+        return rows;
+    }
+
+    /** Whether every cache was asked all tasks in all texts: else means are of different ones. */
+    static boolean isWhole(List<Reading> readings, List<String> tasks) {
+        record Cache(String name, String parameters, double compression) {}
+        record Asked(Cache cache, Item item) {}
+        Set<Asked> asked = readings.stream()
+                .map(r -> new Asked(new Cache(r.cache(), r.parameters(), r.compression()), r.item()))
+                .collect(Collectors.toSet());
+        long caches = asked.stream().map(Asked::cache).distinct().count();
+        long items = asked.stream().map(Asked::item).distinct().count();
+        return asked.size() == caches * items
+                && tasks.stream().allMatch(task -> readings.stream().anyMatch(r -> has(r, task)));
+    }
+
+    /** The same, where caches of one name had several settings each named with its own. */
+    static List<Reading> toldApart(List<Reading> readings) {
+        Map<String, Set<String>> settings = readings.stream()
+                .collect(Collectors.groupingBy(
+                        Reading::cache, Collectors.mapping(Reading::parameters, Collectors.toSet())));
+        return readings.stream()
+                .map(r -> settings.get(r.cache()).size() == 1
+                        ? r
+                        : new Reading(
+                                r.item(),
+                                r.cache() + " " + r.parameters(),
+                                r.parameters(),
+                                r.compression(),
+                                r.read(),
+                                r.cells(),
+                                r.seconds(),
+                                r.answers()))
+                .toList();
     }
 
     private static String percent(double share) {

@@ -94,6 +94,30 @@ class FactsCommandTest {
         facts("--resume").failed(1, "facts.json are broken", "--overwrite");
     }
 
+    /** The report has the tables, and its command asks the same again. */
+    @Test
+    void theReportShowsItAndAsksItAgain() throws IOException {
+        facts("--strategies", "full,context-shift,h2o", "-t", "1", "--observe", "capture")
+                .succeeded();
+        Cli.run("report", folder.toString()).succeeded();
+        String page = Files.readString(folder.resolve("report.md"));
+        assertTrue(page.contains("| h2o | 160 |") && page.contains("| rule |"), page);
+        String command = page.lines()
+                .filter(line -> line.startsWith("    bin/kvmerge facts "))
+                .findFirst()
+                .orElseThrow();
+        JsonNode before = runs();
+        String again =
+                command.strip().substring("bin/kvmerge ".length()) + " --overwrite --out " + folder.resolve("out");
+        Cli.run(again.split(" ")).succeeded();
+        assertEquals(without(before), without(runs()), command);
+    }
+
+    /** Runs but for the time they took. */
+    private static String without(JsonNode runs) {
+        return runs.toString().replaceAll("\"seconds\":[^,]+,", "");
+    }
+
     @ParameterizedTest
     @CsvSource(
             delimiter = ';',

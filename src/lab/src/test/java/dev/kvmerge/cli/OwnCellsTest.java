@@ -57,8 +57,15 @@ class OwnCellsTest {
         return said;
     }
 
-    /** The report's command makes the same runs, with the same figures. */
+    /** The report's command makes the same runs, with the same figures; where results do not say the options, too. */
     private void assertReproduced(String name) throws IOException {
+        assertReproduced(name, "again");
+        Path json = folder.resolve(name).resolve("results.json");
+        Files.writeString(json, Files.readString(json).replaceFirst("(?s)  \"options\" : \\{.*?},\n", ""));
+        assertReproduced(name, "older", "-t", "1", "--noise-floor", "off");
+    }
+
+    private void assertReproduced(String name, String way, String... more) throws IOException {
         Cli.run("report", out(name)).succeeded();
         String command = Files.readAllLines(folder.resolve(name).resolve("report.md")).stream()
                 .filter(line -> line.startsWith("    bin/kvmerge experiment "))
@@ -66,14 +73,15 @@ class OwnCellsTest {
                 .orElseThrow();
         List<String> words = new ArrayList<>(
                 Arrays.asList(command.strip().substring("bin/kvmerge ".length()).split(" ")));
-        words.addAll(List.of("-t", "1", "--noise-floor", "off", "--out", out(name + "-again")));
+        words.addAll(List.of(more));
+        words.addAll(List.of("--out", out(name + way)));
         Cli.run(words.toArray(String[]::new)).succeeded();
-        assertEquals(said(name), said(name + "-again"), command);
+        assertEquals(said(name), said(name + way), command);
         for (int i = 0; i < runs(name).size(); i++) {
             for (String figure : List.of("kl_mean", "perplexity", "scored", "compression")) {
                 assertEquals(
                         runs(name).get(i).get(figure).toString(),
-                        runs(name + "-again").get(i).get(figure).toString(),
+                        runs(name + way).get(i).get(figure).toString(),
                         figure + " of " + command);
             }
         }
@@ -187,6 +195,37 @@ class OwnCellsTest {
                 said("prefill"),
                 "what llama.cpp chose is said");
         assertReproduced("prefill");
+    }
+
+    /** Settings of strategies that are not in their names, a calibration, and how many cells are filled. */
+    @Test
+    void givenOptionsAreReproducedToo() throws IOException {
+        String options = "--sinks 2 --recent-share 0.5 --bias none --calibration none --fill";
+        String args = "--block 32 --strategies entropy-merged --compression 0.5 -fa on -ub 64 --out " + out("options");
+        experiment((options + " " + args).split(" ")).succeeded();
+        assertEquals(List.of("full 288 on null", "entropy-merged 224 on 32 capture"), said("options"));
+        assertReproduced("options", "again");
+        String report = Files.readString(folder.resolve("options/report.md"));
+        for (String given : (options.replaceAll(" --", "\n--") + "\n-t 1\n--noise-floor off\n-ub 64").split("\n")) {
+            assertTrue(report.contains(" " + given), given + " is not in " + report);
+        }
+        assertEquals(
+                runs("options").get(1).get("parameters"),
+                runs("optionsagain").get(1).get("parameters"));
+        assertEquals(2, runs("optionsagain").size(), "no noise floor");
+    }
+
+    /** The folder of a parameter's values holds an experiment of its own. */
+    @Test
+    void whatAblateMadeIsReproducedToo() throws IOException {
+        String args = "ablate --vary decay=0.5 --vary queries=8 --tokens 288 --compression 0.5 -fa on -t 1 --out ";
+        Cli.run((args + out("ablate")).split(" ")).succeeded();
+        for (String parameter : List.of("ablate/decay", "ablate/queries/8")) {
+            assertReproduced(parameter, "again");
+            assertEquals(
+                    runs(parameter).get(1).get("parameters"),
+                    runs(parameter + "again").get(1).get("parameters"));
+        }
     }
 
     /** The cells of a window are of the memory too: without them, twice as many would stay, and all the text fit. */

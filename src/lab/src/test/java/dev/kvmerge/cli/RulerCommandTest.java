@@ -150,6 +150,31 @@ class RulerCommandTest {
         assertTrue(two.out().contains("questions known, compressed once"), two.out());
     }
 
+    /** The report has the table, and its command asks the same again. */
+    @Test
+    void theReportShowsItAndAsksItAgain() throws IOException {
+        String args = "ruler --tokens 512 --texts 1 --tasks niah_multikey_2 --block 64 --strategies entropy-merged"
+                + " --compression 0.5 --signal row --sinks 2 -t 1 --out " + out();
+        Cli.run(args.split(" ")).succeeded();
+        Cli.run("report", folder.toString()).succeeded();
+        String page = Files.readString(folder.resolve("report.md"));
+        assertTrue(page.contains("| 512 | 50 % | entropy-merged-row |"), page);
+        String command = page.lines()
+                .filter(line -> line.startsWith("    bin/kvmerge ruler "))
+                .findFirst()
+                .orElseThrow();
+        assertTrue(command.contains(" --sinks 2"), command);
+        JsonNode before = readings();
+        String again = command.strip().substring("bin/kvmerge ".length()) + " --overwrite --out " + out();
+        Cli.run(again.split(" ")).succeeded();
+        assertEquals(without(before), without(readings()), command);
+    }
+
+    /** Readings but for the time they took. */
+    private static String without(JsonNode readings) {
+        return readings.toString().replaceAll("\"seconds\":[^,]+,", "");
+    }
+
     private static String[] with(List<String> args, String... more) {
         return Stream.concat(args.stream(), Stream.of(more)).toArray(String[]::new);
     }

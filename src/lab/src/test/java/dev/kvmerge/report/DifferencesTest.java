@@ -16,6 +16,7 @@ class DifferencesTest {
                 new Report.ModelInfo("m.gguf", sha, "llama", "tiny", 2, 4, 2, 16, "F32"),
                 new Report.TextInfo(text, "abc", 0),
                 new Report.Settings(512, "stream", block, 1, "off", "f16", "f16", null),
+                null,
                 List.of());
     }
 

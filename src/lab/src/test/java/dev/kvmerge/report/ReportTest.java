@@ -84,8 +84,24 @@ class ReportTest {
                 new Report.ModelInfo("m.gguf", "abc", "llama", "llama 1B Q4_0", 2, 4, 2, 64, "Q4_0"),
                 new Report.TextInfo("t.txt", "def", 0),
                 new Report.Settings(1000, "stream", 64, 2, "on", "f16", "f16", null),
+                null,
                 List.of(FULL, stopped)));
         assertTrue(command.contains(" -fa on --observe stop -ctk "), command);
+    }
+
+    @Test
+    void theCommandHasTheDeviceAndWhatWasGiven() {
+        String command = CommandLine.of(new Report(
+                new Report.Versions("0.1.0", "0.5.0", "25"),
+                new Report.Machine("cpu", 2, "avx2", "cuda", "H100"),
+                new Report.ModelInfo("m.gguf", "abc", "llama", "llama 1B Q4_0", 2, 4, 2, 64, "Q4_0"),
+                new Report.TextInfo("t.txt", "def", 0),
+                new Report.Settings(1000, "stream", 64, 2, "off", "f16", "f16", null),
+                Map.of("--fill", ""),
+                List.of(FULL, OURS)));
+        assertEquals(
+                "bin/kvmerge experiment -m m.gguf --device cuda -f t.txt --offset 0 --tokens 1000 --block 64 --fill",
+                command);
     }
 
     @Test
@@ -112,6 +128,7 @@ class ReportTest {
                 new Report.ModelInfo("m.gguf", "abc", "llama", "llama 1B Q4_0", 2, 4, 2, 64, "Q4_0"),
                 new Report.TextInfo("t.txt", "def", 0),
                 new Report.Settings(1000, "stream", 64, 2, "off", "f16", "f16", null),
+                Map.of("--sinks", "2"),
                 List.of(FULL, OURS));
         Trace trace = new Trace(
                 new double[] {Double.NaN, 1.25, 3e-9},

@@ -1,0 +1,244 @@
+package dev.kvmerge.report;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import dev.kvmerge.eval.Facts;
+import dev.kvmerge.eval.Ruler;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+import java.util.stream.IntStream;
+import org.junit.jupiter.api.Tag;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/** The page of RULER's tasks and of facts: tables, settings, the command, plots; and what cannot be shown. */
+@Tag("fast")
+class HtmlReportTest {
+    @TempDir
+    Path root;
+
+    private static final Report.Versions VERSIONS = new Report.Versions("0.1.0", "0.5.0", "25");
+    private static final Report.Machine MACHINE = new Report.Machine("EPYC", 2, "avx2", "cpu", null);
+    private static final Report.ModelInfo MODEL =
+            new Report.ModelInfo("m.gguf", "abc", "llama", "llama 1B Q4_0", 2, 4, 2, 64, "Q4_0");
+
+    private static Ruler.Reading reading(
+            int tokens, int index, String cache, String parameters, double compression, int found) {
+        return new Ruler.Reading(
+                new Ruler.Item("variables", tokens, index),
+                cache,
+                parameters,
+                compression,
+                tokens,
+                (int) (tokens * (1 - compression)),
+                1,
+                List.of(new Ruler.Answer("vt", "Which?", List.of("A", "B"), "said", found)));
+    }
+
+    private static RulerReport ruler(int block, Map<String, String> options, Ruler.Reading... readings) {
+        return new RulerReport(
+                VERSIONS,
+                MACHINE,
+                MODEL,
+                new Report.TextInfo("alice.txt", "def", 0),
+                new RulerReport.Settings(List.of("vt"), block == Ruler.WHOLE, block, 7, 2, "off", "f16", "f16", null),
+                options,
+                List.of(readings));
+    }
+
+    private static FactsReport facts(Facts.Run... runs) {
+        return new FactsReport(
+                VERSIONS,
+                MACHINE,
+                MODEL,
+                new FactsReport.Settings(4, 4000, 24, 128, 1, 2, "on", "q8_0", "q4_0", 32),
+                Map.of("-t", "2"),
+                List.of(runs));
+    }
+
+    /** Of four facts, the first ones known. */
+    private static Facts.Run run(String cache, String parameters, int cells, int known) {
+        List<Facts.Answer> answers = IntStream.range(0, 4)
+                .mapToObj(i -> new Facts.Answer("pet", "?", "Rex", "Rex", i < known, i < known ? 1 : 9, 0.5))
+                .toList();
+        return new Facts.Run(
+                cache,
+                parameters,
+                cells,
+                4096,
+                3900,
+                4000,
+                1,
+                answers,
+                List.of(new Facts.Check(300, "?", "Ahoy", true, 1, 0.1)));
+    }
+
+    private Path write(String name, RulerReport report) {
+        Path folder = root.resolve(name);
+        try (ResultsFolder results = ResultsFolder.open(folder)) {
+            results.write(report);
+        }
+        return folder;
+    }
+
+    private Path write(String name, FactsReport report) {
+        Path folder = root.resolve(name);
+        try (ResultsFolder results = ResultsFolder.open(folder)) {
+            results.write(report);
+        }
+        return folder;
+    }
+
+    private HtmlReport page(Path... folders) {
+        return HtmlReport.of(root, List.of(folders));
+    }
+
+    private static int plots(HtmlReport page) {
+        return page.html().split("<svg ", -1).length - 1;
+    }
+
+    @Test
+    void rulerHasItsTableSettingsCommandAndAPlotOfEachLength() {
+        List<Ruler.Reading> readings = new ArrayList<>();
+        for (int tokens : List.of(1024, 2048)) {
+            for (int index : List.of(0, 1)) {
+                readings.add(reading(tokens, index, "full", "{}", 0, 2));
+                readings.add(reading(tokens, index, "h2o", "{}", 0.7, index));
+                readings.add(reading(tokens, index, "snapkv", "{}", 0.7, 2));
+            }
+        }
+        HtmlReport page = page(write("tasks", ruler(128, Map.of("-t", "2"), readings.toArray(Ruler.Reading[]::new))));
+        assertEquals(List.of(), page.problems());
+        String text = page.markdown();
+        assertTrue(text.contains("\n## tasks\n"), text);
+        assertTrue(
+                text.contains(
+                        "RULER's tasks: llama 1B Q4_0, prose of alice.txt, questions not known, block 128, seed 7,"
+                                + " 2 threads, flash attention off, cells f16/f16; kvmerge 0.1.0, llama.cpp 0.5.0, JDK 25, EPYC"
+                                + " on cpu."),
+                text);
+        // Of the texts one has 0 of 2 answers, the other 1 of 2: 25 +/- 25 %.
+        assertTrue(text.contains("\n| 2,048 | 70 % | h2o | 25.0 | 25.0 | 75.0 | 25.0 | 25.0 ± 25.0 |\n"), text);
+        assertTrue(text.contains("Percent of the expected answers"), text);
+        assertTrue(
+                text.contains("\n    bin/kvmerge ruler -m m.gguf -f alice.txt --tasks vt --tokens 1024,2048 --texts 2"
+                        + " --seed 7 -fa off -ctk f16 -ctv f16 --strategies full,h2o,snapkv --compression 0.7"
+                        + " --block 128 -t 2\n"),
+                text);
+        assertFalse(text.contains("KL is the mean divergence"), "of experiments, and there is none");
+        String html = page.html();
+        assertEquals(2, plots(page));
+        assertTrue(html.contains("in texts of 2,048 tokens<"), html);
+        assertTrue(html.contains("<tr class=\"best\"><td>1,024</td><td>70 %</td><td>snapkv</td>"), html);
+        assertTrue(html.contains("<tr><td>1,024</td><td>70 %</td><td>h2o</td>"), html);
+    }
+
+    /** What was stopped has means that cannot be compared. */
+    @Test
+    void readingsThatAreNotWholeAreNamed() {
+        Ruler.Reading[] readings = {
+            reading(512, 0, "full", "{}", 0, 2), reading(512, 0, "h2o", "{}", 0.5, 1), reading(512, 1, "full", "{}", 0, 2)
+        };
+        HtmlReport page = page(write("stopped", ruler(128, null, readings)));
+        assertEquals(1, page.problems().size());
+        assertTrue(page.problems().getFirst().contains("not every cache was asked"), page.problems()::toString);
+        assertTrue(page.markdown().contains("| h2o | 50.0 |"), page.markdown());
+        assertTrue(RulerTable.isWhole(List.of(readings[0], readings[1]), List.of("vt")));
+        assertFalse(RulerTable.isWhole(List.of(readings[0], readings[1]), List.of("vt", "cwe")), "a task to come");
+    }
+
+    @Test
+    void textsThatWereCompressedOnceWithKnownQuestions() {
+        String text = page(write("whole", ruler(Ruler.WHOLE, null, reading(512, 0, "full", "{}", 0, 2))))
+                .markdown();
+        assertTrue(text.contains("questions known, compressed once"), text);
+        assertTrue(text.contains(" --known --whole "), text);
+        assertTrue(
+                text.contains(" --strategies full\n") && !text.contains("--block"),
+                "what goes with a compressed cache would be refused: " + text);
+    }
+
+    /** A folder takes readings of several settings: rows are not mixed, and the command has the last. */
+    @Test
+    void cachesOfOneNameAreToldApart() {
+        String text = page(write(
+                        "both",
+                        ruler(
+                                128,
+                                Map.of("--recent-share", "0.5"),
+                                reading(512, 0, "full", "{}", 0, 2),
+                                reading(512, 0, "entropy-merged", "{recentShare=0.25}", 0.5, 1),
+                                reading(512, 0, "entropy-merged", "{recentShare=0.5}", 0.5, 2))))
+                .markdown();
+        assertTrue(text.contains("| entropy-merged {recentShare=0.25} | 50.0 |"), text);
+        assertTrue(text.contains("| entropy-merged {recentShare=0.5} | 100.0 |"), text);
+        assertTrue(text.contains("several settings"), text);
+        assertTrue(
+                text.contains("--strategies full,entropy-merged --compression 0.5 --block 128 --recent-share 0.5\n"));
+        String one = page(write("one", facts(run("h2o", "{a=1}", 1024, 1), run("h2o", "{a=2}", 1024, 2))))
+                .markdown();
+        assertTrue(one.contains("| h2o {a=1} | 1,024 | 25 % |") && one.contains("| h2o {a=2} | 1,024 | 50 % |"), one);
+        assertTrue(one.contains(" --strategies h2o --cells 1024 "), one);
+    }
+
+    @Test
+    void factsHaveTheirTablesSettingsCommandAndPlot() {
+        HtmlReport page = page(
+                write("talk", facts(run("full", "{}", 0, 4), run("h2o", "{}", 1024, 3), run("h2o", "{}", 512, 1))));
+        assertEquals(List.of(), page.problems());
+        String text = page.markdown();
+        assertTrue(
+                text.contains("A conversation's facts: llama 1B Q4_0, 4 facts in about 4,000 tokens, answers of 24 at"
+                        + " most, block 128, seed 1, 2 threads, flash attention on, cells q8_0/q4_0; kvmerge 0.1.0,"),
+                text);
+        assertTrue(text.contains("\n| h2o | 1,024 | 75 % | 30-95 | 75 % |"), text);
+        assertTrue(text.contains("\n| rule | cells | obeyed |"), text);
+        assertTrue(text.contains("Wilson's interval"), text);
+        assertTrue(
+                text.contains(
+                        "\n    bin/kvmerge facts -m m.gguf --facts 4 --tokens 4000 --answer 24 --block 128 --seed 1"
+                                + " -fa on -ctk q8_0 -ctv q4_0 --strategies full,h2o --cells 1024,512 -t 2\n"),
+                text);
+        assertEquals(1, plots(page));
+    }
+
+    @Test
+    void whatIsBrokenOrEmptyIsNamedAndTheOthersAreShown() throws IOException {
+        Path good = write("a", facts(run("full", "{}", 0, 4)));
+        Path noRuns = write("b", facts());
+        Path noReadings = write("c", ruler(128, Map.of()));
+        Path foreign = Files.createDirectories(root.resolve("d"));
+        Files.writeString(foreign.resolve("ruler.json"), "{\"length\": 4096, \"scores\": []}");
+        Files.writeString(good.resolve("ruler.json"), "{\"settings\"");
+        HtmlReport page = page(good, noRuns, noReadings, foreign);
+        assertEquals(4, page.problems().size(), page.problems()::toString);
+        String[] expected = {
+            "ruler.json are broken", "kvmerge facts --out", "kvmerge ruler --out", "ruler.json are broken (versions is"
+        };
+        for (int i = 0; i < expected.length; i++) {
+            String problem = page.problems().get(i);
+            assertTrue(problem.startsWith("abcd".charAt(i) + ": ") && problem.contains(expected[i]), problem);
+        }
+        assertTrue(page.markdown().contains("| full | 4,000 | 100 % |"), page.markdown());
+        assertEquals(4, page.html().split("class=\"missing\"", -1).length - 1);
+    }
+
+    /** A value that a shell would take apart or expand is one word. */
+    @Test
+    void valuesAreQuotedForAShell() {
+        String text = page(write(
+                        "quoted",
+                        ruler(
+                                128,
+                                Map.of("--calibration", "my model's $1.json"),
+                                reading(512, 0, "h2o", "{}", 0.5, 2))))
+                .markdown();
+        assertTrue(text.contains(" --calibration 'my model'\\''s $1.json'\n"), text);
+    }
+}
