@@ -4,6 +4,7 @@ import dev.kvmerge.eval.Facts;
 import dev.kvmerge.eval.Proportion;
 import dev.kvmerge.eval.Ruler;
 import java.util.ArrayList;
+import java.util.Comparator;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -57,13 +58,16 @@ final class AccuracyPlot {
 
     private static String of(String title, String right, Map<String, List<Point>> caches) {
         List<Chart.Line> lines = new ArrayList<>();
-        caches.forEach((name, points) -> lines.add(new Chart.Line(
-                name,
-                points.stream().mapToDouble(p -> PERCENT * p.saved).toArray(),
-                points.stream().mapToDouble(p -> PERCENT * p.right).toArray(),
-                points.stream().mapToDouble(p -> PERCENT * p.error).toArray(),
-                lines.size(),
-                0)));
+        caches.forEach((name, points) -> {
+            points.sort(Comparator.comparingDouble(Point::saved)); // the line goes from point to point
+            lines.add(new Chart.Line(
+                    name,
+                    points.stream().mapToDouble(p -> PERCENT * p.saved).toArray(),
+                    points.stream().mapToDouble(p -> PERCENT * p.right).toArray(),
+                    points.stream().mapToDouble(p -> PERCENT * p.error).toArray(),
+                    lines.size(),
+                    0));
+        });
         return Chart.lines(title, Chart.Axis.fromZero("cells saved, %"), Chart.Axis.fromZero(right), lines);
     }
 }

@@ -347,6 +347,8 @@ class MoreCommandsTest {
         assertFalse(html.contains("src=\"http"), "one page, nothing from elsewhere");
         assertTrue(Files.readString(folder.resolve("a/report.md")).contains("| h2o | 50 % | 160 |"));
         Cli.run("report", out("nothing")).failed(2, "there is no folder");
+        Files.createDirectories(folder.resolve("empty"));
+        Cli.run("report", out("empty")).failed(1, "none of results.json, facts.json, ruler.json in", "or below");
     }
 
     @Test

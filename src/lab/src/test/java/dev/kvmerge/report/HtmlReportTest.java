@@ -139,11 +139,48 @@ class HtmlReportTest {
         assertTrue(html.contains("<tr><td>1,024</td><td>70 %</td><td>h2o</td>"), html);
     }
 
+    @Test
+    void plotsHaveTheTablesFigures() {
+        List<Ruler.Reading> readings = List.of(
+                reading(512, 0, "full", "{}", 0, 2),
+                reading(512, 0, "h2o", "{}", 0.75, 0),
+                reading(512, 1, "h2o", "{}", 0.75, 1),
+                reading(512, 0, "h2o", "{}", 0.5, 2));
+        assertEquals(
+                List.of(Chart.lines(
+                        "RULER's tasks in texts of 512 tokens",
+                        Chart.Axis.fromZero("cells saved, %"),
+                        Chart.Axis.fromZero("expected answers that were given, %"),
+                        List.of(
+                                line("full", 0, new double[] {0}, new double[] {100}, new double[] {Double.NaN}),
+                                line("h2o", 1, new double[] {50, 75}, new double[] {100, 25}, new double[] {
+                                    Double.NaN, 25
+                                })))),
+                AccuracyPlot.ruler(readings, List.of("vt")));
+        double[] none = {Double.NaN, Double.NaN};
+        assertEquals(
+                Chart.lines(
+                        "What is left of a conversation's facts",
+                        Chart.Axis.fromZero("cells saved, %"),
+                        Chart.Axis.fromZero("facts that are the likeliest of their kind, %"),
+                        List.of(
+                                line("h2o", 0, new double[] {50, 75}, new double[] {75, 25}, none),
+                                line("full", 1, new double[] {0}, new double[] {100}, none))),
+                AccuracyPlot.facts(
+                        List.of(run("h2o", "{}", 1000, 1), run("h2o", "{}", 2000, 3), run("full", "{}", 0, 4))));
+    }
+
+    private static Chart.Line line(String name, int colour, double[] saved, double[] right, double[] error) {
+        return new Chart.Line(name, saved, right, error, colour, 0);
+    }
+
     /** What was stopped has means that cannot be compared. */
     @Test
     void readingsThatAreNotWholeAreNamed() {
         Ruler.Reading[] readings = {
-            reading(512, 0, "full", "{}", 0, 2), reading(512, 0, "h2o", "{}", 0.5, 1), reading(512, 1, "full", "{}", 0, 2)
+            reading(512, 0, "full", "{}", 0, 2),
+            reading(512, 0, "h2o", "{}", 0.5, 1),
+            reading(512, 1, "full", "{}", 0, 2)
         };
         HtmlReport page = page(write("stopped", ruler(128, null, readings)));
         assertEquals(1, page.problems().size());
