@@ -159,7 +159,8 @@ public final class HtmlReport {
         RulerReport report = ResultsFolder.readRuler(folder);
         RulerReport.Settings settings = report.settings();
         about(
-                "RULER's tasks: %s, prose of %s, questions %s, %s, seed %d, %d threads, flash attention %s, cells %s/%s",
+                "RULER's tasks: %s, prose of %s, questions %s, %s, seed %d, %d threads, flash attention %s,"
+                        + " cells %s/%s",
                 report.versions(),
                 report.machine(),
                 report.model().description(),

@@ -120,8 +120,8 @@ class HtmlReportTest {
         assertTrue(
                 text.contains(
                         "RULER's tasks: llama 1B Q4_0, prose of alice.txt, questions not known, block 128, seed 7,"
-                                + " 2 threads, flash attention off, cells f16/f16; kvmerge 0.1.0, llama.cpp 0.5.0, JDK 25, EPYC"
-                                + " on cpu."),
+                                + " 2 threads, flash attention off, cells f16/f16; kvmerge 0.1.0, llama.cpp 0.5.0,"
+                                + " JDK 25, EPYC on cpu."),
                 text);
         // Of the texts one has 0 of 2 answers, the other 1 of 2: 25 +/- 25 %.
         assertTrue(text.contains("\n| 2,048 | 70 % | h2o | 25.0 | 25.0 | 75.0 | 25.0 | 25.0 ± 25.0 |\n"), text);
