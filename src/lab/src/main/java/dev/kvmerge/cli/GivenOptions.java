@@ -11,7 +11,7 @@ import picocli.CommandLine.Model.OptionSpec;
 final class GivenOptions {
     /** Model and text are in results by the names of their files; the rest is of the machine or the folder. */
     private static final Set<String> LEFT_OUT =
-            Set.of("-m", "-f", "--out", "--resume", "--overwrite", "-v", "--llama-lib", "--rpc");
+            Set.of("-m", "-f", "--out", "--resume", "--overwrite", "-v", "--stacktrace", "--llama-lib", "--rpc");
 
     private GivenOptions() {}
 

@@ -4,6 +4,7 @@ import dev.kvmerge.KvmergeException;
 import dev.kvmerge.report.HtmlReport;
 import dev.kvmerge.report.ResultsFolder;
 import java.io.IOException;
+import java.io.UncheckedIOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
@@ -44,7 +45,7 @@ final class ReportCommand implements Runnable {
                     .distinct()
                     .sorted()
                     .toList();
-        } catch (IOException e) {
+        } catch (IOException | UncheckedIOException e) { // the second where a folder below cannot be read
             throw new KvmergeException("cannot read the folder " + folder + ": " + e.getMessage(), e);
         }
         if (folders.isEmpty()) {
@@ -61,6 +62,6 @@ final class ReportCommand implements Runnable {
         page.problems().forEach(p -> System.err.println("kvmerge: " + p));
         System.out.println("Wrote " + html + " and " + markdown + ": " + folders.size()
                 + (folders.size() == 1 ? " folder" : " folders")
-                + (page.problems().isEmpty() ? "" : ", " + page.problems().size() + " with something missing") + ".");
+                + (page.problems().isEmpty() ? "" : ", " + page.incomplete() + " with something missing") + ".");
     }
 }

@@ -5,6 +5,7 @@ import dev.kvmerge.eval.Experiment;
 import dev.kvmerge.eval.Facts;
 import dev.kvmerge.eval.Ruler;
 import dev.kvmerge.eval.RunResult;
+import java.nio.file.Path;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -111,6 +112,11 @@ final class CommandLine {
             command.addGiven(report.options());
         }
         return command.text();
+    }
+
+    /** A command that goes on with what a folder has. */
+    static String resuming(String command, Path folder) {
+        return command + " --out " + quoted(folder.toString()) + " --resume";
     }
 
     private void add(String option, Object value) {

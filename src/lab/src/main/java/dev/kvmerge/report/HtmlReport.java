@@ -11,8 +11,11 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Comparator;
+import java.util.HashSet;
 import java.util.List;
 import java.util.Locale;
+import java.util.Set;
+import java.util.stream.Collectors;
 import java.util.stream.Stream;
 
 /**
@@ -37,6 +40,7 @@ public final class HtmlReport {
     private final StringBuilder html = new StringBuilder();
     private final StringBuilder markdown = new StringBuilder();
     private final List<String> problems = new ArrayList<>();
+    private final Set<String> incomplete = new HashSet<>(); // folders
 
     private HtmlReport() {}
 
@@ -94,9 +98,14 @@ public final class HtmlReport {
         return List.copyOf(problems);
     }
 
+    /** In how many folders something is missing. */
+    public int incomplete() {
+        return incomplete.size();
+    }
+
     private void folder(Path folder, String name) {
         html.append("<h2>").append(escape(name)).append("</h2>\n");
-        markdown.append("\n## ").append(name).append("\n");
+        markdown.append("\n## ").append(plain(name)).append("\n");
         part(name, ResultsFolder.hasResults(folder), () -> experiment(folder, name));
         part(name, ResultsFolder.hasRuler(folder), () -> ruler(folder, name));
         part(name, ResultsFolder.hasFacts(folder), () -> facts(folder, name));
@@ -136,7 +145,8 @@ public final class HtmlReport {
         if (compressed.isEmpty()) {
             missing(
                     name,
-                    "no compressed run is finished: go on with 'kvmerge experiment --out " + folder + " --resume'");
+                    "no compressed run is finished: go on with '" + CommandLine.resuming(CommandLine.of(report), folder)
+                            + "'");
         } else {
             table(rows(compressed), 1);
         }
@@ -174,7 +184,7 @@ public final class HtmlReport {
                 settings.valueType());
         List<Ruler.Reading> readings = RulerTable.toldApart(report.readings());
         if (readings.isEmpty()) {
-            missing(name, "no text is read: go on with 'kvmerge ruler --out " + folder + " --resume'");
+            missing(name, "no text is read: run the same command again with --resume");
             return;
         }
         table(RulerTable.rows(readings, settings.tasks()), 0, 1);
@@ -182,8 +192,8 @@ public final class HtmlReport {
         if (!RulerTable.isWhole(readings, settings.tasks())) {
             missing(
                     name,
-                    "not every cache was asked all tasks in all texts, so means are of different ones: go on with"
-                            + " 'kvmerge ruler --out " + folder + " --resume'");
+                    "not every cache was asked all tasks in all texts, so means are of different ones: go on with '"
+                            + CommandLine.resuming(CommandLine.of(report), folder) + "'");
         }
         if (!readings.equals(report.readings())) {
             text(SEVERAL);
@@ -212,7 +222,7 @@ public final class HtmlReport {
                 settings.valueType());
         List<Facts.Run> runs = FactsTable.toldApart(report.runs());
         if (runs.isEmpty()) {
-            missing(name, "no cache is asked: go on with 'kvmerge facts --out " + folder + " --resume'");
+            missing(name, "no cache is asked: run the same command again with --resume");
             return;
         }
         table(FactsTable.factsRows(runs));
@@ -227,8 +237,9 @@ public final class HtmlReport {
 
     private void missing(String name, String what) {
         problems.add(name + ": " + what);
+        incomplete.add(name);
         html.append("<p class=\"missing\">").append(escape(what)).append("</p>\n");
-        markdown.append("\nMissing: ").append(what).append("\n");
+        markdown.append("\nMissing: ").append(plain(what)).append("\n");
     }
 
     /** What was run, and by what on what. */
@@ -243,7 +254,7 @@ public final class HtmlReport {
                         machine == null ? "an unknown machine" : machine.cpu(),
                         machine == null ? "an unknown device" : machine.device());
         html.append("<p class=\"facts\">").append(escape(facts)).append("</p>\n");
-        markdown.append("\n").append(facts).append("\n");
+        markdown.append("\n").append(plain(facts)).append("\n");
     }
 
     private void text(String lines) {
@@ -253,7 +264,7 @@ public final class HtmlReport {
 
     private void command(String command) {
         html.append("<pre>").append(escape(command)).append("</pre>\n");
-        markdown.append("\n    ").append(command).append("\n");
+        markdown.append("\n    ").append(command.replaceAll("\\R", "\n    ")).append("\n");
     }
 
     private static List<String[]> rows(List<RunResult> runs) {
@@ -305,7 +316,7 @@ public final class HtmlReport {
         }
         html.append("</tr></thead><tbody>\n");
         markdown.append("\n| ")
-                .append(String.join(" | ", rows.getFirst()))
+                .append(cells(rows.getFirst()))
                 .append(" |\n|")
                 .append(" :-- |")
                 .append(" --: |".repeat(rows.getFirst().length - 1))
@@ -319,7 +330,7 @@ public final class HtmlReport {
                 html.append("<td>").append(escape(cell)).append("</td>");
             }
             html.append("</tr>\n");
-            markdown.append("| ").append(String.join(" | ", row)).append(" |\n");
+            markdown.append("| ").append(cells(row)).append(" |\n");
         }
         html.append("</tbody></table>\n");
     }
@@ -349,6 +360,15 @@ public final class HtmlReport {
         html.append("<figure>")
                 .append(svg.substring(Math.max(0, svg.indexOf("<svg"))))
                 .append("</figure>\n");
+    }
+
+    private static String cells(String[] row) {
+        return Arrays.stream(row).map(cell -> plain(cell).replace("|", "\\|")).collect(Collectors.joining(" | "));
+    }
+
+    /** As Markdown takes it for text on one line: names come from files that anyone may have written. */
+    private static String plain(String text) {
+        return text.replaceAll("\\R", " ").replace("<", "&lt;");
     }
 
     private static String paragraph(String text) {

@@ -77,8 +77,13 @@ public final class RulerTable {
         return rows;
     }
 
-    /** Whether every cache was asked all tasks in all texts: else means are of different ones. */
+    /** Whether every cache was asked all tasks in all texts of its length: else means are of different ones. */
     static boolean isWhole(List<Reading> readings, List<String> tasks) {
+        return readings.stream().collect(Collectors.groupingBy(r -> r.item().tokens())).values().stream()
+                .allMatch(ofLength -> isWholeOfLength(ofLength, tasks));
+    }
+
+    private static boolean isWholeOfLength(List<Reading> readings, List<String> tasks) {
         record Cache(String name, String parameters, double compression) {}
         record Asked(Cache cache, Item item) {}
         Set<Asked> asked = readings.stream()

@@ -185,9 +185,25 @@ class HtmlReportTest {
         HtmlReport page = page(write("stopped", ruler(128, null, readings)));
         assertEquals(1, page.problems().size());
         assertTrue(page.problems().getFirst().contains("not every cache was asked"), page.problems()::toString);
+        String goOn = page.problems().getFirst();
+        assertTrue(goOn.contains(" --tokens 512 --texts 2 ") && goOn.endsWith("/stopped --resume'"), goOn);
+        assertEquals(1, page.incomplete());
         assertTrue(page.markdown().contains("| h2o | 50.0 |"), page.markdown());
+        assertTrue(
+                RulerTable.isWhole(
+                        List.of(readings[0], readings[1], reading(1024, 0, "full", "{}", 0, 2)), List.of("vt")),
+                "each length by itself");
         assertTrue(RulerTable.isWhole(List.of(readings[0], readings[1]), List.of("vt")));
         assertFalse(RulerTable.isWhole(List.of(readings[0], readings[1]), List.of("vt", "cwe")), "a task to come");
+    }
+
+    /** A cache's name is whatever stands in the file. */
+    @Test
+    void namesDoNotBreakTables() {
+        Ruler.Reading odd = reading(512, 0, "a|b\n<i>c", "{}", 0.5, 1);
+        HtmlReport page = page(write("odd", ruler(128, null, reading(512, 0, "full", "{}", 0, 2), odd)));
+        assertTrue(page.markdown().contains(" | a\\|b &lt;i>c | "), page.markdown());
+        assertFalse(page.html().contains("<i>"), "nothing of it is HTML");
     }
 
     @Test
@@ -256,7 +272,7 @@ class HtmlReportTest {
         HtmlReport page = page(good, noRuns, noReadings, foreign);
         assertEquals(4, page.problems().size(), page.problems()::toString);
         String[] expected = {
-            "ruler.json are broken", "kvmerge facts --out", "kvmerge ruler --out", "ruler.json are broken (versions is"
+            "ruler.json are broken", "no cache is asked", "no text is read", "ruler.json are broken (versions is"
         };
         for (int i = 0; i < expected.length; i++) {
             String problem = page.problems().get(i);
