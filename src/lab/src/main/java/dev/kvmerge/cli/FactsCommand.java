@@ -240,6 +240,7 @@ final class FactsCommand implements Runnable {
     /** The runs of all caches: those that the folder has, and the others, each written when it is made. */
     private List<Facts.Run> ask(Facts facts, List<Facts.Asked> caches, FactsReport header, ResultsFolder folder) {
         List<Facts.Run> before = List.of();
+        FactsReport written = header;
         if (out.resume && folder.hasFacts()) {
             FactsReport report = folder.readFacts();
             if (!report.comparable(header)) {
@@ -247,6 +248,7 @@ final class FactsCommand implements Runnable {
                         + " are of another model, version or settings: give the same options, or choose another --out");
             }
             before = report.runs();
+            written = header.after(report);
         }
         List<Facts.Run> kept = before;
         List<Facts.Run> runs = new ArrayList<>(caches.stream()
@@ -265,7 +267,7 @@ final class FactsCommand implements Runnable {
                 List<Facts.Run> all =
                         new ArrayList<>(runs.stream().filter(Objects::nonNull).toList());
                 all.addAll(others); // of strategies that were not asked for this time
-                folder.write(header.with(all));
+                folder.write(written.with(all));
             }
         }
         return runs;

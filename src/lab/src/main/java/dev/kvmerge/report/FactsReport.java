@@ -3,12 +3,13 @@ package dev.kvmerge.report;
 import dev.kvmerge.eval.Facts;
 import java.util.List;
 import java.util.Map;
+import java.util.Objects;
 
 /**
  * facts.json: what was told and asked, on what, and every finished run.
  *
  * @param settings shared by all runs
- * @param options as {@link Report#options}, of the last call that ran something
+ * @param options as {@link Report#options}; null also where several calls had different ones
  * @param runs finished ones
  */
 public record FactsReport(
@@ -37,6 +38,12 @@ public record FactsReport(
             String keyType,
             String valueType,
             Integer observedQueries) {}
+
+    /** The same, going on with what a call before has asked. */
+    public FactsReport after(FactsReport before) {
+        boolean same = before.runs.isEmpty() || Objects.equals(before.options, options);
+        return new FactsReport(versions, machine, model, settings, same ? options : null, before.runs);
+    }
 
     /** The same with these runs. */
     public FactsReport with(List<Facts.Run> newRuns) {

@@ -80,8 +80,10 @@ public final class HtmlReport {
                     + "speed, see 'kvmerge bench'.";
 
     private static final String SEVERAL =
-            "Caches of one name had several settings, and are named with them; the command has the last that were "
-                    + "given.\n";
+            "Caches of one name had several settings, and are named with them. One command cannot have them all.\n";
+    private static final String UNKNOWN =
+            "Settings that are not in names (--sinks and the like) are not in the command: the file does not say them,"
+                    + " or several calls had different ones.\n";
 
     /** The page. */
     public String html() {
@@ -198,6 +200,9 @@ public final class HtmlReport {
         if (!readings.equals(report.readings())) {
             text(SEVERAL);
         }
+        if (report.options() == null && readings.stream().anyMatch(r -> r.compression() > 0)) {
+            text(UNKNOWN);
+        }
         command(CommandLine.of(report));
         AccuracyPlot.ruler(readings, settings.tasks()).forEach(this::figure);
     }
@@ -230,6 +235,9 @@ public final class HtmlReport {
         text(FactsTable.legend());
         if (!runs.equals(report.runs())) {
             text(SEVERAL);
+        }
+        if (report.options() == null && runs.stream().anyMatch(r -> r.cells() > 0)) {
+            text(UNKNOWN);
         }
         command(CommandLine.of(report));
         figure(AccuracyPlot.facts(runs));

@@ -3,13 +3,14 @@ package dev.kvmerge.report;
 import dev.kvmerge.eval.Ruler;
 import java.util.List;
 import java.util.Map;
+import java.util.Objects;
 
 /**
  * ruler.json: what was asked, on what, and every text that was read into a cache.
  *
  * @param text the prose between which things are hidden
  * @param settings shared by all readings
- * @param options as {@link Report#options}, of the last call that read something
+ * @param options as {@link Report#options}; null also where several calls had different ones
  * @param readings finished ones
  */
 public record RulerReport(
@@ -38,6 +39,12 @@ public record RulerReport(
             String keyType,
             String valueType,
             Integer observedQueries) {}
+
+    /** The same, going on with what a call before has read. */
+    public RulerReport after(RulerReport before) {
+        boolean same = before.readings.isEmpty() || Objects.equals(before.options, options);
+        return new RulerReport(versions, machine, model, text, settings, same ? options : null, before.readings);
+    }
 
     /** The same with these readings. */
     public RulerReport with(List<Ruler.Reading> newReadings) {

@@ -217,7 +217,22 @@ class HtmlReportTest {
                 "what goes with a compressed cache would be refused: " + text);
     }
 
-    /** A folder takes readings of several settings: rows are not mixed, and the command has the last. */
+    /** A call that went on with others' readings had its own options, which are not theirs. */
+    @Test
+    void optionsOfSeveralCallsAreNotSaidOfAll() {
+        Map<String, String> given = Map.of("--recent-share", "0.5");
+        Ruler.Reading half = reading(512, 0, "entropy-merged", "{recentShare=0.5}", 0.5, 1);
+        RulerReport first = ruler(128, given, reading(512, 0, "full", "{}", 0, 2), half);
+        assertEquals(first, ruler(128, given).after(first));
+        assertEquals(given, ruler(128, given).after(ruler(128, Map.of())).options(), "nothing was read before");
+        RulerReport second = ruler(128, Map.of()).after(first);
+        assertEquals(first.readings(), second.readings());
+        String text = page(write("two", second)).markdown();
+        assertTrue(text.contains("several calls had different ones") && !text.contains("--recent-share"), text);
+        assertFalse(page(write("one", first)).markdown().contains("several calls"));
+    }
+
+    /** A folder takes readings of several settings: rows are not mixed. */
     @Test
     void cachesOfOneNameAreToldApart() {
         String text = page(write(
