@@ -23,7 +23,6 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.function.Function;
-import java.util.stream.Collectors;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
@@ -229,8 +228,8 @@ final class AblateCommand implements Runnable {
     private ExperimentRunner.Request request(
             int n, int block, List<String> strategies, List<Double> compressions, Strategies.Settings settings) {
         Map<String, String> options = GivenOptions.of(command, "--strategy", "--vary");
-        options.put("--strategies", String.join(",", strategies));
-        options.put("--compression", compressions.stream().map(String::valueOf).collect(Collectors.joining(",")));
+        options.put("--strategies", GivenOptions.list(strategies));
+        options.put("--compression", GivenOptions.list(compressions));
         if (settings.calibration() == null) {
             options.put("--calibration", "none");
         }

@@ -16,7 +16,6 @@ import dev.kvmerge.strategy.Strategies;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
-import java.util.stream.Collectors;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
@@ -224,10 +223,9 @@ final class ExperimentCommand implements Runnable {
     /** Those that were given, and what was compared at which sizes, given or not. */
     private Map<String, String> options() {
         Map<String, String> options = GivenOptions.of(command);
-        options.put("--strategies", String.join(",", strategies));
+        options.put("--strategies", GivenOptions.list(strategies));
         if (mib.isEmpty() && !StrategyOptions.onlyFull(strategies)) {
-            options.put(
-                    "--compression", compressions.stream().map(String::valueOf).collect(Collectors.joining(",")));
+            options.put("--compression", GivenOptions.list(compressions));
         }
         return options;
     }

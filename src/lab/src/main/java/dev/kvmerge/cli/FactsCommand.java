@@ -239,18 +239,16 @@ final class FactsCommand implements Runnable {
 
     /** The runs of all caches: those that the folder has, and the others, each written when it is made. */
     private List<Facts.Run> ask(Facts facts, List<Facts.Asked> caches, FactsReport header, ResultsFolder folder) {
-        List<Facts.Run> before = List.of();
-        FactsReport written = header;
+        FactsReport begun = header;
         if (out.resume && folder.hasFacts()) {
             FactsReport report = folder.readFacts();
             if (!report.comparable(header)) {
                 throw new KvmergeException.Usage("the results in " + out.folder()
                         + " are of another model, version or settings: give the same options, or choose another --out");
             }
-            before = report.runs();
-            written = header.after(report);
+            begun = header.after(report);
         }
-        List<Facts.Run> kept = before;
+        List<Facts.Run> kept = begun.runs();
         List<Facts.Run> runs = new ArrayList<>(caches.stream()
                 .map(cache -> kept.stream()
                         .filter(run -> run.cache().equals(cache.name())
@@ -267,7 +265,7 @@ final class FactsCommand implements Runnable {
                 List<Facts.Run> all =
                         new ArrayList<>(runs.stream().filter(Objects::nonNull).toList());
                 all.addAll(others); // of strategies that were not asked for this time
-                folder.write(written.with(all));
+                folder.write(begun.with(all));
             }
         }
         return runs;

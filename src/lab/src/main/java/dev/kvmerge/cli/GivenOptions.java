@@ -4,6 +4,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.stream.Collectors;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Model.OptionSpec;
 
@@ -26,9 +27,14 @@ final class GivenOptions {
             String name = option.names()[0];
             if (!LEFT_OUT.contains(name) && !List.of(without).contains(name)) {
                 boolean flag = option.arity().max() == 0;
-                given.put(name, flag ? "" : String.join(",", option.originalStringValues()));
+                given.put(name, flag ? "" : list(option.originalStringValues()));
             }
         }
         return given;
+    }
+
+    /** A value that is a list. */
+    static String list(List<?> values) {
+        return values.stream().map(String::valueOf).collect(Collectors.joining(","));
     }
 }

@@ -209,8 +209,7 @@ final class RulerCommand implements Runnable {
 
     /** All texts into all caches, text by text: those readings that the folder has, and the others as they are made. */
     private List<Ruler.Reading> read(Ruler ruler, List<Cache> caches, RulerReport header, ResultsFolder folder) {
-        Map<Which, Ruler.Reading> made = new LinkedHashMap<>();
-        RulerReport written = header;
+        RulerReport begun = header;
         if (out.resume && folder.hasRuler()) {
             RulerReport report = folder.readRuler();
             if (!report.comparable(header)) {
@@ -218,9 +217,10 @@ final class RulerCommand implements Runnable {
                         + " are of another model, text, version or settings: give the same options, or choose another"
                         + " --out");
             }
-            written = header.after(report);
-            report.readings().forEach(reading -> made.put(Which.of(reading), reading));
+            begun = header.after(report);
         }
+        Map<Which, Ruler.Reading> made = new LinkedHashMap<>();
+        begun.readings().forEach(reading -> made.put(Which.of(reading), reading));
         List<Ruler.Reading> asked = new ArrayList<>();
         List<Ruler.Item> items = ruler.items(List.copyOf(new LinkedHashSet<>(tokens)), texts);
         int all = items.size() * caches.size();
@@ -231,7 +231,7 @@ final class RulerCommand implements Runnable {
                     String title = (asked.size() + 1) + "/" + all + " " + item.kind() + " " + (item.index() + 1)
                             + String.format(Locale.ROOT, ", %,d tokens, ", item.tokens()) + title(cache);
                     made.put(which, ask(ruler, item, cache, title));
-                    folder.write(written.with(List.copyOf(made.values())));
+                    folder.write(begun.with(List.copyOf(made.values())));
                 }
                 asked.add(made.get(which));
             }

@@ -8,10 +8,7 @@ import dev.kvmerge.eval.Proportion;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
-import java.util.Map;
-import java.util.Set;
 import java.util.function.Predicate;
-import java.util.stream.Collectors;
 import java.util.stream.IntStream;
 
 /** What caches remember of a conversation: its facts, and the system prompt's rule. */
@@ -127,22 +124,20 @@ public final class FactsTable {
 
     /** The same, where caches of one name had several settings each named with its own. */
     static List<Run> toldApart(List<Run> runs) {
-        Map<String, Set<String>> settings = runs.stream()
-                .collect(Collectors.groupingBy(Run::cache, Collectors.mapping(Run::parameters, Collectors.toSet())));
-        return runs.stream()
-                .map(r -> settings.get(r.cache()).size() == 1
-                        ? r
-                        : new Run(
-                                r.cache() + " " + r.parameters(),
-                                r.parameters(),
-                                r.cells(),
-                                r.allocated(),
-                                r.used(),
-                                r.tokens(),
-                                r.seconds(),
-                                r.answers(),
-                                r.checks()))
-                .toList();
+        return Table.toldApart(
+                runs,
+                Run::cache,
+                Run::parameters,
+                (r, name) -> new Run(
+                        name,
+                        r.parameters(),
+                        r.cells(),
+                        r.allocated(),
+                        r.used(),
+                        r.tokens(),
+                        r.seconds(),
+                        r.answers(),
+                        r.checks()));
     }
 
     /** The facts whose value is the likeliest of its kind. */

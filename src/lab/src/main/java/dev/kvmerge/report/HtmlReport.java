@@ -144,11 +144,9 @@ public final class HtmlReport {
                 .sorted(Comparator.comparingDouble(RunResult::compression)
                         .thenComparing(r -> r.klMean() == null ? Double.MAX_VALUE : r.klMean()))
                 .toList();
+        String command = CommandLine.of(report);
         if (compressed.isEmpty()) {
-            missing(
-                    name,
-                    "no compressed run is finished: go on with '" + CommandLine.resuming(CommandLine.of(report), folder)
-                            + "'");
+            missing(name, "no compressed run is finished: go on with '" + CommandLine.resuming(command, folder) + "'");
         } else {
             table(rows(compressed), 1);
         }
@@ -163,7 +161,7 @@ public final class HtmlReport {
         if (!without.isEmpty()) {
             missing(name, "no KL or perplexity of " + String.join(", ", without));
         }
-        command(CommandLine.of(report));
+        command(command);
         plots(folder, name);
     }
 
@@ -189,21 +187,19 @@ public final class HtmlReport {
             missing(name, "no text is read: run the same command again with --resume");
             return;
         }
+        String command = CommandLine.of(report);
         table(RulerTable.rows(readings, settings.tasks()), 0, 1);
         text(RulerTable.legend());
         if (!RulerTable.isWhole(readings, settings.tasks())) {
             missing(
                     name,
                     "not every cache was asked all tasks in all texts, so means are of different ones: go on with '"
-                            + CommandLine.resuming(CommandLine.of(report), folder) + "'");
+                            + CommandLine.resuming(command, folder) + "'");
         }
-        if (!readings.equals(report.readings())) {
-            text(SEVERAL);
-        }
-        if (report.options() == null && readings.stream().anyMatch(r -> r.compression() > 0)) {
-            text(UNKNOWN);
-        }
-        command(CommandLine.of(report));
+        command(
+                command,
+                !readings.equals(report.readings()),
+                report.options() == null && readings.stream().anyMatch(r -> r.compression() > 0));
         AccuracyPlot.ruler(readings, settings.tasks()).forEach(this::figure);
     }
 
@@ -233,13 +229,10 @@ public final class HtmlReport {
         table(FactsTable.factsRows(runs));
         table(FactsTable.ruleRows(runs));
         text(FactsTable.legend());
-        if (!runs.equals(report.runs())) {
-            text(SEVERAL);
-        }
-        if (report.options() == null && runs.stream().anyMatch(r -> r.cells() > 0)) {
-            text(UNKNOWN);
-        }
-        command(CommandLine.of(report));
+        command(
+                CommandLine.of(report),
+                !runs.equals(report.runs()),
+                report.options() == null && runs.stream().anyMatch(r -> r.cells() > 0));
         figure(AccuracyPlot.facts(runs));
     }
 
@@ -268,6 +261,22 @@ public final class HtmlReport {
     private void text(String lines) {
         html.append(paragraph(lines.strip()));
         markdown.append("\n").append(lines);
+    }
+
+    /**
+     * The command of tasks or facts.
+     *
+     * @param several whether caches of one name had several settings
+     * @param unknown whether settings are not in it, since the file does not say them
+     */
+    private void command(String command, boolean several, boolean unknown) {
+        if (several) {
+            text(SEVERAL);
+        }
+        if (unknown) {
+            text(UNKNOWN);
+        }
+        command(command);
     }
 
     private void command(String command) {

@@ -97,22 +97,19 @@ public final class RulerTable {
 
     /** The same, where caches of one name had several settings each named with its own. */
     static List<Reading> toldApart(List<Reading> readings) {
-        Map<String, Set<String>> settings = readings.stream()
-                .collect(Collectors.groupingBy(
-                        Reading::cache, Collectors.mapping(Reading::parameters, Collectors.toSet())));
-        return readings.stream()
-                .map(r -> settings.get(r.cache()).size() == 1
-                        ? r
-                        : new Reading(
-                                r.item(),
-                                r.cache() + " " + r.parameters(),
-                                r.parameters(),
-                                r.compression(),
-                                r.read(),
-                                r.cells(),
-                                r.seconds(),
-                                r.answers()))
-                .toList();
+        return Table.toldApart(
+                readings,
+                Reading::cache,
+                Reading::parameters,
+                (r, name) -> new Reading(
+                        r.item(),
+                        name,
+                        r.parameters(),
+                        r.compression(),
+                        r.read(),
+                        r.cells(),
+                        r.seconds(),
+                        r.answers()));
     }
 
     private static String percent(double share) {

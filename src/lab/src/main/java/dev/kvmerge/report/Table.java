@@ -16,6 +16,9 @@ import java.util.Locale;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeMap;
+import java.util.function.BiFunction;
+import java.util.function.Function;
+import java.util.stream.Collectors;
 
 /** Results in words and columns, for a terminal. */
 public final class Table {
@@ -25,6 +28,27 @@ public final class Table {
             Set.of(Oracle.NAME, OracleMerged.NAME, QuantisedCells.NAME, QuantisedWeights.NAME);
 
     private Table() {}
+
+    /**
+     * The same results, where those of caches of one name that had several settings are each named with its own.
+     *
+     * @param cache the name
+     * @param parameters the settings, as text
+     * @param named makes the same result with another name
+     */
+    static <T> List<T> toldApart(
+            List<T> results,
+            Function<T, String> cache,
+            Function<T, String> parameters,
+            BiFunction<T, String, T> named) {
+        Map<String, Set<String>> settings = results.stream()
+                .collect(Collectors.groupingBy(cache, Collectors.mapping(parameters, Collectors.toSet())));
+        return results.stream()
+                .map(r -> settings.get(cache.apply(r)).size() == 1
+                        ? r
+                        : named.apply(r, cache.apply(r) + " " + parameters.apply(r)))
+                .toList();
+    }
 
     /** The table, each compression a part, then a sentence for each run. */
     public static String of(List<RunResult> runs) {

@@ -12,6 +12,7 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
+import java.util.function.Consumer;
 import java.util.stream.IntStream;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
@@ -80,17 +81,17 @@ class HtmlReportTest {
     }
 
     private Path write(String name, RulerReport report) {
-        Path folder = root.resolve(name);
-        try (ResultsFolder results = ResultsFolder.open(folder)) {
-            results.write(report);
-        }
-        return folder;
+        return write(name, results -> results.write(report));
     }
 
     private Path write(String name, FactsReport report) {
+        return write(name, results -> results.write(report));
+    }
+
+    private Path write(String name, Consumer<ResultsFolder> content) {
         Path folder = root.resolve(name);
         try (ResultsFolder results = ResultsFolder.open(folder)) {
-            results.write(report);
+            content.accept(results);
         }
         return folder;
     }
