@@ -51,7 +51,7 @@ public record Cache(String name, Strategy strategy, double compression, int kept
 
     /** The strategy's parameters as text. */
     public String parameters() {
-        return strategy.parameters().toString();
+        return NotedParameters.of(strategy).toString();
     }
 
     /** Whether everything is kept. */

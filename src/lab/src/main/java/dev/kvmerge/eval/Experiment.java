@@ -133,7 +133,7 @@ public final class Experiment implements AutoCloseable {
 
         /** The method's parameters, for the record. */
         public Map<String, Object> parameters() {
-            return method.parameters();
+            return NotedParameters.of(method);
         }
     }
 

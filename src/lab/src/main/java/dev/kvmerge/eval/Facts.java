@@ -45,7 +45,7 @@ public final class Facts {
     public record Asked(String name, Strategy strategy, int cells) {
         /** The strategy's parameters as text. */
         public String parameters() {
-            return strategy == null ? "{}" : strategy.parameters().toString();
+            return strategy == null ? "{}" : NotedParameters.of(strategy).toString();
         }
     }
 

@@ -1,7 +1,9 @@
 package dev.kvmerge.attention;
 
+import dev.kvmerge.Hash;
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.kernels.Foresight;
+import java.nio.ByteBuffer;
 import java.util.Arrays;
 
 /**
@@ -30,6 +32,7 @@ public record Calibration(
     /** Weights before the key's. */
     public static final int SCALARS = 6;
 
+    private static final int DIGEST_DIGITS = 12;
     private static final double LEAST_RATE = 1e-6;
     private static final double LEAST_NORM = 1e-3;
 
@@ -52,6 +55,22 @@ public record Calibration(
                         + (SCALARS + keyDimension) + " finite weights: make it again with 'kvmerge calibrate'");
             }
         }
+    }
+
+    /**
+     * What tells it from others of its name: the first digits of the SHA-256 of all that it foresees with, which is
+     * everything but the name. It is the same in every version and in whatever form a file keeps the numbers.
+     */
+    public String digest() {
+        int bytes = 3 * Integer.BYTES + 2 * Double.BYTES + weights.length * (SCALARS + keyDimension) * Float.BYTES;
+        ByteBuffer all = ByteBuffer.allocate(bytes);
+        all.putInt(layers).putInt(kvHeads).putInt(keyDimension).putDouble(decay).putDouble(massPower);
+        for (float[] head : weights) {
+            for (float weight : head) {
+                all.putFloat(weight);
+            }
+        }
+        return Hash.sha256(all.array()).substring(0, DIGEST_DIGITS);
     }
 
     /** Refuses a model of another shape. */

@@ -11,6 +11,9 @@ import dev.kvmerge.KvmergeException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Set;
+import java.util.stream.Collectors;
+import java.util.stream.Stream;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -43,6 +46,31 @@ class CalibrationsTest {
         assertArrayEquals(weights[0], read.weights()[0]);
         assertEquals(0.9, read.decay());
         assertEquals(1.5, read.massPower());
+    }
+
+    /** As Python's hashlib has it, of struct.pack(">3i2d8f", 1, 1, 2, 0.9, 1.5, ...). */
+    @Test
+    void theDigestIsOfAllButTheName() {
+        float[] weights = {-1, .5f, .25f, -.125f, -.3f, .7f, 2, -3};
+        Calibration calibration = new Calibration("a", 1, 1, 2, 0.9, 1.5, new float[][] {weights});
+        assertEquals("9df167b907b2", calibration.digest());
+        assertEquals("9df167b907b2", new Calibration("b", 1, 1, 2, 0.9, 1.5, new float[][] {weights}).digest());
+        Path file = folder.resolve("c.json");
+        Calibrations.write(calibration, file);
+        assertEquals("9df167b907b2", Calibrations.read(file).digest());
+        float[] other = weights.clone();
+        other[7] = -3.0001f;
+        float[][] twice = {weights, weights};
+        Set<String> digests = Stream.of(
+                        calibration,
+                        new Calibration("a", 1, 1, 2, 0.9, 1.5, new float[][] {other}),
+                        new Calibration("a", 1, 1, 2, 0.95, 1.5, new float[][] {weights}),
+                        new Calibration("a", 1, 1, 2, 0.9, 1, new float[][] {weights}),
+                        new Calibration("a", 1, 2, 2, 0.9, 1.5, twice),
+                        new Calibration("a", 2, 1, 2, 0.9, 1.5, twice))
+                .map(Calibration::digest)
+                .collect(Collectors.toSet());
+        assertEquals(6, digests.size(), digests::toString);
     }
 
     @Test
