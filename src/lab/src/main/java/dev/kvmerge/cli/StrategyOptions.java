@@ -4,12 +4,12 @@ import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.Calibration;
 import dev.kvmerge.attention.Calibrations;
 import dev.kvmerge.eval.Experiment;
+import dev.kvmerge.eval.TakenOptions;
 import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.models.Catalogue;
 import dev.kvmerge.strategy.Method;
 import dev.kvmerge.strategy.Strategies;
 import java.nio.file.Path;
-import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import picocli.CommandLine.Model.CommandSpec;
@@ -111,16 +111,10 @@ final class StrategyOptions {
         return new Strategies.Settings(sinks, recentShare, signal, threshold, bias, found);
     }
 
-    /** An option has an effect where another value of it makes another strategy: strategies are records. */
     private static void refuseWithoutEffect(List<String> strategies, Strategies.Settings given, CommandSpec command) {
-        Map<String, Strategies.Settings> otherwise = new LinkedHashMap<>();
-        otherwise.put("--sinks", given.withSinks(given.sinks() == 0 ? 1 : 0));
-        otherwise.put("--recent-share", given.withRecentShare(given.recentShare() == 0.5 ? 0.25 : 0.5));
-        otherwise.put("--signal", given.withSignal(given.signal().equals("row") ? "column" : "row"));
-        otherwise.put("--threshold", given.withThreshold(given.threshold() == 0.5 ? 0.25 : 0.5));
-        otherwise.put("--bias", given.withBias(given.bias() == Bias.NONE ? Bias.FOLDED : Bias.NONE));
-        if (given.calibration() != null) {
-            otherwise.put("--calibration", given.with(null));
+        Map<String, Strategies.Settings> otherwise = TakenOptions.otherwise(given);
+        if (given.calibration() == null) {
+            otherwise.remove("--calibration"); // that there is none may be said of any
         }
         List<Method> made = methods(strategies, given);
         otherwise.forEach((option, other) -> {

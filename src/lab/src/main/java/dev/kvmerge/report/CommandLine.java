@@ -5,6 +5,7 @@ import dev.kvmerge.eval.Experiment;
 import dev.kvmerge.eval.Facts;
 import dev.kvmerge.eval.Ruler;
 import dev.kvmerge.eval.RunResult;
+import dev.kvmerge.eval.TakenOptions;
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -85,11 +86,7 @@ final class CommandLine {
             if (settings.block() != Ruler.WHOLE) {
                 command.add("--block", settings.block());
             }
-            command.addGiven(report.options());
-            // In results "entropy-merged" with --signal row has the name of its own that it goes by, too.
-            if (compressed.stream().noneMatch(r -> r.cache().matches("entropy-merged(:.*)?"))) {
-                command.options.remove("--signal");
-            }
+            command.addGiven(report.options(), compressed.stream().map(Ruler.Reading::cache));
         }
         return command.text();
     }
@@ -109,7 +106,7 @@ final class CommandLine {
         List<Facts.Run> compressed = runs.stream().filter(r -> r.cells() > 0).toList();
         if (!compressed.isEmpty()) {
             command.add("--cells", list(compressed.stream().map(Facts.Run::cells)));
-            command.addGiven(report.options());
+            command.addGiven(report.options(), compressed.stream().map(Facts.Run::cache));
         }
         return command.text();
     }
@@ -123,9 +120,13 @@ final class CommandLine {
         options.put(option, value.toString());
     }
 
-    private void addGiven(Map<String, String> given) {
+    /**
+     * Adds what was given, but for options that none of the caches takes and the command would refuse: those are of
+     * caches that a stopped call had not come to, or are in names, as --signal is in "entropy-merged-row".
+     */
+    private void addGiven(Map<String, String> given, Stream<String> caches) {
         if (given != null) {
-            options.putAll(given);
+            options.putAll(TakenOptions.of(given, caches.distinct().toList()));
         }
     }
 

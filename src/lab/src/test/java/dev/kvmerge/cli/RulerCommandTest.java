@@ -6,6 +6,8 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
+import com.fasterxml.jackson.databind.node.ArrayNode;
+import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -159,15 +161,37 @@ class RulerCommandTest {
         Cli.run("report", folder.toString()).succeeded();
         String page = Files.readString(folder.resolve("report.md"));
         assertTrue(page.contains("| 512 | 50 % | entropy-merged-row |"), page);
-        String command = page.lines()
-                .filter(line -> line.startsWith("    bin/kvmerge ruler "))
-                .findFirst()
-                .orElseThrow();
+        String command = shownCommand(page);
         assertTrue(command.contains(" --sinks 2"), command);
         JsonNode before = readings();
-        String again = command.strip().substring("bin/kvmerge ".length()) + " --overwrite --out " + out();
+        String again = command + " --overwrite --out " + out();
         Cli.run(again.split(" ")).succeeded();
         assertEquals(without(before), without(readings()), command);
+    }
+
+    /** The report of a call that was stopped has a command that is taken. */
+    @Test
+    void aStoppedCallsCommandIsTaken() throws IOException {
+        String args = "ruler --tokens 512 --texts 1 --tasks niah_multikey_2 --block 64 --strategies"
+                + " streaming-llm,entropy-merged --recent-share 0.5 --sinks 2 --compression 0.5 -t 1 --out " + out();
+        Cli.run(args.split(" ")).succeeded();
+        Path json = out().resolve("ruler.json");
+        ObjectNode stopped = (ObjectNode) new ObjectMapper().readTree(json.toFile());
+        ((ArrayNode) stopped.get("readings")).remove(2);
+        Files.writeString(json, stopped.toString());
+        Cli.run("report", folder.toString()).succeeded();
+        String command = shownCommand(Files.readString(folder.resolve("report.md")));
+        Cli.run((command + " --overwrite --out " + out()).split(" ")).succeeded();
+        assertEquals(without(stopped.get("readings")), without(readings()), command);
+    }
+
+    private static String shownCommand(String page) {
+        return page.lines()
+                .filter(line -> line.startsWith("    bin/kvmerge ruler "))
+                .findFirst()
+                .orElseThrow()
+                .strip()
+                .substring("bin/kvmerge ".length());
     }
 
     /** Readings but for the time they took. */

@@ -10,6 +10,7 @@ import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.function.Consumer;
@@ -54,12 +55,16 @@ class HtmlReportTest {
     }
 
     private static FactsReport facts(Facts.Run... runs) {
+        return facts(Map.of("-t", "2"), runs);
+    }
+
+    private static FactsReport facts(Map<String, String> options, Facts.Run... runs) {
         return new FactsReport(
                 VERSIONS,
                 MACHINE,
                 MODEL,
                 new FactsReport.Settings(4, 4000, 24, 128, 1, 2, "on", "q8_0", "q4_0", 32),
-                Map.of("-t", "2"),
+                options,
                 List.of(runs));
     }
 
@@ -233,6 +238,33 @@ class HtmlReportTest {
         assertFalse(page(write("one", first)).markdown().contains("several calls"));
     }
 
+    /** The command would refuse an option that nothing takes which was made so far. */
+    @Test
+    void optionsOfCachesThatAStoppedCallHadNotComeToAreLeftOut() {
+        Map<String, String> given = new LinkedHashMap<>();
+        given.put("--recent-share", "0.5");
+        given.put("--calibration", "none");
+        given.put("--observe", "capture");
+        given.put("--sinks", "2");
+        given.put("-t", "2");
+        Ruler.Reading full = reading(512, 0, "full", "{}", 0, 2);
+        Ruler.Reading newest = reading(512, 0, "streaming-llm", "{sinks=2}", 0.5, 1);
+        Ruler.Reading merged = reading(512, 0, "entropy-merged", "{sinks=2}", 0.5, 1);
+        String stopped = page(write("stopped", ruler(128, given, full, newest))).markdown();
+        assertTrue(stopped.contains(" --strategies full,streaming-llm --compression 0.5 --block 128 --sinks 2 -t 2\n"));
+        String whole =
+                page(write("whole", ruler(128, given, full, newest, merged))).markdown();
+        assertTrue(whole.contains(" --recent-share 0.5 --calibration none --observe capture --sinks 2 -t 2\n"), whole);
+
+        Map<String, String> observed = Map.of("--observe", "capture");
+        Facts.Run shifted = run("context-shift", "{}", 1024, 1);
+        String first = page(write("first", facts(observed, shifted))).markdown();
+        assertTrue(first.contains(" --strategies context-shift --cells 1024\n"), first);
+        Facts.Run h2o = run("h2o", "{}", 1024, 1);
+        String both = page(write("both", facts(observed, shifted, h2o))).markdown();
+        assertTrue(both.contains(" --strategies context-shift,h2o --cells 1024 --observe capture\n"), both);
+    }
+
     /** A folder takes readings of several settings: rows are not mixed. */
     @Test
     void cachesOfOneNameAreToldApart() {
@@ -306,7 +338,7 @@ class HtmlReportTest {
                         ruler(
                                 128,
                                 Map.of("--calibration", "my model's $1.json"),
-                                reading(512, 0, "h2o", "{}", 0.5, 2))))
+                                reading(512, 0, "entropy-merged", "{}", 0.5, 2))))
                 .markdown();
         assertTrue(text.contains(" --calibration 'my model'\\''s $1.json'\n"), text);
     }
