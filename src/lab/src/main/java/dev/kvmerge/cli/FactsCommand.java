@@ -237,42 +237,37 @@ final class FactsCommand implements Runnable {
         return caches;
     }
 
-    /** The runs of all caches: those that the folder has, and the others, each written when it is made. */
-    private List<Facts.Run> ask(Facts facts, List<Facts.Asked> caches, FactsReport header, ResultsFolder folder) {
-        FactsReport begun = header;
-        if (out.resume && folder.hasFacts()) {
-            FactsReport report = folder.readFacts();
-            if (!report.comparable(header)) {
-                throw new KvmergeException.Usage("the results in " + out.folder()
-                        + " are of another model, version or settings: give the same options, or choose another --out");
-            }
-            begun = header.after(report);
+    /** What a run is of. */
+    private record Which(String cache, String parameters, int cells) {
+        static Which of(Facts.Run run) {
+            return new Which(run.cache(), run.parameters(), run.cells());
         }
-        List<Facts.Run> kept = begun.runs();
-        List<Facts.Run> runs = new ArrayList<>(caches.stream()
-                .map(cache -> kept.stream()
-                        .filter(run -> run.cache().equals(cache.name())
-                                && run.parameters().equals(cache.parameters())
-                                && run.cells() == cache.cells())
-                        .findFirst()
-                        .orElse(null))
-                .toList());
-        for (int i = 0; i < caches.size(); i++) {
-            if (runs.get(i) == null) {
-                runs.set(i, ask(facts, caches.get(i), (i + 1) + "/" + caches.size()));
-                List<Facts.Run> others =
-                        kept.stream().filter(run -> !runs.contains(run)).toList();
-                List<Facts.Run> all =
-                        new ArrayList<>(runs.stream().filter(Objects::nonNull).toList());
-                all.addAll(others); // of strategies that were not asked for this time
-                folder.write(begun.with(all));
-            }
-        }
-        return runs;
     }
 
-    private static Facts.Run ask(Facts facts, Facts.Asked cache, String which) {
-        String title = which + " " + cache.name() + (cache.cells() == 0 ? "" : " " + cache.cells());
+    /** The runs of all caches: those that the folder has, and the others, each written when it is made. */
+    private List<Facts.Run> ask(Facts facts, List<Facts.Asked> caches, FactsReport header, ResultsFolder folder) {
+        FactsReport begun = out.resume && folder.hasFacts() ? goOn(header, folder.readFacts()) : header;
+        KeptResults<Which, Facts.Run> kept =
+                new KeptResults<>(begun.runs(), Which::of, results -> folder.write(begun.with(results)));
+        List<Facts.Run> asked = new ArrayList<>();
+        for (Facts.Asked cache : caches) {
+            Which which = new Which(cache.name(), cache.parameters(), cache.cells());
+            String number = (asked.size() + 1) + "/" + caches.size();
+            asked.add(kept.get(which, () -> ask(facts, cache, number)));
+        }
+        return asked;
+    }
+
+    private FactsReport goOn(FactsReport header, FactsReport before) {
+        if (!before.comparable(header)) {
+            throw new KvmergeException.Usage("the results in " + out.folder()
+                    + " are of another model, version or settings: give the same options, or choose another --out");
+        }
+        return header.after(before);
+    }
+
+    private static Facts.Run ask(Facts facts, Facts.Asked cache, String number) {
+        String title = number + " " + cache.name() + (cache.cells() == 0 ? "" : " " + cache.cells());
         Facts.Run run;
         try (Progress progress = new Progress(title)) {
             run = facts.ask(cache, progress::update, Interrupt::requested);

@@ -15,11 +15,9 @@ import dev.kvmerge.report.RulerReport;
 import dev.kvmerge.report.RulerTable;
 import dev.kvmerge.strategy.Strategies;
 import java.util.ArrayList;
-import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Locale;
-import java.util.Map;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
@@ -209,34 +207,30 @@ final class RulerCommand implements Runnable {
 
     /** All texts into all caches, text by text: those readings that the folder has, and the others as they are made. */
     private List<Ruler.Reading> read(Ruler ruler, List<Cache> caches, RulerReport header, ResultsFolder folder) {
-        RulerReport begun = header;
-        if (out.resume && folder.hasRuler()) {
-            RulerReport report = folder.readRuler();
-            if (!report.comparable(header)) {
-                throw new KvmergeException.Usage("the results in " + out.folder()
-                        + " are of another model, text, version or settings: give the same options, or choose another"
-                        + " --out");
-            }
-            begun = header.after(report);
-        }
-        Map<Which, Ruler.Reading> made = new LinkedHashMap<>();
-        begun.readings().forEach(reading -> made.put(Which.of(reading), reading));
+        RulerReport begun = out.resume && folder.hasRuler() ? goOn(header, folder.readRuler()) : header;
+        KeptResults<Which, Ruler.Reading> kept =
+                new KeptResults<>(begun.readings(), Which::of, results -> folder.write(begun.with(results)));
         List<Ruler.Reading> asked = new ArrayList<>();
         List<Ruler.Item> items = ruler.items(List.copyOf(new LinkedHashSet<>(tokens)), texts);
         int all = items.size() * caches.size();
         for (Ruler.Item item : items) {
             for (Cache cache : caches) {
                 Which which = new Which(item, cache.name(), cache.parameters(), cache.compression());
-                if (!made.containsKey(which)) {
-                    String title = (asked.size() + 1) + "/" + all + " " + item.kind() + " " + (item.index() + 1)
-                            + String.format(Locale.ROOT, ", %,d tokens, ", item.tokens()) + title(cache);
-                    made.put(which, ask(ruler, item, cache, title));
-                    folder.write(begun.with(List.copyOf(made.values())));
-                }
-                asked.add(made.get(which));
+                String title = (asked.size() + 1) + "/" + all + " " + item.kind() + " " + (item.index() + 1)
+                        + String.format(Locale.ROOT, ", %,d tokens, ", item.tokens()) + title(cache);
+                asked.add(kept.get(which, () -> ask(ruler, item, cache, title)));
             }
         }
         return asked;
+    }
+
+    private RulerReport goOn(RulerReport header, RulerReport before) {
+        if (!before.comparable(header)) {
+            throw new KvmergeException.Usage("the results in " + out.folder()
+                    + " are of another model, text, version or settings: give the same options, or choose another"
+                    + " --out");
+        }
+        return header.after(before);
     }
 
     private static String title(Cache cache) {

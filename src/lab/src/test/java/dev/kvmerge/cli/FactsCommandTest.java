@@ -87,8 +87,8 @@ class FactsCommandTest {
 
         facts("--strategies", "context-shift", "--resume").succeeded();
         assertEquals(3, runs().size(), "what was there before stays");
-        assertEquals("context-shift", runs().get(0).get("cache").asText());
-        assertEquals(256, runs().get(0).get("allocated").asInt());
+        assertEquals("context-shift", runs().get(2).get("cache").asText());
+        assertEquals(256, runs().get(2).get("allocated").asInt());
 
         Files.writeString(folder.resolve("out/facts.json"), before.replace("\"rank\"", "\"rang\""));
         facts("--resume").failed(1, "facts.json are broken", "--overwrite");
