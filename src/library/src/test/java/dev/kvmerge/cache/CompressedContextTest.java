@@ -152,6 +152,11 @@ class CompressedContextTest {
     }
 
     private float[] afterTwins(Twins what, Bias bias) {
+        return afterTwins(what, 40, bias);
+    }
+
+    /** As above; SWAPPED exchanges this cell and 30. */
+    private float[] afterTwins(Twins what, int swapped, Bias bias) {
         int[] tokens = TestModel.book(1000, 96);
         int twin = 0; // the sink, which much attention goes to: losing half of its mass would show
         Observer.Options observe = Observer.Options.of(false, false, bias, 2);
@@ -181,8 +186,8 @@ class CompressedContextTest {
             for (int pair = 0; pair < pairs; pair++) {
                 int at = pair * cells;
                 if (what == Twins.SWAPPED) {
-                    destinations[at + 30] = 40;
-                    destinations[at + 40] = 30;
+                    destinations[at + 30] = swapped;
+                    destinations[at + swapped] = 30;
                 } else if (what == Twins.MERGED) {
                     targets[at + twin + 1] = twin;
                     weights[at + twin] = 0.5f;
@@ -216,7 +221,11 @@ class CompressedContextTest {
     @Test
     void aMergeOfIdenticalCellsChangesNoLogitBeyondRounding() {
         float[] left = afterTwins(Twins.LEFT, Bias.NONE);
-        double rounding = divergence(left, afterTwins(Twins.SWAPPED, Bias.NONE));
+        // One swap may change no sum by enough to be seen: which does depends on how wide the CPU's vectors are.
+        double rounding = IntStream.of(3, 17, 40, 63)
+                .mapToDouble(swapped -> divergence(left, afterTwins(Twins.SWAPPED, swapped, Bias.NONE)))
+                .max()
+                .orElseThrow();
         double exact = divergence(left, afterTwins(Twins.MERGED, Bias.EXACT));
         double folded = divergence(left, afterTwins(Twins.MERGED, Bias.FOLDED));
         double none = divergence(left, afterTwins(Twins.MERGED, Bias.NONE));
