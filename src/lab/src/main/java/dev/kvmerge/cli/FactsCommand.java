@@ -7,7 +7,6 @@ import dev.kvmerge.eval.ContextShift;
 import dev.kvmerge.eval.Experiment;
 import dev.kvmerge.eval.Facts;
 import dev.kvmerge.eval.FactsChat;
-import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.llama.CellTypes;
 import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
@@ -59,6 +58,9 @@ final class FactsCommand implements Runnable {
 
     @Mixin
     private ModelOptions model;
+
+    @Mixin
+    private StrategyOptions settings;
 
     @Option(
             names = "--strategies",
@@ -125,26 +127,25 @@ final class FactsCommand implements Runnable {
         check();
         StrategyOptions.refuseOfFull(command, List.of("--cells", "--kv-mib"), strategies);
         ComputeSettings given = model.compute(mib.isEmpty() ? FlashAttention.OFF : FlashAttention.ON);
-        model.checkCells(given, Bias.FOLDED);
+        model.checkCells(given, settings.bias);
         Catalogue catalogue = Home.catalogue();
-        Strategies.Settings settings =
-                Strategies.Settings.DEFAULT.with(StrategyOptions.calibration("auto", model, catalogue));
+        Strategies.Settings chosen = settings.settings(model, catalogue, strategies, command);
         // What is wrong is said before anything is loaded.
         List<Strategy> asked = mib.isEmpty()
-                ? caches(settings, cells).stream()
+                ? caches(chosen, cells).stream()
                         .map(Facts.Asked::strategy)
                         .filter(Objects::nonNull)
                         .toList()
                 : strategies.stream()
                         .filter(name -> !name.equals(ContextShift.NAME))
-                        .map(name -> Strategies.create(name, settings))
+                        .map(name -> Strategies.create(name, chosen))
                         .toList();
         ModelOptions.checkBias(given, asked);
         ModelOptions.checkObserved(command, asked);
         try (ResultsFolder folder = out.open(ResultsFolder::hasFacts)) {
             try (Model loaded = model.load(catalogue)) {
                 ComputeSettings compute = mib.isEmpty() ? given : given.withCells(types(loaded, given));
-                List<Facts.Asked> caches = caches(settings, mib.isEmpty() ? cells : cellsIn(loaded, compute, asked));
+                List<Facts.Asked> caches = caches(chosen, mib.isEmpty() ? cells : cellsIn(loaded, compute, asked));
                 for (Facts.Asked cache : caches) {
                     if (cache.strategy() != null) {
                         CacheChecks.checkModel(loaded, cache.strategy(), cache.cells(), false);
@@ -214,10 +215,10 @@ final class FactsCommand implements Runnable {
     }
 
     /** The full cache once, all others with each number of cells. */
-    private List<Facts.Asked> caches(Strategies.Settings settings, List<Integer> cells) {
+    private List<Facts.Asked> caches(Strategies.Settings chosen, List<Integer> cells) {
         List<Facts.Asked> caches = new ArrayList<>();
         for (String name : new LinkedHashSet<>(strategies)) {
-            Strategy strategy = name.equals(ContextShift.NAME) ? null : Strategies.create(name, settings);
+            Strategy strategy = name.equals(ContextShift.NAME) ? null : Strategies.create(name, chosen);
             if (strategy instanceof Full) {
                 caches.add(new Facts.Asked(Strategies.FULL, strategy, 0));
                 continue;

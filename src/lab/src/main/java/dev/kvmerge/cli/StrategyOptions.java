@@ -3,6 +3,7 @@ package dev.kvmerge.cli;
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.Calibration;
 import dev.kvmerge.attention.Calibrations;
+import dev.kvmerge.eval.ContextShift;
 import dev.kvmerge.eval.Experiment;
 import dev.kvmerge.eval.TakenOptions;
 import dev.kvmerge.kernels.Bias;
@@ -128,6 +129,7 @@ final class StrategyOptions {
 
     private static List<Method> methods(List<String> strategies, Strategies.Settings settings) {
         return strategies.stream()
+                .filter(name -> !name.equals(ContextShift.NAME)) // which takes none
                 .map(name -> Strategies.method(name, settings))
                 .toList();
     }

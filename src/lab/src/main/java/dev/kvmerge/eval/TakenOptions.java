@@ -47,8 +47,8 @@ public final class TakenOptions {
     }
 
     private static boolean takes(String cache, String option, Settings settings) {
-        if (cache.equals(ContextShift.NAME)) {
-            return !option.startsWith("--observe"); // it drops the oldest, whatever is attended to
+        if (cache.equals(ContextShift.NAME)) { // it drops the oldest, whatever is attended to
+            return !option.startsWith("--observe") && !otherwise(settings).containsKey(option);
         }
         if (!Strategies.names().contains(cache.split(":", 2)[0])) {
             return true; // nobody knows: a class that a results file names is not loaded for that

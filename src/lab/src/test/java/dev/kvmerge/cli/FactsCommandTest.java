@@ -97,6 +97,8 @@ class FactsCommandTest {
     /** The report has the tables, and its command asks the same again. */
     @Test
     void theReportShowsItAndAsksItAgain() throws IOException {
+        facts("--strategies", "full,context-shift,h2o", "--sinks", "2", "-t", "1", "--observe", "capture")
+                .failed(2, "--sinks has no effect on full, context-shift, h2o");
         facts("--strategies", "full,context-shift,h2o", "-t", "1", "--observe", "capture")
                 .succeeded();
         Cli.run("report", folder.toString()).succeeded();
@@ -111,6 +113,21 @@ class FactsCommandTest {
                 command.strip().substring("bin/kvmerge ".length()) + " --overwrite --out " + folder.resolve("out");
         Cli.run(again.split(" ")).succeeded();
         assertEquals(without(before), without(runs()), command);
+    }
+
+    /** The settings of strategies are taken, and noted. */
+    @Test
+    void aCalibrationIsChosen() throws IOException {
+        String which = "entropy-merged:decay=1";
+        facts("--strategies", which).failed(2, "decay=0.9", "--calibration none");
+        facts("--strategies", which, "--calibration", "none", "--recent-share", "0.5")
+                .succeeded();
+        String noted = runs().get(0).get("parameters").asText();
+        assertTrue(
+                noted.contains("recentShare=0.5") && noted.contains("decay=1") && noted.contains("calibration=none"),
+                noted);
+        facts("--strategies", "full,context-shift", "--recent-share", "0.5", "--overwrite")
+                .failed(2, "--recent-share has no effect on full, context-shift");
     }
 
     /** Runs but for the time they took. */

@@ -33,7 +33,7 @@ class TakenOptionsTest {
             delimiter = ';',
             value = {
                 "full; -t",
-                "context-shift; --sinks --recent-share --threshold --bias --calibration -t",
+                "context-shift; -t",
                 "streaming-llm; --sinks -t",
                 "streaming-llm:sinks=2; -t",
                 "h2o; --observe --observe-queries -t",
