@@ -3,8 +3,12 @@ package dev.kvmerge.cli;
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.attention.Calibration;
 import dev.kvmerge.attention.Calibrations;
+import dev.kvmerge.engine.ChatMessage;
+import dev.kvmerge.engine.ChatTemplate;
 import dev.kvmerge.eval.Calibrator;
+import dev.kvmerge.eval.Experiment;
 import dev.kvmerge.eval.Text;
+import dev.kvmerge.eval.ToldChat;
 import dev.kvmerge.kernels.Bias;
 import dev.kvmerge.llama.ComputeSettings;
 import dev.kvmerge.llama.ContextOptions.FlashAttention;
@@ -13,6 +17,7 @@ import dev.kvmerge.models.Catalogue;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Locale;
 import picocli.CommandLine.Command;
@@ -32,6 +37,8 @@ import picocli.CommandLine.Spec;
         },
         footer = {"", "Example:", "  kvmerge calibrate -m my-model.gguf -f moby-dick,technical-report --pieces 8"})
 final class CalibrateCommand implements Runnable {
+    private static final int MOST_CONVERSATIONS = 32; // what was seen of each stays in memory: 30 MB
+
     @Mixin
     private ModelOptions model;
 
@@ -49,6 +56,14 @@ final class CalibrateCommand implements Runnable {
             defaultValue = "4",
             description = "pieces of each text to read, evenly apart (default: ${DEFAULT-VALUE})")
     private int pieces;
+
+    @Option(
+            names = "--conversations",
+            paramLabel = "N",
+            defaultValue = "0",
+            description = "conversations to read besides, as long as a piece: a user tells things between sentences of"
+                    + " the texts, and asks for them at the end (default: ${DEFAULT-VALUE})")
+    private int conversations;
 
     @Option(names = "--windows", hidden = true)
     private void windows(int n) {
@@ -78,6 +93,11 @@ final class CalibrateCommand implements Runnable {
             throw new KvmergeException.Usage(
                     "--pieces must be positive and --tokens " + Calibrator.FEWEST_TOKENS + " and more");
         }
+        Least.of("--conversations", conversations, 0);
+        if (conversations > MOST_CONVERSATIONS) {
+            throw new KvmergeException.Usage(
+                    "--conversations can be " + MOST_CONVERSATIONS + " at most, not " + conversations);
+        }
         ComputeSettings compute = model.compute(FlashAttention.ON);
         if (model.ubatch < Calibrator.FEWEST_UBATCH) {
             throw new KvmergeException.Usage(
@@ -100,12 +120,17 @@ final class CalibrateCommand implements Runnable {
         Interrupt.listen("kvmerge: stopping at the end of this block; nothing is written");
         try (Model loaded = model.load(catalogue);
                 Progress progress = new Progress("calibrating")) {
+            ChatTemplate template = conversations == 0 ? null : ChatFormat.of(loaded);
             List<int[]> pieces = new ArrayList<>();
             for (Text text : texts) {
                 pieces.addAll(pieces(loaded, text));
             }
-            double total = (double) pieces.size() * tokens;
             String name = String.join(", ", files) + ": " + pieces.size() + " x " + tokens + " tokens";
+            if (conversations > 0) {
+                pieces.addAll(conversations(loaded, template, texts));
+                name += "; conversations: " + conversations + " x " + tokens + " tokens";
+            }
+            double total = (double) pieces.size() * tokens;
             Calibration calibration = new Calibrator(
                             loaded,
                             compute,
@@ -117,6 +142,28 @@ final class CalibrateCommand implements Runnable {
             Calibrations.write(calibration, to);
         }
         System.out.println("Written to " + to + ".");
+    }
+
+    /** One conversation after the other, with the texts in turn. */
+    private List<int[]> conversations(Model loaded, ChatTemplate template, List<Text> texts) {
+        List<int[]> told = new ArrayList<>();
+        for (int i = 0; i < conversations; i++) {
+            if (Interrupt.requested()) {
+                throw new Experiment.Cancelled();
+            }
+            Text text = texts.get(i % texts.size());
+            try {
+                List<ChatMessage> messages =
+                        ToldChat.make(text.content(), i, tokens, said -> template.render(said, false)
+                                .tokens(loaded)
+                                .length);
+                told.add(Arrays.copyOf(template.render(messages, false).tokens(loaded), tokens));
+            } catch (KvmergeException.Usage e) {
+                throw new KvmergeException.Usage(
+                        "no conversation with the text " + text.path() + ": " + e.getMessage());
+            }
+        }
+        return told;
     }
 
     /** Pieces evenly apart, none at the very start, where titles and contents are. */

@@ -129,9 +129,49 @@ class MoreCommandsTest {
         experiment[experiment.length - 1] = out("nowhere.json");
         Cli.run(experiment).failed(1, "cannot read the calibration");
         Cli.run("calibrate", "--pieces", "0").failed(2, "--pieces must be positive");
+        Cli.run("calibrate", "--conversations", "33").failed(2, "--conversations can be 32 at most");
         Cli.run("calibrate", "-f", "alice", "--pieces", "99", "--out", out("x.json"))
                 .failed(2, "use a longer text");
         assertFalse(Files.exists(folder.resolve("x.json")));
+    }
+
+    /** Conversations are read besides the texts, and the calibration says so. */
+    @Test
+    void calibrateReadsConversations() throws IOException {
+        JsonNode without = calibrated("0");
+        JsonNode with = calibrated("1");
+        assertEquals("alice: 1 x 1024 tokens", without.get("name").asText());
+        assertEquals(
+                "alice: 1 x 1024 tokens; conversations: 1 x 1024 tokens",
+                with.get("name").asText());
+        assertFalse(with.get("weights").equals(without.get("weights")), "they are learned from");
+
+        Path silent = folder.resolve("silent.txt");
+        Files.writeString(silent, "no end ".repeat(1000));
+        calibrate(silent.toString(), "1").failed(2, "silent.txt", "0 sentences", "use a longer text");
+    }
+
+    private JsonNode calibrated(String conversations) throws IOException {
+        calibrate("alice", conversations).succeeded();
+        return new ObjectMapper()
+                .readTree(folder.resolve("told-" + conversations + ".json").toFile());
+    }
+
+    private Cli calibrate(String text, String conversations) {
+        String[] args = {
+            "calibrate",
+            "-f",
+            text,
+            "--pieces",
+            "1",
+            "--tokens",
+            "1024",
+            "--conversations",
+            conversations,
+            "--out",
+            out("told-" + conversations + ".json")
+        };
+        return Cli.run(args);
     }
 
     /** What cannot be is said before a full cache is run to compare with. */

@@ -56,6 +56,7 @@ class OptionValuesTest {
         wrong("0", "", "--facts", "--max-body", "--max-messages", "--timeout", "--stretch", "--pieces", "--vary");
         wrong("1", "", "--prefill", "--score", "--full-tokens", "--prompt-characters", "bench-server --n-gen");
         wrong("-1", "", "--n-gen", "--sinks", "--ctx-size", "--queue", "--tokens", "--offset", "--repeat-last-n");
+        wrong("-1", "", "--conversations");
         wrong("-2", "", "--predict", "--temp", "--top-k", "--min-p", "--repeat-penalty");
         wrong("NaN", "", "--presence-penalty", "--frequency-penalty");
         wrong("2", "", "--top-p", "--typical", "--recent-share", "--compression", "--depths");

@@ -1,0 +1,138 @@
+package dev.kvmerge.eval;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertNotEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import dev.kvmerge.KvmergeException;
+import dev.kvmerge.engine.ChatMessage;
+import java.util.Arrays;
+import java.util.Collections;
+import java.util.HashSet;
+import java.util.List;
+import java.util.Locale;
+import java.util.Set;
+import java.util.stream.Collectors;
+import java.util.stream.IntStream;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.Tag;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+
+/** Conversations to calibrate on: what is asked was told, and is none of what is measured. */
+@Tag("fast")
+class ToldChatTest {
+    private static final int TOKENS = 4096;
+
+    /** Sentences of nine words that differ, and now and then one that is too long. */
+    private static final String TEXT = IntStream.range(0, 400)
+            .mapToObj(i -> "Sentence " + i + " goes\non and says very little of what anybody would ever ask about."
+                    + (i % 7 == 0 ? " Long" + ",x".repeat(90) + "." : ""))
+            .collect(Collectors.joining(" "));
+
+    /** A token is four characters, and a template has five around a message. */
+    private static int length(List<ChatMessage> messages) {
+        return messages.stream().mapToInt(m -> 5 + m.content().length() / 4).sum();
+    }
+
+    private static List<ChatMessage> make(long seed, int tokens) {
+        return ToldChat.make(TEXT, seed, tokens, ToldChatTest::length);
+    }
+
+    @ParameterizedTest
+    @CsvSource({"0,4096", "1,4096", "2,4096", "3,4096", "4,1200", "5,1200", "6,9000", "7,9000"})
+    void whatIsAskedWasToldAndSaidAgain(long seed, int tokens) {
+        List<ChatMessage> all = make(seed, tokens);
+        assertTrue(length(all) >= tokens && length(all) < tokens + 200, "" + length(all));
+        Set<String> asked = new HashSet<>();
+        int begun = 0;
+        for (int i = 0; i < all.size(); i += 2) {
+            assertEquals("user", all.get(i).role());
+            assertEquals("assistant", all.get(i + 1).role());
+            String user = all.get(i).content();
+            if (!user.endsWith("?")) {
+                assertEquals(Set.of(), asked, "all is told before anything is asked");
+                assertTrue(user.startsWith("Sentence ") && user.endsWith(" would ever ask about."), user);
+                begun = i + 2;
+                continue;
+            }
+            assertTrue(asked.add(user), "asked once: " + user);
+            String answer = all.get(i + 1).content();
+            String statement = answer.substring(1, answer.length() - 1); // but for the first letter, which may be small
+            int said = IntStream.range(0, all.size() / 2)
+                    .filter(m -> all.get(2 * m).content().contains(statement))
+                    .findFirst()
+                    .orElseThrow(() -> new AssertionError("never told: " + answer));
+            assertTrue(all.get(2 * said + 1).content().contains(statement), "the assistant says it again");
+            assertTrue(2 * said < i, "before it is asked");
+        }
+        int told = length(all.subList(0, begun));
+        if (tokens == 9000) {
+            assertEquals(50, asked.size(), "there is no more to tell, and the rest is talk");
+        } else {
+            assertTrue(told > 0.6 * tokens && told < 0.8 * tokens, "about seven tenths tell: " + told);
+        }
+        // What is over is cut, and few questions with it.
+        int read = 0;
+        for (int i = begun, tokensRead = told; i < all.size() && tokensRead < tokens; i += 2, read++) {
+            tokensRead += length(all.subList(i, i + 2));
+        }
+        assertTrue(asked.size() - read <= 4, read + " of " + asked.size());
+    }
+
+    @Test
+    void aSeedMakesOneConversation() {
+        assertEquals(make(3, TOKENS), make(3, TOKENS));
+        assertNotEquals(make(3, TOKENS), make(4, TOKENS));
+    }
+
+    /** Else calibrating would teach the very test. */
+    @Test
+    void noWordOfTheFactsIsInIt() {
+        Set<String> words = Stream.concat(
+                        ToldChat.KINDS.stream()
+                                .flatMap(k -> Stream.concat(
+                                        Stream.concat(k.things().stream(), k.values().stream()),
+                                        Stream.of(k.statement(), k.question()))),
+                        Stream.concat(ToldChat.LEADS.stream(), ToldChat.ANSWERS.stream()))
+                .flatMap(ToldChatTest::words)
+                .collect(Collectors.toSet());
+        Set<String> facts = new HashSet<>(FactsWords.PEOPLE);
+        FactsWords.OPENERS.stream().flatMap(ToldChatTest::words).forEach(facts::add);
+        FactsWords.KINDS.forEach(
+                k -> k.values().stream().flatMap(ToldChatTest::words).forEach(facts::add));
+        words.retainAll(facts);
+        assertEquals(Set.of(), words);
+        assertTrue(Collections.disjoint(ToldChat.LEADS, FactsWords.LEADS));
+        assertTrue(Collections.disjoint(ToldChat.ANSWERS, FactsWords.THANKS));
+    }
+
+    private static Stream<String> words(String text) {
+        return Arrays.stream(text.toLowerCase(Locale.ROOT).split("[^a-z0-9]+")).filter(w -> !w.isEmpty());
+    }
+
+    @Test
+    void eachThingHasOneValueOfItsOwn() {
+        for (ToldChat.Kind kind : ToldChat.KINDS) {
+            assertTrue(new HashSet<>(kind.values()).size() >= kind.things().size(), kind.statement());
+            assertEquals(kind.things().size(), new HashSet<>(kind.things()).size());
+        }
+    }
+
+    @Test
+    void whatCannotBeIsSaid() {
+        KvmergeException few = assertThrows(
+                KvmergeException.Usage.class,
+                () -> ToldChat.make("One sentence. Another one.", 1, TOKENS, ToldChatTest::length));
+        assertTrue(few.getMessage().contains("it has 2 sentences"), few.getMessage());
+        KvmergeException little =
+                assertThrows(KvmergeException.Usage.class, () -> ToldChat.make(TEXT, 1, 300, ToldChatTest::length));
+        assertTrue(little.getMessage().contains("give more --tokens"), little.getMessage());
+        KvmergeException still = assertThrows(
+                KvmergeException.class,
+                () -> ToldChat.make(TEXT, 1, TOKENS, messages -> 100)); // a template of one turn
+        assertTrue(still.getMessage().contains("does not write all messages"), still.getMessage());
+    }
+}
