@@ -195,7 +195,7 @@ public final class Retrieval {
         int length = Text.tokens(model, puzzle.introduction() + fact).length;
         int fillerLength = 0;
         int bos = Text.tokens(model, "").length;
-        List<String> sentences = Arrays.asList(puzzle.filler().split("(?<=[.!?])(?=\\s)"));
+        List<String> sentences = Text.sentences(puzzle.filler());
         for (int i = 0; length + fillerLength < setup.tokens(); i++) {
             String sentence = sentences.get(i % sentences.size());
             fillerLength += Math.max(1, Text.tokens(model, sentence).length - bos);

@@ -38,7 +38,7 @@ final class RulerTexts {
     /** @param book prose, of which the sentences and the words of five to nine letters are used */
     RulerTexts(String book, long seed) {
         String prose = book.replaceAll("\\s+", " ").strip();
-        this.sentences = List.of(prose.split("(?<=[.!?])(?=\\s)"));
+        this.sentences = Text.sentences(prose);
         this.words = Arrays.stream(prose.split("[^A-Za-z]+"))
                 .filter(word -> word.matches("[a-z]{5,9}"))
                 .collect(Collectors.toCollection(TreeSet::new))

@@ -12,6 +12,7 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Arrays;
+import java.util.List;
 
 /**
  * A text to read.
@@ -81,6 +82,11 @@ public record Text(Path path, String content, long bytes, String sha256) {
         int[] tokens = model.tokenize(text);
         int specials = model.tokenize("").length - (model.addsBos() ? 1 : 0);
         return Arrays.copyOf(tokens, tokens.length - specials);
+    }
+
+    /** The sentences of a text, each but the first with the space before it: joined they are the text. */
+    static List<String> sentences(String text) {
+        return List.of(text.split("(?<=[.!?])(?=\\s)"));
     }
 
     private static KvmergeException notUtf8(Path path, String why, String encoding, Exception cause) {

@@ -3,7 +3,6 @@ package dev.kvmerge.eval;
 import dev.kvmerge.KvmergeException;
 import dev.kvmerge.engine.ChatMessage;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.Collections;
 import java.util.List;
 import java.util.Locale;
@@ -170,7 +169,7 @@ public final class ToldChat {
     /** Short ones, from somewhere in the text on, and then from its beginning. */
     private static List<String> sentences(String text, Random random) {
         List<String> found = new ArrayList<>();
-        for (String sentence : text.split("(?<=[.!?])\\s+")) {
+        for (String sentence : Text.sentences(text)) {
             String line = sentence.strip().replaceAll("\\s+", " ");
             if (line.length() <= LONGEST && line.contains(" ")) {
                 found.add(line);
@@ -193,8 +192,7 @@ public final class ToldChat {
     }
 
     private static List<String> dates() {
-        List<String> months =
-                Arrays.asList("January February March April June July August September October".split(" "));
+        List<String> months = words("January,February,March,April,June,July,August,September,October");
         List<String> all = new ArrayList<>();
         for (String month : months) {
             for (int day = 1; day <= 28; day++) {

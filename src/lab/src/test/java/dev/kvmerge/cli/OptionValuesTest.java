@@ -56,12 +56,11 @@ class OptionValuesTest {
         wrong("0", "", "--facts", "--max-body", "--max-messages", "--timeout", "--stretch", "--pieces", "--vary");
         wrong("1", "", "--prefill", "--score", "--full-tokens", "--prompt-characters", "bench-server --n-gen");
         wrong("-1", "", "--n-gen", "--sinks", "--ctx-size", "--queue", "--tokens", "--offset", "--repeat-last-n");
-        wrong("-1", "", "--conversations");
         wrong("-2", "", "--predict", "--temp", "--top-k", "--min-p", "--repeat-penalty");
         wrong("NaN", "", "--presence-penalty", "--frequency-penalty");
         wrong("2", "", "--top-p", "--typical", "--recent-share", "--compression", "--depths");
         wrong("-1", "position", "--position-range");
-        wrong("-1", "", "--observe-queries");
+        wrong("-1", "", "--observe-queries", "--conversations");
         wrong("0", "", "--kv-mib");
         wrong("5", "-ngl 5", "--gpu-layers");
         wrong("tpu", "", "--device");
