@@ -33,8 +33,8 @@ import picocli.CommandLine.Spec;
         description = {
             "Reads a text longer than the positions the model was trained on, in a fixed number of cells: past them, "
                     + "keys are rotated back after each block.",
-            "Prints the perplexity stretch by stretch; beside it, the full cache, which breaks past the trained "
-                    + "context."
+            "Prints the perplexity stretch by stretch, and by how much each cache's is above the first one's; beside"
+                    + " it, the full cache, which breaks past the trained context."
         },
         footer = {
             "",

@@ -103,6 +103,23 @@ public record Trace(double[] nll, double[] kl, boolean[] sameTop) {
         return new Difference(mean(likelihood), error(likelihood), mean(divergence), error(divergence));
     }
 
+    /** By how much one perplexity is above another, in percent, with the standard error of that. */
+    public record Above(double percent, double error) {}
+
+    /**
+     * The perplexity of a over that of b, on the same tokens [from, to), with an error as in {@link Difference}; null
+     * with fewer than two whole stretches that both have.
+     */
+    public static Above above(double[] a, double[] b, int from, int to) {
+        double[] more =
+                stretches(Arrays.copyOf(a, Math.min(to, a.length)), Arrays.copyOf(b, Math.min(to, b.length)), from);
+        if (more.length < 2) {
+            return null;
+        }
+        double ratio = Math.exp(mean(more));
+        return new Above(100 * (ratio - 1), 100 * ratio * error(more));
+    }
+
     /** Means of a - b over whole stretches without NaN. */
     private static double[] stretches(double[] a, double[] b, int from) {
         double[] means = new double[Math.max(0, (Math.min(a.length, b.length) - from) / BLOCK)];

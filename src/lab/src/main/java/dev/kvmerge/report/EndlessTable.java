@@ -1,7 +1,9 @@
 package dev.kvmerge.report;
 
 import dev.kvmerge.eval.Trace;
+import dev.kvmerge.strategy.Strategies;
 import java.util.ArrayList;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
@@ -10,36 +12,82 @@ import java.util.Map;
 public final class EndlessTable {
     private EndlessTable() {}
 
-    /** A row a stretch, a column a cache. */
+    /** A row a stretch, a column a cache; beside each further one by how much it is above the first that is bounded. */
     public static String of(Map<String, double[]> traces, int stretch) {
-        List<String[]> rows = new ArrayList<>();
-        rows.add(new String[] {"tokens"});
-        rows.set(0, append(rows.getFirst(), traces.keySet().toArray(String[]::new)));
-        for (int from = 1; from < longest(traces); from += stretch) {
-            String[] row = {String.format(Locale.ROOT, "%,d", from + stretch - 1)};
-            for (double[] nll : traces.values()) {
-                row = append(row, from < nll.length ? format(nll, from, stretch) : "-");
+        String first = first(traces);
+        List<String> head = new ArrayList<>(List.of("tokens"));
+        traces.keySet().forEach(name -> {
+            head.add(name);
+            if (isCompared(name, first)) {
+                head.add("over " + first);
             }
-            rows.add(row);
+        });
+        List<String[]> rows = new ArrayList<>();
+        rows.add(head.toArray(String[]::new));
+        for (int from = 1; from < longest(traces); from += stretch) {
+            rows.add(row(traces, label(Math.min(longest(traces), from + stretch - 1)), from, stretch));
         }
+        int longest = longest(traces);
+        Map<String, double[]> whole = new LinkedHashMap<>(); // a shorter text is another text
+        traces.forEach((name, nll) -> whole.put(name, nll.length == longest ? nll : new double[0]));
+        rows.add(row(whole, "all", 1, longest));
         return Table.align(rows);
     }
 
-    /** One row a stretch and cache. */
+    private static String label(int tokens) {
+        return String.format(Locale.ROOT, "%,d", tokens);
+    }
+
+    private static String[] row(Map<String, double[]> traces, String label, int from, int stretch) {
+        String first = first(traces);
+        List<String> row = new ArrayList<>(List.of(label));
+        traces.forEach((name, nll) -> {
+            row.add(from < nll.length ? format(nll, from, stretch) : "-");
+            if (isCompared(name, first)) {
+                Trace.Above above = Trace.above(nll, traces.get(first), from, from + stretch);
+                row.add(
+                        above == null
+                                ? "-"
+                                : String.format(Locale.ROOT, "%+.1f ± %.1f %%", above.percent(), above.error()));
+            }
+        });
+        return row.toArray(String[]::new);
+    }
+
+    /** One row a stretch and cache; the last two fields are empty for the full cache and the first bounded one. */
     public static String csv(Map<String, double[]> traces, int stretch) {
-        StringBuilder text = new StringBuilder("cache,tokens,perplexity\n");
+        String first = first(traces);
+        StringBuilder text = new StringBuilder("cache,tokens,perplexity,percent_over_first,percent_error\n");
         traces.forEach((name, nll) -> {
             for (int from = 1; from < nll.length; from += stretch) {
+                Trace.Above above =
+                        isCompared(name, first) ? Trace.above(nll, traces.get(first), from, from + stretch) : null;
                 text.append('"')
                         .append(name)
                         .append("\",")
                         .append(Math.min(nll.length, from + stretch - 1))
                         .append(',')
                         .append(format(nll, from, stretch))
+                        .append(
+                                above == null
+                                        ? ",,"
+                                        : String.format(Locale.ROOT, ",%.3f,%.3f", above.percent(), above.error()))
                         .append('\n');
             }
         });
         return text.toString();
+    }
+
+    /** The first cache that is bounded; null if none is. */
+    private static String first(Map<String, double[]> traces) {
+        return traces.keySet().stream()
+                .filter(name -> !name.equals(Strategies.FULL))
+                .findFirst()
+                .orElse(null);
+    }
+
+    private static boolean isCompared(String name, String first) {
+        return !name.equals(Strategies.FULL) && !name.equals(first);
     }
 
     /** The same as a plot. */
@@ -73,11 +121,5 @@ public final class EndlessTable {
 
     private static int longest(Map<String, double[]> traces) {
         return traces.values().stream().mapToInt(t -> t.length).max().orElse(0);
-    }
-
-    private static String[] append(String[] row, String... more) {
-        String[] longer = java.util.Arrays.copyOf(row, row.length + more.length);
-        System.arraycopy(more, 0, longer, row.length, more.length);
-        return longer;
     }
 }
