@@ -35,7 +35,7 @@ import picocli.CommandLine.Spec;
                     + "a token will get.",
             "entropy-merged uses what lies beside the model from then on. Measure on other texts than these."
         },
-        footer = {"", "Example:", "  kvmerge calibrate -m my-model.gguf -f moby-dick,technical-report --pieces 8"})
+        footer = {"", "Example:", "  kvmerge calibrate -m my-model.gguf -f moby-dick,technical-report --pieces 4"})
 final class CalibrateCommand implements Runnable {
     private static final int MOST_CONVERSATIONS = 32; // what was seen of each stays in memory: 30 MB
 
@@ -53,17 +53,17 @@ final class CalibrateCommand implements Runnable {
     @Option(
             names = "--pieces",
             paramLabel = "N",
-            defaultValue = "4",
+            defaultValue = "2",
             description = "pieces of each text to read, evenly apart (default: ${DEFAULT-VALUE})")
     private int pieces;
 
     @Option(
             names = "--conversations",
             paramLabel = "N",
-            defaultValue = "0",
-            description = "conversations to read besides, as long as a piece: a user tells things between sentences of"
-                    + " the texts, and asks for them at the end (default: ${DEFAULT-VALUE})")
-    private int conversations;
+            description = "conversations to read besides, as long as a piece: by turns, things are told between"
+                    + " sentences of a text, or in one long text, and asked for at the end (default: as many as"
+                    + " pieces, " + MOST_CONVERSATIONS + " at most; none where the model or the texts allow none)")
+    private Integer conversations;
 
     @Option(names = "--windows", hidden = true)
     private void windows(int n) {
@@ -93,10 +93,12 @@ final class CalibrateCommand implements Runnable {
             throw new KvmergeException.Usage(
                     "--pieces must be positive and --tokens " + Calibrator.FEWEST_TOKENS + " and more");
         }
-        Least.of("--conversations", conversations, 0);
-        if (conversations > MOST_CONVERSATIONS) {
-            throw new KvmergeException.Usage(
-                    "--conversations can be " + MOST_CONVERSATIONS + " at most, not " + conversations);
+        if (conversations != null) {
+            Least.of("--conversations", conversations, 0);
+            if (conversations > MOST_CONVERSATIONS) {
+                throw new KvmergeException.Usage(
+                        "--conversations can be " + MOST_CONVERSATIONS + " at most, not " + conversations);
+            }
         }
         ComputeSettings compute = model.compute(FlashAttention.ON);
         if (model.ubatch < Calibrator.FEWEST_UBATCH) {
@@ -120,15 +122,15 @@ final class CalibrateCommand implements Runnable {
         Interrupt.listen("kvmerge: stopping at the end of this block; nothing is written");
         try (Model loaded = model.load(catalogue);
                 Progress progress = new Progress("calibrating")) {
-            ChatTemplate template = conversations == 0 ? null : ChatFormat.of(loaded);
             List<int[]> pieces = new ArrayList<>();
             for (Text text : texts) {
                 pieces.addAll(pieces(loaded, text));
             }
             String name = String.join(", ", files) + ": " + pieces.size() + " x " + tokens + " tokens";
-            if (conversations > 0) {
-                pieces.addAll(conversations(loaded, template, texts));
-                name += "; conversations: " + conversations + " x " + tokens + " tokens";
+            List<int[]> told = told(loaded, texts, pieces.size());
+            if (!told.isEmpty()) {
+                pieces.addAll(told);
+                name += "; conversations: " + told.size() + " x " + tokens + " tokens";
             }
             double total = (double) pieces.size() * tokens;
             Calibration calibration = new Calibrator(
@@ -144,26 +146,46 @@ final class CalibrateCommand implements Runnable {
         System.out.println("Written to " + to + ".");
     }
 
-    /** One conversation after the other, with the texts in turn. */
-    private List<int[]> conversations(Model loaded, ChatTemplate template, List<Text> texts) {
+    /** As many conversations as are asked for, else as many as pieces, or none where they cannot be made. */
+    private List<int[]> told(Model loaded, List<Text> texts, int pieces) {
+        if (conversations != null) {
+            return conversations(loaded, texts, conversations);
+        }
+        try {
+            return conversations(loaded, texts, Math.min(MOST_CONVERSATIONS, pieces));
+        } catch (KvmergeException e) {
+            System.err.println("kvmerge: calibrating on texts alone: " + e.getMessage());
+            return List.of();
+        }
+    }
+
+    /** One conversation after the other, with the texts and the two forms by turns. */
+    private List<int[]> conversations(Model loaded, List<Text> texts, int n) {
         List<int[]> told = new ArrayList<>();
-        for (int i = 0; i < conversations; i++) {
+        ChatTemplate template = n == 0 ? null : ChatFormat.of(loaded);
+        for (int i = 0; i < n; i++) {
             if (Interrupt.requested()) {
                 throw new Experiment.Cancelled();
             }
             Text text = texts.get(i % texts.size());
             try {
-                List<ChatMessage> messages =
-                        ToldChat.make(text.content(), i, tokens, said -> template.render(said, false)
+                List<ChatMessage> messages = ToldChat.make(
+                        form(i, texts.size()), text.content(), i, tokens, said -> template.render(said, false)
                                 .tokens(loaded)
                                 .length);
                 told.add(Arrays.copyOf(template.render(messages, false).tokens(loaded), tokens));
             } catch (KvmergeException.Usage e) {
-                throw new KvmergeException.Usage(
-                        "no conversation with the text " + text.path() + ": " + e.getMessage());
+                throw new KvmergeException.Usage("no conversation with the text " + text.path() + ": " + e.getMessage()
+                        + ", or --conversations 0");
             }
         }
         return told;
+    }
+
+    /** With an even number of texts the forms change places each time round, so that each text has both. */
+    private static ToldChat.Form form(int i, int texts) {
+        int round = texts % 2 == 0 ? i / texts : 0;
+        return (i + round) % 2 == 0 ? ToldChat.Form.TALK : ToldChat.Form.TEXT;
     }
 
     /** Pieces evenly apart, none at the very start, where titles and contents are. */

@@ -5,125 +5,98 @@ import dev.kvmerge.engine.ChatMessage;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.List;
-import java.util.Locale;
 import java.util.Random;
 import java.util.function.ToIntFunction;
-import java.util.stream.IntStream;
 
 /**
- * A conversation to calibrate on: a user tells things between sentences of a text, an assistant says each again, and at
- * the end the user asks for them. So heads are seen to look for what was said once, which a text of prose seldom has
- * them do. No thing or value that is told is one of {@link FactsChat}'s, so that those can be measured afterwards.
+ * A conversation to calibrate on: a user tells things between sentences of a text, and an assistant says each again; or
+ * the user sends one long text, in which they stand. At the end the user asks for them. So heads are seen to look for
+ * what was said once, which a text of prose seldom has them do. No thing or value that is told is one of
+ * {@link FactsChat}'s, so that those can be measured afterwards.
  */
 public final class ToldChat {
-    private static final int LEAST = 10; // things told
-    private static final int LONGEST = 120; // characters of a sentence: talk is short
-
-    /**
-     * What can be told.
-     *
-     * @param statement with {@code %s} for the thing and then the value; the answer too
-     * @param question with {@code %s} for the thing
-     */
-    record Kind(String statement, String question, List<String> things, List<String> values) {}
-
-    static final List<Kind> KINDS = List.of(
-            new Kind(
-                    "the code of the %s is %s",
-                    "What is the code of the %s?",
-                    words("garage,front gate,safe,bicycle lock,mailbox,storage room,parking lot,locker,burglar alarm"
-                            + ",wireless network"),
-                    numbers(1013, 9973, 97)),
-            new Kind(
-                    "the birthday of %s is on %s",
-                    "On which day is the birthday of %s?",
-                    words("Anna,Peter,Maria,Thomas,Laura,Martin,Sophie,Daniel,Julia,Simon"),
-                    dates()),
-            new Kind(
-                    "the %s is in the %s",
-                    "Where is the %s?",
-                    words("passport,spare key,torch,first aid kit,camera,sewing kit,toolbox,charger,old atlas,tent"),
-                    words("top drawer,attic,blue box,car boot,bathroom cabinet,desk,wardrobe,shed,kitchen shelf"
-                            + ",brown suitcase")),
-            new Kind(
-                    "the %s cost %s euros",
-                    "How much did the %s cost?",
-                    words("sofa,dishwasher,trampoline,lawnmower,fridge,tablet,oven,bookcase,treadmill,armchair"),
-                    numbers(19, 990, 13)),
-            new Kind(
-                    "the %s begins at %s",
-                    "At what time does the %s begin?",
-                    words("yoga class,parents' evening,choir practice,cycling tour,board meeting,chess club,auction"
-                            + ",sailing lesson,book group,flower show"),
-                    times()));
-
-    static final List<String> LEADS =
-            List.of("Before I forget, ", "Remember that ", "You should know that ", "Note that ");
-
-    static final List<String> ANSWERS =
-            List.of("I have written down that %s.", "Understood, %s.", "All right: %s.", "So %s. Fine.");
+    private static final int LEAST = 5; // things told
 
     private ToldChat() {}
 
     /** Something that is told. */
-    private record Told(Kind kind, String thing, String value) {
+    private record Told(ToldWords.Kind kind, String thing, String value) {
         String statement() {
             return String.format(kind.statement(), thing, value);
         }
 
-        ChatMessage question() {
-            return ChatMessage.user(String.format(kind.question(), thing));
+        String question() {
+            return String.format(kind.question(), thing);
         }
 
         ChatMessage answer() {
-            String said = statement();
-            return ChatMessage.assistant(Character.toUpperCase(said.charAt(0)) + said.substring(1) + ".");
+            return ChatMessage.assistant(capital(statement()) + ".");
+        }
+    }
+
+    /** How things are told. */
+    public enum Form {
+        /** A user tells them one after the other, between short sentences; an assistant answers. */
+        TALK(2, 120, 120),
+        /** They stand in one long text, which the user sends at the beginning. */
+        TEXT(4, 400, 150);
+
+        private static final int SHORT = 2048; // tokens of a conversation, of which a long passage is too much
+
+        private final int sentences; // to each thing
+        private final int longest; // characters of one
+        private final int longestOfShort; // in a short conversation
+
+        Form(int sentences, int longest, int longestOfShort) {
+            this.sentences = sentences;
+            this.longest = longest;
+            this.longestOfShort = longestOfShort;
+        }
+
+        private int longest(int tokens) {
+            return tokens < SHORT ? longestOfShort : longest;
         }
     }
 
     /**
      * Makes a conversation. Of a long one, what comes after all things is talk.
      *
-     * @param text to talk with
-     * @param tokens that it has to have; it has up to a turn more
+     * @param text whose sentences stand between
+     * @param tokens that it has to have; it has up to a turn or a passage more, with its question
      * @param length tokens of a conversation
-     * @throws KvmergeException.Usage if the text has too few short sentences, or so few tokens do not hold it
+     * @throws KvmergeException.Usage if the text has too few sentences, or so few tokens do not hold it
      * @throws KvmergeException if the length does not grow with the conversation
      */
-    public static List<ChatMessage> make(String text, long seed, int tokens, ToIntFunction<List<ChatMessage>> length) {
+    public static List<ChatMessage> make(
+            Form form, String text, long seed, int tokens, ToIntFunction<List<ChatMessage>> length) {
         Random random = new Random(seed);
-        List<String> talk = sentences(text, random);
+        List<String> sentences = sentences(text, form.longest(tokens), random);
         List<Told> all = things(random);
         List<ChatMessage> messages = new ArrayList<>();
+        List<String> sent = new ArrayList<>();
         List<Told> told = new ArrayList<>();
         List<ChatMessage> whole = List.of();
         int has = 0;
         int since = 0; // characters, which are no fewer than tokens
-        for (int next = 0; has < tokens; next += 2) {
-            if (next + 2 > talk.size()) {
-                throw new KvmergeException.Usage("it has " + talk.size() + " sentences of at most " + LONGEST
-                        + " characters that end with a stop, and a conversation of " + tokens
-                        + " tokens takes more: use a longer text, or fewer --tokens");
+        for (int next = 0; has < tokens; next += form.sentences) {
+            if (next + form.sentences > sentences.size()) {
+                throw new KvmergeException.Usage(
+                        "it has " + sentences.size() + " sentences of at most " + form.longest(tokens)
+                                + " characters that end with a stop, and a conversation of " + tokens
+                                + " tokens takes more: use a longer text, or fewer --tokens");
             }
-            List<ChatMessage> turn = new ArrayList<>();
-            if (told.size() < all.size()) {
-                Told one = all.get(told.size());
+            List<String> between = sentences.subList(next, next + form.sentences);
+            Told one = told.size() < all.size() ? all.get(told.size()) : null;
+            if (one != null) {
                 told.add(one);
-                turn.add(ChatMessage.user(
-                        talk.get(next) + " " + choose(LEADS, random) + one.statement() + ". " + talk.get(next + 1)));
-                turn.add(ChatMessage.assistant(String.format(choose(ANSWERS, random), one.statement())));
-            } else {
-                turn.add(ChatMessage.user(talk.get(next)));
-                turn.add(ChatMessage.assistant(talk.get(next + 1)));
             }
-            messages.addAll(turn);
-            since += turn.stream().mapToInt(m -> m.content().length()).sum();
+            since += form == Form.TALK ? talk(messages, one, between, random) : write(sent, one, between, random);
             if (has + since >= tokens) { // only now, since a template's writing takes time
-                whole = asked(messages, told, random);
+                whole = asked(messages, sent, told, random);
                 int now = length.applyAsInt(whole);
                 if (now <= has) {
                     throw new KvmergeException("the model's chat template does not write all messages of a"
-                            + " conversation, so that none can be calibrated on: leave out --conversations");
+                            + " conversation, so that none can be calibrated on: give --conversations 0");
                 }
                 has = now;
                 since = 0;
@@ -136,10 +109,37 @@ public final class ToldChat {
         return whole;
     }
 
+    /** A turn, with a thing or without; how many characters it has. */
+    private static int talk(List<ChatMessage> messages, Told one, List<String> between, Random random) {
+        String said = between.getFirst();
+        String answer = between.getLast();
+        if (one != null) {
+            said += " " + capital(choose(ToldWords.LEADS, random) + one.statement()) + ". " + answer;
+            answer = capital(String.format(choose(ToldWords.ANSWERS, random), one.statement()));
+        }
+        messages.add(ChatMessage.user(said));
+        messages.add(ChatMessage.assistant(answer));
+        return said.length() + answer.length();
+    }
+
+    /** A passage of what is sent, with a thing in it or without; how many characters it has. */
+    private static int write(List<String> sent, Told one, List<String> between, Random random) {
+        List<String> passage = new ArrayList<>(between);
+        if (one != null) {
+            passage.add(random.nextInt(between.size()), capital(one.statement()) + ".");
+        }
+        sent.add(String.join(" ", passage));
+        return sent.getLast().length() + 1;
+    }
+
+    private static String capital(String text) {
+        return Character.toUpperCase(text.charAt(0)) + text.substring(1);
+    }
+
     /** All things that can be told, each with a value. */
     private static List<Told> things(Random random) {
         List<Told> all = new ArrayList<>();
-        for (Kind kind : KINDS) {
+        for (ToldWords.Kind kind : ToldWords.KINDS) {
             List<String> values = new ArrayList<>(kind.values());
             Collections.shuffle(values, random);
             for (int i = 0; i < kind.things().size(); i++) {
@@ -150,14 +150,17 @@ public final class ToldChat {
         return all;
     }
 
-    /** The conversation with a question and an answer about each thing, in an order of their own. */
-    private static List<ChatMessage> asked(List<ChatMessage> messages, List<Told> told, Random random) {
+    /** What was said, or sent, and a question and an answer about each thing, in an order of their own. */
+    private static List<ChatMessage> asked(
+            List<ChatMessage> messages, List<String> sent, List<Told> told, Random random) {
         List<ChatMessage> whole = new ArrayList<>(messages);
         List<Told> order = new ArrayList<>(told);
         Collections.shuffle(order, random);
+        String text = sent.isEmpty() ? "" : ToldWords.SENT + String.join(" ", sent) + "\n\n";
         for (Told one : order) {
-            whole.add(one.question());
+            whole.add(ChatMessage.user(text + one.question()));
             whole.add(one.answer());
+            text = "";
         }
         return whole;
     }
@@ -166,12 +169,12 @@ public final class ToldChat {
         return of.get(random.nextInt(of.size()));
     }
 
-    /** Short ones, from somewhere in the text on, and then from its beginning. */
-    private static List<String> sentences(String text, Random random) {
+    /** Those that are short enough, from somewhere in the text on, and then from its beginning. */
+    private static List<String> sentences(String text, int longest, Random random) {
         List<String> found = new ArrayList<>();
         for (String sentence : Text.sentences(text)) {
             String line = sentence.strip().replaceAll("\\s+", " ");
-            if (line.length() <= LONGEST && line.contains(" ")) {
+            if (line.length() <= longest && line.contains(" ")) {
                 found.add(line);
             }
         }
@@ -179,34 +182,5 @@ public final class ToldChat {
             Collections.rotate(found, random.nextInt(found.size()));
         }
         return found;
-    }
-
-    private static List<String> words(String all) {
-        return List.of(all.split(","));
-    }
-
-    private static List<String> numbers(int from, int to, int apart) {
-        return IntStream.iterate(from, n -> n <= to, n -> n + apart)
-                .mapToObj(Integer::toString)
-                .toList();
-    }
-
-    private static List<String> dates() {
-        List<String> months = words("January,February,March,April,June,July,August,September,October");
-        List<String> all = new ArrayList<>();
-        for (String month : months) {
-            for (int day = 1; day <= 28; day++) {
-                all.add(day + " " + month);
-            }
-        }
-        return all;
-    }
-
-    private static List<String> times() {
-        List<String> all = new ArrayList<>();
-        for (int minutes = 8 * 60; minutes < 22 * 60; minutes += 5) {
-            all.add(String.format(Locale.ROOT, "%d:%02d", minutes / 60, minutes % 60));
-        }
-        return all;
     }
 }

@@ -86,6 +86,10 @@ class MoreCommandsTest {
         Cli.run("calibrate", "-f", "paradise-lost", "--pieces", "1", "--tokens", "1024", "--out", file.toString())
                 .succeeded();
         JsonNode learned = new ObjectMapper().readTree(file.toFile());
+        assertEquals(
+                "paradise-lost: 1 x 1024 tokens; conversations: 1 x 1024 tokens",
+                learned.get("name").asText(),
+                "as many conversations as pieces");
         assertEquals(90, learned.get("weights").size());
         assertEquals(6 + 64, learned.get("weights").get(0).size());
         String[] experiment = {
@@ -139,16 +143,29 @@ class MoreCommandsTest {
     @Test
     void calibrateReadsConversations() throws IOException {
         JsonNode without = calibrated("0");
-        JsonNode with = calibrated("1");
+        JsonNode with = calibrated("2"); // one of each form
         assertEquals("alice: 1 x 1024 tokens", without.get("name").asText());
         assertEquals(
-                "alice: 1 x 1024 tokens; conversations: 1 x 1024 tokens",
+                "alice: 1 x 1024 tokens; conversations: 2 x 1024 tokens",
                 with.get("name").asText());
         assertFalse(with.get("weights").equals(without.get("weights")), "they are learned from");
 
         Path silent = folder.resolve("silent.txt");
         Files.writeString(silent, "no end ".repeat(1000));
-        calibrate(silent.toString(), "1").failed(2, "silent.txt", "0 sentences", "use a longer text");
+        calibrate(silent.toString(), "1")
+                .failed(2, "silent.txt", "0 sentences", "use a longer text", "--conversations 0");
+        Cli alone = Cli.run(
+                        "calibrate",
+                        "-f",
+                        silent.toString(),
+                        "--pieces",
+                        "1",
+                        "--tokens",
+                        "1024",
+                        "--out",
+                        out("silent.json"))
+                .succeeded();
+        assertTrue(alone.err().contains("calibrating on texts alone: no conversation with the text"), alone.err());
     }
 
     private JsonNode calibrated(String conversations) throws IOException {

@@ -38,7 +38,7 @@ class ToldChatTest {
     }
 
     private static List<ChatMessage> make(long seed, int tokens) {
-        return ToldChat.make(TEXT, seed, tokens, ToldChatTest::length);
+        return ToldChat.make(ToldChat.Form.TALK, TEXT, seed, tokens, ToldChatTest::length);
     }
 
     @ParameterizedTest
@@ -70,7 +70,7 @@ class ToldChatTest {
         }
         int told = length(all.subList(0, begun));
         if (tokens == 9000) {
-            assertEquals(50, asked.size(), "there is no more to tell, and the rest is talk");
+            assertTrue(asked.size() > 80, "most of what there is to tell is told: " + asked.size());
         } else {
             assertTrue(told > 0.6 * tokens && told < 0.8 * tokens, "about seven tenths tell: " + told);
         }
@@ -80,6 +80,38 @@ class ToldChatTest {
             tokensRead += length(all.subList(i, i + 2));
         }
         assertTrue(asked.size() - read <= 4, read + " of " + asked.size());
+    }
+
+    /** One message has all that is told, among the sentences of the text; the first question ends it. */
+    @ParameterizedTest
+    @CsvSource({"1,4096", "2,1100", "3,9000"})
+    void whatIsAskedStandsInTheTextThatWasSent(long seed, int tokens) {
+        List<ChatMessage> all = ToldChat.make(ToldChat.Form.TEXT, TEXT, seed, tokens, ToldChatTest::length);
+        assertTrue(length(all) >= tokens && length(all) < tokens + 200, "" + length(all));
+        String sent = all.getFirst().content();
+        assertTrue(sent.startsWith(ToldWords.SENT) && sent.endsWith("?"), sent);
+        String text = sent.substring(0, sent.lastIndexOf("\n\n"));
+        Set<String> asked = new HashSet<>();
+        int between = 0; // characters of the text before the first answer's thing, of some answer at least
+        for (int i = 0; i < all.size(); i += 2) {
+            assertEquals("user", all.get(i).role());
+            assertEquals("assistant", all.get(i + 1).role());
+            String question = all.get(i).content();
+            assertTrue(asked.add(question.substring(question.lastIndexOf('\n') + 1)), "asked once: " + question);
+            assertTrue(i == 0 || !question.contains("\n"), question);
+            int at = text.indexOf(all.get(i + 1).content());
+            assertTrue(at > 0, "never told: " + all.get(i + 1).content());
+            between = Math.max(between, at);
+        }
+        assertTrue(asked.size() >= 5, "" + asked);
+        int read = 0; // what is over is cut, and few questions with it
+        for (int i = 0, tokensRead = 0; i < all.size(); i += 2) {
+            tokensRead += length(all.subList(i, i + 2));
+            read += tokensRead <= tokens ? 1 : 0;
+        }
+        assertTrue(read >= 0.6 * asked.size(), read + " of " + asked.size());
+        assertTrue(between > 0.5 * text.length(), "things stand all over the text");
+        assertTrue(text.contains("very little of what anybody would ever ask about."), "and the text between");
     }
 
     @Test
@@ -92,11 +124,11 @@ class ToldChatTest {
     @Test
     void noWordOfTheFactsIsInIt() {
         Set<String> words = Stream.concat(
-                        ToldChat.KINDS.stream()
+                        ToldWords.KINDS.stream()
                                 .flatMap(k -> Stream.concat(
                                         Stream.concat(k.things().stream(), k.values().stream()),
                                         Stream.of(k.statement(), k.question()))),
-                        Stream.concat(ToldChat.LEADS.stream(), ToldChat.ANSWERS.stream()))
+                        Stream.concat(ToldWords.LEADS.stream(), ToldWords.ANSWERS.stream()))
                 .flatMap(ToldChatTest::words)
                 .collect(Collectors.toSet());
         Set<String> facts = new HashSet<>(FactsWords.PEOPLE);
@@ -105,8 +137,8 @@ class ToldChatTest {
                 k -> k.values().stream().flatMap(ToldChatTest::words).forEach(facts::add));
         words.retainAll(facts);
         assertEquals(Set.of(), words);
-        assertTrue(Collections.disjoint(ToldChat.LEADS, FactsWords.LEADS));
-        assertTrue(Collections.disjoint(ToldChat.ANSWERS, FactsWords.THANKS));
+        assertTrue(Collections.disjoint(ToldWords.LEADS, FactsWords.LEADS));
+        assertTrue(Collections.disjoint(ToldWords.ANSWERS, FactsWords.THANKS));
     }
 
     private static Stream<String> words(String text) {
@@ -115,7 +147,7 @@ class ToldChatTest {
 
     @Test
     void eachThingHasOneValueOfItsOwn() {
-        for (ToldChat.Kind kind : ToldChat.KINDS) {
+        for (ToldWords.Kind kind : ToldWords.KINDS) {
             assertTrue(new HashSet<>(kind.values()).size() >= kind.things().size(), kind.statement());
             assertEquals(kind.things().size(), new HashSet<>(kind.things()).size());
         }
@@ -125,14 +157,16 @@ class ToldChatTest {
     void whatCannotBeIsSaid() {
         KvmergeException few = assertThrows(
                 KvmergeException.Usage.class,
-                () -> ToldChat.make("One sentence. Another one.", 1, TOKENS, ToldChatTest::length));
+                () -> ToldChat.make(ToldChat.Form.TALK, "One sentence. Another one.", 1, TOKENS, ToldChatTest::length));
         assertTrue(few.getMessage().contains("it has 2 sentences"), few.getMessage());
-        KvmergeException little =
-                assertThrows(KvmergeException.Usage.class, () -> ToldChat.make(TEXT, 1, 300, ToldChatTest::length));
+        KvmergeException little = assertThrows(
+                KvmergeException.Usage.class,
+                () -> ToldChat.make(ToldChat.Form.TALK, TEXT, 1, 150, ToldChatTest::length));
         assertTrue(little.getMessage().contains("give more --tokens"), little.getMessage());
         KvmergeException still = assertThrows(
                 KvmergeException.class,
-                () -> ToldChat.make(TEXT, 1, TOKENS, messages -> 100)); // a template of one turn
+                () -> ToldChat.make(ToldChat.Form.TALK, TEXT, 1, TOKENS, messages -> 100)); // a template of one turn
         assertTrue(still.getMessage().contains("does not write all messages"), still.getMessage());
+        assertTrue(still.getMessage().contains("--conversations 0"), still.getMessage());
     }
 }
