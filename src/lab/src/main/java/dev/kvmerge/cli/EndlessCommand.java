@@ -80,9 +80,8 @@ final class EndlessCommand implements Runnable {
     @Option(
             names = "--position-range",
             paramLabel = "N",
-            description = "positions that the cells are spread over at most; as many as --cells is StreamingLLM's own "
-                    + "numbering"
-                    + " (default: what the model was trained on, less a block)")
+            description = "positions that the cells are spread over at most; as many as --cells is StreamingLLM's own"
+                    + " numbering (default: half of what the model was trained on)")
     private Integer positionRange;
 
     @Option(names = "--span", hidden = true)
@@ -166,7 +165,7 @@ final class EndlessCommand implements Runnable {
                     .withPositionRange(
                             positionRange != null
                                     ? positionRange
-                                    : Math.max(stay, loaded.trainedContext() - block.tokens));
+                                    : CacheOptions.positionRange(loaded.trainedContext(), stay, block.tokens));
             if (mib != null) {
                 System.err.println(held.text(room(loaded, compute), endless, caches.values()));
             }

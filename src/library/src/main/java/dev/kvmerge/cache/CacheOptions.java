@@ -105,6 +105,19 @@ public record CacheOptions(
         return new CacheOptions(cells, block, promptBlock, capacity, positions, compute, fates);
     }
 
+    /**
+     * The position range of a model where none is given: half of the positions that it was trained on. Few of its
+     * training texts have distances as long as the longest: Qwen2.5-Coder-0.5B, trained on 32,768, breaks where what is
+     * kept is spread over 24,576 (docs/performance.md, "Texts without end").
+     *
+     * @param trained positions that the model was trained on
+     * @param cells that stay, which the range has to hold
+     * @param room positions to leave for a block at least
+     */
+    public static int positionRange(int trained, int cells, int room) {
+        return Math.max(cells, Math.min(trained / 2, trained - room));
+    }
+
     /** The old name of {@link #withPositionRange}. */
     @Deprecated(since = "0.2", forRemoval = true)
     public CacheOptions withSpan(int positions) {

@@ -20,7 +20,7 @@ import java.util.function.Function;
  * @param promptBlock the same of a prompt (--prompt-block), as {@link CacheOptions#promptBlock}; 0 for a block
  * @param sessions sessions side by side (--parallel), each with cells of its own
  * @param positionRange positions of a session, as {@link CacheOptions#positionRange}: 0 where they grow with the text,
- *     {@link #MODELS_POSITIONS} for as many as the model was trained on, so that a chat may last longer than they do
+ *     {@link #MODELS_POSITIONS} for as many as suit the model, so that a chat may last longer than they do
  * @param strategy decides what stays, asked once for a session
  * @param compute how llama.cpp computes
  * @param backend where the model's layers live
@@ -37,8 +37,8 @@ public record EngineOptions(
         Backend backend,
         int gpuLayers) {
     /**
-     * The model's own positions, less a block. A model with sliding windows has no range: its positions grow, and past
-     * those that it was trained on it gets worse.
+     * As {@link CacheOptions#positionRange(int, int, int)} has it for the model. A model with sliding windows has no
+     * range: its positions grow, and past those that it was trained on it gets worse.
      */
     public static final int MODELS_POSITIONS = -1;
 
@@ -141,8 +141,9 @@ public record EngineOptions(
         }
         return model.slidingWindow() > 0
                 ? 0
-                : Math.max(
+                : CacheOptions.positionRange(
+                        model.trainedContext(),
                         cells,
-                        model.trainedContext() - Math.max(PROMPT_ROOM, limited().promptBlock()));
+                        Math.max(PROMPT_ROOM, limited().promptBlock()));
     }
 }

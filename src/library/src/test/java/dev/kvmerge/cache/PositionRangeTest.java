@@ -18,6 +18,7 @@ import java.util.Random;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.MethodSource;
 
 /** Positions that are numbered anew, on models with every rotation. */
@@ -47,6 +48,20 @@ class PositionRangeTest {
                 assertArrayEquals(expected, found, 1e-3f, "range " + range);
             }
         }
+    }
+
+    @ParameterizedTest
+    @CsvSource({
+        "32768, 2048, 512, 16384",
+        "8192, 1024, 128, 4096",
+        "8192, 7000, 128, 7000", // the cells are held
+        "8191, 100, 128, 4095",
+        "600, 64, 512, 88", // the other half is no room for a block
+        "600, 200, 512, 200",
+        "128, 64, 512, 64",
+    })
+    void aModelsRangeIsHalfOfItsPositions(int trained, int cells, int room, int expected) {
+        assertEquals(expected, CacheOptions.positionRange(trained, cells, room));
     }
 
     /** Logits after the last block, in which the positions are as many as told. */
