@@ -75,7 +75,7 @@ final class CalibrateCommand implements Runnable {
             names = "--tokens",
             paramLabel = "N",
             defaultValue = "4096",
-            description = "tokens a piece (default: ${DEFAULT-VALUE})")
+            description = "tokens a piece, " + Calibrator.FEWEST_TOKENS + " at least (default: ${DEFAULT-VALUE})")
     private int tokens;
 
     @Option(
@@ -89,10 +89,8 @@ final class CalibrateCommand implements Runnable {
 
     @Override
     public void run() {
-        if (pieces < 1 || tokens < Calibrator.FEWEST_TOKENS) {
-            throw new KvmergeException.Usage(
-                    "--pieces must be positive and --tokens " + Calibrator.FEWEST_TOKENS + " and more");
-        }
+        Least.of("--pieces", pieces, 1);
+        Least.of("--tokens", tokens, Calibrator.FEWEST_TOKENS);
         if (conversations != null) {
             Least.of("--conversations", conversations, 0);
             if (conversations > MOST_CONVERSATIONS) {
@@ -149,7 +147,12 @@ final class CalibrateCommand implements Runnable {
     /** As many conversations as are asked for, else as many as pieces, or none where they cannot be made. */
     private List<int[]> told(Model loaded, List<Text> texts, int pieces) {
         if (conversations != null) {
-            return conversations(loaded, texts, conversations);
+            try {
+                return conversations(loaded, texts, conversations);
+            } catch (KvmergeException.Usage e) {
+                throw new KvmergeException.Usage(
+                        e.getMessage() + ": use other texts, more --tokens, or --conversations 0");
+            }
         }
         try {
             return conversations(loaded, texts, Math.min(MOST_CONVERSATIONS, pieces));
@@ -175,8 +178,8 @@ final class CalibrateCommand implements Runnable {
                                 .length);
                 told.add(Arrays.copyOf(template.render(messages, false).tokens(loaded), tokens));
             } catch (KvmergeException.Usage e) {
-                throw new KvmergeException.Usage("no conversation with the text " + text.path() + ": " + e.getMessage()
-                        + ", or --conversations 0");
+                throw new KvmergeException.Usage(
+                        "no conversation with the text " + text.path() + ": " + e.getMessage());
             }
         }
         return told;

@@ -33,8 +33,9 @@ import picocli.CommandLine.Spec;
         description = {
             "Reads a text longer than the positions the model was trained on, in a fixed number of cells: past them, "
                     + "keys are rotated back after each block.",
-            "Prints the perplexity stretch by stretch, and by how much each cache's is above the first one's; beside"
-                    + " it, the full cache, which breaks past the trained context."
+            "Prints the perplexity stretch by stretch, and by how much that of each further cache is above the first"
+                    + " one's, with an error over means of 64 tokens; beside it, the full cache, which breaks past the"
+                    + " trained context."
         },
         footer = {
             "",
@@ -145,6 +146,10 @@ final class EndlessCommand implements Runnable {
                 caches.put(name, strategy);
             }
         }
+        if (caches.isEmpty() && fullTokens == 0) {
+            throw new KvmergeException.Usage(
+                    "--strategies names nothing but the full cache, which --full-tokens 0 leaves out: name another");
+        }
         ModelOptions.checkBias(compute, List.copyOf(caches.values()));
         ModelOptions.checkObserved(command, List.copyOf(caches.values()));
         Text read = text.read(catalogue);
@@ -179,15 +184,20 @@ final class EndlessCommand implements Runnable {
                                 Strategies.FULL,
                                 new Full(),
                                 CacheOptions.unlimited(n, block.tokens).with(compute)));
+                write(folder, traces, loaded);
             }
             caches.forEach((name, strategy) -> {
                 traces.put(name, read(loaded, part, name, strategy, endless));
-                folder.write("endless.csv", EndlessTable.csv(traces, stretch));
-                folder.write("endless.svg", EndlessTable.plot(traces, stretch, loaded.trainedContext()));
+                write(folder, traces, loaded);
             });
             System.out.print(EndlessTable.of(traces, stretch));
-            System.out.println("\nThe table and the plot are in " + out.folder + ".");
+            System.out.println("\nThe stretches and the plot are in " + out.folder + ".");
         }
+    }
+
+    private void write(ResultsFolder folder, Map<String, double[]> traces, Model loaded) {
+        folder.write("endless.csv", EndlessTable.csv(traces, stretch));
+        folder.write("endless.svg", EndlessTable.plot(traces, stretch, loaded.trainedContext()));
     }
 
     /** The cells of --cells or of --kv-mib. */

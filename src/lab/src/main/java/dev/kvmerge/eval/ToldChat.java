@@ -82,8 +82,8 @@ public final class ToldChat {
             if (next + form.sentences > sentences.size()) {
                 throw new KvmergeException.Usage(
                         "it has " + sentences.size() + " sentences of at most " + form.longest(tokens)
-                                + " characters that end with a stop, and a conversation of " + tokens
-                                + " tokens takes more: use a longer text, or fewer --tokens");
+                                + " characters that end with a stop, too few for a conversation of "
+                                + tokens + " tokens");
             }
             List<String> between = sentences.subList(next, next + form.sentences);
             Told one = told.size() < all.size() ? all.get(told.size()) : null;
@@ -103,8 +103,8 @@ public final class ToldChat {
             }
         }
         if (told.size() < LEAST) {
-            throw new KvmergeException.Usage("a conversation of " + tokens + " tokens tells " + told.size()
-                    + " things, fewer than " + LEAST + ": give more --tokens");
+            throw new KvmergeException.Usage(
+                    "a conversation of " + tokens + " tokens tells " + told.size() + " things, fewer than " + LEAST);
         }
         return whole;
     }

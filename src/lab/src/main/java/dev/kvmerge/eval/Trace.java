@@ -1,6 +1,7 @@
 package dev.kvmerge.eval;
 
 import java.util.Arrays;
+import java.util.stream.IntStream;
 
 /**
  * What a run said of each token of the text. Index i is the token's place in the text; token 0 has no prediction.
@@ -107,17 +108,20 @@ public record Trace(double[] nll, double[] kl, boolean[] sameTop) {
     public record Above(double percent, double error) {}
 
     /**
-     * The perplexity of a over that of b, on the same tokens [from, to), with an error as in {@link Difference}; null
-     * with fewer than two whole stretches that both have.
+     * The perplexity of a over that of b, on the tokens [from, to) that both have, with an error as in
+     * {@link Difference}; null with fewer than two whole stretches of 64.
      */
     public static Above above(double[] a, double[] b, int from, int to) {
-        double[] more =
-                stretches(Arrays.copyOf(a, Math.min(to, a.length)), Arrays.copyOf(b, Math.min(to, b.length)), from);
+        int end = Math.min(to, Math.min(a.length, b.length));
+        double[] more = stretches(Arrays.copyOf(a, end), Arrays.copyOf(b, end), from);
         if (more.length < 2) {
             return null;
         }
-        double ratio = Math.exp(mean(more));
-        return new Above(100 * (ratio - 1), 100 * ratio * error(more));
+        double all = IntStream.range(from, end)
+                .mapToDouble(i -> a[i] - b[i])
+                .average()
+                .orElseThrow();
+        return new Above(100 * Math.expm1(all), 100 * Math.exp(all) * error(more));
     }
 
     /** Means of a - b over whole stretches without NaN. */

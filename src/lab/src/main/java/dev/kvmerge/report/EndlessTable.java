@@ -19,7 +19,7 @@ public final class EndlessTable {
         traces.keySet().forEach(name -> {
             head.add(name);
             if (isCompared(name, first)) {
-                head.add("over " + first);
+                head.add("that over " + first);
             }
         });
         List<String[]> rows = new ArrayList<>();
@@ -42,7 +42,8 @@ public final class EndlessTable {
         String first = first(traces);
         List<String> row = new ArrayList<>(List.of(label));
         traces.forEach((name, nll) -> {
-            row.add(from < nll.length ? format(nll, from, stretch) : "-");
+            boolean whole = nll.length >= Math.min(longest(traces), from + stretch - 1);
+            row.add(whole ? format(nll, from, stretch) : "-");
             if (isCompared(name, first)) {
                 Trace.Above above = Trace.above(nll, traces.get(first), from, from + stretch);
                 row.add(

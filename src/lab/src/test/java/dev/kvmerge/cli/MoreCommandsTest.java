@@ -153,7 +153,7 @@ class MoreCommandsTest {
         Path silent = folder.resolve("silent.txt");
         Files.writeString(silent, "no end ".repeat(1000));
         calibrate(silent.toString(), "1")
-                .failed(2, "silent.txt", "0 sentences", "use a longer text", "--conversations 0");
+                .failed(2, "silent.txt", "0 sentences", "use other texts", "--conversations 0");
         Cli alone = Cli.run(
                         "calibrate",
                         "-f",
@@ -377,6 +377,10 @@ class MoreCommandsTest {
         assertEquals(full, ours, 0.3 * full, "renumbered positions read the text as well as their own");
         assertTrue(Files.size(folder.resolve("endless/endless.svg")) > 1000);
         Cli.run("endless", "--strategies", "q8_0").failed(2, "no method but a scale");
+        Cli.run("endless", "--strategies", "full", "--full-tokens", "0").failed(2, "nothing but the full cache");
+        Cli.run("endless", "--strategies", "full", "--full-tokens", "64", "--block", "32", "--out", out("full"))
+                .succeeded();
+        assertTrue(Files.exists(folder.resolve("full/endless.csv")));
         Cli.run("endless", "--cells", "96", "--block", "32", "--position-range", "95")
                 .failed(2, "must hold the 96 cells");
     }

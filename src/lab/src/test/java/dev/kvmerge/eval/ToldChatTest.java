@@ -162,7 +162,7 @@ class ToldChatTest {
         KvmergeException little = assertThrows(
                 KvmergeException.Usage.class,
                 () -> ToldChat.make(ToldChat.Form.TALK, TEXT, 1, 150, ToldChatTest::length));
-        assertTrue(little.getMessage().contains("give more --tokens"), little.getMessage());
+        assertTrue(little.getMessage().contains("things, fewer than 5"), little.getMessage());
         KvmergeException still = assertThrows(
                 KvmergeException.class,
                 () -> ToldChat.make(ToldChat.Form.TALK, TEXT, 1, TOKENS, messages -> 100)); // a template of one turn
