@@ -146,17 +146,13 @@ final class CalibrateCommand implements Runnable {
 
     /** As many conversations as are asked for, else as many as pieces, or none where they cannot be made. */
     private List<int[]> told(Model loaded, List<Text> texts, int pieces) {
-        if (conversations != null) {
-            try {
-                return conversations(loaded, texts, conversations);
-            } catch (KvmergeException.Usage e) {
-                throw new KvmergeException.Usage(
-                        e.getMessage() + ": use other texts, more --tokens, or --conversations 0");
-            }
-        }
+        int n = conversations != null ? conversations : Math.min(MOST_CONVERSATIONS, pieces);
         try {
-            return conversations(loaded, texts, Math.min(MOST_CONVERSATIONS, pieces));
+            return conversations(loaded, texts, n);
         } catch (KvmergeException e) {
+            if (conversations != null) {
+                throw e;
+            }
             System.err.println("kvmerge: calibrating on texts alone: " + e.getMessage());
             return List.of();
         }
@@ -178,8 +174,9 @@ final class CalibrateCommand implements Runnable {
                                 .length);
                 told.add(Arrays.copyOf(template.render(messages, false).tokens(loaded), tokens));
             } catch (KvmergeException.Usage e) {
+                String remedy = conversations == null ? "" : ": use other texts, more --tokens, or --conversations 0";
                 throw new KvmergeException.Usage(
-                        "no conversation with the text " + text.path() + ": " + e.getMessage());
+                        "no conversation with the text " + text.path() + ": " + e.getMessage() + remedy);
             }
         }
         return told;

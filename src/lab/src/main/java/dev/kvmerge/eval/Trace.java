@@ -96,8 +96,8 @@ public record Trace(double[] nll, double[] kl, boolean[] sameTop) {
 
     /** This run minus another, over the tokens [from, n); null with fewer than two whole stretches that both have. */
     public Difference minus(Trace other, int from) {
-        double[] likelihood = stretches(nll, other.nll, from);
-        double[] divergence = stretches(kl, other.kl, from);
+        double[] likelihood = stretches(nll, other.nll, from, nll.length);
+        double[] divergence = stretches(kl, other.kl, from, kl.length);
         if (likelihood.length < 2 || divergence.length < 2) {
             return null;
         }
@@ -113,7 +113,7 @@ public record Trace(double[] nll, double[] kl, boolean[] sameTop) {
      */
     public static Above above(double[] a, double[] b, int from, int to) {
         int end = Math.min(to, Math.min(a.length, b.length));
-        double[] more = stretches(Arrays.copyOf(a, end), Arrays.copyOf(b, end), from);
+        double[] more = stretches(a, b, from, end);
         if (more.length < 2) {
             return null;
         }
@@ -124,9 +124,10 @@ public record Trace(double[] nll, double[] kl, boolean[] sameTop) {
         return new Above(100 * Math.expm1(all), 100 * Math.exp(all) * error(more));
     }
 
-    /** Means of a - b over whole stretches without NaN. */
-    private static double[] stretches(double[] a, double[] b, int from) {
-        double[] means = new double[Math.max(0, (Math.min(a.length, b.length) - from) / BLOCK)];
+    /** Means of a - b over whole stretches without NaN, of the tokens [from, to) that both have. */
+    private static double[] stretches(double[] a, double[] b, int from, int to) {
+        int end = Math.min(to, Math.min(a.length, b.length));
+        double[] means = new double[Math.max(0, (end - from) / BLOCK)];
         for (int i = 0; i < means.length * BLOCK; i++) {
             means[i / BLOCK] += (a[from + i] - b[from + i]) / BLOCK;
         }

@@ -3,7 +3,6 @@ package dev.kvmerge.report;
 import dev.kvmerge.eval.Trace;
 import dev.kvmerge.strategy.Strategies;
 import java.util.ArrayList;
-import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
@@ -24,26 +23,21 @@ public final class EndlessTable {
         });
         List<String[]> rows = new ArrayList<>();
         rows.add(head.toArray(String[]::new));
-        for (int from = 1; from < longest(traces); from += stretch) {
-            rows.add(row(traces, label(Math.min(longest(traces), from + stretch - 1)), from, stretch));
+        int longest = traces.values().stream().mapToInt(t -> t.length).max().orElse(0);
+        for (int from = 1; from < longest; from += stretch) {
+            int last = Math.min(longest, from + stretch - 1);
+            rows.add(row(traces, String.format(Locale.ROOT, "%,d", last), from, last, stretch));
         }
-        int longest = longest(traces);
-        Map<String, double[]> whole = new LinkedHashMap<>(); // a shorter text is another text
-        traces.forEach((name, nll) -> whole.put(name, nll.length == longest ? nll : new double[0]));
-        rows.add(row(whole, "all", 1, longest));
+        rows.add(row(traces, "all", 1, longest, longest));
         return Table.align(rows);
     }
 
-    private static String label(int tokens) {
-        return String.format(Locale.ROOT, "%,d", tokens);
-    }
-
-    private static String[] row(Map<String, double[]> traces, String label, int from, int stretch) {
+    /** A cache that has not read on to the last token has no figure: part of a stretch is another text. */
+    private static String[] row(Map<String, double[]> traces, String label, int from, int last, int stretch) {
         String first = first(traces);
         List<String> row = new ArrayList<>(List.of(label));
         traces.forEach((name, nll) -> {
-            boolean whole = nll.length >= Math.min(longest(traces), from + stretch - 1);
-            row.add(whole ? format(nll, from, stretch) : "-");
+            row.add(nll.length >= last ? format(nll, from, stretch) : "-");
             if (isCompared(name, first)) {
                 Trace.Above above = Trace.above(nll, traces.get(first), from, from + stretch);
                 row.add(
@@ -118,9 +112,5 @@ public final class EndlessTable {
 
     private static double perplexity(double[] nll, int from, int stretch) {
         return Trace.perplexity(nll, from, Math.min(nll.length, from + stretch)).value();
-    }
-
-    private static int longest(Map<String, double[]> traces) {
-        return traces.values().stream().mapToInt(t -> t.length).max().orElse(0);
     }
 }
